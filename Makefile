@@ -1,0 +1,74 @@
+# Every target sets up .venv by itself, once; it is redone when pyproject.toml or constraints.txt changes.
+# To start afresh, remove .venv.
+#
+#   PYTHON       the interpreter to build .venv with (3.11 or 3.12); found by itself when empty
+#   TORCH        the requirement for PyTorch. Where the default fetches the CUDA build and no GPU is wanted, set
+#   TORCH_INDEX  to an index URL of PyTorch CPU wheels: make test TORCH_INDEX=...
+#   ARGS         further arguments of the demo or of pytest: make test ARGS="-k regions"
+PYTHON ?=
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+TEST := OMP_NUM_THREADS=2 $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP) ## Distil the shipped teacher into the shipped student on this machine's CPU
+	@$(PY) -m tropd.demo $(ARGS)
+
+test: $(STAMP) ## The quick test suite
+	@$(TEST) -m "not slow" --timeout 300 $(ARGS)
+
+test-slow: $(STAMP) ## The slow tests
+	@$(TEST) -m slow --timeout 1800 $(ARGS) || { code=$$?; \
+	  [ $$code -eq 5 ] || exit $$code; echo "There are no slow tests."; }
+
+check: $(STAMP) ## Lint, formatting and types; run it before each commit
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(STAMP) ## Format the code and apply the linter's safe fixes
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+clean: ## Remove caches and build products; .venv stays
+	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first, so that TORCH and TORCH_INDEX decide which build it is; constraints.txt leaves it alone.
+# The stamp is the last step: an interrupted installation is taken up again by the next make.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@$(create_venv)
+	@echo "Installing tropd and what it needs into $(VENV) (once; this takes a few minutes) ..."
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints.txt "$(TORCH)"
+	@$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.
+define create_venv
+if $(PY) -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+for candidate in $(or $(PYTHON),python3.11 python3.12 python3); do \
+  version=$$($$candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+  case $$version in 3.11|3.12) ;; *) continue ;; esac; \
+  $$candidate -m venv --clear $(VENV) >/dev/null 2>&1 && exit 0; \
+  $$candidate -m venv --clear --without-pip $(VENV) >/dev/null 2>&1 \
+    && $$candidate -m pip --python $(PY) install --quiet pip >/dev/null 2>&1 && exit 0; \
+  rm -rf $(VENV); \
+  echo "$$candidate cannot create a virtual environment; on Debian or Ubuntu: apt install python$$version-venv" >&2; \
+  exit 1; \
+done; \
+echo "tropd needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3.11 python3.12 python3) is not that." \
+  "Install one (on Debian: apt install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
+exit 1
+endef

@@ -1,0 +1,29 @@
+"""tropd: trust-region on-policy distillation of language models, hosted on TRL.
+
+`TrOPDTrainer` and `TrOPDConfig` are the everyday names; `tropd.objective` is the mathematics. Heavy imports wait until
+a name is touched.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "TrOPDConfig": "training.config",
+    "TrOPDTrainer": "training.trainer",
+    "METHODS": "objective.methods",
+    "get_method": "objective.methods",
+}
+__all__ = ["METHODS", "TrOPDConfig", "TrOPDTrainer", "__version__", "get_method"]
+
+if TYPE_CHECKING:
+    from .objective.methods import METHODS, get_method
+    from .training.config import TrOPDConfig
+    from .training.trainer import TrOPDTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -1,0 +1,140 @@
+"""Where a Transformers model meets the objective: its hidden states and its output layer, inside its own forward.
+
+Vocabulary-wide work must run inside the model's forward, so that DDP sees it, FSDP2 has gathered the parameters and
+autocast is in force; `expose_hidden_states` adds that door to a model and leaves its ordinary forward alone.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from .objective.head import Head
+
+OnHidden = Callable[[Tensor, Head], Any]
+"""Receives the last hidden states [B, L, H] and the head; what it returns is what the model's forward returns."""
+
+
+def expose_hidden_states(model: PreTrainedModel) -> None:
+    """Let `model(..., on_hidden=f)` return f(hidden states, head) instead of logits. Doing it twice does nothing."""
+    if getattr(model, "_tropd_exposes_hidden", False):
+        return
+    ordinary_forward = model.forward
+
+    # The signature is kept because `generate` validates its arguments against it.
+    @functools.wraps(type(model).forward)
+    def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
+        if on_hidden is None:
+            return ordinary_forward(*args, **kwargs)
+        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden, head = _as_computed(hidden, head_of(self))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return on_hidden(hidden, head)
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model._tropd_exposes_hidden = True  # type: ignore[assignment]
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output layer of a causal language model, with the scalings its configuration declares."""
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ValueError(
+            f"{type(model).__name__} has no output embeddings; a causal language model is needed"
+        )
+    config = model.config.get_text_config()
+    return Head(
+        weight=_whole(layer.weight),
+        bias=_whole(getattr(layer, "bias", None)),
+        logit_scale=_logit_scale(config),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _logit_scale(config) -> float:
+    # Cohere multiplies by `logit_scale`, Falcon-H1 by `lm_head_multiplier`; Granite and MiniCPM divide by
+    # `logits_scaling`, which HyperCLOVA X multiplies by.
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    """A parameter that FSDP2 shards, gathered; anything else as it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _as_computed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
+    """Hidden states and head in the dtype in which the model itself would project."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return hidden.to(head.weight.device, dtype), Head(
+        head.weight.to(dtype), bias, head.logit_scale, head.softcap, head.temperature
+    )
+
+
+@dataclass(frozen=True)
+class PackedResponses:
+    """Right-padded model inputs of several sequences, and where their response tokens are.
+
+    N counts the response tokens that are to be scored, row after row; `state_index` is the one place where the shift
+    by one lives: entry n of every per-token tensor describes token n, predicted by the state before it.
+
+    Attributes:
+        input_ids: [B, L], context then response.
+        attention_mask: [B, L].
+        state_index: [N], into hidden states flattened to [B·L, H].
+        token_ids: [N].
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    state_index: Tensor
+    token_ids: Tensor
+
+    def states(self, hidden_BLH: Tensor) -> Tensor:
+        """The hidden states [N, H] that predict the scored tokens."""
+        return hidden_BLH.flatten(0, 1)[self.state_index]
+
+
+def pack_responses(
+    contexts: list[list[int]],
+    responses: list[list[int]],
+    scored: list[list[bool]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> PackedResponses:
+    """Pad `contexts[b] + responses[b]` on the right and index the response tokens marked in `scored`."""
+    length = max((len(c) + len(r) for c, r in zip(contexts, responses, strict=True)), default=0)
+    input_ids = torch.full((len(contexts), length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    state_index: list[int] = []
+    token_ids: list[int] = []
+    for row, (context, response, marks) in enumerate(zip(contexts, responses, scored, strict=True)):
+        if not context:
+            raise ValueError(f"row {row} has an empty prompt, so nothing predicts its first response token")
+        sequence = context + response
+        input_ids[row, : len(sequence)] = torch.tensor(sequence)
+        attention_mask[row, : len(sequence)] = 1
+        before_response = row * length + len(context) - 1
+        for position, (token, marked) in enumerate(zip(response, marks, strict=True)):
+            if marked:
+                state_index.append(before_response + position)
+                token_ids.append(token)
+    return PackedResponses(
+        input_ids.to(device),
+        attention_mask.to(device),
+        torch.tensor(state_index, dtype=torch.long, device=device),
+        torch.tensor(token_ids, dtype=torch.long, device=device),
+    )

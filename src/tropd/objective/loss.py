@@ -1,0 +1,232 @@
+"""From student, teacher and regions to one loss value per token; then, separately, to a scalar.
+
+Shapes: N response tokens of any number of sequences (student-written and prefix alike), M ≤ N of them with a direct
+term, K the teacher's top-k, V vocabulary. Signals are detached numbers made when the batch was built; only the
+student's terms carry gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
+from .head import Head, gather_logps, over_vocabulary
+from .methods import Method
+from .policy_gradient import policy_gradient_loss
+
+
+@dataclass(frozen=True)
+class TokenSignals:
+    """What is known about each token before the update; all [N], detached, finite.
+
+    Three regions, disjoint and covering: `trust_weight` + `outlier_weight` + `guidance_mask` = 1 on a token that is
+    learned from, and all are 0 on one that is left out.
+
+    Attributes:
+        rollout_logp: log π_old of the sampled token, at the sampling temperature.
+        teacher_logp: log π_T of the same token, at the same temperature.
+        trust_weight: weight of the trust region.
+        outlier_weight: weight of the outlier region.
+        guidance_mask: 1 on tokens of a teacher prefix.
+        reward_advantage: weighted advantage of verifiable rewards, or `None`.
+    """
+
+    rollout_logp: Tensor
+    teacher_logp: Tensor
+    trust_weight: Tensor
+    outlier_weight: Tensor
+    guidance_mask: Tensor
+    reward_advantage: Tensor | None = None
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """r = log π_T(x) − log π_old(x)."""
+        return self.teacher_logp - self.rollout_logp
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Loss values to be minimised, per token [N], already weighted by the token's region."""
+
+    trust: Tensor
+    outlier: Tensor
+    guidance: Tensor
+    reward: Tensor
+
+
+class DirectTerm(Protocol):
+    """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M])."""
+
+    index: Tensor
+
+    def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """For the entries `rows` of `index`: the values [C], and the student's mass [C] on the tokens compared."""
+        ...
+
+
+@dataclass(frozen=True)
+class TopKTerm:
+    """Terms of the teacher's top-k tokens: forward KL, or the direct half of the hybrid JSD.
+
+    Attributes:
+        index: [M] sorted positions among the N tokens.
+        token_ids: [M, K].
+        teacher_logp: [M, K], of the teacher's full softmax.
+        function: (student_topk_logp [C, K], teacher_topk_logp [C, K]) → [C].
+    """
+
+    index: Tensor
+    token_ids: Tensor
+    teacher_logp: Tensor
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        student_topk_logp = student_logps_CV.gather(-1, self.token_ids[rows].long())
+        value = self.function(student_topk_logp, self.teacher_logp[rows].to(student_topk_logp.dtype))
+        return value, student_topk_logp.detach().exp().sum(-1)
+
+
+@dataclass(frozen=True)
+class FullVocabularyTerm:
+    """A full-vocabulary divergence; the teacher is kept as hidden states and projected slice by slice.
+
+    Where one vocabulary is padded further than the other, both are restricted to the shared entries and renormalised
+    there: a divergence needs one support.
+
+    Attributes:
+        index: [M] sorted positions among the N tokens.
+        teacher_hidden: [M, H_T].
+        teacher_head: the teacher's output layer.
+        function: (student_logps [C, V], teacher_logps [C, V]) → [C].
+    """
+
+    index: Tensor
+    teacher_hidden: Tensor
+    teacher_head: Head
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        shared = min(student_logps_CV.shape[-1], self.teacher_head.vocab_size)
+        with torch.no_grad():
+            teacher_logits = self.teacher_head.logits(self.teacher_hidden[rows])[:, :shared]
+            teacher_logps = F.log_softmax(teacher_logits, dim=-1).to(student_logps_CV.dtype)
+        if shared < student_logps_CV.shape[-1]:
+            student_logps_CV = F.log_softmax(student_logps_CV[:, :shared], dim=-1)
+        value = self.function(student_logps_CV, teacher_logps)
+        return value, torch.ones_like(value)
+
+
+def topk_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
+    """What `method` computes on the teacher's top-k tokens."""
+    if method.trust == "jsd":
+        return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _set(method.jsd_beta))
+    return lambda student, teacher: topk_forward_kl(student, teacher, method.fkl_truncation or "none")
+
+
+def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
+    """What `method` computes on whole distributions."""
+    return lambda student, teacher: generalized_jsd(student, teacher, _set(method.jsd_beta))
+
+
+def student_terms(
+    hidden_NH: Tensor,
+    head: Head,
+    token_ids_N: Tensor,
+    direct: DirectTerm | None = None,
+    *,
+    slice_tokens: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's differentiable terms in one pass over its head.
+
+    Returns:
+        log π_S of each token [N]; the direct term [N]; and, detached, the student's mass on the tokens that the
+        direct term compares [N]. The last two are zero where `direct.index` does not point.
+    """
+    bounds = None if direct is None else direct.index.cpu()
+
+    def terms(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
+        logps_CV = F.log_softmax(logits_CV, dim=-1)
+        sampled = gather_logps(logps_CV, token_ids_N[tokens])
+        nothing = torch.zeros_like(sampled)
+        if direct is None or bounds is None:
+            return sampled, nothing, nothing
+        start, stop = torch.searchsorted(bounds, torch.tensor([tokens.start, tokens.stop])).tolist()
+        if start == stop:
+            return sampled, nothing, nothing
+        inside = (direct.index[start:stop] - tokens.start,)
+        values, masses = direct(logps_CV[inside], slice(start, stop))
+        return sampled, nothing.index_put(inside, values), nothing.index_put(inside, masses)
+
+    logp, values, masses = over_vocabulary(terms, hidden_NH, head, slice_tokens=slice_tokens)
+    return logp, values, masses.detach()
+
+
+def token_losses(
+    method: Method, signals: TokenSignals, student_logp_N: Tensor, direct_N: Tensor
+) -> TokenLosses:
+    """Every token's loss under `method`, per region: −J of the method page's section 1.1, token by token.
+
+    A token of weight zero contributes exactly zero and no gradient, whatever its log ratio.
+
+    Args:
+        method: the stage in force.
+        signals: detached, see `TokenSignals`.
+        student_logp_N: log π_S of the sampled tokens, differentiable.
+        direct_N: the direct term from `student_terms`, zero where the method has none.
+    """
+
+    def policy_gradient(advantage: Tensor, weight: Tensor) -> Tensor:
+        loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
+        return _weighted(weight, loss)
+
+    trust = _trust_losses(method, signals, policy_gradient, direct_N)
+    outlier = _outlier_losses(method, signals, policy_gradient, direct_N)
+    guidance = _weighted(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    student_weight = signals.trust_weight + signals.outlier_weight
+    reward = (
+        torch.zeros_like(student_logp_N)
+        if signals.reward_advantage is None
+        else policy_gradient(signals.reward_advantage, student_weight)
+    )
+    return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
+
+
+def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
+    weight = signals.trust_weight
+    if method.trust == "gkd":
+        return _weighted(weight, direct_N)
+    if method.trust == "jsd":
+        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _set(method.jsd_beta))
+        return policy_gradient(advantage, weight) + _weighted(weight, direct_N)
+    advantage = signals.log_ratio
+    if method.advantage_floor is not None:
+        advantage = advantage.clamp_min(method.advantage_floor)
+    return policy_gradient(advantage, weight)
+
+
+def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
+    weight = signals.outlier_weight
+    if method.outlier == "clip":
+        return policy_gradient(signals.log_ratio.clamp_min(_set(method.outlier_tau)), weight)
+    if method.outlier == "fkl_direct":
+        return method.fkl_weight * _weighted(weight, direct_N)
+    if method.outlier == "fkl_scalar":
+        # The printed value as a detached advantage: another algorithm, kept as a switch (METHOD 1.5).
+        return policy_gradient(-method.fkl_weight * direct_N.detach(), weight)
+    if method.outlier == "k1_and_fkl":
+        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weighted(weight, direct_N)
+    return torch.zeros_like(weight)
+
+
+def _weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """weight·value with 0·(anything) = 0 in both passes."""
+    return torch.where(weight == 0, 0.0, weight * torch.where(weight == 0, 0.0, value))
+
+
+def _set(value: float | None) -> float:
+    assert value is not None, "get_method fills every setting that a method reads"
+    return value

@@ -1,0 +1,32 @@
+"""Randomness with an address: a draw depends on where it is used and on nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GATE_STREAM = 0
+"""Stream number of the trust gate's draws; a new use of addressed randomness takes a new number."""
+
+
+def addressed_uniforms(
+    seed: int, step: int, rows: Sequence[int], length: int, stream: int = GATE_STREAM
+) -> Tensor:
+    """Uniforms in [0, 1), float64 [len(rows), length], each a function of (seed, step, row, position) alone.
+
+    A counter-based generator (Philox) is keyed by (seed, step) and started at (row, stream), so the draws of a row
+    do not depend on its batch, rank, micro-batch or padded length.
+
+    >>> long, short = addressed_uniforms(0, 7, [3, 5], 9), addressed_uniforms(0, 7, [5], 4)
+    >>> bool((long[1, :4] == short[0]).all())
+    True
+    """
+    key = np.array([seed, step], dtype=np.uint64)
+    draws = [_generator(key, row, stream).random(length) for row in rows]
+    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, length, dtype=torch.float64)
+
+
+def _generator(key: np.ndarray, row: int, stream: int) -> np.random.Generator:
+    counter = np.array([0, row, stream, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

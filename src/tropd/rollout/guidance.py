@@ -1,0 +1,79 @@
+"""Off-policy guidance: the teacher tokens that a rollout starts from.
+
+A teacher response comes from the data set's `teacher_response` column (text, messages or token ids) or is written by
+the teacher when the batch is built. Every rollout of a prompt shares one prefix. Response tokens are handled as ids
+and never decoded and tokenised again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..objective.schedules import prefix_length
+from ..teacher.local import until_eos
+
+
+def response_ids(
+    value: Any, prompt: Any, prompt_ids: list[int], tokenizer: Any, eos_ids: Sequence[int], **template
+) -> list[int]:
+    """Token ids of a teacher response, without its EOS and what follows it.
+
+    Args:
+        value: token ids, text, or the assistant's messages.
+        prompt: the row's prompt; messages where `value` is messages.
+        prompt_ids: the prompt's ids as the student sees them.
+        tokenizer: the student's.
+        eos_ids: every id that ends a response.
+        template: keyword arguments of the chat template.
+
+    Raises:
+        ValueError: a value of another type, or messages whose rendering does not start with the prompt.
+    """
+    if isinstance(value, str):
+        return until_eos(tokenizer(value, add_special_tokens=False)["input_ids"], eos_ids)
+    if isinstance(value, Sequence) and all(isinstance(item, int) for item in value):
+        return until_eos(value, eos_ids)
+    if (
+        isinstance(value, Sequence)
+        and all(isinstance(item, dict) for item in value)
+        and not isinstance(prompt, str)
+    ):
+        rendered = tokenizer.apply_chat_template(
+            [*prompt, *value], tokenize=True, return_dict=True, **template
+        )
+        ids = list(rendered["input_ids"])
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise ValueError(
+                "teacher_response is a list of messages, but the chat template renders prompt and response so that "
+                "they no longer start with the rendered prompt. Give the response as text or token ids."
+            )
+        return until_eos(ids[len(prompt_ids) :], eos_ids)
+    raise ValueError(
+        f"teacher_response is {value!r:.80}; give text, a list of token ids, or (for conversational prompts) a list "
+        "of messages."
+    )
+
+
+def prefixes(
+    responses: Sequence[Sequence[int]], *, reading: str, fraction: float, max_length: int, min_tail: int
+) -> list[list[int]]:
+    """The start of each teacher response that its rollouts continue from; see `prefix_length`."""
+    return [
+        list(
+            response[
+                : prefix_length(
+                    reading, fraction, response_length=len(response), max_length=max_length, min_tail=min_tail
+                )
+            ]
+        )
+        for response in responses
+    ]
+
+
+def splice(
+    prefix: Sequence[int], continuation: Sequence[int], logps: Sequence[float] | None, budget: int
+) -> tuple[list[int], list[float | None] | None]:
+    """Prefix ⊕ continuation within `budget` tokens, and the sampler's log-probs, absent (`None`) on the prefix."""
+    kept = list(continuation[: budget - len(prefix)])
+    if logps is None:
+        return [*prefix, *kept], None
+    return [*prefix, *kept], [*([None] * len(prefix)), *logps[: len(kept)]]

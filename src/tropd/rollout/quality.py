@@ -1,0 +1,29 @@
+"""Has a rollout gone wrong: cut off, endless, or repeating itself? Pure functions of token ids."""
+
+from collections.abc import Sequence
+
+REPEAT_PERIOD = 16
+"""Longest cycle, in tokens, that counts as repetition."""
+REPEAT_TIMES = 8
+"""How often a cycle must return at the end of a rollout to count as repetition."""
+
+
+def is_repetitive(
+    token_ids: Sequence[int], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES
+) -> bool:
+    """Does the rollout end in a cycle of at most `max_period` tokens that repeats at least `times` times?
+
+    >>> is_repetitive([5, 1, 2] + [7] * 8), is_repetitive([1, 2] * 8), is_repetitive(list(range(40)))
+    (True, True, False)
+    """
+    for period in range(1, min(max_period, len(token_ids) // times) + 1):
+        tail = token_ids[-period * times :]
+        if all(tail[i] == tail[i - period] for i in range(period, len(tail))):
+            return True
+    return False
+
+
+def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int]) -> bool:
+    """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles)."""
+    written = [token for token in token_ids if token not in eos_ids]
+    return not written or is_repetitive(written)

@@ -1,0 +1,183 @@
+"""A teacher in this process: a frozen Transformers model that reads what the student wrote.
+
+N counts scored response tokens, row after row; M ≤ N of them are asked for the teacher's top-k.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..modeling import expose_hidden_states, pack_responses
+from ..objective.head import Head, entropy_of, gather_logps, over_vocabulary, topk_of
+
+WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
+"""(teacher_logp [C], teacher_entropy [C], their slice of the N tokens) → bool [C]: which need the teacher's top-k."""
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """What the teacher says about N tokens. Made by `LocalTeacher.score`, read by the regions and the loss.
+
+    Attributes:
+        logp: [N], log π_T of each token, at the sampling temperature.
+        entropy: [N], nats.
+        topk_index: [M] sorted positions among the N tokens; empty where no top-k was asked for.
+        topk_ids: [M, K] int32; K is 0 where no top-k was asked for.
+        topk_logp: [M, K].
+        hidden: [N, H_T] last hidden states, kept only for full-vocabulary methods.
+        head: the teacher's output layer at the sampling temperature, kept only with `hidden`.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    topk_index: Tensor
+    topk_ids: Tensor
+    topk_logp: Tensor
+    hidden: Tensor | None = None
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
+class TopKRequest:
+    """Ask for the teacher's top-k where `wanted` says so, among the first `vocab_limit` token ids."""
+
+    k: int
+    vocab_limit: int
+    wanted: WantsTopK
+
+
+class LocalTeacher:
+    """Scores and writes with a frozen model.
+
+    Args:
+        model: a causal language model; put in evaluation mode, gradients switched off.
+        forward: what is called for a forward pass: the model, or what accelerate, FSDP or DeepSpeed wrapped it in.
+    """
+
+    def __init__(self, model: PreTrainedModel, forward: Callable | None = None):
+        expose_hidden_states(model)
+        model.eval().requires_grad_(False)
+        self.model = model
+        self.forward = forward or model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.no_grad()
+    def score(
+        self,
+        contexts: Sequence[list[int]],
+        responses: Sequence[list[int]],
+        scored: Sequence[list[bool]],
+        *,
+        pad_id: int,
+        temperature: float = 1.0,
+        rows_per_pass: int | None = None,
+        topk: TopKRequest | None = None,
+        keep_hidden: bool = False,
+    ) -> TeacherScores:
+        """One forward pass over each response in its teacher context.
+
+        Args:
+            contexts: token ids of each row's prompt, as the *teacher* sees it.
+            responses: token ids of each row's response, shared with the student.
+            scored: for each response token, whether a score is wanted.
+            pad_id: any valid token id.
+            temperature: the rollout's sampling temperature.
+            rows_per_pass: rows per forward; all by default.
+            topk: where to keep the teacher's top-k.
+            keep_hidden: keep hidden states for full-vocabulary methods.
+        """
+        step = rows_per_pass or max(len(contexts), 1)
+        parts, hidden, done, head = [], [], 0, None
+        for start in range(0, len(contexts), step):
+            rows = slice(start, start + step)
+            packed = pack_responses(
+                list(contexts[rows]), list(responses[rows]), list(scored[rows]), pad_id, self.device
+            )
+            states, head = self._states(packed)
+            head = head.at_temperature(temperature)
+            parts.append(_score_states(states, head, packed.token_ids, done, topk))
+            hidden += [states] if keep_hidden else []
+            done += packed.token_ids.numel()
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return TeacherScores(*columns, *((torch.cat(hidden), head) if keep_hidden else ()))
+
+    def _states(self, packed) -> tuple[Tensor, Head]:
+        return self.forward(
+            input_ids=packed.input_ids,
+            attention_mask=packed.attention_mask,
+            on_hidden=lambda hidden, head: (packed.states(hidden), head),
+        )
+
+    @torch.no_grad()
+    def write(
+        self,
+        contexts: Sequence[list[int]],
+        *,
+        pad_id: int,
+        eos_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[list[int]]:
+        """Sample one response for each context; ids up to and without the first EOS."""
+        width = max(len(context) for context in contexts)
+        input_ids = torch.full((len(contexts), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, context in enumerate(contexts):
+            input_ids[row, width - len(context) :] = torch.tensor(context)
+            mask[row, width - len(context) :] = 1
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=pad_id,
+            eos_token_id=list(eos_ids),
+        )
+        output = self.model.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            generation_config=settings,
+        )
+        return [until_eos(row, eos_ids) for row in output[:, width:].tolist()]
+
+
+def until_eos(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
+    """The tokens before the first end-of-sequence token."""
+    for position, token in enumerate(token_ids):
+        if token in eos_ids:
+            return list(token_ids[:position])
+    return list(token_ids)
+
+
+def _score_states(
+    states: Tensor, head: Head, token_ids: Tensor, offset: int, topk: TopKRequest | None
+) -> tuple[Tensor, ...]:
+    """Log-probabilities, entropies, and the top-k of the wanted tokens, in one pass over the head."""
+    index, ids, logps = [], [], []
+
+    def score(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+        logps_CV = logits_CV.log_softmax(-1)
+        logp, entropy = gather_logps(logps_CV, token_ids[tokens]), entropy_of(logps_CV)
+        if topk is not None:
+            place = slice(offset + tokens.start, offset + tokens.start + logp.numel())
+            rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
+            top_ids, top_logp = topk_of(logps_CV[rows], topk.k, topk.vocab_limit)
+            index.append(rows + place.start), ids.append(top_ids.int()), logps.append(top_logp)
+        return logp, entropy
+
+    logp, entropy = over_vocabulary(score, states, head)
+    if topk is None:
+        nothing = torch.empty(0, dtype=torch.long, device=states.device)
+        return logp, entropy, nothing, nothing.view(0, 0).int(), logp.new_empty(0, 0)
+    return logp, entropy, torch.cat(index), torch.cat(ids), torch.cat(logps)

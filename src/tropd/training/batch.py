@@ -1,0 +1,99 @@
+"""The records that pass from rollout to scoring to loss.
+
+N counts the response tokens of a micro-batch that are learned from or measured, row after row.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..modeling import PackedResponses, pack_responses
+from ..objective.loss import DirectTerm, TokenSignals
+from ..objective.methods import Method
+from ..objective.reduce import RegionCounts
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sequence: prompt, teacher prefix, and what the student wrote after it.
+
+    Made when a batch is built, read by scoring and logging. By hand: a prompt of three tokens, guided by two teacher
+    tokens, continued by the student with `9` and the end-of-sequence token `2`:
+
+        Rollout(row=0, prompt_ids=[5, 6, 7], teacher_context=[5, 6, 7], response=[4, 8, 9, 2], prefix_length=2,
+                ended=True)
+
+    Attributes:
+        row: number of the sequence in the whole step, over all ranks; addresses its randomness.
+        prompt_ids: what the student saw.
+        teacher_context: what the teacher sees before the response.
+        response: prefix ⊕ continuation, the end-of-sequence token included where there is one.
+        prefix_length: how many response tokens are the teacher's.
+        external: for each response token, was it put there by a tool or an environment? `None`: none was.
+        sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
+            ids only.
+        reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
+        ended: does the response end with an end-of-sequence token?
+        repetitive: does it end in a repeating cycle?
+        collapsed: is it empty, or nothing but repetition at its end?
+        included: is it part of the loss?
+    """
+
+    row: int
+    prompt_ids: list[int]
+    teacher_context: list[int]
+    response: list[int]
+    prefix_length: int = 0
+    external: list[bool] | None = None
+    sampler_logps: list[float] | None = None
+    reward_advantage: float = 0.0
+    ended: bool = False
+    repetitive: bool = False
+    collapsed: bool = False
+    included: bool = True
+
+    @cached_property
+    def scored(self) -> list[bool]:
+        """For each response token: is it one of the N tokens?"""
+        if self.external is None:
+            return [self.included] * len(self.response)
+        return [self.included and not external for external in self.external]
+
+    @cached_property
+    def student_length(self) -> int:
+        """Number of tokens the student wrote."""
+        return len(self.response) - self.prefix_length - sum(self.external or [])
+
+    def scored_positions(self) -> list[int]:
+        return [position for position, marked in enumerate(self.scored) if marked]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward-backward needs; everything but the student's terms is already known.
+
+    Attributes:
+        rollouts: the sequences.
+        method: the stage in force when the batch was built.
+        signals: [N] each.
+        direct: the divergence to differentiate directly, or `None`.
+        counts: token counts of the whole optimiser step, over micro-batches and ranks.
+    """
+
+    rollouts: list[Rollout]
+    method: Method
+    signals: TokenSignals
+    direct: DirectTerm | None
+    counts: RegionCounts
+
+
+def pack_for_student(rollouts: list[Rollout], pad_id: int, device: torch.device) -> PackedResponses:
+    """Model inputs in the student's context."""
+    return pack_responses(
+        [rollout.prompt_ids for rollout in rollouts],
+        [rollout.response for rollout in rollouts],
+        [rollout.scored for rollout in rollouts],
+        pad_id,
+        device,
+    )

@@ -1,0 +1,77 @@
+"""What happens around a run: its description and metrics on disk, the collapse guard, the final model."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .run_directory import append_jsonl, drop_after_step, write_run_description
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutsCollapsed(RuntimeError):
+    """The rollouts are empty or only repeat themselves, so there is nothing left to learn from; the checkpoint is kept."""
+
+
+class CollapseGuard:
+    """Counts collapsed steps in a row.
+
+    Args:
+        share: a step counts when at least this share of its rollouts collapsed.
+        patience: steps in a row; `None` never trips.
+    """
+
+    def __init__(self, share: float, patience: int | None):
+        self.share, self.patience = share, patience
+        self.steps_in_a_row = 0
+
+    def observe(self, collapsed_share: float) -> None:
+        self.steps_in_a_row = self.steps_in_a_row + 1 if collapsed_share >= self.share else 0
+
+    @property
+    def tripped(self) -> bool:
+        return self.patience is not None and self.steps_in_a_row >= self.patience
+
+    def sentence(self, step: int, directory: str) -> str:
+        return (
+            f"stopped at step {step}: in each of the last {self.steps_in_a_row} steps at least {self.share:.0%} of the "
+            f"rollouts were empty or only repeated themselves. The checkpoint of this step is in {directory}; lower "
+            "the learning rate, or start from an earlier checkpoint. (collapse_share, collapse_patience)"
+        )
+
+
+class RunDirectoryCallback(TrainerCallback):
+    """Keeps the run directory and stops a collapsed run; `trainer` is the `TrOPDTrainer` it serves."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
+            drop_after_step(self._metrics_file(args), state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            numbers = {key: value for key, value in logs.items() if _is_finite_number(value)}
+            append_jsonl(self._metrics_file(args), [{"step": state.global_step, **numbers}])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.guard.tripped:
+            control.should_save = control.should_training_stop = True
+            logger.error(self.trainer.guard.sentence(state.global_step, args.output_dir))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.save_final_model:
+            self.trainer.save_model(args.output_dir)
+
+    @staticmethod
+    def _metrics_file(args) -> Path:
+        return Path(args.output_dir) / "metrics.jsonl"
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

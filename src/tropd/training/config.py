@@ -1,0 +1,202 @@
+"""`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method in the place of GRPO's loss."""
+
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from ..objective.methods import SETTINGS, Method, get_method
+
+# Settings of GRPO's own loss. They would be silently ignored, so a value other than GRPO's default is refused.
+_GRPO_LOSS_SETTINGS = (
+    "loss_type",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "importance_sampling_level",
+    "off_policy_mask_threshold",
+    "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "beta",
+    "sync_ref_model",
+)
+
+
+@dataclass
+class TrOPDConfig(GRPOConfig):
+    """Everything a run needs besides its models and data.
+
+    `method` names vetted settings (see `tropd.METHODS`); a part of it that is left at `None` keeps the method's own
+    value, and one that the method would never read is refused. Everything else is TRL's and Transformers'.
+
+    Args:
+        method: name of the method.
+        gate: `bernoulli` (the paper's), `expected` or `hard`.
+        outlier: `fkl_direct`, `fkl_scalar`, `mask` or `clip`.
+        outlier_tau: τ of hard gates and clipping, in nats of r = log π_T − log π_S.
+        advantage_floor: REOPOLD phase II's lower bound of the advantage, nats.
+        fkl_top_k: k of the teacher's top-k.
+        fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
+        fkl_weight: factor of the forward-KL term.
+        entropy_share: share of tokens selected by student entropy, in (0, 1].
+        teacher_entropy_tau: EOPD's threshold, nats.
+        jsd_beta: mixture of JSD and GKD; 0 forward, 1 reverse KL.
+        ratio_clip: PPO's ε for several updates per batch.
+        guidance_schedule: `cosine`, `linear`, `constant` or `none`.
+        guidance_length: `cap`, min(⌊α·L_max⌋, L), or `share`, ⌊α·L⌋.
+        guidance_beta: β of the prefix's negative log-likelihood.
+        guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
+        reduction: `shared`, `per_region` or `selected`.
+        switch_at: fraction of training at which a two-stage method switches.
+        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
+        teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
+        teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),
+            `teacher` (the teacher's own), or a Jinja template.
+        teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
+        reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
+            functions are only monitored.
+        mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
+            TRL's `mask_truncated_completions`).
+        collapse_share: a step counts as collapsed when this share of its rollouts is empty or only repeats itself.
+        collapse_patience: collapsed steps in a row after which the run stops with its checkpoint kept; `None` never.
+        rollout_log_steps: write sampled rollouts with every token's region and terms each so many steps; 0 never.
+        rollouts_per_log: sequences written each time.
+        save_final_model: write the model to `output_dir` when training ends.
+    """
+
+    method: str = field(default="tropd", metadata={"help": "Distillation method, see tropd.METHODS."})
+    gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
+    outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
+    outlier_tau: float | None = field(
+        default=None, metadata={"help": "Threshold of hard gates and clip, in nats."}
+    )
+    advantage_floor: float | None = field(
+        default=None, metadata={"help": "REOPOLD phase II's floor, in nats."}
+    )
+    fkl_top_k: int | None = field(default=None, metadata={"help": "k of the teacher's top-k."})
+    fkl_truncation: str | None = field(default=None, metadata={"help": "none, teacher_renorm or tail."})
+    fkl_weight: float | None = field(default=None, metadata={"help": "Factor of the forward-KL term."})
+    entropy_share: float | None = field(
+        default=None, metadata={"help": "Share of tokens of highest entropy."}
+    )
+    teacher_entropy_tau: float | None = field(default=None, metadata={"help": "EOPD's threshold, in nats."})
+    jsd_beta: float | None = field(default=None, metadata={"help": "Mixture of JSD and GKD."})
+    ratio_clip: float | None = field(
+        default=None, metadata={"help": "PPO's epsilon for several updates per batch."}
+    )
+    guidance_schedule: str | None = field(
+        default=None, metadata={"help": "cosine, linear, constant or none."}
+    )
+    guidance_length: str | None = field(default=None, metadata={"help": "cap or share."})
+    guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's NLL."})
+    guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
+    reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
+    switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
+    teacher_model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
+    )
+    teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
+    teacher_chat_template: str = field(
+        default="student", metadata={"help": "student, teacher or a template."}
+    )
+    teacher_chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
+    )
+    reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
+    mask_repetitive_completions: bool = field(
+        default=False, metadata={"help": "Leave repetitive rollouts out."}
+    )
+    collapse_share: float = field(
+        default=0.9, metadata={"help": "Share of bad rollouts that means collapse."}
+    )
+    collapse_patience: int | None = field(
+        default=5, metadata={"help": "Collapsed steps before the run stops."}
+    )
+    rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})
+    rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
+    save_final_model: bool = field(
+        default=True, metadata={"help": "Save the model to output_dir at the end."}
+    )
+
+    # The paper's settings where it states them (section 1.3 of the method page).
+    learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "The learning-rate schedule."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    num_generations: int | None = field(default=4, metadata={"help": "Rollouts per prompt; 1 is allowed."})
+
+    _VALID_DICT_FIELDS = [
+        *getattr(GRPOConfig, "_VALID_DICT_FIELDS", []),
+        "teacher_model_init_kwargs",
+        "teacher_chat_template_kwargs",
+    ]
+
+    def __post_init__(self) -> None:
+        self.resolved_method()  # a wrong name or part is refused before anything is loaded
+        self._check_own_fields()
+        self._refuse_grpo_loss_settings()
+        if self.num_generations == 1:
+            self._post_init_with_single_rollouts()
+        else:
+            super().__post_init__()
+        self._check_windows()
+
+    def resolved_method(self) -> Method:
+        """The method with this configuration's changes."""
+        return get_method(self.method, **{name: getattr(self, name) for name in SETTINGS})
+
+    def _check_own_fields(self) -> None:
+        if self.guidance_min_tail < 1:
+            raise ValueError(
+                f"guidance_min_tail is {self.guidance_min_tail}; the student needs at least 1 token."
+            )
+        if not 0 < self.collapse_share <= 1:
+            raise ValueError(
+                f"collapse_share is {self.collapse_share}; it is a share of rollouts, in (0, 1]."
+            )
+        if self.collapse_patience is not None and self.collapse_patience < 1:
+            raise ValueError(
+                f"collapse_patience is {self.collapse_patience}; use at least 1, or None to switch off."
+            )
+        if self.reward_mixing_weight < 0:
+            raise ValueError(
+                f"reward_mixing_weight is {self.reward_mixing_weight}; rewards are maximised, use >= 0."
+            )
+
+    def _refuse_grpo_loss_settings(self) -> None:
+        defaults = {f.name: f.default for f in fields(GRPOConfig) if f.default is not MISSING}
+        for name in _GRPO_LOSS_SETTINGS:
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but it belongs to GRPO's loss and has no effect here: the "
+                    f"loss is set by `method` ({self.method!r}) and its parts. Remove it."
+                )
+
+    def _post_init_with_single_rollouts(self) -> None:
+        """GRPO refuses one rollout per prompt, because its advantages need a group; distillation's do not."""
+        total = self.generation_batch_size or self.per_device_train_batch_size * int(
+            os.environ.get("WORLD_SIZE", "1")
+        ) * (self.steps_per_generation or self.gradient_accumulation_steps)
+        if total < 2:
+            raise ValueError(
+                "a step of one prompt with num_generations 1 has a single sequence; the host needs at least two. "
+                "Raise per_device_train_batch_size or gradient_accumulation_steps."
+            )
+        eval_rollouts, self.num_generations_eval = self.num_generations_eval, self.num_generations_eval or 1
+        self.num_generations = total
+        super().__post_init__()
+        self.num_generations, self.num_generations_eval = 1, eval_rollouts
+
+    def _check_windows(self) -> None:
+        if _number(self.steps_per_generation) % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, not a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}): an optimiser step would mix two rollout batches, whose token "
+                "counts are not known together. Make it a multiple."
+            )
+
+
+def _number(value: Any) -> int:
+    assert value is not None, "GRPOConfig fills steps_per_generation"
+    return int(value)

@@ -1,0 +1,81 @@
+"""The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place.
+
+`check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
+in the middle of a run.
+"""
+
+import inspect
+
+from trl import GRPOTrainer
+
+OVERRIDDEN: dict[str, tuple[str, ...]] = {
+    "_generate_single_turn": (
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ),
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_compute_loss": ("self", "model", "inputs"),
+    "training_step": ("self", "model", "inputs", "num_items_in_batch"),
+    "log": ("self", "logs", "start_time"),
+}
+"""Methods of `GRPOTrainer` that we replace, with the parameters we rely on."""
+
+CALLED: dict[str, tuple[str, ...]] = {
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_tokenize_prompts": ("self", "prompts"),
+}
+"""Methods of `GRPOTrainer` that we call."""
+
+ATTRIBUTES = (
+    "_buffered_inputs",
+    "_metrics",
+    "_step",
+    "_tokenizer",
+    "eos_token_ids",
+    "generation_config",
+    "generation_kwargs",
+    "mask_truncated_completions",
+)
+"""Instance attributes that `GRPOTrainer.__init__` sets and we read or write."""
+
+OUTPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
+"""Keys of what `_generate_and_score_completions` returns that we read; `tool_mask` and `sampling_per_token_logps` are
+read where present."""
+
+
+def check_host(host: type = GRPOTrainer) -> None:
+    """Refuse a TRL whose private hooks have moved.
+
+    Raises:
+        RuntimeError: with the hook that changed.
+    """
+    source = inspect.getsource(host.__init__)
+    for name, expected in (OVERRIDDEN | CALLED).items():
+        method = getattr(host, name, None)
+        found = None if method is None else tuple(inspect.signature(inspect.unwrap(method)).parameters)
+        if found != expected:
+            raise RuntimeError(
+                f"TRL's {host.__name__}.{name} takes {found}, but tropd was built on {expected} (TRL 1.16). Install "
+                "trl>=1.16,<1.17, or a newer tropd."
+            )
+    for name in ATTRIBUTES:
+        if f"self.{name}" not in source:
+            raise RuntimeError(
+                f"TRL's {host.__name__} no longer sets `{name}`, which tropd relies on (TRL 1.16). Install "
+                "trl>=1.16,<1.17, or a newer tropd."
+            )
+    produced = inspect.getsource(host._generate_and_score_completions)
+    for key in OUTPUTS:
+        if f'"{key}"' not in produced:
+            raise RuntimeError(
+                f"TRL's rollout no longer returns {key!r} (TRL 1.16 did). Install trl>=1.16,<1.17."
+            )
+
+
+def no_reward(completions: list, **_: object) -> list[float]:
+    """The reward source for a host that insists on one: every completion gets 0."""
+    return [0.0] * len(completions)

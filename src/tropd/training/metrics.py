@@ -1,0 +1,113 @@
+"""Every metric of a run, defined once: the documentation is made from this table, and logging refuses other names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One logged number.
+
+    Attributes:
+        name: key in the logs.
+        unit: what it is measured in.
+        definition: one sentence.
+        healthy: what a good run shows.
+        trouble: what a bad trend means.
+    """
+
+    name: str
+    unit: str
+    definition: str
+    healthy: str
+    trouble: str
+
+
+_TABLE = """
+trust/fraction | probability | mean of min(π_T/π_S, 1) over student tokens: an estimate of 1 − TV(π_S, π_T) | rises towards 1 | falls: the student is leaving the teacher
+trust/share | share | trust weight over student tokens: the part of them learned from as trusted | near trust/fraction with the Bernoulli gate | near 0: almost nothing is learned by K1
+regions/num_trust | tokens per step | sum of trust weights | grows as the student approaches | shrinks while length stays
+regions/num_outlier | tokens per step | sum of outlier weights | shrinks | grows: see log_ratio/p01
+regions/num_guidance | tokens per step | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
+log_ratio/negative_share | share | student tokens with r < 0, where the teacher likes the token less | falls towards ½ | near 1: the student writes what the teacher would not
+log_ratio/p01 | nats | 1% quantile of r | rises towards 0 | very negative: outliers dominate a K1 gradient
+log_ratio/p50 | nats | median of r | near 0 | drifts from 0
+log_ratio/p99 | nats | 99% quantile of r | near 0 | large: the student misses what the teacher is sure of
+kl/k1 | nats | mean of −r over student tokens: the K1 estimate of KL(student‖teacher) on the student's states | falls | rises, or turns clearly negative (sampler and scorer disagree)
+kl/outlier_forward | nats | mean of the top-k forward-KL value on the tokens that have it | falls | grows without bound: the student's mass leaves the teacher's top-k
+teacher/topk_mass | probability | teacher's mass on its own top-k, where asked for | above 0.95 | low: k is too small for this teacher
+student/topk_mass | probability | student's mass on the teacher's top-k, where asked for | rises towards teacher/topk_mass | near 0: outliers are out of the teacher's reach
+entropy/student | nats | mean entropy of the student on student tokens | settles near entropy/teacher | falls to 0: mode collapse; rises: noise
+entropy/teacher | nats | mean entropy of the teacher on student tokens | steady | rises: the student leads the teacher where it knows nothing
+response/length | tokens | mean number of student-written tokens | steady | runs to the budget, or to 1
+response/truncated_share | share | rollouts that end without an end-of-sequence token | small | near 1: raise max_completion_length or see repetition
+response/eos_share | share | rollouts that end with an end-of-sequence token | near 1 | near 0: the student forgets to stop
+response/repetitive_share | share | rollouts that end in a repeating cycle | 0 | grows: the rollouts are collapsing
+response/collapsed_share | share | rollouts that are empty or only repeat themselves | 0 | reaches collapse_share: the guard stops the run
+response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted
+guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
+guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
+guidance/nll | nats | student's mean negative log-likelihood on prefix tokens | falls | rises: forgetting the teacher's states
+sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens; absent where the sampler returns none | below 0.02 | grows: wrong temperature, stale weights or precision
+teacher/nonfinite_tokens | tokens per step | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
+loss/trust | nats per token | the trust region's part of the loss | small | see kl/k1
+loss/outlier | nats per token | the outlier region's part of the loss | falls | see kl/outlier_forward
+loss/guidance | nats per token | the prefix's part of the loss | falls to 0 with the schedule | dominates: see regions/num_guidance
+loss/reward | nats per token | the mixed-in rewards' part of the loss | small | dominates the teacher's signal
+speed/rollout | tokens per second | student-written tokens by rollout time | steady | falls: longer tails, smaller batches
+speed/teacher | tokens per second | scored tokens by teacher time | steady | falls
+speed/update | tokens per second | response tokens by forward-backward time | steady | falls
+"""
+
+METRICS: dict[str, Metric] = {
+    row[0]: Metric(*row)
+    for row in ([cell.strip() for cell in line.split(" | ")] for line in _TABLE.strip().splitlines())
+}
+
+
+def as_markdown() -> str:
+    """The table for the documentation."""
+    head = "| metric | unit | what it is | healthy | a bad trend |\n|---|---|---|---|---|\n"
+    rows = [
+        f"| `{m.name}` | {m.unit} | {m.definition.replace('|', chr(92) + '|')} | {m.healthy} | {m.trouble} |"
+        for m in METRICS.values()
+    ]
+    return head + "\n".join(rows) + "\n"
+
+
+class Totals:
+    """Named sums with counts, added up over micro-batches and ranks and turned into means at the end."""
+
+    def __init__(self) -> None:
+        # One row for every metric of the table, so that ranks always exchange tensors of one shape.
+        # Columns: sum, count, and how often the name was added as a plain sum.
+        self._table = torch.zeros(len(METRICS), 3, dtype=torch.float64)
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add `total` over `count` items to the mean called `name`."""
+        self._table[_ROW[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
+
+    def add_sum(self, name: str, total: Tensor | float) -> None:
+        """Add to a metric that is a sum over the step and not a mean."""
+        self._table[_ROW[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
+
+    def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
+        """Add a weighted mean; entries of weight zero may be anything, infinite included."""
+        used = weights > 0
+        self.add(name, (values[used].double() * weights[used].double()).sum(), weights[used].double().sum())
+
+    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Global sums and means; a mean whose global count is zero is absent, not zero."""
+        collected = {}
+        for name, (total, count, sums) in zip(METRICS, sum_over_ranks(self._table).tolist(), strict=True):
+            if sums > 0:
+                collected[name] = total
+            elif count > 0:
+                collected[name] = total / count
+        return collected
+
+
+_ROW = {name: row for row, name in enumerate(METRICS)}

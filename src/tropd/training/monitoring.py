@@ -1,0 +1,84 @@
+"""From records to the metrics of the table; nothing here changes what is learned. N counts scored tokens."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..objective.loss import TokenLosses, TokenSignals, TopKTerm
+from ..objective.reduce import reduced_parts
+from ..objective.regions import trust_probability
+from ..teacher.local import TeacherScores
+from .batch import MicroBatch, Rollout
+from .metrics import Totals
+from .scoring import StudentScores
+
+QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
+
+
+def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout]) -> None:
+    """Lengths, endings and repetition; the teacher's prefix is counted apart."""
+    count = len(rollouts)
+    totals.add("response/length", sum(rollout.student_length for rollout in rollouts), count)
+    totals.add("response/truncated_share", sum(not rollout.ended for rollout in rollouts), count)
+    totals.add("response/eos_share", sum(rollout.ended for rollout in rollouts), count)
+    totals.add("response/repetitive_share", sum(rollout.repetitive for rollout in rollouts), count)
+    totals.add("response/collapsed_share", sum(rollout.collapsed for rollout in rollouts), count)
+    totals.add("response/excluded_share", sum(not rollout.included for rollout in rollouts), count)
+    totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
+
+
+def batch_metrics(
+    totals: Totals, signals: TokenSignals, student: StudentScores, teacher: TeacherScores
+) -> None:
+    """Regions, log ratios, entropies and the teacher's top-k mass, before the update."""
+    on_policy = signals.trust_weight + signals.outlier_weight
+    log_ratio = signals.log_ratio
+    totals.add_sum("regions/num_trust", signals.trust_weight.sum())
+    totals.add_sum("regions/num_outlier", signals.outlier_weight.sum())
+    totals.add_sum("regions/num_guidance", signals.guidance_mask.sum())
+    totals.add_sum("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
+    totals.add_mean("trust/fraction", trust_probability(log_ratio), on_policy)
+    totals.add_mean("trust/share", signals.trust_weight, on_policy)
+    totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
+    totals.add_mean("kl/k1", -log_ratio, on_policy)
+    totals.add_mean("entropy/student", student.entropy, on_policy)
+    totals.add_mean("entropy/teacher", teacher.entropy, on_policy)
+    totals.add_mean("guidance/nll", -student.trainer_logp, signals.guidance_mask)
+    totals.add_mean(
+        "sampler/logp_gap",
+        (student.rollout_logp - student.trainer_logp).abs(),
+        on_policy * student.from_sampler,
+    )
+    if teacher.topk_logp.numel():
+        masses = teacher.topk_logp.exp().sum(-1)
+        totals.add_mean("teacher/topk_mass", masses, torch.ones_like(masses))
+
+
+def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Quantiles of r over the student tokens of all ranks; absent where there are none."""
+    values = (
+        gather(signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()).sort().values
+    )
+    if values.numel() == 0:
+        return {}
+    # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
+    return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
+
+
+def loss_metrics(
+    window: Totals,
+    batch: MicroBatch,
+    losses: TokenLosses,
+    student_logp: Tensor,
+    direct: Tensor,
+    topk_mass: Tensor,
+) -> None:
+    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k."""
+    for name, value in reduced_parts(losses, batch.counts, batch.method.reduction).items():
+        window.add_sum(f"loss/{name}", value.detach())
+    if isinstance(batch.direct, TopKTerm):
+        index = batch.direct.index
+        ones = torch.ones_like(index, dtype=direct.dtype)
+        window.add_mean("kl/outlier_forward", direct.detach()[index], ones)
+        window.add_mean("student/topk_mass", topk_mass[index], ones)

@@ -1,0 +1,80 @@
+"""Sampled rollouts on disk: every token with its region, its log-probabilities and its part of the loss."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..objective.loss import TokenLosses
+from .batch import MicroBatch, Rollout
+from .run_directory import append_jsonl
+
+
+def write_rollouts(
+    directory: str | Path,
+    step: int,
+    batch: MicroBatch,
+    losses: TokenLosses,
+    student_logp: Tensor,
+    tokenizer: Any,
+    limit: int,
+) -> None:
+    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line."""
+    columns = _columns(batch, losses, student_logp)
+    records, start = [], 0
+    for rollout in batch.rollouts:
+        stop = start + sum(rollout.scored)
+        here = {name: values[start:stop] for name, values in columns.items()}
+        records.append(_record(step, rollout, here, tokenizer))
+        start = stop
+    path = Path(directory) / "rollouts" / f"step-{step:06d}.jsonl"
+    path.unlink(missing_ok=True)  # a resumed run writes this step again
+    append_jsonl(path, records[:limit])
+
+
+def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
+    signals = batch.signals
+    columns = {
+        "student_logp": student_logp,
+        "rollout_logp": signals.rollout_logp,
+        "teacher_logp": signals.teacher_logp,
+        "log_ratio": signals.log_ratio,
+        "trust_weight": signals.trust_weight,
+        "outlier_weight": signals.outlier_weight,
+        "guidance": signals.guidance_mask,
+        "loss": losses.trust + losses.outlier + losses.guidance + losses.reward,
+    }
+    return {name: values.detach().float().tolist() for name, values in columns.items()}
+
+
+def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokenizer: Any) -> dict[str, Any]:
+    tokens = []
+    for n, position in enumerate(rollout.scored_positions()):
+        token_id = rollout.response[position]
+        values = {name: round(column[n], 6) for name, column in columns.items() if name != "guidance"}
+        tokens.append(
+            {
+                "id": token_id,
+                "text": tokenizer.decode([token_id]),
+                "region": _region(values, columns["guidance"][n]),
+                **values,
+            }
+        )
+    return {
+        "step": step,
+        "row": rollout.row,
+        "prompt": tokenizer.decode(rollout.prompt_ids),
+        "teacher_context": tokenizer.decode(rollout.teacher_context),
+        "response": tokenizer.decode(rollout.response),
+        "prefix_length": rollout.prefix_length,
+        "included": rollout.included,
+        "tokens": tokens,
+    }
+
+
+def _region(values: dict[str, float], guidance: float) -> str:
+    if guidance > 0:
+        return "guidance"
+    if values["trust_weight"] == values["outlier_weight"] == 0:
+        return "left out"
+    return "trust" if values["trust_weight"] >= values["outlier_weight"] else "outlier"

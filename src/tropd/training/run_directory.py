@@ -1,0 +1,62 @@
+"""A run directory that explains itself: `run.json`, `metrics.jsonl`, `rollouts/`, checkpoints, the final model."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..objective.methods import Method, describe
+
+PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
+
+
+def write_run_description(directory: str | Path, configuration: dict[str, Any], method: Method) -> None:
+    """Write `run.json`: the resolved method, the whole configuration, versions and platform."""
+    description = {
+        "method": describe(method),
+        "configuration": configuration,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+    }
+    _write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
+
+
+def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records, one a line, and make them reach the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(
+            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def drop_after_step(path: str | Path, step: int) -> None:
+    """Remove the records of steps that a resumed run will do again."""
+    path = Path(path)
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+    if len(kept) < len(lines):
+        _write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside and rename, so that a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(path.suffix + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

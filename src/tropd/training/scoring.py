@@ -1,0 +1,287 @@
+"""Scoring a batch when it is built: the student's pass, the teacher's pass, regions, counts.
+
+Everything is known for the whole optimiser step before its first update, so entropy quantiles, counts and draws are
+global and the loss only reads. N counts scored response tokens, row after row.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ..objective.head import sampled_logps
+from ..objective.loss import (
+    DirectTerm,
+    FullVocabularyTerm,
+    TokenSignals,
+    TopKTerm,
+    full_function,
+    topk_function,
+)
+from ..objective.methods import Method
+from ..objective.randomness import addressed_uniforms
+from ..objective.regions import top_share_threshold, trust_weight
+from ..teacher.local import LocalTeacher, TeacherScores, TopKRequest
+from .batch import Rollout, pack_for_student
+
+
+@dataclass(frozen=True)
+class StudentScores:
+    """The student before the update; all [N].
+
+    Attributes:
+        rollout_logp: log π_old: the sampler's where it returned one, else the trainer's.
+        trainer_logp: the trainer's own.
+        from_sampler: where `rollout_logp` is the sampler's.
+        entropy: nats.
+    """
+
+    rollout_logp: Tensor
+    trainer_logp: Tensor
+    from_sampler: Tensor
+    entropy: Tensor
+
+    def __getitem__(self, tokens: slice) -> "StudentScores":
+        return StudentScores(
+            self.rollout_logp[tokens],
+            self.trainer_logp[tokens],
+            self.from_sampler[tokens],
+            self.entropy[tokens],
+        )
+
+
+@torch.no_grad()
+def score_student(
+    model: Callable,
+    rollouts: Sequence[Rollout],
+    *,
+    pad_id: int,
+    temperature: float,
+    rows_per_pass: int,
+    device,
+) -> StudentScores:
+    """The student's log-probabilities and entropies of its own rollouts, without gradient."""
+    logps, entropies, numbers = [], [], []
+    for start in range(0, len(rollouts), rows_per_pass):
+        rows = list(rollouts[start : start + rows_per_pass])
+        packed = pack_for_student(rows, pad_id, device)
+        logp, entropy = model(
+            input_ids=packed.input_ids,
+            attention_mask=packed.attention_mask,
+            on_hidden=lambda hidden, head, packed=packed: sampled_logps(
+                packed.states(hidden), head.at_temperature(temperature), packed.token_ids
+            ),
+        )
+        logps.append(logp.float()), entropies.append(entropy.float())
+        numbers.append(_sampler_logps(rows, logp.device))
+    trainer, sampler = torch.cat(logps), torch.cat(numbers)
+    known = sampler.isfinite()
+    return StudentScores(torch.where(known, sampler, trainer), trainer, known, torch.cat(entropies))
+
+
+def _sampler_logps(rollouts: list[Rollout], device) -> Tensor:
+    values = [
+        math.nan if rollout.sampler_logps is None else rollout.sampler_logps[position]
+        for rollout in rollouts
+        for position in rollout.scored_positions()
+    ]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The trust gate of one batch: the method's, with the numbers it needs.
+
+    Attributes:
+        method: the stage in force.
+        student_mask: [N] student-written tokens.
+        uniforms: [N] addressed draws, or `None` where the method draws nothing.
+        entropy_threshold: global threshold of the student's entropy, or `None`.
+    """
+
+    method: Method
+    student_mask: Tensor
+    uniforms: Tensor | None = None
+    entropy_threshold: float | None = None
+
+    def weights(
+        self,
+        student: StudentScores,
+        teacher_logp: Tensor,
+        teacher_entropy: Tensor,
+        tokens: slice = slice(None),
+    ) -> tuple[Tensor, Tensor]:
+        """Trust and outlier weights of the tokens in `tokens`; both zero on tokens without a finite teacher score."""
+        here = student[tokens]
+        log_ratio = (teacher_logp - here.rollout_logp).float()
+        trust = trust_weight(
+            self.method.gate,
+            log_ratio,
+            uniforms=None if self.uniforms is None else self.uniforms[tokens],
+            tau=self.method.outlier_tau,
+            selected=self._selected(here.entropy, teacher_entropy),
+        )
+        learned = (self.student_mask[tokens] & log_ratio.isfinite()).to(trust.dtype)
+        return torch.where(learned > 0, trust, 0.0), torch.where(learned > 0, 1.0 - trust, 0.0)
+
+    def _selected(self, student_entropy: Tensor, teacher_entropy: Tensor) -> Tensor | None:
+        if self.method.gate == "student_entropy":
+            return student_entropy >= self.entropy_threshold
+        if self.method.gate == "teacher_entropy":
+            return teacher_entropy <= self.method.teacher_entropy_tau
+        return None
+
+
+def make_gate(
+    method: Method,
+    rollouts: Sequence[Rollout],
+    student: StudentScores,
+    *,
+    seed: int,
+    step: int,
+    stream: int,
+    gather: Callable[[Tensor], Tensor],
+) -> Gate:
+    """The gate for a batch; `gather` collects a ragged [n] tensor from all ranks, for the global entropy quantile."""
+    device = student.entropy.device
+    student_mask = torch.tensor(
+        [
+            position >= rollout.prefix_length
+            for rollout in rollouts
+            for position in rollout.scored_positions()
+        ],
+        dtype=torch.bool,
+        device=device,
+    )
+    uniforms = _uniforms(rollouts, seed, step, stream).to(device) if method.gate == "bernoulli" else None
+    threshold = None
+    if method.gate == "student_entropy":
+        assert method.entropy_share is not None
+        threshold = top_share_threshold(gather(student.entropy[student_mask]), method.entropy_share)
+    return Gate(method, student_mask, uniforms, threshold)
+
+
+def _uniforms(rollouts: Sequence[Rollout], seed: int, step: int, stream: int) -> Tensor:
+    draws = [
+        addressed_uniforms(seed, step, [rollout.row], len(rollout.response), stream)[
+            0, rollout.scored_positions()
+        ]
+        for rollout in rollouts
+    ]
+    return torch.cat(draws)
+
+
+def score_teacher(
+    teacher: LocalTeacher,
+    rollouts: Sequence[Rollout],
+    gate: Gate,
+    student: StudentScores,
+    *,
+    pad_id: int,
+    temperature: float,
+    rows_per_pass: int,
+    student_vocab_size: int,
+) -> TeacherScores:
+    """One teacher pass: the sampled log-prob everywhere, the top-k only where the method reads it."""
+    request = None
+    if gate.method.needs_topk:
+        assert gate.method.fkl_top_k is not None
+        limit = min(student_vocab_size, teacher.vocab_size)
+        request = TopKRequest(min(gate.method.fkl_top_k, limit), limit, _wants_topk(gate, student))
+    return teacher.score(
+        [rollout.teacher_context for rollout in rollouts],
+        [rollout.response for rollout in rollouts],
+        [rollout.scored for rollout in rollouts],
+        pad_id=pad_id,
+        temperature=temperature,
+        rows_per_pass=rows_per_pass,
+        topk=request,
+        keep_hidden=gate.method.needs_full_teacher,
+    )
+
+
+def _wants_topk(gate: Gate, student: StudentScores) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    def wanted(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+        trust, outlier = gate.weights(student, logp, entropy, tokens)
+        return (trust + outlier if gate.method.trust == "jsd" else outlier) > 0
+
+    return wanted
+
+
+def make_signals(
+    rollouts: Sequence[Rollout],
+    gate: Gate,
+    student: StudentScores,
+    teacher: TeacherScores,
+    reward_weight: float,
+) -> TokenSignals:
+    """Everything the loss reads of each token; entries of tokens left out are zero."""
+    trust, outlier = gate.weights(student, teacher.logp, teacher.entropy)
+    known = teacher.logp.isfinite()
+    rewards = None
+    if reward_weight > 0:
+        per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
+        rewards = reward_weight * torch.tensor(per_token, dtype=torch.float32, device=trust.device)
+    return TokenSignals(
+        rollout_logp=student.rollout_logp,
+        teacher_logp=torch.where(known, teacher.logp, 0.0),
+        trust_weight=trust,
+        outlier_weight=outlier,
+        guidance_mask=(~gate.student_mask).to(trust.dtype),
+        reward_advantage=rewards,
+    )
+
+
+def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
+    """The directly differentiated term of the batch, where the method has one."""
+    if method.needs_full_teacher:
+        assert teacher.hidden is not None and teacher.head is not None
+        index = (signals.trust_weight + signals.outlier_weight > 0).nonzero().squeeze(-1)
+        return FullVocabularyTerm(index, teacher.hidden[index], teacher.head, full_function(method))
+    if method.needs_topk:
+        return TopKTerm(teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method))
+    return None
+
+
+def split_micro_batches(
+    rollouts: Sequence[Rollout], signals: TokenSignals, direct: DirectTerm | None, sizes: Sequence[int]
+) -> list[tuple[list[Rollout], TokenSignals, DirectTerm | None]]:
+    """Cut a batch into consecutive groups of `sizes` rows, with each group's tokens."""
+    if sum(sizes) != len(rollouts):
+        raise ValueError(f"{len(rollouts)} rollouts cannot be cut into groups of {list(sizes)}")
+    parts, row, token = [], 0, 0
+    for size in sizes:
+        rows = list(rollouts[row : row + size])
+        tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
+        parts.append((rows, narrow_signals(signals, tokens), narrow_direct(direct, tokens)))
+        row, token = row + size, tokens.stop
+    return parts
+
+
+def narrow_signals(signals: TokenSignals, tokens: slice) -> TokenSignals:
+    """The signals of a run of tokens."""
+    values = {
+        field.name: None if (tensor := getattr(signals, field.name)) is None else tensor[tokens]
+        for field in fields(signals)
+    }
+    return TokenSignals(**values)
+
+
+def narrow_direct(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
+    """The direct term of a run of tokens, its index counted from the run's start."""
+    if direct is None:
+        return None
+    index = direct.index
+    inside = (index >= tokens.start) & (index < tokens.stop)
+    shifted = index[inside] - tokens.start
+    if isinstance(direct, TopKTerm):
+        return replace(
+            direct,
+            index=shifted,
+            token_ids=direct.token_ids[inside],
+            teacher_logp=direct.teacher_logp[inside],
+        )
+    assert isinstance(direct, FullVocabularyTerm)
+    return replace(direct, index=shifted, teacher_hidden=direct.teacher_hidden[inside])

@@ -1,0 +1,539 @@
+"""`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
+
+The flow of one step: prompts → teacher prefix → rollout (TRL) → student and teacher scores → regions → per-token loss
+→ reduction by global counts → update (Transformers) → metrics.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl import GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+from ..modeling import expose_hidden_states
+from ..objective.loss import student_terms, token_losses
+from ..objective.reduce import RegionCounts, reduce_losses, region_counts
+from ..objective.schedules import guidance_fraction
+from ..rollout.guidance import prefixes, response_ids, splice
+from ..rollout.quality import is_collapsed, is_repetitive
+from ..teacher.agreement import check_vocabularies
+from ..teacher.local import LocalTeacher
+from .batch import MicroBatch, Rollout, pack_for_student
+from .callbacks import CollapseGuard, RolloutsCollapsed, RunDirectoryCallback
+from .config import TrOPDConfig
+from .host import check_host, no_reward
+from .metrics import Totals
+from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .rollout_log import write_rollouts
+from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
+
+EVALUATION_STREAM = 1
+"""Addressed draws of evaluation batches come from a stream of their own."""
+
+
+class TrOPDTrainer(GRPOTrainer):
+    """Distil `teacher_model` into `model` on the student's own rollouts.
+
+    The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
+    ids: where teacher prefixes come from; without it the teacher writes them) and `teacher_prompt` (what the teacher
+    sees instead of `prompt`). Other columns are handed to the reward functions.
+
+    Args:
+        model: the student: a folder, a Hub name or a loaded model.
+        teacher_model: the teacher, likewise; it must share the student's token ids.
+        args: the configuration.
+        train_dataset: see above.
+        eval_dataset: likewise.
+        processing_class: the student's tokenizer; loaded from the model by default.
+        teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default.
+        reward_funcs: verifiable rewards, as TRL's; monitored, and mixed into the policy gradient by
+            `reward_mixing_weight`.
+        peft_config: an adapter for the student.
+        kwargs: everything else of `trl.GRPOTrainer`: callbacks, optimizers, tools, environments, `rollout_func`.
+
+    Raises:
+        ValueError: models that do not share a vocabulary, or settings that contradict each other.
+    """
+
+    _tag_names = ["trl", "tropd"]  # noqa: RUF012
+    _name = "TrOPD"
+
+    args: TrOPDConfig
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel",
+        teacher_model: "str | PreTrainedModel",
+        args: TrOPDConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        teacher_processing_class: Any = None,
+        reward_funcs: Any = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ):
+        check_host()
+        args = args or TrOPDConfig("tropd-output")
+        self.method = args.resolved_method()
+        self._monitors_rewards = bool(reward_funcs) or kwargs.get("environment_factory") is not None
+        self._check_arguments(args, kwargs)
+        super().__init__(
+            model,
+            reward_funcs if self._monitors_rewards else no_reward,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        if self._is_vlm or self.aux_loss_enabled:
+            raise ValueError(
+                "the student is a vision-language model or a mixture of experts with a router loss; neither is "
+                "supported yet. For the latter set router_aux_loss_coef to 0."
+            )
+        # Truncated rollouts are left out by us: the host would blank them before they can be measured.
+        self.mask_truncated_completions = False
+        expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        self._student_vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self.teacher_tokenizer = teacher_processing_class
+        self.teacher = self._load_teacher(teacher_model)
+        check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
+        self.guard = CollapseGuard(args.collapse_share, args.collapse_patience)
+        self._pending_prefixes: list[list[int]] | None = None
+        self._window = Totals()
+        self._build_seconds = 0.0
+        self._tokens_learned = 0
+        self.add_callback(RunDirectoryCallback(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`.
+
+        Raises:
+            RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
+        """
+        output = super().train(*args, **kwargs)
+        if self.guard.tripped:
+            raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
+        return output
+
+    # ------------------------------------------------------------------ set-up
+
+    def _check_arguments(self, args: TrOPDConfig, kwargs: dict[str, Any]) -> None:
+        if self.method.guided and kwargs.get("rollout_func") is not None:
+            raise ValueError(
+                f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
+                "Set guidance_schedule='none', or leave rollout_func out."
+            )
+        if args.reward_mixing_weight > 0 and not self._monitors_rewards:
+            raise ValueError(
+                f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
+                "reward_funcs, or remove it."
+            )
+
+    def _load_teacher(self, teacher: "str | PreTrainedModel") -> LocalTeacher:
+        if isinstance(teacher, str):
+            options = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
+            name, teacher = (
+                teacher,
+                AutoModelForCausalLM.from_pretrained(
+                    teacher, **(options | dict(self.args.teacher_model_init_kwargs or {}))
+                ),
+            )
+            if self.teacher_tokenizer is None:
+                self.teacher_tokenizer = AutoTokenizer.from_pretrained(
+                    name, trust_remote_code=self.args.trust_remote_code
+                )
+        elif self.args.teacher_model_init_kwargs:
+            raise ValueError(
+                "teacher_model_init_kwargs is set, but the teacher is already loaded; remove it."
+            )
+        local = LocalTeacher(teacher)
+        local.forward = self._prepare_frozen(teacher)
+        return local
+
+    def _prepare_frozen(self, model: PreTrainedModel) -> Callable:
+        """The teacher on its device, sharded as the student is."""
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(model, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(model, self.accelerator)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    # ------------------------------------------------------------------ building a step
+
+    def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:
+        """One micro-batch of the step; rolls out and scores a new batch when the old one is used up."""
+        if not self.model.training:
+            return self._build_batch(generation_batch, windows=1)[0]
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            windows = steps // self.args.gradient_accumulation_steps
+            started = time.perf_counter()
+            self._buffered_inputs = self._build_batch(generation_batch, windows)
+            self._build_seconds = time.perf_counter() - started
+        return self._buffered_inputs[self._step % steps]
+
+    def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
+        """Prompts to micro-batches; everything but the student's gradient is known at the end."""
+        training = self.model.training
+        method = self.method.stage(self.state.global_step / max(self.state.max_steps, 1))
+        totals = Totals()
+        started = time.perf_counter()
+        rollouts = self._roll_out(inputs, totals)
+        rolled_out = time.perf_counter()
+        student = self._score_student(rollouts)
+        gate = make_gate(
+            method,
+            rollouts,
+            student,
+            seed=self.args.seed,
+            step=self.state.global_step,
+            stream=0 if training else EVALUATION_STREAM,
+            gather=self._gather_ragged,
+        )
+        scored = time.perf_counter()
+        teacher = score_teacher(
+            self.teacher,
+            rollouts,
+            gate,
+            student,
+            pad_id=self._tokenizer.pad_token_id,
+            temperature=self.temperature,
+            rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
+            student_vocab_size=self._student_vocab_size,
+        )
+        finished = time.perf_counter()
+        signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
+        totals.add("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
+        totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
+        rollout_metrics(totals, rollouts)
+        batch_metrics(totals, signals, student, teacher)
+        self._record(totals.collect(self._sum_over_ranks) | log_ratio_quantiles(signals, self._gather_ragged))
+        if training:
+            self.guard.observe(self._last_metric("response/collapsed_share"))
+        return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+
+    def _micro_batches(self, method, rollouts, signals, direct, windows: int) -> list[MicroBatch]:
+        per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)
+        parts = split_micro_batches(rollouts, signals, direct, [per_batch] * (len(rollouts) // per_batch))
+        per_window = len(parts) // windows
+        counts = [
+            self._global_counts([part[1] for part in parts[w * per_window :][:per_window]])
+            for w in range(windows)
+        ]
+        return [
+            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window])
+            for number, (rows, part_signals, part_direct) in enumerate(parts)
+        ]
+
+    def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
+        return RegionCounts(
+            *self._sum_over_ranks(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist()
+        )
+
+    def _score_student(self, rollouts: list[Rollout]):
+        with self.accelerator.autocast():
+            return score_student(
+                self.model,
+                rollouts,
+                pad_id=self._tokenizer.pad_token_id,
+                temperature=self.temperature,
+                rows_per_pass=self._rows_per_pass,
+                device=self.accelerator.device,
+            )
+
+    @property
+    def _rows_per_pass(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+
+    # ------------------------------------------------------------------ rollouts
+
+    def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
+        """Teacher prefixes and student continuations for local rows, through the host's rollout."""
+        starts = self._guidance_prefixes(inputs, totals)
+        self._pending_prefixes = starts
+        host = self._generate_and_score_completions(inputs)
+        self._pending_prefixes = None
+        self._drop_host_metrics()
+        return self._read_rollouts(inputs, host, starts)
+
+    def _guidance_prefixes(self, inputs: list[dict[str, Any]], totals: Totals) -> list[list[int]]:
+        """One teacher prefix for each local row; rows of one prompt share theirs, across ranks too."""
+        if not self.model.training or not self.method.guided:
+            return [[] for _ in inputs]
+        fraction = guidance_fraction(
+            self.method.guidance_schedule, self.state.global_step, self.state.max_steps
+        )
+        totals.add("guidance/fraction", fraction, 1)
+        if fraction == 0.0:
+            return [[] for _ in inputs]
+        first = self.accelerator.process_index * len(inputs)
+        groups = [(first + i) // self.num_generations for i in range(len(inputs))]
+        owned = {
+            group: i
+            for i, group in reversed(list(enumerate(groups)))
+            if (first + i) % self.num_generations == 0
+        }
+        found = self._teacher_responses([inputs[i] for i in owned.values()], fraction)
+        starts = prefixes(
+            found,
+            reading=self.method.guidance_length,
+            fraction=fraction,
+            max_length=self.max_completion_length,
+            min_tail=self.args.guidance_min_tail,
+        )
+        shared = dict(gather_object(list(zip(owned, starts, strict=True))))
+        return [shared[group] for group in groups]
+
+    def _teacher_responses(self, rows: list[dict[str, Any]], fraction: float) -> list[list[int]]:
+        """Each row's teacher response as ids without EOS: the data set's, else written by the teacher now."""
+        if not rows:
+            return []
+        prompt_ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+        responses: list[list[int] | None] = [
+            None
+            if row.get("teacher_response") is None
+            else response_ids(
+                row["teacher_response"],
+                row["prompt"],
+                list(ids),
+                self._tokenizer,
+                self.eos_token_ids,
+                **self.chat_template_kwargs,
+            )
+            for row, ids in zip(rows, prompt_ids, strict=True)
+        ]
+        missing = [i for i, response in enumerate(responses) if response is None]
+        if missing:
+            contexts = self._teacher_contexts([rows[i] for i in missing], [prompt_ids[i] for i in missing])
+            for i, written in zip(missing, self._teacher_writes(contexts, fraction), strict=True):
+                responses[i] = written
+        return [response for response in responses if response is not None]
+
+    def _teacher_writes(self, contexts: list[list[int]], fraction: float) -> list[list[int]]:
+        """Sample teacher responses, no longer than the prefix can use."""
+        longest = self.max_completion_length
+        if self.method.guidance_length == "cap":
+            longest = min(longest, int(fraction * longest) + self.args.guidance_min_tail)
+        return self.teacher.write(
+            contexts,
+            pad_id=self._tokenizer.pad_token_id,
+            eos_ids=self.eos_token_ids,
+            max_new_tokens=max(longest, 1),
+            temperature=self.temperature,
+        )
+
+    def _generate_single_turn(
+        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
+    ):
+        """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
+        starts, self._pending_prefixes = self._pending_prefixes, None
+        if not starts or not any(starts):
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        longest = self.max_completion_length - min(len(start) for start in starts)
+        with self._generation_budget(longest):
+            continuations, logps = super()._generate_single_turn(
+                [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)],
+                images,
+                multimodal_fields,
+                num_generations,
+                has_tool_images,
+            )
+        pairs = [
+            splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
+            for row, (start, continuation) in enumerate(zip(starts, continuations, strict=True))
+        ]
+        return [ids for ids, _ in pairs], None if logps is None else [values for _, values in pairs]
+
+    @contextmanager
+    def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
+        """Let Transformers' sampler write at most so many tokens; vLLM's writes on and is cut by `splice`."""
+        if self.use_vllm:
+            yield
+            return
+        before = self.generation_config.max_new_tokens
+        self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = max_new_tokens
+        try:
+            yield
+        finally:
+            self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = before
+
+    def _read_rollouts(
+        self, inputs: list[dict[str, Any]], host: dict[str, Any], starts: list[list[int]]
+    ) -> list[Rollout]:
+        """The host's padded tensors as records."""
+        prompt_ids = _unpad(host["prompt_ids"], host["prompt_mask"])
+        responses = _unpad(host["completion_ids"], host["completion_mask"])
+        contexts = self._teacher_contexts(inputs, prompt_ids)
+        tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
+        first = self.accelerator.process_index * len(inputs)
+        return [
+            self._rollout(
+                row=first + i,
+                prompt_ids=prompt_ids[i],
+                teacher_context=contexts[i],
+                response=responses[i],
+                prefix_length=len(starts[i]),
+                external=None if tool_mask is None else (tool_mask[i][: len(responses[i])] == 0).tolist(),
+                sampler_logps=None if sampler is None else sampler[i][: len(responses[i])].tolist(),
+                reward_advantage=float(host["advantages"][i]),
+            )
+            for i in range(len(inputs))
+        ]
+
+    def _rollout(self, *, response: list[int], prefix_length: int, **fields: Any) -> Rollout:
+        written = response[prefix_length:]
+        ended = bool(written) and written[-1] in self.eos_token_ids
+        repetitive = is_repetitive(written)
+        masked = (self.args.mask_truncated_completions and not ended) or (
+            self.args.mask_repetitive_completions and repetitive
+        )
+        return Rollout(
+            response=response,
+            prefix_length=prefix_length,
+            ended=ended,
+            repetitive=repetitive,
+            collapsed=is_collapsed(written, self.eos_token_ids),
+            included=not masked,
+            **fields,
+        )
+
+    def _teacher_contexts(
+        self, rows: list[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """What the teacher sees before each response; the student's own prompt unless told otherwise."""
+        own = self.args.teacher_chat_template == "student" and not self.args.teacher_chat_template_kwargs
+        return [
+            list(ids) if own and row.get("teacher_prompt") is None else self._render_for_teacher(row)
+            for row, ids in zip(rows, prompt_ids, strict=True)
+        ]
+
+    def _render_for_teacher(self, row: dict[str, Any]) -> list[int]:
+        prompt = row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"]
+        template = self.args.teacher_chat_template
+        tokenizer = self._tokenizer if template == "student" else self.teacher_tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                f"teacher_chat_template is {template!r}, but the teacher has no tokenizer; pass "
+                "teacher_processing_class, or use 'student'."
+            )
+        if isinstance(prompt, str):
+            return list(tokenizer(prompt)["input_ids"])
+        options = {**self.chat_template_kwargs, **dict(self.args.teacher_chat_template_kwargs or {})}
+        if template not in ("student", "teacher"):
+            options["chat_template"] = template
+        rendered = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+        return list(rendered["input_ids"])
+
+    # ------------------------------------------------------------------ loss
+
+    def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
+        """This micro-batch's part of the step's loss."""
+        packed = pack_for_student(inputs.rollouts, self._tokenizer.pad_token_id, self.accelerator.device)
+        with self.accelerator.autocast():
+            student_logp, direct, topk_mass = model(
+                input_ids=packed.input_ids,
+                attention_mask=packed.attention_mask,
+                on_hidden=lambda hidden, head: student_terms(
+                    packed.states(hidden),
+                    head.at_temperature(self.temperature),
+                    packed.token_ids,
+                    inputs.direct,
+                ),
+            )
+        losses = token_losses(inputs.method, inputs.signals, student_logp, direct)
+        loss = reduce_losses(losses, inputs.counts, inputs.method.reduction)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}, so the step was not taken; the last "
+                f"checkpoint in {self.args.output_dir} is untouched. Lower the learning rate, or look at the rollouts."
+            )
+        self._tokens_learned = student_logp.numel()
+        loss_metrics(self._window, inputs, losses, student_logp, direct, topk_mass)
+        self._log_rollouts(inputs, losses, student_logp)
+        # Data parallelism averages gradients over ranks; the counts are already global.
+        return loss * self.accelerator.num_processes
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """One forward-backward; at the end of an optimiser step, the window's metrics."""
+        started = time.perf_counter()
+        output = super().training_step(model, inputs, num_items_in_batch)
+        seconds = time.perf_counter() - started - self._build_seconds
+        self._window.add("speed/update", self._tokens_learned, seconds)
+        self._build_seconds = 0.0
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._record(self._window.collect(self._sum_over_ranks))
+            self._window = Totals()
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, an evaluation's loss parts with it."""
+        if not self.model.training:
+            self._record(self._window.collect(self._sum_over_ranks))
+            self._window = Totals()
+        super().log(logs, start_time)
+
+    def _log_rollouts(self, inputs: MicroBatch, losses: Any, student_logp: Tensor) -> None:
+        every = self.args.rollout_log_steps
+        first = self._step % self.args.steps_per_generation == 0
+        if (
+            self.model.training
+            and every
+            and first
+            and self.state.global_step % every == 0
+            and self.is_world_process_zero()
+        ):
+            write_rollouts(
+                self.args.output_dir,
+                self.state.global_step + 1,
+                inputs,
+                losses,
+                student_logp,
+                self._tokenizer,
+                limit=self.args.rollouts_per_log,
+            )
+
+    # ------------------------------------------------------------------ metrics and ranks
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def _last_metric(self, name: str) -> float:
+        return self._metrics["train"][name][-1]
+
+    def _drop_host_metrics(self) -> None:
+        """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in list(metrics):
+            rewards = name.startswith("reward") or name == "frac_reward_zero_std"
+            if name.startswith("completions/") or (rewards and not self._monitors_rewards):
+                del metrics[name]
+
+    def _sum_over_ranks(self, local: Tensor) -> Tensor:
+        return self.accelerator.reduce(local.to(self.accelerator.device), reduction="sum").cpu()
+
+    def _gather_ragged(self, local: Tensor) -> Tensor:
+        """All ranks' values of a ragged [n] tensor."""
+        count = self.accelerator.gather(torch.tensor([local.numel()], device=local.device))
+        padded = self.accelerator.pad_across_processes(local, dim=0)
+        gathered = self.accelerator.gather(padded).view(len(count), -1)
+        return torch.cat([row[:n] for row, n in zip(gathered, count.tolist(), strict=True)])
+
+
+def _unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -1,0 +1,47 @@
+"""Shared by all tests: no network, no trackers, two threads, and the real model and data where they are found."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub, which reads these once. Offline, TRL's telemetry is silent as well.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+)
+
+with contextlib.suppress(ModuleNotFoundError):  # the architecture tests need no torch
+    import torch
+
+    torch.set_num_threads(2)
+
+BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _found_or_skipped(variable: str, fallback: Path, what: str) -> Path:
+    """The folder that `variable` names, else the fallback. A name without a folder fails rather than skips."""
+    named = os.environ.get(variable)
+    path = Path(named).expanduser() if named else fallback
+    if path.is_dir():
+        return path
+    if named:
+        pytest.fail(f"{variable} is {named!r}, and there is no such folder. Correct it, or unset it to skip.")
+    pytest.skip(f"{what} is not on this machine; set {variable} to its folder to run this test")
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """The folder of a real pretrained language model of 260 thousand parameters, tokenizer included."""
+    fallback = BESIDE_THE_REPOSITORY / "models" / "stories260k"
+    return _found_or_skipped("TROPD_STORIES260K", fallback, "The pretrained model stories260K")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the real data sets: `gsm8k/`, `math500/`, `humaneval/` and so on, a folder for each."""
+    return _found_or_skipped("TROPD_DATA", BESIDE_THE_REPOSITORY / "data", "The folder of data sets")
