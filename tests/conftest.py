@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, no trackers, two threads, and the real model and data where they are found."""
+"""What all tests share: no network, no tracker, two threads, the real model and data where they are found."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
 
 
 def _found_or_skipped(variable: str, fallback: Path, what: str) -> Path:
-    """The folder that `variable` names, else the fallback. A name without a folder fails rather than skips."""
+    """The folder that `variable` names, else the fallback. A name without a folder fails, not skips."""
     named = os.environ.get(variable)
     path = Path(named).expanduser() if named else fallback
     if path.is_dir():

@@ -45,9 +45,7 @@ def head_of(model: PreTrainedModel) -> Head:
     """The output layer of a causal language model, with the scalings its configuration declares."""
     layer = model.get_output_embeddings()
     if layer is None:
-        raise ValueError(
-            f"{type(model).__name__} has no output embeddings; a causal language model is needed"
-        )
+        raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
     config = model.config.get_text_config()
     return Head(
         weight=_whole(layer.weight),

@@ -47,9 +47,7 @@ def forward_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor) -> Tensor:
     return _mean_under(teacher_logps_NV, teacher_logps_NV - student_logps_NV)
 
 
-def topk_forward_kl(
-    student_topk_logp_NK: Tensor, teacher_topk_logp_NK: Tensor, truncation: str = "none"
-) -> Tensor:
+def topk_forward_kl(student_topk_logp_NK: Tensor, teacher_topk_logp_NK: Tensor, truncation: str = "none") -> Tensor:
     """Forward KL on the teacher's top-k tokens (TrOPD, outlier term; EOPD).
 
     `none` is the sum as printed, Σ_k π_T (log π_T − log π_S), which can be negative; its gradient in the student's

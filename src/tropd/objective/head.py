@@ -43,9 +43,7 @@ class Head:
         if self.weight.ndim != 2:
             raise ValueError(f"weight must be [V, H], got {tuple(self.weight.shape)}")
         if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; logits are divided by it, so it must be above 0"
-            )
+            raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
 
     @property
     def vocab_size(self) -> int:
@@ -85,9 +83,7 @@ def over_vocabulary(
         The outputs of `function`, concatenated over tokens.
     """
     if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
-        raise ValueError(
-            f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}"
-        )
+        raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
     if slice_tokens is None:
         slice_tokens = max(1, SLICE_ELEMENTS // head.vocab_size)
     return _OverVocabulary.apply(hidden_NH, head.weight, head.bias, head, function, slice_tokens)  # type: ignore[no-any-return]
@@ -170,9 +166,7 @@ class _OverVocabulary(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needs_bias else None
         for tokens in _slices(hidden_NH.shape[0], ctx.slice_tokens):
             hidden_CH = hidden_NH[tokens]
-            raw_grad_CV = _raw_logit_grad(
-                ctx, hidden_CH, weight, bias, tokens, [grad[tokens] for grad in grads]
-            )
+            raw_grad_CV = _raw_logit_grad(ctx, hidden_CH, weight, bias, tokens, [grad[tokens] for grad in grads])
             if raw_grad_CV is None:
                 continue
             if grad_hidden is not None:

@@ -165,9 +165,7 @@ def student_terms(
     return logp, values, masses.detach()
 
 
-def token_losses(
-    method: Method, signals: TokenSignals, student_logp_N: Tensor, direct_N: Tensor
-) -> TokenLosses:
+def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, direct_N: Tensor) -> TokenLosses:
     """Every token's loss under `method`, per region: −J of the method page's section 1.1, token by token.
 
     A token of weight zero contributes exactly zero and no gradient, whatever its log ratio.

@@ -143,9 +143,7 @@ METHODS: dict[str, Method] = {
             jsd_beta=1.0,
         ),
         Method("fkl", "top-k forward KL on every token", _TROPD, gate="closed", outlier="fkl_direct", **_FKL),
-        Method(
-            "jsd", "hybrid JSD on every token", _TROPD, gate="open", trust="jsd", jsd_beta=0.5, fkl_top_k=64
-        ),
+        Method("jsd", "hybrid JSD on every token", _TROPD, gate="open", trust="jsd", jsd_beta=0.5, fkl_top_k=64),
         Method(
             "entropy_opd",
             "K1 on the 20% of tokens with the highest student entropy",
@@ -288,9 +286,7 @@ def get_method(name: str, **changes: Any) -> Method:
             the sentence says what to type instead.
     """
     if name not in METHODS:
-        raise ValueError(
-            f"method is {name!r}, which is unknown{_nearest(name, METHODS)}. Known: {', '.join(METHODS)}."
-        )
+        raise ValueError(f"method is {name!r}, which is unknown{_nearest(name, METHODS)}. Known: {', '.join(METHODS)}.")
     changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
         _check_value(key, value)
@@ -311,11 +307,7 @@ def _apply(method: Method, changes: dict[str, Any]) -> Method:
     if stage_two is None:
         return replace(method, **changes)
     # One floor and one share serve both phases; every other part belongs to the first.
-    later = {
-        key: value
-        for key, value in changes.items()
-        if key in ("entropy_share", "advantage_floor", "reduction")
-    }
+    later = {key: value for key, value in changes.items() if key in ("entropy_share", "advantage_floor", "reduction")}
     if "outlier_tau" in changes:
         later.setdefault("advantage_floor", min(changes["outlier_tau"], 0.0))
     first = {key: value for key, value in changes.items() if key not in ("entropy_share", "advantage_floor")}

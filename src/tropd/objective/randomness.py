@@ -10,9 +10,7 @@ GATE_STREAM = 0
 """Stream number of the trust gate's draws; a new use of addressed randomness takes a new number."""
 
 
-def addressed_uniforms(
-    seed: int, step: int, rows: Sequence[int], length: int, stream: int = GATE_STREAM
-) -> Tensor:
+def addressed_uniforms(seed: int, step: int, rows: Sequence[int], length: int, stream: int = GATE_STREAM) -> Tensor:
     """Uniforms in [0, 1), float64 [len(rows), length], each a function of (seed, step, row, position) alone.
 
     A counter-based generator (Philox) is keyed by (seed, step) and started at (row, stream), so the draws of a row

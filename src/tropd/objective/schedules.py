@@ -23,9 +23,7 @@ def guidance_fraction(schedule: str, step: int, total_steps: int) -> float:
     raise ValueError(f"guidance_schedule is {schedule!r}; choose cosine, linear, constant or none")
 
 
-def prefix_length(
-    reading: str, fraction: float, *, response_length: int, max_length: int, min_tail: int = 1
-) -> int:
+def prefix_length(reading: str, fraction: float, *, response_length: int, max_length: int, min_tail: int = 1) -> int:
     """Number of teacher tokens that start a rollout.
 
     `cap` is min(⌊α·L_max⌋, L), the sentence as printed; `share` is ⌊α·L⌋. Either way the student keeps something to

@@ -32,14 +32,8 @@ def response_ids(
         return until_eos(tokenizer(value, add_special_tokens=False)["input_ids"], eos_ids)
     if isinstance(value, Sequence) and all(isinstance(item, int) for item in value):
         return until_eos(value, eos_ids)
-    if (
-        isinstance(value, Sequence)
-        and all(isinstance(item, dict) for item in value)
-        and not isinstance(prompt, str)
-    ):
-        rendered = tokenizer.apply_chat_template(
-            [*prompt, *value], tokenize=True, return_dict=True, **template
-        )
+    if isinstance(value, Sequence) and all(isinstance(item, dict) for item in value) and not isinstance(prompt, str):
+        rendered = tokenizer.apply_chat_template([*prompt, *value], tokenize=True, return_dict=True, **template)
         ids = list(rendered["input_ids"])
         if ids[: len(prompt_ids)] != prompt_ids:
             raise ValueError(

@@ -8,9 +8,7 @@ REPEAT_TIMES = 8
 """How often a cycle must return at the end of a rollout to count as repetition."""
 
 
-def is_repetitive(
-    token_ids: Sequence[int], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES
-) -> bool:
+def is_repetitive(token_ids: Sequence[int], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES) -> bool:
     """Does the rollout end in a cycle of at most `max_period` tokens that repeats at least `times` times?
 
     >>> is_repetitive([5, 1, 2] + [7] * 8), is_repetitive([1, 2] * 8), is_repetitive(list(range(40)))

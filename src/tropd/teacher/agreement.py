@@ -3,9 +3,7 @@
 from typing import Any
 
 
-def check_vocabularies(
-    student_tokenizer: Any, teacher_tokenizer: Any | None, teacher_vocab_size: int
-) -> None:
+def check_vocabularies(student_tokenizer: Any, teacher_tokenizer: Any | None, teacher_vocab_size: int) -> None:
     """Refuse a pair whose token ids disagree; padding rows beyond the tokenizer do not matter.
 
     Args:

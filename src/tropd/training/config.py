@@ -69,26 +69,16 @@ class TrOPDConfig(GRPOConfig):
     method: str = field(default="tropd", metadata={"help": "Distillation method, see tropd.METHODS."})
     gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
     outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
-    outlier_tau: float | None = field(
-        default=None, metadata={"help": "Threshold of hard gates and clip, in nats."}
-    )
-    advantage_floor: float | None = field(
-        default=None, metadata={"help": "REOPOLD phase II's floor, in nats."}
-    )
+    outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})
+    advantage_floor: float | None = field(default=None, metadata={"help": "REOPOLD phase II's floor, in nats."})
     fkl_top_k: int | None = field(default=None, metadata={"help": "k of the teacher's top-k."})
     fkl_truncation: str | None = field(default=None, metadata={"help": "none, teacher_renorm or tail."})
     fkl_weight: float | None = field(default=None, metadata={"help": "Factor of the forward-KL term."})
-    entropy_share: float | None = field(
-        default=None, metadata={"help": "Share of tokens of highest entropy."}
-    )
+    entropy_share: float | None = field(default=None, metadata={"help": "Share of tokens of highest entropy."})
     teacher_entropy_tau: float | None = field(default=None, metadata={"help": "EOPD's threshold, in nats."})
     jsd_beta: float | None = field(default=None, metadata={"help": "Mixture of JSD and GKD."})
-    ratio_clip: float | None = field(
-        default=None, metadata={"help": "PPO's epsilon for several updates per batch."}
-    )
-    guidance_schedule: str | None = field(
-        default=None, metadata={"help": "cosine, linear, constant or none."}
-    )
+    ratio_clip: float | None = field(default=None, metadata={"help": "PPO's epsilon for several updates per batch."})
+    guidance_schedule: str | None = field(default=None, metadata={"help": "cosine, linear, constant or none."})
     guidance_length: str | None = field(default=None, metadata={"help": "cap or share."})
     guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's NLL."})
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
@@ -98,27 +88,17 @@ class TrOPDConfig(GRPOConfig):
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
-    teacher_chat_template: str = field(
-        default="student", metadata={"help": "student, teacher or a template."}
-    )
+    teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )
     reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
-    mask_repetitive_completions: bool = field(
-        default=False, metadata={"help": "Leave repetitive rollouts out."}
-    )
-    collapse_share: float = field(
-        default=0.9, metadata={"help": "Share of bad rollouts that means collapse."}
-    )
-    collapse_patience: int | None = field(
-        default=5, metadata={"help": "Collapsed steps before the run stops."}
-    )
+    mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
+    collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
+    collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
     rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})
     rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
-    save_final_model: bool = field(
-        default=True, metadata={"help": "Save the model to output_dir at the end."}
-    )
+    save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
 
     # The paper's settings where it states them (section 1.3 of the method page).
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
@@ -148,21 +128,13 @@ class TrOPDConfig(GRPOConfig):
 
     def _check_own_fields(self) -> None:
         if self.guidance_min_tail < 1:
-            raise ValueError(
-                f"guidance_min_tail is {self.guidance_min_tail}; the student needs at least 1 token."
-            )
+            raise ValueError(f"guidance_min_tail is {self.guidance_min_tail}; the student needs at least 1 token.")
         if not 0 < self.collapse_share <= 1:
-            raise ValueError(
-                f"collapse_share is {self.collapse_share}; it is a share of rollouts, in (0, 1]."
-            )
+            raise ValueError(f"collapse_share is {self.collapse_share}; it is a share of rollouts, in (0, 1].")
         if self.collapse_patience is not None and self.collapse_patience < 1:
-            raise ValueError(
-                f"collapse_patience is {self.collapse_patience}; use at least 1, or None to switch off."
-            )
+            raise ValueError(f"collapse_patience is {self.collapse_patience}; use at least 1, or None to switch off.")
         if self.reward_mixing_weight < 0:
-            raise ValueError(
-                f"reward_mixing_weight is {self.reward_mixing_weight}; rewards are maximised, use >= 0."
-            )
+            raise ValueError(f"reward_mixing_weight is {self.reward_mixing_weight}; rewards are maximised, use >= 0.")
 
     def _refuse_grpo_loss_settings(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig) if f.default is not MISSING}

@@ -71,9 +71,7 @@ def check_host(host: type = GRPOTrainer) -> None:
     produced = inspect.getsource(host._generate_and_score_completions)
     for key in OUTPUTS:
         if f'"{key}"' not in produced:
-            raise RuntimeError(
-                f"TRL's rollout no longer returns {key!r} (TRL 1.16 did). Install trl>=1.16,<1.17."
-            )
+            raise RuntimeError(f"TRL's rollout no longer returns {key!r} (TRL 1.16 did). Install trl>=1.16,<1.17.")
 
 
 def no_reward(completions: list, **_: object) -> list[float]:

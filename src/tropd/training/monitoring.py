@@ -28,9 +28,7 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout]) -> None:
     totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
 
 
-def batch_metrics(
-    totals: Totals, signals: TokenSignals, student: StudentScores, teacher: TeacherScores
-) -> None:
+def batch_metrics(totals: Totals, signals: TokenSignals, student: StudentScores, teacher: TeacherScores) -> None:
     """Regions, log ratios, entropies and the teacher's top-k mass, before the update."""
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
@@ -57,9 +55,7 @@ def batch_metrics(
 
 def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
     """Quantiles of r over the student tokens of all ranks; absent where there are none."""
-    values = (
-        gather(signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()).sort().values
-    )
+    values = gather(signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()).sort().values
     if values.numel() == 0:
         return {}
     # Picked from the sorted values: torch.quantile refuses more than 16 million of them.

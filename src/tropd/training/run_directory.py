@@ -21,7 +21,7 @@ def write_run_description(directory: str | Path, configuration: dict[str, Any], 
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
     }
-    _write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
+    write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
 
 
 def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
@@ -29,9 +29,7 @@ def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(
-            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
-        )
+        stream.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -44,10 +42,10 @@ def drop_after_step(path: str | Path, step: int) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
     if len(kept) < len(lines):
-        _write_whole(path, "".join(line + "\n" for line in kept))
+        write_whole(path, "".join(line + "\n" for line in kept))
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write aside and rename, so that a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(path.suffix + ".partial")

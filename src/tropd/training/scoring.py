@@ -147,11 +147,7 @@ def make_gate(
     """The gate for a batch; `gather` collects a ragged [n] tensor from all ranks, for the global entropy quantile."""
     device = student.entropy.device
     student_mask = torch.tensor(
-        [
-            position >= rollout.prefix_length
-            for rollout in rollouts
-            for position in rollout.scored_positions()
-        ],
+        [position >= rollout.prefix_length for rollout in rollouts for position in rollout.scored_positions()],
         dtype=torch.bool,
         device=device,
     )
@@ -165,9 +161,7 @@ def make_gate(
 
 def _uniforms(rollouts: Sequence[Rollout], seed: int, step: int, stream: int) -> Tensor:
     draws = [
-        addressed_uniforms(seed, step, [rollout.row], len(rollout.response), stream)[
-            0, rollout.scored_positions()
-        ]
+        addressed_uniforms(seed, step, [rollout.row], len(rollout.response), stream)[0, rollout.scored_positions()]
         for rollout in rollouts
     ]
     return torch.cat(draws)

@@ -152,9 +152,7 @@ class TrOPDTrainer(GRPOTrainer):
                     name, trust_remote_code=self.args.trust_remote_code
                 )
         elif self.args.teacher_model_init_kwargs:
-            raise ValueError(
-                "teacher_model_init_kwargs is set, but the teacher is already loaded; remove it."
-            )
+            raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
         local = LocalTeacher(teacher)
         local.forward = self._prepare_frozen(teacher)
         return local
@@ -226,8 +224,7 @@ class TrOPDTrainer(GRPOTrainer):
         parts = split_micro_batches(rollouts, signals, direct, [per_batch] * (len(rollouts) // per_batch))
         per_window = len(parts) // windows
         counts = [
-            self._global_counts([part[1] for part in parts[w * per_window :][:per_window]])
-            for w in range(windows)
+            self._global_counts([part[1] for part in parts[w * per_window :][:per_window]]) for w in range(windows)
         ]
         return [
             MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window])
@@ -235,9 +232,7 @@ class TrOPDTrainer(GRPOTrainer):
         ]
 
     def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
-        return RegionCounts(
-            *self._sum_over_ranks(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist()
-        )
+        return RegionCounts(*self._sum_over_ranks(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
 
     def _score_student(self, rollouts: list[Rollout]):
         with self.accelerator.autocast():
@@ -270,19 +265,13 @@ class TrOPDTrainer(GRPOTrainer):
         """One teacher prefix for each local row; rows of one prompt share theirs, across ranks too."""
         if not self.model.training or not self.method.guided:
             return [[] for _ in inputs]
-        fraction = guidance_fraction(
-            self.method.guidance_schedule, self.state.global_step, self.state.max_steps
-        )
+        fraction = guidance_fraction(self.method.guidance_schedule, self.state.global_step, self.state.max_steps)
         totals.add("guidance/fraction", fraction, 1)
         if fraction == 0.0:
             return [[] for _ in inputs]
         first = self.accelerator.process_index * len(inputs)
         groups = [(first + i) // self.num_generations for i in range(len(inputs))]
-        owned = {
-            group: i
-            for i, group in reversed(list(enumerate(groups)))
-            if (first + i) % self.num_generations == 0
-        }
+        owned = {group: i for i, group in reversed(list(enumerate(groups))) if (first + i) % self.num_generations == 0}
         found = self._teacher_responses([inputs[i] for i in owned.values()], fraction)
         starts = prefixes(
             found,
@@ -332,9 +321,7 @@ class TrOPDTrainer(GRPOTrainer):
             temperature=self.temperature,
         )
 
-    def _generate_single_turn(
-        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
-    ):
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
         starts, self._pending_prefixes = self._pending_prefixes, None
         if not starts or not any(starts):
@@ -409,9 +396,7 @@ class TrOPDTrainer(GRPOTrainer):
             **fields,
         )
 
-    def _teacher_contexts(
-        self, rows: list[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
+    def _teacher_contexts(self, rows: list[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """What the teacher sees before each response; the student's own prompt unless told otherwise."""
         own = self.args.teacher_chat_template == "student" and not self.args.teacher_chat_template_kwargs
         return [

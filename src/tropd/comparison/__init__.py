@@ -1,0 +1,1 @@
+"""Methods side by side at one budget: `python -m tropd.comparison --recipe FILE --teacher DIR --out DIR`."""

@@ -1,0 +1,129 @@
+"""Exact divergences between two models on given states: no estimator, the whole vocabulary at every position.
+
+Affordable where the vocabulary is small; the point of a small pair is that its distance can be known and not guessed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..modeling import expose_hidden_states, pack_responses
+from ..objective.divergences import forward_kl, reverse_kl
+from ..objective.head import entropy_of
+
+
+@dataclass(frozen=True)
+class ExactDivergence:
+    """Means over states (response positions), in nats but for `total_variation`.
+
+    Attributes:
+        reverse_kl: KL(student‖teacher).
+        forward_kl: KL(teacher‖student).
+        total_variation: ½ Σ |π_S − π_T|.
+        student_entropy: of the student.
+        num_states: positions averaged over.
+    """
+
+    reverse_kl: float
+    forward_kl: float
+    total_variation: float
+    student_entropy: float
+    num_states: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def exact_divergence(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    rows_per_pass: int = 16,
+    pad_id: int = 0,
+) -> ExactDivergence:
+    """Mean divergences over the states that predict each response token.
+
+    Args:
+        student: scored first; reverse KL is KL(student‖teacher).
+        teacher: must share the student's vocabulary, entry for entry.
+        prompts: token ids.
+        responses: token ids; whose states these are is the caller's choice.
+        rows_per_pass: sequences per forward.
+        pad_id: any valid id.
+    """
+    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    for start in range(0, len(prompts), rows_per_pass):
+        rows = slice(start, start + rows_per_pass)
+        marks = [[True] * len(response) for response in responses[rows]]
+        packed = pack_responses(list(prompts[rows]), list(responses[rows]), marks, pad_id, student.device)
+        student_logps, teacher_logps = _logps(student, packed), _logps(teacher, packed)
+        sums += _sums(student_logps.double(), teacher_logps.double())
+        count += packed.token_ids.numel()
+    if count == 0:
+        raise ValueError("there are no response tokens to measure a divergence on")
+    return ExactDivergence(*(sums / count).tolist(), num_states=count)
+
+
+def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
+    total_variation = 0.5 * (student_logps.exp() - teacher_logps.exp()).abs().sum(-1)
+    columns = (
+        reverse_kl(student_logps, teacher_logps),
+        forward_kl(student_logps, teacher_logps),
+        total_variation,
+        entropy_of(student_logps),
+    )
+    return torch.stack([column.sum() for column in columns])
+
+
+def _logps(model: PreTrainedModel, packed) -> Tensor:
+    expose_hidden_states(model)
+    read: Callable = lambda hidden, head: head.logits(packed.states(hidden)).log_softmax(-1)  # noqa: E731
+    return model(input_ids=packed.input_ids, attention_mask=packed.attention_mask, on_hidden=read)
+
+
+@torch.no_grad()
+def sample_responses(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    seed: int,
+    rows_per_pass: int = 64,
+) -> list[list[int]]:
+    """One response for each prompt at temperature 1, the end-of-sequence token included; the global generator is
+    seeded inside and restored."""
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        pad_token_id=pad_id,
+        eos_token_id=list(eos_ids),
+    )
+    responses: list[list[int]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), rows_per_pass):
+            rows = prompts[start : start + rows_per_pass]
+            width = max(len(prompt) for prompt in rows)
+            input_ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in rows], device=model.device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
+            output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
+            responses += [_through_eos(row, eos_ids) for row in output[:, width:].tolist()]
+    return responses
+
+
+def _through_eos(token_ids: list[int], eos_ids: Sequence[int]) -> list[int]:
+    for position, token in enumerate(token_ids):
+        if token in eos_ids:
+            return token_ids[: position + 1]
+    return token_ids

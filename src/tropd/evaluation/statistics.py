@@ -1,0 +1,46 @@
+"""Means with their spread, and paired differences, over a handful of seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Two-sided 95% quantiles of Student's t, by degrees of freedom; the normal's beyond.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` runs with its standard error and 95% half-width (Student's t); `nan` spread for one run."""
+
+    mean: float
+    standard_error: float
+    half_width: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Does the 95% interval leave zero out?"""
+        return abs(self.mean) > self.half_width
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.n == 1 else f"{self.mean:.3f} ± {self.standard_error:.3f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard error and 95% half-width.
+
+    >>> e = estimate([1.0, 2.0, 3.0]); e.mean, round(e.standard_error, 3), round(e.half_width, 2)
+    (2.0, 0.577, 2.48)
+    """
+    if not values:
+        raise ValueError("an estimate needs at least one value")
+    if len(values) == 1:
+        return Estimate(values[0], math.nan, math.nan, 1)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(statistics.fmean(values), error, _T95.get(len(values) - 1, 1.96) * error, len(values))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Estimate of value − baseline, seed by seed."""
+    return estimate([a - b for a, b in zip(values, baseline, strict=True)])
