@@ -101,8 +101,8 @@ class Method:
         return self.second_stage
 
 
-_FKL = {"fkl_top_k": 64, "fkl_truncation": "none"}
-_GUIDANCE = {"guidance_schedule": "cosine", "guidance_beta": 0.001}
+_FKL: dict[str, Any] = {"fkl_top_k": 64, "fkl_truncation": "none"}
+_GUIDANCE: dict[str, Any] = {"guidance_schedule": "cosine", "guidance_beta": 0.001}
 _TROPD = "TrOPD, arXiv 2606.01249"
 _REOPOLD = "REOPOLD, arXiv 2603.11137"
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (the table reads best one metric a line)
 """Every metric of a run, defined once: the documentation is made from this table, and logging refuses other names."""
 
 from collections.abc import Callable
