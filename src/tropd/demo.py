@@ -166,7 +166,8 @@ def _tokens_written(trainer: Any) -> int:
 
 
 def _table(scores: dict[str, tuple[Score, int]]) -> str:
-    head = f"{'held-out problems':<20}{'all steps right':>16}{'reverse KL':>12}{'forward KL':>12}{'TV':>8}{'tokens written':>16}"
+    head = f"{'held-out problems':<20}{'all steps right':>16}{'reverse KL':>12}{'forward KL':>12}{'TV':>8}"
+    head += f"{'tokens written':>16}"
     lines = ["", head, "-" * len(head)]
     for name, (score, tokens) in scores.items():
         lines.append(

@@ -1,4 +1,4 @@
-"""The pair and the prompts of a comparison: a teacher, the same model with layers taken out, and the teacher's texts."""
+"""A comparison's pair and prompts: a teacher, the same model with layers taken out, and the teacher's texts."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

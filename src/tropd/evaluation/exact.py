@@ -67,7 +67,8 @@ def exact_divergence(
         count += packed.token_ids.numel()
     if count == 0:
         raise ValueError("there are no response tokens to measure a divergence on")
-    return ExactDivergence(*(sums / count).tolist(), num_states=count)
+    reverse, forward, variation, entropy = (sums / count).tolist()
+    return ExactDivergence(reverse, forward, variation, entropy, count)
 
 
 def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ _HOMES = {
         "forward_kl generalized_jsd jsd_sampled_advantage k1 k2 k3 reverse_kl skew_forward_kl skew_reverse_kl "
         "topk_forward_kl topk_jsd_teacher_part"
     ),
-    "head": "Head entropy_of gather_logps over_vocabulary sampled_logps topk_logps topk_of",
+    "head": "Head entropy_of gather_logps logps_of over_vocabulary sampled_logps topk_logps topk_of",
     "loss": (
         "DirectTerm FullVocabularyTerm TokenLosses TokenSignals TopKTerm full_function student_terms token_losses "
         "topk_function"

@@ -101,7 +101,7 @@ def sampled_logps(
     """
 
     def logp_and_entropy(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        logps_CV = F.log_softmax(logits_CV, dim=-1)
+        logps_CV = logps_of(logits_CV)
         return gather_logps(logps_CV, token_ids_N[tokens]), entropy_of(logps_CV)
 
     logp, entropy = over_vocabulary(logp_and_entropy, hidden_NH, head, slice_tokens=slice_tokens)
@@ -121,11 +121,19 @@ def topk_logps(
         raise ValueError(f"k is {k}; it must be between 1 and the shared vocabulary of {limit} entries")
 
     def topk(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        return topk_of(F.log_softmax(logits_CV, dim=-1), k, limit)
+        return topk_of(logps_of(logits_CV), k, limit)
 
     with torch.no_grad():
         ids_NK, logp_NK = over_vocabulary(topk, hidden_NH, head, slice_tokens=slice_tokens)
     return ids_NK, logp_NK
+
+
+def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [N, V] from ready logits, in float32 (float64 for float64 logits).
+
+    With `gather_logps`, `entropy_of` and `topk_of` this is the plain path that the sliced one is held to.
+    """
+    return F.log_softmax(logits_NV.to(_wide(logits_NV.dtype)) / temperature, dim=-1)
 
 
 def topk_of(logps_NV: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor]:

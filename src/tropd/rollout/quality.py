@@ -21,7 +21,13 @@ def is_repetitive(token_ids: Sequence[int], max_period: int = REPEAT_PERIOD, tim
     return False
 
 
-def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int]) -> bool:
-    """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles)."""
+def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int], guided: bool = False) -> bool:
+    """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles).
+
+    Args:
+        token_ids: what the student wrote.
+        eos_ids: every id that ends a response.
+        guided: it continued a teacher's prefix, after which stopping at once may be right.
+    """
     written = [token for token in token_ids if token not in eos_ids]
-    return not written or is_repetitive(written)
+    return is_repetitive(written) if written else not guided

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..modeling import expose_hidden_states, pack_responses
+from ..modeling import PackedResponses, expose_hidden_states, pack_responses
 from ..objective.head import Head, entropy_of, gather_logps, over_vocabulary, topk_of
 
 WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
@@ -65,6 +65,7 @@ class LocalTeacher:
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the head: the ids that this teacher can score and read."""
         return self.model.get_output_embeddings().weight.shape[0]
 
     @property
@@ -105,15 +106,23 @@ class LocalTeacher:
             )
             states, head = self._states(packed)
             head = head.at_temperature(temperature)
-            parts.append(_score_states(states, head, packed.token_ids, done, topk))
+            parts.append(_score_states(states, head, self._readable(packed), done, topk))
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         return TeacherScores(*columns, *((torch.cat(hidden), head) if keep_hidden else ()))
 
-    def _states(self, packed) -> tuple[Tensor, Head]:
+    def _readable(self, packed: PackedResponses) -> Tensor:
+        """The token ids [N], -1 from a row's first id on that is beyond this teacher's vocabulary.
+
+        A student padded further than its teacher may sample such an id; nothing after it has a teacher's context.
+        """
+        readable = (packed.input_ids < self.vocab_size).cumprod(-1).flatten()[packed.state_index + 1]
+        return torch.where(readable > 0, packed.token_ids, -1)
+
+    def _states(self, packed: PackedResponses) -> tuple[Tensor, Head]:
         return self.forward(
-            input_ids=packed.input_ids,
+            input_ids=packed.input_ids.clamp_max(self.vocab_size - 1),
             attention_mask=packed.attention_mask,
             on_hidden=lambda hidden, head: (packed.states(hidden), head),
         )
@@ -127,8 +136,9 @@ class LocalTeacher:
         eos_ids: Sequence[int],
         max_new_tokens: int,
         temperature: float,
+        vocab_limit: int | None = None,
     ) -> list[list[int]]:
-        """Sample one response for each context; ids up to and without the first EOS."""
+        """Sample one response for each context, of ids below `vocab_limit`; without the first EOS and what follows."""
         width = max(len(context) for context in contexts)
         input_ids = torch.full((len(contexts), width), pad_id, dtype=torch.long)
         mask = torch.zeros_like(input_ids)
@@ -143,6 +153,7 @@ class LocalTeacher:
             top_p=1.0,
             pad_token_id=pad_id,
             eos_token_id=list(eos_ids),
+            suppress_tokens=list(range(vocab_limit or self.vocab_size, self.vocab_size)) or None,
         )
         output = self.model.generate(
             input_ids=input_ids.to(self.device),
@@ -163,12 +174,13 @@ def until_eos(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
 def _score_states(
     states: Tensor, head: Head, token_ids: Tensor, offset: int, topk: TopKRequest | None
 ) -> tuple[Tensor, ...]:
-    """Log-probabilities, entropies, and the top-k of the wanted tokens, in one pass over the head."""
+    """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
     index, ids, logps = [], [], []
 
     def score(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logps_CV = logits_CV.log_softmax(-1)
-        logp, entropy = gather_logps(logps_CV, token_ids[tokens]), entropy_of(logps_CV)
+        here, entropy = token_ids[tokens], entropy_of(logps_CV)
+        logp = gather_logps(logps_CV, here.clamp_min(0)).masked_fill(here < 0, -torch.inf)
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.start + logp.numel())
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)

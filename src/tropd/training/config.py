@@ -1,12 +1,16 @@
 """`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method in the place of GRPO's loss."""
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from ..objective.methods import SETTINGS, Method, get_method
+
+logger = logging.getLogger(__name__)
 
 # Settings of GRPO's own loss. They would be silently ignored, so a value other than GRPO's default is refused.
 _GRPO_LOSS_SETTINGS = (
@@ -22,6 +26,17 @@ _GRPO_LOSS_SETTINGS = (
     "beta",
     "sync_ref_model",
 )
+
+# Which values a field of ours may have, and the sentence for the others.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
+    "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
+    "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
+    "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
+    "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
+    "rollout_log_steps": (lambda n: n >= 0, "use 0 for never, or a number of steps"),
+    "rollouts_per_log": (lambda n: n >= 1, "use at least 1, or rollout_log_steps=0 to log none"),
+}
 
 
 @dataclass
@@ -116,6 +131,7 @@ class TrOPDConfig(GRPOConfig):
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self._check_own_fields()
         self._refuse_grpo_loss_settings()
+        self._warn_of_truncated_sampling()
         if self.num_generations == 1:
             self._post_init_with_single_rollouts()
         else:
@@ -127,14 +143,10 @@ class TrOPDConfig(GRPOConfig):
         return get_method(self.method, **{name: getattr(self, name) for name in SETTINGS})
 
     def _check_own_fields(self) -> None:
-        if self.guidance_min_tail < 1:
-            raise ValueError(f"guidance_min_tail is {self.guidance_min_tail}; the student needs at least 1 token.")
-        if not 0 < self.collapse_share <= 1:
-            raise ValueError(f"collapse_share is {self.collapse_share}; it is a share of rollouts, in (0, 1].")
-        if self.collapse_patience is not None and self.collapse_patience < 1:
-            raise ValueError(f"collapse_patience is {self.collapse_patience}; use at least 1, or None to switch off.")
-        if self.reward_mixing_weight < 0:
-            raise ValueError(f"reward_mixing_weight is {self.reward_mixing_weight}; rewards are maximised, use >= 0.")
+        for name, (allowed, sentence) in _RANGES.items():
+            value = getattr(self, name)
+            if not allowed(value):
+                raise ValueError(f"{name} is {value}; {sentence}.")
 
     def _refuse_grpo_loss_settings(self) -> None:
         defaults = {f.name: f.default for f in fields(GRPOConfig) if f.default is not MISSING}
@@ -144,6 +156,19 @@ class TrOPDConfig(GRPOConfig):
                     f"{name} is {getattr(self, name)!r}, but it belongs to GRPO's loss and has no effect here: the "
                     f"loss is set by `method` ({self.method!r}) and its parts. Remove it."
                 )
+
+    def _warn_of_truncated_sampling(self) -> None:
+        """Scores are of the whole softmax at the sampling temperature; a sampler that cuts it draws from another."""
+        untouched = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
+        changed = [
+            f"{name}={getattr(self, name)}" for name, values in untouched.items() if getattr(self, name) not in values
+        ]
+        if changed:
+            logger.warning(
+                "%s: rollouts are drawn from a truncated or reshaped softmax, but student and teacher score the whole "
+                "one, so log ratios and the trust gate are biased. The papers sample with none of these.",
+                ", ".join(changed),
+            )
 
     def _post_init_with_single_rollouts(self) -> None:
         """GRPO refuses one rollout per prompt, because its advantages need a group; distillation's do not."""

@@ -5,6 +5,7 @@ in the middle of a run.
 """
 
 import inspect
+import re
 
 from trl import GRPOTrainer
 
@@ -20,7 +21,6 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
-    "log": ("self", "logs", "start_time"),
 }
 """Methods of `GRPOTrainer` that we replace, with the parameters we rely on."""
 
@@ -32,19 +32,34 @@ CALLED: dict[str, tuple[str, ...]] = {
 
 ATTRIBUTES = (
     "_buffered_inputs",
+    "_is_vlm",
     "_metrics",
     "_step",
     "_tokenizer",
+    "aux_loss_enabled",
+    "chat_template_kwargs",
     "eos_token_ids",
     "generation_config",
     "generation_kwargs",
     "mask_truncated_completions",
+    "max_completion_length",
+    "num_generations",
+    "num_iterations",
+    "temperature",
+    "use_vllm",
 )
 """Instance attributes that `GRPOTrainer.__init__` sets and we read or write."""
 
-OUTPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
-"""Keys of what `_generate_and_score_completions` returns that we read; `tool_mask` and `sampling_per_token_logps` are
-read where present."""
+OUTPUTS = (
+    "prompt_ids",
+    "prompt_mask",
+    "completion_ids",
+    "completion_mask",
+    "advantages",
+    "tool_mask",
+    "sampling_per_token_logps",
+)
+"""Keys of what `_generate_and_score_completions` returns that we read; the last two only where present."""
 
 
 def check_host(host: type = GRPOTrainer) -> None:
@@ -53,25 +68,25 @@ def check_host(host: type = GRPOTrainer) -> None:
     Raises:
         RuntimeError: with the hook that changed.
     """
-    source = inspect.getsource(host.__init__)
     for name, expected in (OVERRIDDEN | CALLED).items():
         method = getattr(host, name, None)
-        found = None if method is None else tuple(inspect.signature(inspect.unwrap(method)).parameters)
+        if method is None:
+            raise _moved(f"{host.__name__} has no {name}, which tropd relies on")
+        found = tuple(inspect.signature(inspect.unwrap(method)).parameters)
         if found != expected:
-            raise RuntimeError(
-                f"TRL's {host.__name__}.{name} takes {found}, but tropd was built on {expected} (TRL 1.16). Install "
-                "trl>=1.16,<1.17, or a newer tropd."
-            )
+            raise _moved(f"{host.__name__}.{name} takes {found}, but tropd was built on {expected}")
+    source = inspect.getsource(host.__init__)
     for name in ATTRIBUTES:
-        if f"self.{name}" not in source:
-            raise RuntimeError(
-                f"TRL's {host.__name__} no longer sets `{name}`, which tropd relies on (TRL 1.16). Install "
-                "trl>=1.16,<1.17, or a newer tropd."
-            )
+        if not re.search(rf"\bself\.{name}\b", source):
+            raise _moved(f"{host.__name__} no longer sets `{name}`, which tropd relies on")
     produced = inspect.getsource(host._generate_and_score_completions)
     for key in OUTPUTS:
         if f'"{key}"' not in produced:
-            raise RuntimeError(f"TRL's rollout no longer returns {key!r} (TRL 1.16 did). Install trl>=1.16,<1.17.")
+            raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
+
+
+def _moved(what: str) -> RuntimeError:
+    return RuntimeError(f"TRL's {what} (TRL 1.16). Install trl>=1.16,<1.17, or a newer tropd.")
 
 
 def no_reward(completions: list, **_: object) -> list[float]:

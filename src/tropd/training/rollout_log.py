@@ -9,6 +9,9 @@ from ..objective.loss import TokenLosses
 from .batch import MicroBatch, Rollout
 from .run_directory import append_jsonl
 
+LEFT_OUT = "left out"
+"""The label of a token that is not learned from, because the teacher has no finite score for it."""
+
 
 def write_rollouts(
     directory: str | Path,
@@ -52,14 +55,10 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
     for n, position in enumerate(rollout.scored_positions()):
         token_id = rollout.response[position]
         values = {name: round(column[n], 6) for name, column in columns.items() if name != "guidance"}
-        tokens.append(
-            {
-                "id": token_id,
-                "text": tokenizer.decode([token_id]),
-                "region": _region(values, columns["guidance"][n]),
-                **values,
-            }
-        )
+        region = _region(values, columns["guidance"][n])
+        unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
+        text = tokenizer.decode([token_id])
+        tokens.append({"id": token_id, "text": text, "region": region, **values, **unknown})
     return {
         "step": step,
         "row": rollout.row,
@@ -76,5 +75,5 @@ def _region(values: dict[str, float], guidance: float) -> str:
     if guidance > 0:
         return "guidance"
     if values["trust_weight"] == values["outlier_weight"] == 0:
-        return "left out"
+        return LEFT_OUT
     return "trust" if values["trust_weight"] >= values["outlier_weight"] else "outlier"

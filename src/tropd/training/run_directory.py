@@ -35,14 +35,23 @@ def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def drop_after_step(path: str | Path, step: int) -> None:
-    """Remove the records of steps that a resumed run will do again."""
+    """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short."""
     path = Path(path)
     if not path.exists():
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+    whole = lines[:-1] if lines and _is_cut(lines[-1]) else lines
+    kept = [line for line in whole if json.loads(line).get("step", 0) <= step]
     if len(kept) < len(lines):
         write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _is_cut(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return True
+    return False
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -63,6 +63,12 @@ class TrOPDTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "tropd"]  # noqa: RUF012
     _name = "TrOPD"
+    _paper = {  # noqa: RUF012
+        "title": "Trust Region On-Policy Distillation",
+        "id": "2606.01249",
+        "citation": "@article{tropd2026,\n    title  = {{Trust Region On-Policy Distillation}},\n"
+        "    author = {Xing and Wang and Gao and Li and Tang},\n    year   = 2026,\n    eprint = {arXiv:2606.01249},\n}",
+    }
 
     args: TrOPDConfig
 
@@ -84,6 +90,11 @@ class TrOPDTrainer(GRPOTrainer):
         self.method = args.resolved_method()
         self._monitors_rewards = bool(reward_funcs) or kwargs.get("environment_factory") is not None
         self._check_arguments(args, kwargs)
+        if model is teacher_model and not isinstance(model, str):
+            raise ValueError(
+                "student and teacher are one and the same object, which would be frozen as the teacher; load the teacher "
+                "separately, or copy it."
+            )
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,
@@ -153,6 +164,11 @@ class TrOPDTrainer(GRPOTrainer):
                 )
         elif self.args.teacher_model_init_kwargs:
             raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
+        if self.args.teacher_chat_template == "teacher" and self.teacher_tokenizer is None:
+            raise ValueError(
+                "teacher_chat_template is 'teacher', but the teacher has no tokenizer; pass teacher_processing_class, "
+                "or use 'student'."
+            )
         local = LocalTeacher(teacher)
         local.forward = self._prepare_frozen(teacher)
         return local
@@ -271,7 +287,7 @@ class TrOPDTrainer(GRPOTrainer):
             return [[] for _ in inputs]
         first = self.accelerator.process_index * len(inputs)
         groups = [(first + i) // self.num_generations for i in range(len(inputs))]
-        owned = {group: i for i, group in reversed(list(enumerate(groups))) if (first + i) % self.num_generations == 0}
+        owned = {group: i for i, group in enumerate(groups) if (first + i) % self.num_generations == 0}
         found = self._teacher_responses([inputs[i] for i in owned.values()], fraction)
         starts = prefixes(
             found,
@@ -319,6 +335,7 @@ class TrOPDTrainer(GRPOTrainer):
             eos_ids=self.eos_token_ids,
             max_new_tokens=max(longest, 1),
             temperature=self.temperature,
+            vocab_limit=self._student_vocab_size,
         )
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
@@ -391,7 +408,7 @@ class TrOPDTrainer(GRPOTrainer):
             prefix_length=prefix_length,
             ended=ended,
             repetitive=repetitive,
-            collapsed=is_collapsed(written, self.eos_token_ids),
+            collapsed=is_collapsed(written, self.eos_token_ids, guided=prefix_length > 0),
             included=not masked,
             **fields,
         )
@@ -407,12 +424,8 @@ class TrOPDTrainer(GRPOTrainer):
     def _render_for_teacher(self, row: dict[str, Any]) -> list[int]:
         prompt = row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"]
         template = self.args.teacher_chat_template
-        tokenizer = self._tokenizer if template == "student" else self.teacher_tokenizer
-        if tokenizer is None:
-            raise ValueError(
-                f"teacher_chat_template is {template!r}, but the teacher has no tokenizer; pass "
-                "teacher_processing_class, or use 'student'."
-            )
+        own = template == "student" or self.teacher_tokenizer is None
+        tokenizer = self._tokenizer if own else self.teacher_tokenizer
         if isinstance(prompt, str):
             return list(tokenizer(prompt)["input_ids"])
         options = {**self.chat_template_kwargs, **dict(self.args.teacher_chat_template_kwargs or {})}
@@ -448,6 +461,8 @@ class TrOPDTrainer(GRPOTrainer):
             )
         self._tokens_learned = student_logp.numel()
         loss_metrics(self._window, inputs, losses, student_logp, direct, topk_mass)
+        if not self.model.training:
+            self._record_window()
         self._log_rollouts(inputs, losses, student_logp)
         # Data parallelism averages gradients over ranks; the counts are already global.
         return loss * self.accelerator.num_processes
@@ -460,16 +475,13 @@ class TrOPDTrainer(GRPOTrainer):
         self._window.add("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._record(self._window.collect(self._sum_over_ranks))
-            self._window = Totals()
+            self._record_window()
         return output
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, an evaluation's loss parts with it."""
-        if not self.model.training:
-            self._record(self._window.collect(self._sum_over_ranks))
-            self._window = Totals()
-        super().log(logs, start_time)
+    def _record_window(self) -> None:
+        """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
+        self._record(self._window.collect(self._sum_over_ranks))
+        self._window = Totals()
 
     def _log_rollouts(self, inputs: MicroBatch, losses: Any, student_logp: Tensor) -> None:
         every = self.args.rollout_log_steps

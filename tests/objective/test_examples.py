@@ -1,0 +1,21 @@
+"""The examples in the docstrings run and print what they say."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+from tropd import objective
+
+MODULES = [module.name for module in pkgutil.iter_modules(objective.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name):
+    module = importlib.import_module(f"tropd.objective.{name}")
+    assert doctest.testmod(module).failed == 0
+
+
+def test_every_exported_name_can_be_loaded():
+    assert all(callable(getattr(objective, name)) or name in ("METHODS", "SETTINGS") for name in objective.__all__)

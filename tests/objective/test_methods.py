@@ -1,0 +1,135 @@
+"""The published settings under the papers' names, and the refusal of changes that mean nothing."""
+
+import pytest
+
+import reference
+from tropd import objective
+from tropd.objective import METHODS, SETTINGS, get_method
+
+PAPER_NAMES = {
+    "opd", "gkd", "fkl", "jsd", "entropy_opd", "eopd", "reopold", "reopold_2stage", "mask_outlier", "fkl_outlier",
+    "tropd_mask", "tropd_clip", "tropd", "aopd",
+}  # fmt: skip
+
+
+def test_the_methods_are_those_of_the_papers():
+    assert set(METHODS) == PAPER_NAMES
+    assert all(name == method.name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", ["fkl", "jsd", "fkl_outlier", "tropd", "aopd"])
+def test_the_paper_uses_the_teachers_top_64(name):
+    assert get_method(name).fkl_top_k == 64
+
+
+@pytest.mark.parametrize("name", PAPER_NAMES)
+def test_only_the_tropd_family_is_guided(name):
+    method = get_method(name)
+    assert method.guided == name.startswith("tropd")
+    if method.guided:
+        assert (method.guidance_schedule, method.guidance_length, method.guidance_beta) == ("cosine", "cap", 0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tropd", {"gate": "bernoulli", "outlier": "fkl_direct", "fkl_truncation": "none"}),
+        ("fkl_outlier", {"gate": "bernoulli", "outlier": "fkl_direct", "fkl_truncation": "none"}),
+        ("tropd_mask", {"gate": "bernoulli", "outlier": "mask"}),
+        ("tropd_clip", {"gate": "hard", "outlier": "clip", "outlier_tau": -2.0}),
+        ("mask_outlier", {"gate": "hard", "outlier": "mask", "outlier_tau": -2.0}),
+        ("reopold", {"outlier": "clip", "outlier_tau": -2.0}),
+        ("aopd", {"gate": "hard", "outlier": "fkl_direct", "outlier_tau": 0.0}),
+        ("eopd", {"teacher_entropy_tau": 0.8, "fkl_weight": 1.0, "fkl_top_k": 16, "fkl_truncation": "teacher_renorm"}),
+        ("jsd", {"jsd_beta": 0.5}),
+        ("entropy_opd", {"entropy_share": 0.2}),
+        ("fkl", {"outlier": "fkl_direct", "fkl_truncation": "none"}),
+    ],
+)
+def test_a_name_is_its_published_setting(name, settings):
+    method = get_method(name)
+    assert {key: getattr(method, key) for key in settings} == settings
+
+
+def test_eopd_clips_the_ratio_as_published():
+    assert get_method("eopd").ratio_clip == 0.2
+
+
+def test_reopold_changes_its_mask_between_a_third_and_a_half_of_training():
+    method = get_method("reopold_2stage")
+    assert 1 / 3 <= method.switch_at <= 1 / 2
+    first, second = method.stage(0.0), method.stage(1.0)
+    assert (first.gate, second.gate) == ("floor", "student_entropy")
+    assert first.outlier_tau == second.advantage_floor == pytest.approx(reference.reopold_floor(0.3), abs=0.005)
+    assert second.entropy_share == 0.2
+    assert first.reduction == second.reduction == "selected"
+    assert method.stage(method.switch_at) is second and method.stage(method.switch_at - 1e-9) is first
+
+
+def test_one_floor_serves_both_phases_of_reopold():
+    method = get_method("reopold_2stage", outlier_tau=-2.56)
+    assert method.stage(0.0).outlier_tau == method.stage(1.0).advantage_floor == -2.56
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ratio_clip": 0.1}, {"guidance_schedule": "cosine", "reduction": "shared"}, {"reduction": "per_region"}],
+)
+def test_a_setting_without_a_phase_of_its_own_holds_in_both(changes):
+    method = get_method("reopold_2stage", **changes)
+    for key in changes:
+        assert getattr(method.stage(0.0), key) == getattr(method.stage(1.0), key) == changes[key]
+
+
+def test_a_method_of_one_stage_stays_the_same():
+    method = get_method("tropd")
+    assert all(method.stage(progress) is method for progress in (0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("name", PAPER_NAMES)
+def test_a_method_knows_what_it_must_ask_of_the_teacher(name):
+    method = get_method(name)
+    assert method.needs_topk == (name in {"fkl", "jsd", "eopd", "fkl_outlier", "tropd", "aopd"})
+    assert method.needs_full_teacher == (name == "gkd")
+
+
+def test_switching_the_outlier_treatment_fills_in_what_it_needs():
+    assert get_method("tropd", outlier="clip").outlier_tau == -2.0
+    assert get_method("tropd_mask", outlier="fkl_direct").fkl_top_k == 64
+    assert get_method("tropd", gate="hard").outlier_tau == -2.0
+    assert get_method("opd", guidance_schedule="cosine").guidance_beta == 0.001
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("topd", {}, "did you mean 'tropd'"),
+        ("tropd", {"gates": "hard"}, "did you mean 'gate'"),
+        ("tropd", {"gate": "bernouli"}, "did you mean 'bernoulli'"),
+        ("tropd", {"fkl_top_k": 0}, "fkl_top_k is 0"),
+        ("tropd", {"outlier_tau": -2.0}, "would have no effect"),
+        ("opd", {"gate": "hard"}, "it has no trust gate"),  # it would be mask_outlier under a wrong name
+        ("fkl", {"gate": "bernoulli"}, "it has no trust gate"),
+        ("eopd", {"outlier": "mask"}, "would have no effect"),
+        ("opd", {"fkl_top_k": 8}, "would have no effect"),
+        ("opd", {"guidance_beta": 0.1}, "set `guidance_schedule` first"),
+        ("fkl", {"outlier": "mask"}, "nothing would be learned"),
+        ("jsd", {"jsd_beta": 0.0}, "0 < jsd_beta < 1"),
+        ("tropd", {"reduction": "selected"}, "shared"),
+        ("entropy_opd", {"entropy_share": 1.5}, r"in \(0, 1\]"),
+        ("mask_outlier", {"outlier_tau": float("nan")}, "outlier_tau is nan"),
+    ],
+)
+def test_a_change_that_means_nothing_is_refused_with_advice(name, changes, words):
+    with pytest.raises(ValueError, match=words):
+        get_method(name, **changes)
+
+
+def test_none_keeps_the_methods_own_setting():
+    assert get_method("tropd", **dict.fromkeys(SETTINGS)) == METHODS["tropd"]
+
+
+def test_a_method_describes_itself_as_plain_data():
+    plain = objective.describe(get_method("reopold_2stage"))
+    assert plain["second_stage"]["gate"] == "student_entropy"
+    assert None not in plain.values()

@@ -1,0 +1,82 @@
+"""The contract with TRL: the hooks are where we think they are, and a sentence says so when one is not."""
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+from trl import GRPOTrainer
+
+from tropd.training import host, trainer
+from tropd.training.host import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
+
+HOOKS = OVERRIDDEN | CALLED
+
+
+def test_the_installed_trl_has_every_hook():
+    check_host()
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_with_another_signature_is_reported_by_name(name):
+    moved = type("MovedTrainer", (GRPOTrainer,), {name: lambda self, something_else: None})
+    with pytest.raises(RuntimeError, match=rf"MovedTrainer\.{name} takes .*something_else.*trl>=1\.16,<1\.17"):
+        check_host(moved)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_that_is_gone_is_reported_by_name(name):
+    moved = type("MovedTrainer", (GRPOTrainer,), {name: None})
+    with pytest.raises(RuntimeError, match=rf"MovedTrainer has no {name}.*trl>=1\.16,<1\.17"):
+        check_host(moved)
+
+
+@pytest.mark.parametrize("renamed", ["another_name", "{name}_2"])
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_renamed_attribute_is_reported_by_name(name, renamed, monkeypatch):
+    rename_in_source(monkeypatch, f"self.{name}", f"self.{renamed.format(name=name)}")
+    with pytest.raises(RuntimeError, match=rf"no longer sets `{name}`.*trl>=1\.16,<1\.17"):
+        check_host()
+
+
+@pytest.mark.parametrize("key", OUTPUTS)
+def test_a_renamed_output_is_reported_by_name(key, monkeypatch):
+    rename_in_source(monkeypatch, f'"{key}"', '"another_name"')
+    with pytest.raises(RuntimeError, match=rf"no longer returns '{key}'.*trl>=1\.16,<1\.17"):
+        check_host()
+
+
+def rename_in_source(monkeypatch, old: str, new: str) -> None:
+    """TRL as it would read with another name: `check_host` reads the source of what it cannot call."""
+    getsource = inspect.getsource
+    monkeypatch.setattr(host.inspect, "getsource", lambda thing: getsource(thing).replace(old, new))
+
+
+def test_the_contract_names_everything_the_trainer_reads_from_its_host():
+    """What `trainer.py` reads as `self.name` and only TRL's `__init__` sets has to stand in the contract."""
+    read = names_on_self(inspect.getsource(trainer), ast.Load)
+    set_by_us = names_on_self(inspect.getsource(trainer.TrOPDTrainer.__init__), ast.Store)
+    set_by_host = names_on_self(inspect.getsource(GRPOTrainer.__init__), ast.Store)
+    assert (read & set_by_host) - set_by_us - set(ATTRIBUTES) == set()
+
+
+def test_the_contract_names_every_method_the_trainer_takes_from_its_host():
+    read = names_on_self(inspect.getsource(trainer), ast.Load)
+    assert {name for name in read & vars(GRPOTrainer).keys() if callable(getattr(GRPOTrainer, name))} <= (
+        HOOKS.keys() | vars(trainer.TrOPDTrainer).keys()
+    )
+
+
+def names_on_self(source: str, context: type) -> set[str]:
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(textwrap.dedent(source)))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, context)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+def test_the_reward_of_a_run_without_rewards_is_zero_for_each_completion():
+    assert no_reward(["a", "b"], prompts=["x", "y"]) == [0.0, 0.0]

@@ -1,0 +1,156 @@
+"""A run directory explains itself: what ran, what it logged, what it wrote, and a model that anyone can load."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training import tiny
+from training.tiny import clone, ids, largest_difference, recorded, replay, run
+from tropd.training.run_directory import append_jsonl, drop_after_step
+
+ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, student, teacher):
+    directory = tmp_path_factory.mktemp("run")
+    settings = {"max_steps": 3, "rollout_log_steps": 2, "rollouts_per_log": 3, "save_final_model": True}
+    script = replay(recorded(8, seed=1), recorded(8, seed=2), recorded(8, seed=3))
+    return directory, run(directory, student, teacher, rows=ROWS, script=script, gate="expected", **settings)
+
+
+def test_run_json_holds_the_resolved_method_the_configuration_and_the_versions(finished):
+    directory, _ = finished
+    described = json.loads((directory / "run.json").read_text())
+    assert described["method"]["name"] == "tropd"
+    assert (described["method"]["gate"], described["method"]["fkl_top_k"]) == ("expected", 64)
+    assert described["configuration"]["gate"] == "expected" and described["configuration"]["fkl_top_k"] is None
+    assert described["configuration"]["learning_rate"] == 1e-3
+    assert described["versions"]["torch"] == torch.__version__.split("+")[0] or described["versions"]["torch"]
+    assert {"tropd", "trl", "transformers"} <= described["versions"].keys()
+
+
+def test_metrics_are_one_line_for_each_logged_step(finished):
+    directory, done = finished
+    steps = [record for record in jsonl(directory / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3]
+    assert [record["loss"] for record in steps] == [entry["loss"] for entry in done.logs]
+
+
+def test_rollouts_are_written_at_their_interval_and_within_their_limit(finished):
+    directory, _ = finished
+    assert sorted(path.name for path in (directory / "rollouts").iterdir()) == [
+        "step-000001.jsonl",
+        "step-000003.jsonl",
+    ]
+    assert [record["row"] for record in jsonl(directory / "rollouts" / "step-000001.jsonl")] == [0, 1, 2]
+
+
+def test_a_logged_rollout_says_who_wrote_what_in_which_context(finished):
+    directory, _ = finished
+    record = jsonl(directory / "rollouts" / "step-000001.jsonl")[0]
+    assert record["prompt"] == record["teacher_context"] == "ab="
+    assert record["prefix_length"] == 3 and record["included"]
+    written = [*ids("xyz"), *recorded(8, seed=1)[0]]
+    assert [token["id"] for token in record["tokens"]] == written
+    assert record["response"] == tiny.tokenizer().decode(written)
+    assert "".join(token["text"] for token in record["tokens"]) == record["response"]
+
+
+@pytest.mark.parametrize("gate", ["bernoulli", "expected"])
+def test_region_labels_weights_and_terms_of_a_token_match(tmp_path, student, teacher, gate):
+    settings = {"gate": gate, "rollout_log_steps": 1, "rollouts_per_log": 8}
+    done = run(tmp_path, student, teacher, rows=ROWS, script=replay(recorded(8)), **settings)
+    records = jsonl(tmp_path / "rollouts" / "step-000001.jsonl")
+    seen = set()
+    for record in records:
+        for position, token in enumerate(record["tokens"]):
+            trust, outlier = token["trust_weight"], token["outlier_weight"]
+            seen.add(token["region"])
+            assert (token["region"] == "guidance") == (position < record["prefix_length"])
+            if token["region"] == "guidance":
+                assert trust == outlier == 0
+                assert token["loss"] == pytest.approx(-0.001 * token["student_logp"], abs=2e-6)
+                continue
+            assert trust + outlier == pytest.approx(1, abs=2e-6)
+            assert token["region"] == ("trust" if trust >= outlier else "outlier")
+            assert token["log_ratio"] == pytest.approx(token["teacher_logp"] - token["rollout_logp"], abs=2e-6)
+            if trust == 1:
+                assert token["loss"] == pytest.approx(-token["log_ratio"], abs=1e-5)
+    assert seen == {"guidance", "trust", "outlier"}
+    # The terms are per token and before the reduction; all eight rows are here, so their mean is the loss.
+    terms = [token["loss"] for record in records for token in record["tokens"]]
+    assert sum(terms) / len(terms) == pytest.approx(done.logs[0]["loss"], abs=1e-5)
+
+
+def test_a_rollout_that_is_left_out_is_written_without_tokens(tmp_path, student, teacher):
+    settings = {"rollout_log_steps": 1, "mask_truncated_completions": True}
+    run(tmp_path, student, teacher, "opd", script=replay(recorded(8)), **settings)
+    first, second, *_ = jsonl(tmp_path / "rollouts" / "step-000001.jsonl")
+    assert first["included"] and len(first["tokens"]) == len(recorded(8)[0])
+    assert not second["included"] and second["tokens"] == [] and second["response"]
+
+
+def test_tokens_without_a_teacher_score_are_labelled_as_left_out(tmp_path):
+    written = [[20, 70, 21, tiny.EOS], *recorded(8)[1:]]
+    run(tmp_path, tiny.llama(0, rows=72), tiny.qwen(1), "opd", script=replay(written), rollout_log_steps=1)
+    first = jsonl(tmp_path / "rollouts" / "step-000001.jsonl")[0]
+    assert [token["region"] for token in first["tokens"]] == ["trust", "left out", "left out", "left out"]
+    assert [token["teacher_logp"] is None for token in first["tokens"]] == [False, True, True, True]
+
+
+def test_the_final_folder_is_a_model_that_loads_and_writes(finished):
+    directory, done = finished
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert largest_difference(dict(model.named_parameters()), tiny.weights_of(done.trainer.model)) == 0
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    inputs = tokenizer("ab=", return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [ids("ab=")]
+    assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_no_final_model_is_written_where_none_is_asked_for(tmp_path, student, teacher):
+    run(tmp_path, student, teacher, "opd", script=replay(recorded(8)))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_run_into_a_used_directory_starts_its_metrics_afresh(tmp_path, student, teacher):
+    for _ in range(2):
+        run(tmp_path, student, teacher, "opd", script=replay(recorded(8)), max_steps=2)
+    records = jsonl(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == [1, 2]
+
+
+def test_records_of_later_steps_are_dropped_and_the_others_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    drop_after_step(path, 3)  # nothing there yet
+    append_jsonl(path, [{"step": step, "loss": step / 2} for step in range(1, 6)])
+    drop_after_step(path, 3)
+    assert [record["step"] for record in jsonl(path)] == [1, 2, 3]
+
+
+def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, [{"step": 1}, {"step": 2}])
+    path.write_text(path.read_text() + '{"step": 3, "lo')
+    drop_after_step(path, 2)
+    append_jsonl(path, [{"step": 3}])
+    assert [record["step"] for record in jsonl(path)] == [1, 2, 3]
+
+
+def test_numbers_that_json_does_not_know_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        append_jsonl(tmp_path / "x.jsonl", [{"step": float("nan")}])
+
+
+def test_the_student_that_was_handed_over_is_the_one_that_is_trained(tmp_path, student, teacher):
+    pupil = clone(student)
+    trainer = tiny.build(tmp_path, pupil, clone(teacher), "opd", script=replay(recorded(8)))
+    trainer.train()
+    assert largest_difference(tiny.weights_of(pupil), tiny.weights_of(student)) > 0
