@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -68,7 +69,8 @@ def _run(cells: list[Cell], recipe: Recipe, root: Path, splits: Any, jobs: int) 
     missing = [cell for cell in cells if not (root / "cells" / f"{cell.name}.json").exists()]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} already done", flush=True)
     started = time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
         running = {pool.submit(_run_quietly, recipe, cell, str(root), splits): cell for cell in missing}
         for done, future in enumerate(as_completed(running), start=1):
             result = future.result()
@@ -76,6 +78,17 @@ def _run(cells: list[Cell], recipe: Recipe, root: Path, splits: Any, jobs: int) 
             end = result["failure"] or f"reverse KL {result['test']['student_states']['reverse_kl']:.3f}"
             print(f"[{done}/{len(missing)}] {running[future].name}: {end}; {left / 60:.0f} min left", flush=True)
     return {cell.name: _read(root / "cells" / f"{cell.name}.json") for cell in cells}
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone; a pool's workers would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_quietly(recipe: Recipe, cell: Cell, root: str, splits: Any) -> dict[str, Any]:
