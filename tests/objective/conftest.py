@@ -55,7 +55,7 @@ class Batch:
             index = (needed > 0).nonzero().squeeze(-1)
             ids, logp = objective.topk_of(self.teacher_logps[index], min(method.fkl_top_k, VOCABULARY), VOCABULARY)
             direct = objective.TopKTerm(index, ids, logp, objective.topk_function(method))
-        logp, values, _ = objective.student_terms(self.hidden, self.head, self.tokens, direct, slice_tokens=3)
+        logp, values, _ = objective.student_terms(self.hidden, self.head, self.tokens, direct, slice_tokens=5)
         return objective.token_losses(method, signals, logp, values)
 
     def loss(self, method: Method, selected: Tensor | None = None, reduction: str = "shared") -> Tensor:

@@ -89,7 +89,7 @@ def enumerated(
     hidden = torch.tensor(student_logits).repeat(len(tokens), 1).requires_grad_(True)
     head = Head(torch.eye(V, dtype=torch.float64), temperature=temperature)
     direct = direct_term(method, signals.outlier_weight, torch.tensor(teacher_logits), temperature)
-    logp, values, _ = objective.student_terms(hidden, head, torch.tensor(tokens), direct, slice_tokens=4)
+    logp, values, _ = objective.student_terms(hidden, head, torch.tensor(tokens), direct, slice_tokens=8)
     losses = objective.token_losses(method, signals, logp, values)
     loss = losses.trust + losses.outlier + losses.guidance + losses.reward
     (gradient,) = torch.autograd.grad(loss.sum(), hidden)
@@ -171,6 +171,7 @@ def ours_and_exact(case: str, temperature: float = 1.0, **states: Array) -> tupl
 def test_our_estimator_averages_to_the_exact_gradient(case, temperature):
     ours, exact = ours_and_exact(case, temperature)
     assert ours == pytest.approx(exact, abs=1e-13)
+    assert ours.sum() == pytest.approx(0.0, abs=1e-14)  # shifting all logits changes nothing
 
 
 def test_every_method_is_among_the_cases():
@@ -241,9 +242,3 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name):
 def test_the_topk_terms_do_not_vanish_when_student_and_teacher_agree():
     # With k < V the printed sum still pulls mass onto the top-k: P π_S − π_T 1[top-k] is not 0.
     assert np.abs(enumerated(get_method("fkl", fkl_top_k=K), STUDENT, STUDENT).mean).max() > 0.01
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_no_gradient_shifts_all_logits(case):
-    ours, _ = ours_and_exact(case)
-    assert ours.sum() == pytest.approx(0.0, abs=1e-14)

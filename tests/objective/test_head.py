@@ -225,14 +225,13 @@ def _in_float64(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
 
 
 def test_the_weight_gradient_of_many_slices_is_not_rounded_at_each():
-    # Equal contributions of ½ from 300 tokens: a running sum in bfloat16 would stop growing at 128.
-    num = 300
-    hidden = torch.ones(num, 1, dtype=torch.bfloat16)
+    # One contribution of 256, then forty of ½: a running sum in bfloat16 would stay at 256.
+    hidden = torch.ones(41, 1, dtype=torch.bfloat16)
     head = Head(torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True))
-    logp, _ = objective.sampled_logps(hidden, head, torch.zeros(num, dtype=torch.long), slice_tokens=1)
-    logp.sum().backward()
-    # Two equal tokens: each state contributes (1 − ½, −½).
-    assert head.weight.grad.flatten().tolist() == [num / 2, -num / 2]
+    logp, _ = objective.sampled_logps(hidden, head, torch.zeros(41, dtype=torch.long), slice_tokens=1)
+    logp.backward(torch.tensor([512.0] + [1.0] * 40))
+    # Two equally likely tokens: a state of weight w contributes w · (½, −½).
+    assert head.weight.grad.flatten().tolist() == [276.0, -276.0]
 
 
 # Edges.

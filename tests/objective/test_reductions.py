@@ -93,8 +93,8 @@ def test_counts_of_ranks_add_up_exactly():
 
 
 def test_counts_are_summed_in_float64():
-    half = torch.full((2**25 + 2,), 0.5, dtype=torch.float32)  # a float32 counter of ones stops at 2^24
-    signals = TokenSignals(half, half, half, half, torch.zeros(1))
+    weights = torch.tensor([2.0**24, 1.0])  # their sum is not a float32
+    signals = TokenSignals(weights, weights, weights, weights, torch.zeros(2))
     assert objective.region_counts(signals).tolist() == [2**24 + 1, 2**24 + 1, 0]
 
 

@@ -14,7 +14,9 @@ def as_ids(value, prompt="ab=", prompt_ids=(), eos_ids=(EOS,), **template):
 
 
 def chat_ids(messages, **options):
-    return tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **options)["input_ids"]
+    return tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **options)[
+        "input_ids"
+    ]
 
 
 def test_text_messages_and_ids_of_one_response_are_the_same_ids():
@@ -55,7 +57,9 @@ def test_messages_are_rendered_with_the_chat_options_of_the_prompt():
 
 
 def test_messages_whose_rendering_does_not_continue_the_prompt_are_refused():
-    with pytest.raises(ValueError, match="no longer start with the rendered prompt. Give the response as text or token"):
+    with pytest.raises(
+        ValueError, match="no longer start with the rendered prompt. Give the response as text or token"
+    ):
         as_ids(ANSWER, CHAT, chat_ids(CHAT, enable_thinking=True))
 
 

@@ -37,7 +37,9 @@ def test_a_teacher_too_small_for_the_tokenizer_is_refused(theirs):
 
 
 def test_exchanged_tokens_are_named_with_both_ids():
-    with pytest.raises(ValueError, match=r"disagree on 2 of 3 tokens \('cat' is 1 for the student and 2 for the teacher"):
+    with pytest.raises(
+        ValueError, match=r"disagree on 2 of 3 tokens \('cat' is 1 for the student and 2 for the teacher"
+    ):
         check_vocabularies(Vocabulary(), Vocabulary({"<eos>": 0, "cat": 2, "dog": 1}), teacher_vocab_size=3)
 
 

@@ -139,9 +139,7 @@ def test_it_samples_from_its_own_softmax_at_the_temperature(model, teacher):
 
 def test_it_writes_only_ids_that_the_student_can_read(teacher):
     torch.manual_seed(0)
-    written = teacher.write(
-        [[5, 6]] * 64, pad_id=PAD, eos_ids=[EOS], max_new_tokens=8, temperature=1.0, vocab_limit=20
-    )
+    written = teacher.write([[5, 6]] * 64, pad_id=PAD, eos_ids=[EOS], max_new_tokens=8, temperature=1.0, vocab_limit=20)
     assert max(token for row in written for token in row) < 20
 
 

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-
 from trl import GRPOConfig
 
 from training.tiny import build, clone, config
@@ -101,7 +100,9 @@ def test_keyword_arguments_for_a_teacher_that_is_loaded_already_are_refused(tmp_
 def test_a_student_that_is_the_same_object_as_its_teacher_is_refused(tmp_path, student):
     """The teacher is frozen; a student frozen with it would train for days without moving."""
     model = clone(student)
-    with pytest.raises(ValueError, match="student and teacher are one and the same object.*load the teacher separately"):
+    with pytest.raises(
+        ValueError, match="student and teacher are one and the same object.*load the teacher separately"
+    ):
         build(tmp_path, model, model)
 
 

@@ -51,9 +51,7 @@ def test_a_step_of_excluded_rollouts_alone_is_a_step_of_zero(tmp_path, student, 
 
 def test_an_excluded_row_keeps_its_prefix_out_of_the_loss_too(tmp_path, student, teacher):
     rows = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
-    done = run(
-        tmp_path, student, teacher, rows=rows, script=replay([[20, 21]] * 8), mask_truncated_completions=True
-    )
+    done = run(tmp_path, student, teacher, rows=rows, script=replay([[20, 21]] * 8), mask_truncated_completions=True)
     assert done.logs[0]["regions/num_guidance"] == 0 and done.logs[0]["guidance/prefix_length"] == 3
 
 

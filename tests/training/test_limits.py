@@ -12,8 +12,21 @@ import torch
 from transformers import TrainerCallback
 
 from training import tiny
-from training.tiny import EOS, build, clone, gradients_of, groups, ids, largest, largest_difference, plain_logp
-from training.tiny import plain_logps, recorded, replay, run
+from training.tiny import (
+    EOS,
+    build,
+    clone,
+    gradients_of,
+    groups,
+    ids,
+    largest,
+    largest_difference,
+    plain_logp,
+    plain_logps,
+    recorded,
+    replay,
+    run,
+)
 from tropd.objective.randomness import addressed_uniforms
 
 ROUNDING = 1e-5
@@ -95,7 +108,9 @@ def test_tropd_takes_the_reference_step_of_the_method_page(step, student, teache
 
     prefixes = [ids("xyz")] * 4 + [ids("ghk=1")] * 4  # α₀ = 1: all but one token
     responses = [[*p, *written][:10] for p, written in zip(prefixes, RECORDED, strict=True)]
-    expected = reference_step(clone(student).double(), clone(teacher).double(), prefixes, responses, 0.3, 5, temperature)
+    expected = reference_step(
+        clone(student).double(), clone(teacher).double(), prefixes, responses, 0.3, 5, temperature
+    )
     assert largest_difference(done.gradients, expected) < ROUNDING * largest(expected)
 
 
@@ -144,9 +159,7 @@ def test_a_step_of_eight_rows_is_the_same_step_in_micro_batches(step, method, ro
 
 def test_micro_batches_leave_the_same_weights(step):
     whole = step("opd", optim="sgd", learning_rate=0.1)
-    parts = step(
-        "opd", optim="sgd", learning_rate=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+    parts = step("opd", optim="sgd", learning_rate=0.1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     assert largest_difference(parts.steps[0].weights, whole.steps[0].weights) < ROUNDING
 
 

@@ -230,9 +230,7 @@ def test_an_evaluation_during_training_leaves_the_training_metrics_alone(tmp_pat
     options = {"trainer_options": {"eval_dataset": tiny.same_dataset()}, "per_device_eval_batch_size": 8}
     settings = {"max_steps": 2, "script": script}
     plain = run(tmp_path, student, teacher, "opd", **settings).logs
-    beside = run(
-        tmp_path, student, teacher, "opd", eval_strategy="steps", eval_steps=1, **settings, **options
-    ).logs
+    beside = run(tmp_path, student, teacher, "opd", eval_strategy="steps", eval_steps=1, **settings, **options).logs
     clock = ("speed/", "step_time", "num_tokens")
     for ours, theirs in zip(plain, beside, strict=True):
         assert {k: v for k, v in ours.items() if not k.startswith(clock)} == {
@@ -247,4 +245,6 @@ def test_an_evaluation_with_its_own_number_of_rollouts(tmp_path, student, teache
     assert math.isfinite(results["eval_loss"])
     # Four prompts, two rollouts each, four rows a batch.
     assert [[batch[0], batch[2]] for batch in trainer.contexts_seen] == [[b[1], b[3]] for b in trainer.contexts_seen]
-    assert sorted(context for batch in trainer.contexts_seen for context in batch[::2]) == sorted(map(ids, tiny.PROMPTS))
+    assert sorted(context for batch in trainer.contexts_seen for context in batch[::2]) == sorted(
+        map(ids, tiny.PROMPTS)
+    )

@@ -1,12 +1,10 @@
 """Data order is a function of the seed and the epoch, so a run resumed in a later epoch goes on where it was."""
 
 import pytest
-
 from trl.trainer.utils import RepeatSampler
 
 from training import tiny
 from training.tiny import build, clone
-
 from tropd.training.sampler import EpochAddressedSampler
 
 

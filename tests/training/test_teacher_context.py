@@ -37,7 +37,9 @@ def seen(tmp_path, student, teacher):
 
 
 def render(messages, **options):
-    return tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **options)["input_ids"]
+    return tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **options)[
+        "input_ids"
+    ]
 
 
 def test_by_default_both_see_the_same_rows(seen):
@@ -116,5 +118,7 @@ def test_a_longer_context_changes_the_scores_and_not_the_tokens(tmp_path, studen
 
 
 def test_the_teachers_template_without_its_tokenizer_is_refused(seen):
-    with pytest.raises(ValueError, match="the teacher has no tokenizer; pass teacher_processing_class, or use 'student'"):
+    with pytest.raises(
+        ValueError, match="the teacher has no tokenizer; pass teacher_processing_class, or use 'student'"
+    ):
         seen(CHAT_ROWS, teacher_chat_template="teacher")

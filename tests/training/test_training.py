@@ -73,9 +73,7 @@ def test_the_second_update_weighs_by_the_importance_ratio(tmp_path, student, tea
 
 def test_an_adapter_is_trained_and_the_model_under_it_is_not(tmp_path, student, teacher):
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    trainer = build(
-        tmp_path, clone(student), clone(teacher), max_steps=2, trainer_options={"peft_config": lora}
-    )
+    trainer = build(tmp_path, clone(student), clone(teacher), max_steps=2, trainer_options={"peft_config": lora})
     before = tiny.weights_of(trainer.model)
     trainer.train()
     changed = {name for name, weight in tiny.weights_of(trainer.model).items() if not weight.equal(before[name])}
@@ -88,9 +86,7 @@ def test_an_adapter_takes_the_same_first_loss_as_the_whole_model(tmp_path, stude
     """LoRA starts as the identity, so the scores of the first batch are those of the model under it."""
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     plain = run(tmp_path, student, teacher, "opd", script=replay(recorded(8)))
-    adapted = run(
-        tmp_path, student, teacher, "opd", script=replay(recorded(8)), trainer_options={"peft_config": lora}
-    )
+    adapted = run(tmp_path, student, teacher, "opd", script=replay(recorded(8)), trainer_options={"peft_config": lora})
     assert adapted.logs[0]["loss"] == pytest.approx(plain.logs[0]["loss"], abs=1e-6)
 
 
@@ -188,9 +184,7 @@ def test_leaving_a_token_out_equals_a_step_without_it(tmp_path, student, teacher
     shorter = [*recorded(8)[:-1], recorded(8)[-1][:-1]]
     expected = run(tmp_path, student, teacher, "opd", script=replay(shorter))
     recorder = tiny.Recorder()
-    trainer = build(
-        tmp_path, clone(student), clone(teacher), "opd", script=replay(recorded(8)), callbacks=[recorder]
-    )
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=replay(recorded(8)), callbacks=[recorder])
     spoil(trainer, math.nan, tokens=(sum(map(len, recorded(8))) - 1,))
     trainer.train()
     assert largest_difference(recorder.steps[0].gradients, expected.gradients) < 1e-5 * largest(expected.gradients)

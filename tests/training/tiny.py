@@ -142,9 +142,7 @@ class ScriptedSampler(GRPOTrainer):
     script: Script | None = None
     contexts_seen: list[list[list[int]]]
 
-    def _generate_single_turn(
-        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
-    ):
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.contexts_seen = [*getattr(self, "contexts_seen", []), [list(context) for context in prompt_ids]]
         if self.script is None:
             return super()._generate_single_turn(
@@ -282,7 +280,9 @@ def build(
     return trainer
 
 
-def run(directory: Path | str, student: PreTrainedModel, teacher: PreTrainedModel, method: str = "tropd", **options) -> Run:
+def run(
+    directory: Path | str, student: PreTrainedModel, teacher: PreTrainedModel, method: str = "tropd", **options
+) -> Run:
     """Train copies of `student` and `teacher`; the originals stay as they are."""
     recorder = Recorder()
     trainer = build(directory, clone(student), clone(teacher), method, callbacks=[recorder], **options)

@@ -178,6 +178,8 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
     """
 
     def policy_gradient(advantage: Tensor, weight: Tensor) -> Tensor:
+        # An infinite advantage of a token left out would still reach the gradient as 0·∞.
+        advantage = torch.where(weight == 0, 0.0, advantage)
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
         return _weighted(weight, loss)
 

@@ -259,13 +259,20 @@ _RELEVANT: dict[str, tuple[Callable[[Method], bool], str]] = {
         "it does not look at the teacher's entropy",
     ),
     "jsd_beta": (lambda m: m.trust in ("jsd", "gkd"), "it has no Jensen-Shannon mixture"),
-    "ratio_clip": (lambda m: m.trust != "gkd", "it has no policy gradient"),
+    "ratio_clip": (
+        lambda m: m.trust != "gkd" and (m.gate != "closed" or m.outlier == "fkl_scalar"),
+        "it has no policy gradient",
+    ),
     "guidance_schedule": (lambda m: True, ""),
     "guidance_length": (lambda m: m.guided, "it has no guidance; set `guidance_schedule` first"),
     "guidance_beta": (lambda m: m.guided, "it has no guidance; set `guidance_schedule` first"),
     "reduction": (lambda m: True, ""),
     "switch_at": (lambda m: m.second_stage is not None, "it has one phase"),
 }
+
+# Of a two-stage method; what is in neither belongs to the first stage.
+_OF_SECOND_STAGE = ("entropy_share", "advantage_floor")
+_OF_BOTH_STAGES = ("reduction", "ratio_clip", "guidance_schedule", "guidance_length", "guidance_beta")
 
 SETTINGS = tuple(_RELEVANT)
 """The parts of a method that may be changed."""
@@ -293,10 +300,11 @@ def get_method(name: str, **changes: Any) -> Method:
     method = _with_defaults(_apply(METHODS[name], changes))
     for key in changes:
         relevant, reason = _RELEVANT[key]
-        if not relevant(method):
+        # A gate may replace another trust gate only, so it is asked of the method as published.
+        if not relevant(METHODS[name] if key == "gate" else method):
             raise ValueError(
                 f"{key} is {changes[key]!r}, which would have no effect under method {name!r}: "
-                f"{reason.format(m=method)}. Remove it or choose another method."
+                f"{reason.format(m=METHODS[name])}. Remove it or choose another method."
             )
     _check_whole(method)
     return method
@@ -306,12 +314,11 @@ def _apply(method: Method, changes: dict[str, Any]) -> Method:
     stage_two = method.second_stage
     if stage_two is None:
         return replace(method, **changes)
-    # One floor and one share serve both phases; every other part belongs to the first.
-    later = {key: value for key, value in changes.items() if key in ("entropy_share", "advantage_floor", "reduction")}
+    later = {key: value for key, value in changes.items() if key in _OF_BOTH_STAGES or key in _OF_SECOND_STAGE}
     if "outlier_tau" in changes:
         later.setdefault("advantage_floor", min(changes["outlier_tau"], 0.0))
-    first = {key: value for key, value in changes.items() if key not in ("entropy_share", "advantage_floor")}
-    return replace(method, **first, second_stage=replace(stage_two, **later))
+    first = {key: value for key, value in changes.items() if key not in _OF_SECOND_STAGE}
+    return replace(method, **first, second_stage=_with_defaults(replace(stage_two, **later)))
 
 
 def _with_defaults(method: Method) -> Method:

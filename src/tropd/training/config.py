@@ -25,6 +25,22 @@ _GRPO_LOSS_SETTINGS = (
     "use_adaptive_entropy",
     "beta",
     "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "use_bias_correction_kl",
+    "entropy_coef_min",
+    "entropy_coef_max",
+    "entropy_coef_delta",
+    "entropy_target",
+    "sapo_temperature_neg",
+    "sapo_temperature_pos",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+    "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_clip_max",
 )
 
 # Which values a field of ours may have, and the sentence for the others.
@@ -115,6 +131,9 @@ class TrOPDConfig(GRPOConfig):
     rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
 
+    # Log ratios and gates compare log-probabilities of one network: dropout would make each pass another one.
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch off the student's dropout."})
+
     # The paper's settings where it states them (section 1.3 of the method page).
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The learning-rate schedule."})
@@ -143,6 +162,11 @@ class TrOPDConfig(GRPOConfig):
         return get_method(self.method, **{name: getattr(self, name) for name in SETTINGS})
 
     def _check_own_fields(self) -> None:
+        if self.reward_mixing_weight > 0 and self.num_generations == 1:
+            raise ValueError(
+                f"reward_mixing_weight is {self.reward_mixing_weight} with num_generations 1: the rewards' advantage is "
+                "relative to the other rollouts of a prompt, so it would be zero. Use num_generations of 2 or more."
+            )
         for name, (allowed, sentence) in _RANGES.items():
             value = getattr(self, name)
             if not allowed(value):

@@ -18,6 +18,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "num_generations",
         "has_tool_images",
     ),
+    "_get_train_sampler": ("self", "dataset"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),

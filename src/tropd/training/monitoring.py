@@ -76,5 +76,6 @@ def loss_metrics(
     if isinstance(batch.direct, TopKTerm):
         index = batch.direct.index
         ones = torch.ones_like(index, dtype=direct.dtype)
-        window.add_mean("kl/outlier_forward", direct.detach()[index], ones)
+        if batch.method.outlier_uses_fkl:
+            window.add_mean("kl/outlier_forward", direct.detach()[index], ones)
         window.add_mean("student/topk_mass", topk_mass[index], ones)

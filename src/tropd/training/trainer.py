@@ -31,6 +31,7 @@ from .host import check_host, no_reward
 from .metrics import Totals
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
 from .rollout_log import write_rollouts
+from .sampler import EpochAddressedSampler
 from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
 
 EVALUATION_STREAM = 1
@@ -180,6 +181,12 @@ class TrOPDTrainer(GRPOTrainer):
         if self.is_fsdp_enabled:
             return prepare_fsdp(model, self.accelerator)
         return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
+        # The epsilon undoes rounding of the host's fractional epoch at a boundary.
+        return EpochAddressedSampler(
+            super()._get_train_sampler(dataset), epoch=lambda: int((self.state.epoch or 0.0) + 1e-6)
+        )
 
     # ------------------------------------------------------------------ building a step
 
