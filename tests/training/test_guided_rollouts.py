@@ -79,10 +79,12 @@ def test_a_minimum_tail_of_response_and_budget_is_left_to_the_student(guided):
 
 
 def test_transformers_own_sampler_stays_within_the_length_as_well(tmp_path, student, teacher):
-    trainer = run(tmp_path, student, teacher, "tropd", rows=ROWS, **FULL).trainer
+    rows = [{"prompt": "ab=", "teacher_response": "xyz+x"}, {"prompt": "g=", "teacher_response": "xyz+xy"}]
+    trainer = run(tmp_path, student, teacher, "tropd", rows=rows, **FULL).trainer
     rollouts = rollouts_of(trainer)
     assert all(len(r.response) <= 10 and r.student_length >= 1 for r in rollouts)
     assert any(r.student_length > 1 for r in rollouts)
+    assert trainer.budgets_seen == [10 - 4], "nothing is sampled that the shortest prefix leaves no room for"
     assert trainer.generation_config.max_new_tokens == 10, "the budget is put back"
 
 
@@ -154,7 +156,7 @@ def test_methods_without_guidance_ignore_the_column_and_the_teacher_stays_silent
 
 
 def test_prefix_tokens_have_the_gradient_of_their_likelihood_and_nothing_else(guided, student, tmp_path):
-    """With the student as its own teacher and an open gate every on-policy term is zero: −β ∇log π_S is what is left."""
+    """With the student as its own teacher every K1 term is zero: −β ∇log π_S is what is left."""
     settings = {"gate": "hard", "outlier_tau": -1e9, "guidance_beta": 0.25, **FULL}
     done = run(tmp_path, student, student, "tropd", rows=ROWS, script=replay(recorded(8)), **settings)
     model = clone(student).double()
@@ -195,5 +197,5 @@ def test_the_samplers_log_probabilities_are_used_on_its_own_tokens_alone(guided)
 
 def test_guidance_and_a_rollout_func_are_refused_together(tmp_path, student, teacher):
     options = {"trainer_options": {"rollout_func": lambda prompts, trainer: {}}}
-    with pytest.raises(ValueError, match="which a rollout_func does not receive. Set guidance_schedule='none'"):
+    with pytest.raises(ValueError, match="which a rollout_func does not receive"):
         build(tmp_path, clone(student), clone(teacher), "tropd", **options)

@@ -52,7 +52,7 @@ def learn(directory, method: str, steps: int) -> tuple[float, float]:
 @pytest.mark.parametrize("method", ["opd", "tropd"])
 def test_a_tiny_student_reaches_a_tiny_teacher(tmp_path, method):
     reverse, forward = learn(tmp_path, method, steps=80)
-    print("KL", method, reverse, forward)
+
     assert reverse < 0.4 and forward < 0.4, (reverse, forward)
 
 
@@ -60,5 +60,5 @@ def test_a_tiny_student_reaches_a_tiny_teacher(tmp_path, method):
 @pytest.mark.parametrize("method", ["opd", "tropd", "gkd", "fkl", "jsd", "fkl_outlier", "eopd"])
 def test_a_longer_run_comes_closer(tmp_path, method):
     reverse, forward = learn(tmp_path, method, steps=300)
-    print("KL", method, reverse, forward)
+
     assert reverse < 0.2 and forward < 0.2, (reverse, forward)

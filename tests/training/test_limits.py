@@ -215,15 +215,23 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize("method", ["tropd", "reopold_2stage"])
-def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, student, teacher, method):
-    """Sampling is real here. Four steps of two prompts are one epoch; the interruption comes after the checkpoint."""
+@pytest.mark.parametrize(
+    ("method", "num_prompts", "checkpoint"),
+    [
+        pytest.param("tropd", 8, 2, id="tropd, inside the first epoch"),
+        pytest.param("reopold_2stage", 8, 2, id="reopold_2stage, at its switch"),
+        pytest.param("tropd", 4, 2, id="tropd, between two epochs"),
+        pytest.param("tropd", 4, 3, id="tropd, inside the second epoch"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, student, teacher, method, num_prompts, checkpoint):
+    """Sampling is real here; a step takes two prompts, four steps are a run, and it is cut off after the third."""
     settings = {
-        "rows": [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"],
+        "rows": [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"][:num_prompts],
         "max_steps": 4,
         "shuffle_dataset": True,
         "save_strategy": "steps",
-        "save_steps": 2,
+        "save_steps": 1,
     }
 
     def trainer(name, *callbacks):
@@ -234,7 +242,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, student, teacher, meth
     trainer("parts", StopAfter(3)).train()
     assert [record["step"] for record in metrics(tmp_path / "parts")] == [1, 2, 3]
     resumed = trainer("parts")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{checkpoint}"))
 
     assert largest_difference(tiny.weights_of(resumed.model), tiny.weights_of(whole.model)) == 0
     assert largest_difference(tiny.weights_of(whole.model), tiny.weights_of(student)) > 0

@@ -67,6 +67,8 @@ def test_reward_functions_get_the_columns_of_the_data_set(step):
     assert seen["prompts"][0] == "ab=" and len(seen["completions"]) == 8
 
 
-def test_a_rollout_without_a_group_has_no_advantage(step):
-    done = step(num_generations=1, reward_mixing_weight=1.0, rows=[{"prompt": "ab="}] * 8)
-    assert done.logs[0]["loss/reward"] == 0
+def test_rewards_of_single_rollouts_are_watched_and_cannot_be_mixed_in(step):
+    settings = {"num_generations": 1, "rows": [{"prompt": "ab="}] * 8}
+    assert step(**settings).logs[0]["rewards/fixed_reward/mean"] == pytest.approx(5 / 8)
+    with pytest.raises(ValueError, match=r"reward_mixing_weight is 1\.0 with num_generations 1"):
+        step(reward_mixing_weight=1.0, **settings)

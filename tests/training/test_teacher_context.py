@@ -86,6 +86,12 @@ def test_a_teacher_that_does_not_think_beside_a_student_that_does(seen):
     assert theirs[0] == [*render(CHAT_ROWS[0]["prompt"]), *recorded(8)[0]]
 
 
+def test_the_students_chat_options_hold_for_a_privileged_context_too(seen):
+    rows = [row | {"teacher_prompt": HINT} for row in CHAT_ROWS]
+    _, theirs = seen(rows, chat_template_kwargs={"enable_thinking": True})
+    assert theirs[0] == [*render(HINT, enable_thinking=True), *recorded(8)[0]]
+
+
 def test_the_teachers_own_template_renders_its_context(seen):
     own = tiny._tokenizer("abcdefghijklmnopqrstuvwxyz0123456789 =+;:?<>/.")
     own.chat_template = "{% for m in messages %}?{{ m['content'] }}{% endfor %}"

@@ -141,9 +141,11 @@ class ScriptedSampler(GRPOTrainer):
 
     script: Script | None = None
     contexts_seen: list[list[list[int]]]
+    budgets_seen: list[int]
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.contexts_seen = [*getattr(self, "contexts_seen", []), [list(context) for context in prompt_ids]]
+        self.budgets_seen = [*getattr(self, "budgets_seen", []), self.generation_config.max_new_tokens]
         if self.script is None:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images

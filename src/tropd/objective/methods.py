@@ -368,7 +368,7 @@ def _check_whole(method: Method) -> None:
 
 def _nearest(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def describe(method: Method) -> dict[str, Any]:

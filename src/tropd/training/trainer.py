@@ -93,8 +93,8 @@ class TrOPDTrainer(GRPOTrainer):
         self._check_arguments(args, kwargs)
         if model is teacher_model and not isinstance(model, str):
             raise ValueError(
-                "student and teacher are one and the same object, which would be frozen as the teacher; load the teacher "
-                "separately, or copy it."
+                "student and teacher are one and the same object, which would be frozen as the teacher; load the "
+                "teacher separately, or copy it."
             )
         super().__init__(
             model,
