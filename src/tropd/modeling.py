@@ -49,7 +49,7 @@ def head_of(model: PreTrainedModel) -> Head:
     config = model.config.get_text_config()
     return Head(
         weight=_whole(layer.weight),
-        bias=_whole(getattr(layer, "bias", None)),
+        bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),
         logit_scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
@@ -67,7 +67,7 @@ def _logit_scale(config) -> float:
     return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
 
 
-def _whole(parameter: Tensor | None) -> Tensor | None:
+def _whole(parameter: Tensor) -> Tensor:
     """A parameter that FSDP2 shards, gathered; anything else as it is."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 

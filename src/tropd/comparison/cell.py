@@ -31,7 +31,7 @@ def run_cell(recipe: Recipe, cell: Cell, root: str, splits: dict[str, list[dict[
     trainer, failure = _train(recipe, cell, Path(root), texts["train"])
     trained = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    curves = read_curves(Path(trainer.args.output_dir) / "metrics.jsonl")
+    curves = read_curves(Path(str(trainer.args.output_dir)) / "metrics.jsonl")
     result = {
         "label": cell.label,
         "learning_rate": cell.learning_rate,

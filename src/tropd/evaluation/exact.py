@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, pack_responses
 from ..objective.divergences import forward_kl, reverse_kl
 from ..objective.head import entropy_of
+from ..sampling import sample
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ def _logps(model: PreTrainedModel, packed) -> Tensor:
     return model(input_ids=packed.input_ids, attention_mask=packed.attention_mask, on_hidden=read)
 
 
-@torch.no_grad()
 def sample_responses(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
@@ -101,30 +101,10 @@ def sample_responses(
 ) -> list[list[int]]:
     """One response for each prompt at temperature 1, the end-of-sequence token included; the global generator is
     seeded inside and restored."""
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
-        temperature=1.0,
-        pad_token_id=pad_id,
-        eos_token_id=list(eos_ids),
-    )
     responses: list[list[int]] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompts), rows_per_pass):
             rows = prompts[start : start + rows_per_pass]
-            width = max(len(prompt) for prompt in rows)
-            input_ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in rows], device=model.device)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
-            output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
-            responses += [_through_eos(row, eos_ids) for row in output[:, width:].tolist()]
+            responses += sample(model, rows, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id)
     return responses
-
-
-def _through_eos(token_ids: list[int], eos_ids: Sequence[int]) -> list[int]:
-    for position, token in enumerate(token_ids):
-        if token in eos_ids:
-            return token_ids[: position + 1]
-    return token_ids

@@ -61,7 +61,10 @@ class TokenLosses:
 class DirectTerm(Protocol):
     """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M])."""
 
-    index: Tensor
+    @property
+    def index(self) -> Tensor:
+        """[M], sorted."""
+        ...
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """For the entries `rows` of `index`: the values [C], and the student's mass [C] on the tokens compared."""

@@ -125,9 +125,7 @@ def parse_prompt(prompt: str) -> Problem:
     """Problem behind a prompt, the inverse of `Problem.prompt`."""
     numbers = prompt.removesuffix("=").split("+")
     if not prompt.endswith("=") or not all(number.isdecimal() for number in numbers):
-        raise ValueError(
-            f"prompt is {prompt!r}; it is no sum of whole numbers. Write for example '347+582='."
-        )
+        raise ValueError(f"prompt is {prompt!r}; it is no sum of whole numbers. Write for example '347+582='.")
     return Problem(tuple(map(int, numbers)))
 
 
@@ -195,6 +193,4 @@ def _check_choices(split: str, level: int) -> None:
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}; there are three. Choose train, validation or test.")
     if level not in LEVELS:
-        raise ValueError(
-            f"level is {level}; the dial has {len(LEVELS)} positions. Choose 1 to {len(LEVELS)}."
-        )
+        raise ValueError(f"level is {level}; the dial has {len(LEVELS)} positions. Choose 1 to {len(LEVELS)}.")

@@ -76,9 +76,7 @@ def main() -> None:
     """Build both models and write what was measured."""
     parser = argparse.ArgumentParser(description="Train the embedded teacher and student on column addition.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; run again to resume")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of weights, problems and orders (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, problems and orders (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--hardware", default=f"{os.cpu_count()} CPU cores", help="words for BUILD.json")
     arguments = parser.parse_args()
@@ -119,9 +117,7 @@ def train(
     """Run a plan from its start or from its last save; refuse a model that misses its band."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     progress = _load_progress(folder / f"{plan.name}.pt", model, optimizer)
     clock, last_save = time.monotonic() - progress.seconds, time.monotonic()
     while progress.step < plan.steps and not _is_done(plan, progress):
@@ -294,9 +290,7 @@ def _model_record(
     }
 
 
-def _save_progress(
-    path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def _save_progress(path: Path, model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
     torch.save(state, path.with_suffix(".partial"))

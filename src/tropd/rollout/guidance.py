@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..objective.schedules import prefix_length
-from ..teacher.local import until_eos
+from ..sampling import until_eos
 
 
 def response_ids(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..modeling import PackedResponses, expose_hidden_states, pack_responses
-from ..objective.head import Head, entropy_of, gather_logps, over_vocabulary, topk_of
+from ..objective.head import Head, entropy_of, gather_logps, logps_of, over_vocabulary, topk_of
+from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
 """(teacher_logp [C], teacher_entropy [C], their slice of the N tokens) → bool [C]: which need the teacher's top-k."""
@@ -109,8 +110,10 @@ class LocalTeacher:
             parts.append(_score_states(states, head, self._readable(packed), done, topk))
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return TeacherScores(*columns, *((torch.cat(hidden), head) if keep_hidden else ()))
+        logp, entropy, index, ids, topk_logp = (torch.cat(column) for column in zip(*parts, strict=True))
+        if not keep_hidden:
+            return TeacherScores(logp, entropy, index, ids, topk_logp)
+        return TeacherScores(logp, entropy, index, ids, topk_logp, torch.cat(hidden), head)
 
     def _readable(self, packed: PackedResponses) -> Tensor:
         """The token ids [N], -1 from a row's first id on that is beyond this teacher's vocabulary.
@@ -127,7 +130,6 @@ class LocalTeacher:
             on_hidden=lambda hidden, head: (packed.states(hidden), head),
         )
 
-    @torch.no_grad()
     def write(
         self,
         contexts: Sequence[list[int]],
@@ -139,36 +141,16 @@ class LocalTeacher:
         vocab_limit: int | None = None,
     ) -> list[list[int]]:
         """Sample one response for each context, of ids below `vocab_limit`; without the first EOS and what follows."""
-        width = max(len(context) for context in contexts)
-        input_ids = torch.full((len(contexts), width), pad_id, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for row, context in enumerate(contexts):
-            input_ids[row, width - len(context) :] = torch.tensor(context)
-            mask[row, width - len(context) :] = 1
-        settings = GenerationConfig(
+        written = sample(
+            self.model,
+            contexts,
             max_new_tokens=max_new_tokens,
-            do_sample=True,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
             temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=pad_id,
-            eos_token_id=list(eos_ids),
-            suppress_tokens=list(range(vocab_limit or self.vocab_size, self.vocab_size)) or None,
+            vocab_limit=vocab_limit,
         )
-        output = self.model.generate(
-            input_ids=input_ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            generation_config=settings,
-        )
-        return [until_eos(row, eos_ids) for row in output[:, width:].tolist()]
-
-
-def until_eos(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    """The tokens before the first end-of-sequence token."""
-    for position, token in enumerate(token_ids):
-        if token in eos_ids:
-            return list(token_ids[:position])
-    return list(token_ids)
+        return [until_eos(response, eos_ids) for response in written]
 
 
 def _score_states(
@@ -178,14 +160,16 @@ def _score_states(
     index, ids, logps = [], [], []
 
     def score(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        logps_CV = logits_CV.log_softmax(-1)
+        logps_CV = logps_of(logits_CV)
         here, entropy = token_ids[tokens], entropy_of(logps_CV)
         logp = gather_logps(logps_CV, here.clamp_min(0)).masked_fill(here < 0, -torch.inf)
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.start + logp.numel())
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
             top_ids, top_logp = topk_of(logps_CV[rows], topk.k, topk.vocab_limit)
-            index.append(rows + place.start), ids.append(top_ids.int()), logps.append(top_logp)
+            index.append(rows + place.start)
+            ids.append(top_ids.int())
+            logps.append(top_logp)
         return logp, entropy
 
     logp, entropy = over_vocabulary(score, states, head)

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class RolloutsCollapsed(RuntimeError):
-    """The rollouts are empty or only repeat themselves, so there is nothing left to learn from; the checkpoint is kept."""
+    """The rollouts are empty or only repeat themselves: nothing is left to learn from. The checkpoint is kept."""
 
 
 class CollapseGuard:

@@ -140,7 +140,7 @@ class TrOPDConfig(GRPOConfig):
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
     num_generations: int | None = field(default=4, metadata={"help": "Rollouts per prompt; 1 is allowed."})
 
-    _VALID_DICT_FIELDS = [
+    _VALID_DICT_FIELDS = [  # noqa: RUF012
         *getattr(GRPOConfig, "_VALID_DICT_FIELDS", []),
         "teacher_model_init_kwargs",
         "teacher_chat_template_kwargs",
@@ -164,8 +164,8 @@ class TrOPDConfig(GRPOConfig):
     def _check_own_fields(self) -> None:
         if self.reward_mixing_weight > 0 and self.num_generations == 1:
             raise ValueError(
-                f"reward_mixing_weight is {self.reward_mixing_weight} with num_generations 1: the rewards' advantage is "
-                "relative to the other rollouts of a prompt, so it would be zero. Use num_generations of 2 or more."
+                f"reward_mixing_weight is {self.reward_mixing_weight} with num_generations 1: the rewards' advantage "
+                "is relative to the other rollouts of a prompt, so it would be zero. Use num_generations >= 2."
             )
         for name, (allowed, sentence) in _RANGES.items():
             value = getattr(self, name)

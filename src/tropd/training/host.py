@@ -6,6 +6,7 @@ in the middle of a run.
 
 import inspect
 import re
+from typing import Any
 
 from trl import GRPOTrainer
 
@@ -63,7 +64,7 @@ OUTPUTS = (
 """Keys of what `_generate_and_score_completions` returns that we read; the last two only where present."""
 
 
-def check_host(host: type = GRPOTrainer) -> None:
+def check_host(host: Any = GRPOTrainer) -> None:
     """Refuse a TRL whose private hooks have moved.
 
     Raises:

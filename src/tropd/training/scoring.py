@@ -74,7 +74,8 @@ def score_student(
                 packed.states(hidden), head.at_temperature(temperature), packed.token_ids
             ),
         )
-        logps.append(logp.float()), entropies.append(entropy.float())
+        logps.append(logp.float())
+        entropies.append(entropy.float())
         numbers.append(_sampler_logps(rows, logp.device))
     trainer, sampler = torch.cat(logps), torch.cat(numbers)
     known = sampler.isfinite()
@@ -127,9 +128,9 @@ class Gate:
         return torch.where(learned > 0, trust, 0.0), torch.where(learned > 0, 1.0 - trust, 0.0)
 
     def _selected(self, student_entropy: Tensor, teacher_entropy: Tensor) -> Tensor | None:
-        if self.method.gate == "student_entropy":
+        if self.entropy_threshold is not None:
             return student_entropy >= self.entropy_threshold
-        if self.method.gate == "teacher_entropy":
+        if self.method.teacher_entropy_tau is not None:
             return teacher_entropy <= self.method.teacher_entropy_tau
         return None
 
@@ -231,7 +232,8 @@ def make_signals(
 def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
     """The directly differentiated term of the batch, where the method has one."""
     if method.needs_full_teacher:
-        assert teacher.hidden is not None and teacher.head is not None
+        assert teacher.hidden is not None
+        assert teacher.head is not None
         index = (signals.trust_weight + signals.outlier_weight > 0).nonzero().squeeze(-1)
         return FullVocabularyTerm(index, teacher.hidden[index], teacher.head, full_function(method))
     if method.needs_topk:
@@ -256,11 +258,8 @@ def split_micro_batches(
 
 def narrow_signals(signals: TokenSignals, tokens: slice) -> TokenSignals:
     """The signals of a run of tokens."""
-    values = {
-        field.name: None if (tensor := getattr(signals, field.name)) is None else tensor[tokens]
-        for field in fields(signals)
-    }
-    return TokenSignals(**values)
+    values = {field.name: getattr(signals, field.name) for field in fields(signals)}
+    return replace(signals, **{name: value[tokens] for name, value in values.items() if value is not None})
 
 
 def narrow_direct(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:

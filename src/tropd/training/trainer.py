@@ -20,9 +20,9 @@ from ..modeling import expose_hidden_states
 from ..objective.loss import student_terms, token_losses
 from ..objective.reduce import RegionCounts, reduce_losses, region_counts
 from ..objective.schedules import guidance_fraction
-from ..rollout.guidance import prefixes, response_ids, splice
-from ..rollout.quality import is_collapsed, is_repetitive
+from ..rollout.guidance import splice
 from ..teacher.agreement import check_vocabularies
+from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RolloutsCollapsed, RunDirectoryCallback
@@ -30,6 +30,9 @@ from .config import TrOPDConfig
 from .host import check_host, no_reward
 from .metrics import Totals
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .prefix_stage import PrefixStage
+from .ranks import Ranks
+from .reading import read_rollouts, unpad
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
 from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
@@ -68,10 +71,17 @@ class TrOPDTrainer(GRPOTrainer):
         "title": "Trust Region On-Policy Distillation",
         "id": "2606.01249",
         "citation": "@article{tropd2026,\n    title  = {{Trust Region On-Policy Distillation}},\n"
-        "    author = {Xing and Wang and Gao and Li and Tang},\n    year   = 2026,\n    eprint = {arXiv:2606.01249},\n}",
+        "    author = {Xing and Wang and Gao and Li and Tang},\n    year   = 2026,\n"
+        "    eprint = {arXiv:2606.01249},\n}",
     }
 
-    args: TrOPDConfig
+    # The host declares these wider (None, a bare Module, a JSON string) than they are once it is built.
+    args: Any
+    model: Any
+    chat_template_kwargs: Any
+    max_completion_length: Any
+    num_generations: Any
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -98,7 +108,7 @@ class TrOPDTrainer(GRPOTrainer):
             )
         super().__init__(
             model,
-            reward_funcs if self._monitors_rewards else no_reward,
+            reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -118,8 +128,11 @@ class TrOPDTrainer(GRPOTrainer):
         self.teacher_tokenizer = teacher_processing_class
         self.teacher = self._load_teacher(teacher_model)
         check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
+        self._contexts = self._teacher_contexts()
+        self._prefix_stage = self._make_prefix_stage()
         self.guard = CollapseGuard(args.collapse_share, args.collapse_patience)
         self._pending_prefixes: list[list[int]] | None = None
+        self._ranks = Ranks(self.accelerator)
         self._window = Totals()
         self._build_seconds = 0.0
         self._tokens_learned = 0
@@ -152,17 +165,11 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _load_teacher(self, teacher: "str | PreTrainedModel") -> LocalTeacher:
         if isinstance(teacher, str):
-            options = {"dtype": "auto", "trust_remote_code": self.args.trust_remote_code}
-            name, teacher = (
-                teacher,
-                AutoModelForCausalLM.from_pretrained(
-                    teacher, **(options | dict(self.args.teacher_model_init_kwargs or {}))
-                ),
-            )
+            trust = self.args.trust_remote_code
             if self.teacher_tokenizer is None:
-                self.teacher_tokenizer = AutoTokenizer.from_pretrained(
-                    name, trust_remote_code=self.args.trust_remote_code
-                )
+                self.teacher_tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=trust)
+            options = {"dtype": "auto", "trust_remote_code": trust} | dict(self.args.teacher_model_init_kwargs or {})
+            teacher = AutoModelForCausalLM.from_pretrained(teacher, **options)
         elif self.args.teacher_model_init_kwargs:
             raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
         if self.args.teacher_chat_template == "teacher" and self.teacher_tokenizer is None:
@@ -174,7 +181,33 @@ class TrOPDTrainer(GRPOTrainer):
         local.forward = self._prepare_frozen(teacher)
         return local
 
-    def _prepare_frozen(self, model: PreTrainedModel) -> Callable:
+    def _teacher_contexts(self) -> TeacherContexts:
+        own_kwargs = dict(self.args.teacher_chat_template_kwargs or {})
+        return TeacherContexts(
+            self._tokenizer,
+            self.teacher_tokenizer,
+            self.args.teacher_chat_template,
+            {**self.chat_template_kwargs, **own_kwargs},
+            as_student=self.args.teacher_chat_template == "student" and not own_kwargs,
+        )
+
+    def _make_prefix_stage(self) -> PrefixStage:
+        return PrefixStage(
+            method=self.method,
+            teacher=self.teacher,
+            contexts=self._contexts,
+            tokenizer=self._tokenizer,
+            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
+            eos_ids=self.eos_token_ids,
+            template_kwargs=self.chat_template_kwargs,
+            max_length=self.max_completion_length,
+            min_tail=self.args.guidance_min_tail,
+            temperature=self.temperature,
+            vocab_limit=self._student_vocab_size,
+            num_generations=self.num_generations,
+        )
+
+    def _prepare_frozen(self, model: PreTrainedModel) -> Any:
         """The teacher on its device, sharded as the student is."""
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(model, self.accelerator)
@@ -190,7 +223,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     # ------------------------------------------------------------------ building a step
 
-    def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:
+    def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:  # type: ignore[override]
         """One micro-batch of the step; rolls out and scores a new batch when the old one is used up."""
         if not self.model.training:
             return self._build_batch(generation_batch, windows=1)[0]
@@ -218,7 +251,7 @@ class TrOPDTrainer(GRPOTrainer):
             seed=self.args.seed,
             step=self.state.global_step,
             stream=0 if training else EVALUATION_STREAM,
-            gather=self._gather_ragged,
+            gather=self._ranks.gather_ragged,
         )
         scored = time.perf_counter()
         teacher = score_teacher(
@@ -237,7 +270,7 @@ class TrOPDTrainer(GRPOTrainer):
         totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
         batch_metrics(totals, signals, student, teacher)
-        self._record(totals.collect(self._sum_over_ranks) | log_ratio_quantiles(signals, self._gather_ragged))
+        self._record(totals.collect(self._ranks.sum) | log_ratio_quantiles(signals, self._ranks.gather_ragged))
         if training:
             self.guard.observe(self._last_metric("response/collapsed_share"))
         return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
@@ -255,7 +288,7 @@ class TrOPDTrainer(GRPOTrainer):
         ]
 
     def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
-        return RegionCounts(*self._sum_over_ranks(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
+        return RegionCounts(*self._ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
 
     def _score_student(self, rollouts: list[Rollout]):
         with self.accelerator.autocast():
@@ -277,73 +310,31 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
-        starts = self._guidance_prefixes(inputs, totals)
+        first_row = self.accelerator.process_index * len(inputs)
+        starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         host = self._generate_and_score_completions(inputs)
         self._pending_prefixes = None
         self._drop_host_metrics()
-        return self._read_rollouts(inputs, host, starts)
+        return read_rollouts(
+            host,
+            self._contexts.of(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            starts,
+            first_row=first_row,
+            eos_ids=self.eos_token_ids,
+            mask_truncated=self.args.mask_truncated_completions,
+            mask_repetitive=self.args.mask_repetitive_completions,
+        )
 
-    def _guidance_prefixes(self, inputs: list[dict[str, Any]], totals: Totals) -> list[list[int]]:
-        """One teacher prefix for each local row; rows of one prompt share theirs, across ranks too."""
+    def _guidance_prefixes(self, inputs: list[dict[str, Any]], first_row: int, totals: Totals) -> list[list[int]]:
+        """Where each local row starts; empty in evaluation, without guidance, and at the schedule's end."""
         if not self.model.training or not self.method.guided:
             return [[] for _ in inputs]
         fraction = guidance_fraction(self.method.guidance_schedule, self.state.global_step, self.state.max_steps)
         totals.add("guidance/fraction", fraction, 1)
         if fraction == 0.0:
             return [[] for _ in inputs]
-        first = self.accelerator.process_index * len(inputs)
-        groups = [(first + i) // self.num_generations for i in range(len(inputs))]
-        owned = {group: i for i, group in enumerate(groups) if (first + i) % self.num_generations == 0}
-        found = self._teacher_responses([inputs[i] for i in owned.values()], fraction)
-        starts = prefixes(
-            found,
-            reading=self.method.guidance_length,
-            fraction=fraction,
-            max_length=self.max_completion_length,
-            min_tail=self.args.guidance_min_tail,
-        )
-        shared = dict(gather_object(list(zip(owned, starts, strict=True))))
-        return [shared[group] for group in groups]
-
-    def _teacher_responses(self, rows: list[dict[str, Any]], fraction: float) -> list[list[int]]:
-        """Each row's teacher response as ids without EOS: the data set's, else written by the teacher now."""
-        if not rows:
-            return []
-        prompt_ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
-        responses: list[list[int] | None] = [
-            None
-            if row.get("teacher_response") is None
-            else response_ids(
-                row["teacher_response"],
-                row["prompt"],
-                list(ids),
-                self._tokenizer,
-                self.eos_token_ids,
-                **self.chat_template_kwargs,
-            )
-            for row, ids in zip(rows, prompt_ids, strict=True)
-        ]
-        missing = [i for i, response in enumerate(responses) if response is None]
-        if missing:
-            contexts = self._teacher_contexts([rows[i] for i in missing], [prompt_ids[i] for i in missing])
-            for i, written in zip(missing, self._teacher_writes(contexts, fraction), strict=True):
-                responses[i] = written
-        return [response for response in responses if response is not None]
-
-    def _teacher_writes(self, contexts: list[list[int]], fraction: float) -> list[list[int]]:
-        """Sample teacher responses, no longer than the prefix can use."""
-        longest = self.max_completion_length
-        if self.method.guidance_length == "cap":
-            longest = min(longest, int(fraction * longest) + self.args.guidance_min_tail)
-        return self.teacher.write(
-            contexts,
-            pad_id=self._tokenizer.pad_token_id,
-            eos_ids=self.eos_token_ids,
-            max_new_tokens=max(longest, 1),
-            temperature=self.temperature,
-            vocab_limit=self._student_vocab_size,
-        )
+        return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
@@ -380,69 +371,6 @@ class TrOPDTrainer(GRPOTrainer):
         finally:
             self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = before
 
-    def _read_rollouts(
-        self, inputs: list[dict[str, Any]], host: dict[str, Any], starts: list[list[int]]
-    ) -> list[Rollout]:
-        """The host's padded tensors as records."""
-        prompt_ids = _unpad(host["prompt_ids"], host["prompt_mask"])
-        responses = _unpad(host["completion_ids"], host["completion_mask"])
-        contexts = self._teacher_contexts(inputs, prompt_ids)
-        tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
-        first = self.accelerator.process_index * len(inputs)
-        return [
-            self._rollout(
-                row=first + i,
-                prompt_ids=prompt_ids[i],
-                teacher_context=contexts[i],
-                response=responses[i],
-                prefix_length=len(starts[i]),
-                external=None if tool_mask is None else (tool_mask[i][: len(responses[i])] == 0).tolist(),
-                sampler_logps=None if sampler is None else sampler[i][: len(responses[i])].tolist(),
-                reward_advantage=float(host["advantages"][i]),
-            )
-            for i in range(len(inputs))
-        ]
-
-    def _rollout(self, *, response: list[int], prefix_length: int, **fields: Any) -> Rollout:
-        written = response[prefix_length:]
-        ended = bool(written) and written[-1] in self.eos_token_ids
-        repetitive = is_repetitive(written)
-        masked = (self.args.mask_truncated_completions and not ended) or (
-            self.args.mask_repetitive_completions and repetitive
-        )
-        return Rollout(
-            response=response,
-            prefix_length=prefix_length,
-            ended=ended,
-            repetitive=repetitive,
-            collapsed=is_collapsed(written, self.eos_token_ids, guided=prefix_length > 0),
-            included=not masked,
-            **fields,
-        )
-
-    def _teacher_contexts(self, rows: list[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What the teacher sees before each response; the student's own prompt unless told otherwise."""
-        own = self.args.teacher_chat_template == "student" and not self.args.teacher_chat_template_kwargs
-        return [
-            list(ids) if own and row.get("teacher_prompt") is None else self._render_for_teacher(row)
-            for row, ids in zip(rows, prompt_ids, strict=True)
-        ]
-
-    def _render_for_teacher(self, row: dict[str, Any]) -> list[int]:
-        prompt = row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"]
-        template = self.args.teacher_chat_template
-        own = template == "student" or self.teacher_tokenizer is None
-        tokenizer = self._tokenizer if own else self.teacher_tokenizer
-        if isinstance(prompt, str):
-            return list(tokenizer(prompt)["input_ids"])
-        options = {**self.chat_template_kwargs, **dict(self.args.teacher_chat_template_kwargs or {})}
-        if template not in ("student", "teacher"):
-            options["chat_template"] = template
-        rendered = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-        )
-        return list(rendered["input_ids"])
-
     # ------------------------------------------------------------------ loss
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
@@ -474,7 +402,7 @@ class TrOPDTrainer(GRPOTrainer):
         # Data parallelism averages gradients over ranks; the counts are already global.
         return loss * self.accelerator.num_processes
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
         """One forward-backward; at the end of an optimiser step, the window's metrics."""
         started = time.perf_counter()
         output = super().training_step(model, inputs, num_items_in_batch)
@@ -487,7 +415,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
-        self._record(self._window.collect(self._sum_over_ranks))
+        self._record(self._window.collect(self._ranks.sum))
         self._window = Totals()
 
     def _log_rollouts(self, inputs: MicroBatch, losses: Any, student_logp: Tensor) -> None:
@@ -510,7 +438,7 @@ class TrOPDTrainer(GRPOTrainer):
                 limit=self.args.rollouts_per_log,
             )
 
-    # ------------------------------------------------------------------ metrics and ranks
+    # ------------------------------------------------------------------ metrics
 
     def _record(self, metrics: dict[str, float]) -> None:
         mode = "train" if self.model.training else "eval"
@@ -527,17 +455,3 @@ class TrOPDTrainer(GRPOTrainer):
             rewards = name.startswith("reward") or name == "frac_reward_zero_std"
             if name.startswith("completions/") or (rewards and not self._monitors_rewards):
                 del metrics[name]
-
-    def _sum_over_ranks(self, local: Tensor) -> Tensor:
-        return self.accelerator.reduce(local.to(self.accelerator.device), reduction="sum").cpu()
-
-    def _gather_ragged(self, local: Tensor) -> Tensor:
-        """All ranks' values of a ragged [n] tensor."""
-        count = self.accelerator.gather(torch.tensor([local.numel()], device=local.device))
-        padded = self.accelerator.pad_across_processes(local, dim=0)
-        gathered = self.accelerator.gather(padded).view(len(count), -1)
-        return torch.cat([row[:n] for row, n in zip(gathered, count.tolist(), strict=True)])
-
-
-def _unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]

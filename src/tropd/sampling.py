@@ -1,0 +1,65 @@
+"""Plain sampling with Transformers, outside of a training step: teacher responses and evaluation samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    vocab_limit: int | None = None,
+) -> list[list[int]]:
+    """One continuation of each context from the whole softmax, as token ids up to and with the first ending.
+
+    Args:
+        model: a causal language model.
+        contexts: token ids, of any lengths.
+        max_new_tokens: length at which a continuation is cut.
+        eos_ids: every id that ends a continuation.
+        pad_id: any valid id.
+        temperature: of the softmax.
+        vocab_limit: draw ids below it only (a head padded further than the reader's).
+    """
+    width = max(len(context) for context in contexts)
+    padding = [width - len(context) for context in contexts]
+    input_ids = [[pad_id] * gap + list(context) for gap, context in zip(padding, contexts, strict=True)]
+    mask = [[0] * gap + [1] * (width - gap) for gap in padding]
+    rows_of_head = model.get_output_embeddings().weight.shape[0]
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=pad_id,
+        eos_token_id=list(eos_ids),
+        suppress_tokens=list(range(vocab_limit or rows_of_head, rows_of_head)) or None,
+    )
+    output = model.generate(
+        input_ids=torch.tensor(input_ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=settings,
+    )
+    return [through_eos(row, eos_ids) for row in output[:, width:].tolist()]
+
+
+def until_eos(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
+    """The tokens before the first end-of-sequence token."""
+    return through_eos(token_ids, eos_ids, keep=0)
+
+
+def through_eos(token_ids: Sequence[int], eos_ids: Sequence[int], keep: int = 1) -> list[int]:
+    """The tokens up to the first end-of-sequence token, that one included."""
+    for position, token in enumerate(token_ids):
+        if token in eos_ids:
+            return list(token_ids[: position + keep])
+    return list(token_ids)

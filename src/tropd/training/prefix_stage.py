@@ -1,0 +1,100 @@
+"""The first stage of a guided step: one teacher prefix for each prompt, shared by its rollouts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..objective.methods import Method
+from ..rollout.guidance import prefixes, response_ids
+from ..teacher.context import TeacherContexts
+from ..teacher.local import LocalTeacher
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PrefixStage:
+    """Finds teacher responses and cuts them to the schedule's length.
+
+    Attributes:
+        method: its guidance reading is used.
+        teacher: writes the responses that the data set does not have.
+        contexts: what the teacher sees.
+        tokenizer: the student's.
+        tokenize: prompts to the token ids that the student sees.
+        eos_ids: every id that ends a response.
+        template_kwargs: keyword arguments of the student's chat template.
+        max_length: L_max, tokens of prefix and continuation together.
+        min_tail: tokens left to the student.
+        temperature: the teacher writes at the rollouts' temperature.
+        vocab_limit: the teacher writes ids below it.
+        num_generations: rollouts of a prompt.
+    """
+
+    method: Method
+    teacher: LocalTeacher
+    contexts: TeacherContexts
+    tokenizer: Any
+    tokenize: Callable[[list[Any]], list[list[int]]]
+    eos_ids: Sequence[int]
+    template_kwargs: dict[str, Any]
+    max_length: int
+    min_tail: int
+    temperature: float
+    vocab_limit: int
+    num_generations: int
+
+    def prefixes_for(
+        self, rows: Sequence[Row], first_row: int, fraction: float, gather: Callable[[list], list]
+    ) -> list[list[int]]:
+        """One prefix for each of this rank's rows, the same for all rows of a prompt.
+
+        A prompt's rows may lie on two ranks: the rank with the first of them finds the prefix, and `gather` shares it.
+
+        Args:
+            rows: this rank's rows, rollouts of a prompt side by side.
+            first_row: number of the first of them in the whole step.
+            fraction: α_t of the schedule.
+            gather: collects a list of objects from all ranks.
+        """
+        groups = [(first_row + i) // self.num_generations for i in range(len(rows))]
+        owned = {group: i for i, group in enumerate(groups) if (first_row + i) % self.num_generations == 0}
+        starts = prefixes(
+            self._responses([rows[i] for i in owned.values()], fraction),
+            reading=self.method.guidance_length,
+            fraction=fraction,
+            max_length=self.max_length,
+            min_tail=self.min_tail,
+        )
+        shared = dict(gather(list(zip(owned, starts, strict=True))))
+        return [shared[group] for group in groups]
+
+    def _responses(self, rows: list[Row], fraction: float) -> list[list[int]]:
+        """Each row's teacher response as ids without EOS: the data set's, else written by the teacher now."""
+        if not rows:
+            return []
+        prompt_ids = [list(ids) for ids in self.tokenize([row["prompt"] for row in rows])]
+        missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
+        written = self._write([rows[i] for i in missing], [prompt_ids[i] for i in missing], fraction)
+        found = dict(zip(missing, written, strict=True))
+        return [found[i] if i in found else self._given(row, prompt_ids[i]) for i, row in enumerate(rows)]
+
+    def _given(self, row: Row, prompt_ids: list[int]) -> list[int]:
+        response = row["teacher_response"]
+        return response_ids(response, row["prompt"], prompt_ids, self.tokenizer, self.eos_ids, **self.template_kwargs)
+
+    def _write(self, rows: list[Row], prompt_ids: list[list[int]], fraction: float) -> list[list[int]]:
+        """Teacher samples, no longer than the prefix can use."""
+        if not rows:
+            return []
+        longest = self.max_length
+        if self.method.guidance_length == "cap":
+            longest = min(longest, int(fraction * longest + 1e-9) + self.min_tail)
+        return self.teacher.write(
+            self.contexts.of(rows, prompt_ids),
+            pad_id=self.tokenizer.pad_token_id,
+            eos_ids=self.eos_ids,
+            max_new_tokens=longest,
+            temperature=self.temperature,
+            vocab_limit=self.vocab_limit,
+        )
