@@ -27,11 +27,14 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
         return
     ordinary_forward = model.forward
 
+    def bound(_, *args, **kwargs):
+        return ordinary_forward(*args, **kwargs)
+
     # The signature is kept because `generate` validates its arguments against it.
     @functools.wraps(type(model).forward)
     def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
         if on_hidden is None:
-            return ordinary_forward(*args, **kwargs)
+            return getattr(ordinary_forward, "__func__", bound)(self, *args, **kwargs)
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         hidden, head = _as_computed(hidden, head_of(self))
         with torch.autocast(hidden.device.type, enabled=False):

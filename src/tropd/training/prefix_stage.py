@@ -80,8 +80,15 @@ class PrefixStage:
         return [found[i] if i in found else self._given(row, prompt_ids[i]) for i, row in enumerate(rows)]
 
     def _given(self, row: Row, prompt_ids: list[int]) -> list[int]:
-        response = row["teacher_response"]
-        return response_ids(response, row["prompt"], prompt_ids, self.tokenizer, self.eos_ids, **self.template_kwargs)
+        ids = response_ids(
+            row["teacher_response"], row["prompt"], prompt_ids, self.tokenizer, self.eos_ids, **self.template_kwargs
+        )
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_limit:
+            raise ValueError(
+                f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
+                f"but the student's vocabulary has {self.vocab_limit} entries; tokenise it with the student's tokenizer."
+            )
+        return ids
 
     def _write(self, rows: list[Row], prompt_ids: list[list[int]], fraction: float) -> list[list[int]]:
         """Teacher samples, no longer than the prefix can use."""

@@ -136,6 +136,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._window = Totals()
         self._build_seconds = 0.0
         self._tokens_learned = 0
+        self._evaluated_rows = 0
         self.add_callback(RunDirectoryCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -310,7 +311,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
-        first_row = self.accelerator.process_index * len(inputs)
+        first_row = self._first_row(len(inputs))
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         host = self._generate_and_score_completions(inputs)
@@ -325,6 +326,15 @@ class TrOPDTrainer(GRPOTrainer):
             mask_truncated=self.args.mask_truncated_completions,
             mask_repetitive=self.args.mask_repetitive_completions,
         )
+
+    def _first_row(self, count: int) -> int:
+        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
+        if self.model.training:
+            self._evaluated_rows = 0
+            return self.accelerator.process_index * count
+        before = self._evaluated_rows
+        self._evaluated_rows += self.accelerator.num_processes * count
+        return before + self.accelerator.process_index * count
 
     def _guidance_prefixes(self, inputs: list[dict[str, Any]], first_row: int, totals: Totals) -> list[list[int]]:
         """Where each local row starts; empty in evaluation, without guidance, and at the schedule's end."""
