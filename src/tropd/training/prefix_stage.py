@@ -86,7 +86,7 @@ class PrefixStage:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_limit:
             raise ValueError(
                 f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
-                f"but the student's vocabulary has {self.vocab_limit} entries; tokenise it with the student's tokenizer."
+                f"but the student's vocabulary has {self.vocab_limit} entries; use the student's tokenizer."
             )
         return ids
 
