@@ -34,12 +34,17 @@ def sample(
     input_ids = [[pad_id] * gap + list(context) for gap, context in zip(padding, contexts, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in padding]
     rows_of_head = model.get_output_embeddings().weight.shape[0]
+    # What is left out here would be filled in from the model's own generation_config.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,
+        min_p=0.0,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         pad_token_id=pad_id,
         eos_token_id=list(eos_ids),
         suppress_tokens=list(range(vocab_limit or rows_of_head, rows_of_head)) or None,

@@ -10,7 +10,7 @@ import torch
 
 from training import tiny
 from training.tiny import EOS, PAD, clone, plain_logps
-from tropd.modeling import expose_hidden_states
+from tropd.modeling import PackedResponses, expose_hidden_states
 from tropd.teacher.local import LocalTeacher, TopKRequest, until_eos
 
 CONTEXTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
@@ -161,13 +161,14 @@ def test_a_score_that_is_not_a_number_stays_with_its_token(model):
     """A teacher whose head gives NaN for one state says so there; the entropy and the other tokens are untouched."""
     broken = clone(model)
     teacher = LocalTeacher(broken)
-    states = teacher._states
-    teacher._states = lambda packed: poisoned(*states(packed))  # type: ignore[method-assign]
+    score_packed = teacher._score_packed
+    teacher._score_packed = lambda packed, *rest: score_packed(Poisoned(**vars(packed)), *rest)  # type: ignore[method-assign]
 
-    def poisoned(hidden, head):
-        hidden = hidden.clone()
-        hidden[4] = math.nan
-        return hidden, head
+    class Poisoned(PackedResponses):
+        def states(self, hidden_BLH):
+            states = super().states(hidden_BLH).clone()
+            states[4] = math.nan
+            return states
 
     scores = teacher.score(CONTEXTS, RESPONSES, ALL, pad_id=PAD)
     assert scores.logp.isfinite().tolist() == [n != 4 for n in range(9)]

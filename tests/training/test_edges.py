@@ -8,6 +8,8 @@ import torch
 from training import tiny
 from training.tiny import build, clone
 from tropd.modeling import expose_hidden_states
+from tropd.objective import Head
+from tropd.training.callbacks import CollapseGuard
 
 
 def test_a_copy_of_an_exposed_model_computes_with_its_own_weights(student):
@@ -27,11 +29,57 @@ def test_a_teacher_response_beyond_the_students_vocabulary_is_refused_with_its_p
         build(tmp_path, clone(student), clone(teacher), "tropd", rows=rows).train()
 
 
-def test_batches_of_one_evaluation_have_gate_draws_of_their_own(tmp_path, student, teacher):
-    trainer = build(tmp_path, clone(student), clone(teacher), "fkl_outlier")
-    trainer.model.eval()
-    assert [trainer._first_row(4), trainer._first_row(4)] == [0, 4]
-    trainer.model.train()
-    assert [trainer._first_row(4), trainer._first_row(4)] == [0, 0]
-    trainer.model.eval()
-    assert trainer._first_row(4) == 0, "a new evaluation starts over"
+def test_batches_of_one_evaluation_have_gate_draws_of_their_own_and_evaluations_the_same(tmp_path, student, teacher):
+    rows = [{"prompt": f"{first}+b="} for first in "abcdefgh"]
+    trainer = build(
+        tmp_path,
+        clone(student),
+        clone(teacher),
+        "fkl_outlier",
+        trainer_options={"eval_dataset": tiny.same_dataset(rows)},
+        per_device_eval_batch_size=8,
+    )
+    first_rows, original = [], trainer._first_row
+    trainer._first_row = lambda count: first_rows.append(original(count)) or first_rows[-1]
+    trainer.evaluate()
+    trainer.evaluate()
+    half = len(first_rows) // 2
+    assert first_rows == [8 * batch for batch in range(half)] * 2
+    assert half > 1
+
+
+def test_rollouts_that_stop_ending_trip_the_guard_and_those_that_never_ended_do_not():
+    guard = CollapseGuard(share=0.9, patience=2)
+    for ended in (0.0, 0.0, 0.0):
+        guard.observe(0.0, ended)
+    assert not guard.tripped
+    for ended in (0.8, None, 0.05, 0.05):
+        guard.observe(0.0, ended)
+    assert guard.tripped
+
+
+def test_a_new_run_in_a_used_directory_sets_the_old_records_aside(tmp_path, student, teacher):
+    for _ in range(2):
+        build(tmp_path, clone(student), clone(teacher), "opd", rollout_log_steps=1).train()
+    old, new = (tmp_path / name for name in ("metrics-1.jsonl", "metrics.jsonl"))
+    assert len(old.read_text().splitlines()) == len(new.read_text().splitlines()) > 0
+    assert (tmp_path / "rollouts-1").is_dir() and (tmp_path / "run-1.json").is_file()
+
+
+def test_the_vocabularies_of_the_paper_padded_to_151936_and_152064_train(tmp_path):
+    for method in ("tropd", "gkd"):
+        done = tiny.run(
+            tmp_path / method,
+            tiny.llama(seed=1, rows=151936, width=8),
+            tiny.llama(seed=2, rows=152064, width=8),
+            method,
+            script=tiny.replay(tiny.recorded(8)),
+        )
+        assert tiny.largest(done.gradients) > 0
+
+
+def test_half_precision_logits_are_not_rounded_on_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (3, 9))
+    expected = hidden.double() @ weight.double().t()
+    torch.testing.assert_close(Head(weight).logits(hidden).double(), expected, rtol=0, atol=1e-5)

@@ -88,7 +88,7 @@ def test_the_guard_can_be_switched_off(tmp_path, student, teacher):
 
 def test_empty_rollouts_collapse_as_well(tmp_path, student, teacher):
     script = replay([[EOS]] * 8)
-    with pytest.raises(RolloutsCollapsed, match="empty or only repeated themselves"):
+    with pytest.raises(RolloutsCollapsed, match="empty, only repeated themselves, or no longer ended"):
         run(tmp_path, student, teacher, "opd", script=script, max_steps=6, collapse_patience=2)
 
 

@@ -146,17 +146,17 @@ def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(tmp_path
 
 def spoil(trainer, bad, tokens):
     """A teacher that says something unusable about a few tokens, in its own pass over the head."""
+    from tropd.modeling import PackedResponses
     from tropd.teacher import local
 
-    forward = trainer.teacher._states
+    class Spoiled(PackedResponses):
+        def states(self, hidden_BLH):
+            states = super().states(hidden_BLH).clone()
+            states[list(tokens)] = math.nan if math.isnan(bad) else states[list(tokens)]
+            return states
 
-    def states(packed):
-        hidden, head = forward(packed)
-        hidden = hidden.clone()
-        hidden[list(tokens)] = math.nan if math.isnan(bad) else hidden[list(tokens)]
-        return hidden, head
-
-    trainer.teacher._states = states
+    score_packed = trainer.teacher._score_packed
+    trainer.teacher._score_packed = lambda packed, *rest: score_packed(Spoiled(**vars(packed)), *rest)
     if not math.isnan(bad):
         score = trainer.teacher.score
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = load_recipe(options.recipe)
         if not (options.teacher / "config.json").is_file():
             raise ValueError(f"--teacher is {options.teacher}, which is not a model folder (it has no config.json).")
+        root = options.out.resolve()
+        _check_same_comparison(recipe, root)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    root = options.out.resolve()
     splits, before = _prepare(recipe, options.teacher, root)
     results = _run(grid_cells(recipe), recipe, root, splits, options.jobs)
     chosen = choose_learning_rates(recipe, results)
@@ -62,6 +64,27 @@ def _prepare(recipe: Recipe, teacher: Path, root: Path) -> tuple[dict[str, list[
         splits = {name: [text.as_dict() for text in split] for name, split in texts.items()}
         write_whole(root / "prompts.json", json.dumps(splits) + "\n")
     return _read(root / "prompts.json"), _read(root / "before.json")
+
+
+def _check_same_comparison(recipe: Recipe, root: Path) -> None:
+    """Cells on disk belong to one recipe: methods, learning rates and seeds may be added, nothing else may change."""
+    described = json.loads(json.dumps(asdict(recipe)))
+    path = root / "recipe.json"
+    if path.exists():
+        earlier = _read(path)
+        free = ("methods", "learning_rates", "seeds")
+        changed = [key for key in described if key not in free and described[key] != earlier.get(key)]
+        changed += [
+            f"methods.{label}"
+            for label, settings in earlier["methods"].items()
+            if label in described["methods"] and described["methods"][label] != settings
+        ]
+        if changed:
+            raise ValueError(
+                f"{root} holds cells of another recipe: {', '.join(changed)} changed. Choose another --out."
+            )
+        described["methods"] = earlier["methods"] | described["methods"]
+    write_whole(path, json.dumps(described) + "\n")
 
 
 def _run(cells: list[Cell], recipe: Recipe, root: Path, splits: Any, jobs: int) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def exact_divergence(
         marks = [[True] * len(response) for response in responses[rows]]
         packed = pack_responses(list(prompts[rows]), list(responses[rows]), marks, pad_id, student.device)
         student_logps, teacher_logps = _logps(student, packed), _logps(teacher, packed)
-        sums += _sums(student_logps.double(), teacher_logps.double())
+        sums += _sums(student_logps.double(), teacher_logps.double()).cpu()
         count += packed.token_ids.numel()
     if count == 0:
         raise ValueError("there are no response tokens to measure a divergence on")

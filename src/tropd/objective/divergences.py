@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-TRUNCATIONS = ("none", "teacher_renorm", "tail")
+from .methods import TRUNCATIONS
 
 
 def k1(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:

@@ -222,10 +222,11 @@ def _project(hidden_NH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, accumulated and returned in float32 (float64 for float64)."""
+    """left @ right, accumulated and returned in float32 (float64 for float64), never rounded to half precision."""
     if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
         return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).to(_wide(left.dtype))
+    wide = _wide(left.dtype)
+    return left.to(wide) @ right.to(wide)
 
 
 def _accumulate(grad_weight: Tensor, raw_grad_CV: Tensor, hidden_CH: Tensor) -> None:

@@ -75,7 +75,7 @@ def teacher_config() -> Qwen3Config:
 
 
 def student_config() -> Qwen3Config:
-    """Three layers of width 96, about 0.33 million parameters."""
+    """Three layers of width 96, about 0.36 million parameters."""
     return _config(num_layers=3, width=96, num_heads=3)
 
 

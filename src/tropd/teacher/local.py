@@ -59,7 +59,8 @@ class LocalTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, forward: Callable | None = None):
-        expose_hidden_states(model)
+        # An adapter's base model is where the forward is; `PeftModel` hands keyword arguments on to it.
+        expose_hidden_states(getattr(model, "get_base_model", lambda: model)())
         model.eval().requires_grad_(False)
         self.model = model
         self.forward = forward or model
@@ -105,9 +106,8 @@ class LocalTeacher:
             packed = pack_responses(
                 list(contexts[rows]), list(responses[rows]), list(scored[rows]), pad_id, self.device
             )
-            states, head = self._states(packed)
-            head = head.at_temperature(temperature)
-            parts.append(_score_states(states, head, self._readable(packed), done, topk))
+            part, states, head = self._score_packed(packed, temperature, done, topk)
+            parts.append(part)
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
         logp, entropy, index, ids, topk_logp = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -123,11 +123,20 @@ class LocalTeacher:
         readable = (packed.input_ids < self.vocab_size).cumprod(-1).flatten()[packed.state_index + 1]
         return torch.where(readable > 0, packed.token_ids, -1)
 
-    def _states(self, packed: PackedResponses) -> tuple[Tensor, Head]:
+    def _score_packed(
+        self, packed: PackedResponses, temperature: float, offset: int, topk: TopKRequest | None
+    ) -> tuple[tuple[Tensor, ...], Tensor, Head]:
+        token_ids = self._readable(packed)
+
+        def score(hidden: Tensor, head: Head) -> tuple[tuple[Tensor, ...], Tensor, Head]:
+            # Inside the forward: a sharded head is whole only there.
+            states, head = packed.states(hidden), head.at_temperature(temperature)
+            return _score_states(states, head, token_ids, offset, topk), states, head
+
         return self.forward(
             input_ids=packed.input_ids.clamp_max(self.vocab_size - 1),
             attention_mask=packed.attention_mask,
-            on_hidden=lambda hidden, head: (packed.states(hidden), head),
+            on_hidden=score,
         )
 
     def write(

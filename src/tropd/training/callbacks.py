@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from .run_directory import append_jsonl, drop_after_step, write_run_description
+from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_description
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +19,25 @@ class RolloutsCollapsed(RuntimeError):
 class CollapseGuard:
     """Counts collapsed steps in a row.
 
+    A step counts when its rollouts are empty or only repeat themselves, and also when they no longer end although
+    most of them once did. Rollouts that never ended within the budget are no collapse: the budget may be short.
+
     Args:
-        share: a step counts when at least this share of its rollouts collapsed.
+        share: a step counts when at least this share of its rollouts collapsed or no longer end.
         patience: steps in a row; `None` never trips.
     """
 
     def __init__(self, share: float, patience: int | None):
         self.share, self.patience = share, patience
         self.steps_in_a_row = 0
+        self.best_ended_share = 0.0
 
-    def observe(self, collapsed_share: float) -> None:
-        self.steps_in_a_row = self.steps_in_a_row + 1 if collapsed_share >= self.share else 0
+    def observe(self, collapsed_share: float, ended_share: float | None = None) -> None:
+        """Take in a step: its share of collapsed rollouts, and of unguided ones that ended (`None`: none unguided)."""
+        ended = self.best_ended_share if ended_share is None else ended_share
+        self.best_ended_share = max(self.best_ended_share, ended)
+        endless = self.best_ended_share >= 0.5 and 1 - ended >= self.share
+        self.steps_in_a_row = self.steps_in_a_row + 1 if endless or collapsed_share >= self.share else 0
 
     @property
     def tripped(self) -> bool:
@@ -38,8 +46,9 @@ class CollapseGuard:
     def sentence(self, step: int, directory: str) -> str:
         return (
             f"stopped at step {step}: in each of the last {self.steps_in_a_row} steps at least {self.share:.0%} of the "
-            f"rollouts were empty or only repeated themselves. The checkpoint of this step is in {directory}; lower "
-            "the learning rate, or start from an earlier checkpoint. (collapse_share, collapse_patience)"
+            "rollouts were empty, only repeated themselves, or no longer ended. The checkpoint of this step is in "
+            f"{directory}; lower the learning rate, or start from an earlier checkpoint. (collapse_share, "
+            "collapse_patience)"
         )
 
 
@@ -51,6 +60,8 @@ class RunDirectoryCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
+            if state.global_step == 0:
+                set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
             write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
             drop_after_step(self._metrics_file(args), state.global_step)
 

@@ -90,7 +90,8 @@ class TrOPDConfig(GRPOConfig):
             functions are only monitored.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
-        collapse_share: a step counts as collapsed when this share of its rollouts is empty or only repeats itself.
+        collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
+            longer ends though most once did.
         collapse_patience: collapsed steps in a row after which the run stops with its checkpoint kept; `None` never.
         rollout_log_steps: write sampled rollouts with every token's region and terms each so many steps; 0 never.
         rollouts_per_log: sequences written each time.

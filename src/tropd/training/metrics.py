@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (the table reads best one metric a line)
-"""Every metric of a run, defined once: the documentation is made from this table, and logging refuses other names."""
+"""Every metric of a run, defined once; the documentation is made from this table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class Metric:
 _TABLE = """
 trust/fraction | probability | mean of min(π_T/π_S, 1) over student tokens: an estimate of 1 − TV(π_S, π_T) | rises towards 1 | falls: the student is leaving the teacher
 trust/share | share | trust weight over student tokens: the part of them learned from as trusted | near trust/fraction with the Bernoulli gate | near 0: almost nothing is learned by K1
-regions/num_trust | tokens per step | sum of trust weights | grows as the student approaches | shrinks while length stays
-regions/num_outlier | tokens per step | sum of outlier weights | shrinks | grows: see log_ratio/p01
-regions/num_guidance | tokens per step | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
+regions/num_trust | tokens per rollout batch | sum of trust weights | grows as the student approaches | shrinks while length stays
+regions/num_outlier | tokens per rollout batch | sum of outlier weights | shrinks | grows: see log_ratio/p01
+regions/num_guidance | tokens per rollout batch | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
 log_ratio/negative_share | share | student tokens with r < 0, where the teacher likes the token less | falls towards ½ | near 1: the student writes what the teacher would not
 log_ratio/p01 | nats | 1% quantile of r | rises towards 0 | very negative: outliers dominate a K1 gradient
 log_ratio/p50 | nats | median of r | near 0 | drifts from 0
@@ -53,11 +53,12 @@ guidance/fraction | fraction | α of the guidance schedule | as scheduled | not 
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens | falls | rises: forgetting the teacher's states
 sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens; absent where the sampler returns none | below 0.02 | grows: wrong temperature, stale weights or precision
-teacher/nonfinite_tokens | tokens per step | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
+teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
 loss/trust | nats per token | the trust region's part of the loss | small | see kl/k1
 loss/outlier | nats per token | the outlier region's part of the loss | falls | see kl/outlier_forward
 loss/guidance | nats per token | the prefix's part of the loss | falls to 0 with the schedule | dominates: see regions/num_guidance
 loss/reward | nats per token | the mixed-in rewards' part of the loss | small | dominates the teacher's signal
+grad_norm | loss per unit of weight | norm of the gradient before clipping (logged by Transformers) | falls, then steady | peaks with log_ratio/p01: outliers drive the update; use a trust region
 speed/rollout | tokens per second | student-written tokens by rollout time | steady | falls: longer tails, smaller batches
 speed/teacher | tokens per second | scored tokens by teacher time | steady | falls
 speed/update | tokens per second | response tokens by forward-backward time | steady | falls

@@ -29,6 +29,7 @@ class PrefixStage:
         temperature: the teacher writes at the rollouts' temperature.
         vocab_limit: the teacher writes ids below it.
         num_generations: rollouts of a prompt.
+        teacher_may_write: a sharded teacher cannot write for one rank alone.
     """
 
     method: Method
@@ -43,6 +44,7 @@ class PrefixStage:
     temperature: float
     vocab_limit: int
     num_generations: int
+    teacher_may_write: bool = True
 
     def prefixes_for(
         self, rows: Sequence[Row], first_row: int, fraction: float, gather: Callable[[list], list]
@@ -94,6 +96,11 @@ class PrefixStage:
         """Teacher samples, no longer than the prefix can use."""
         if not rows:
             return []
+        if not self.teacher_may_write:
+            raise ValueError(
+                f"prompt {rows[0]['prompt']!r:.60} has no teacher_response, and a teacher sharded by FSDP cannot write "
+                "one for a single rank. Generate the responses beforehand into a teacher_response column."
+            )
         longest = self.max_length
         if self.method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + self.min_tail)

@@ -34,6 +34,17 @@ def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
         os.fsync(stream.fileno())
 
 
+def set_aside(directory: str | Path, names: Iterable[str]) -> None:
+    """Rename what an earlier run left under `names` to the first free `<stem>-<n><suffix>`; nothing is overwritten."""
+    for name in names:
+        path = Path(directory) / name
+        if path.exists():
+            number = 1
+            while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+                number += 1
+            path.rename(aside)
+
+
 def drop_after_step(path: str | Path, step: int) -> None:
     """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short."""
     path = Path(path)

@@ -4,6 +4,7 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 → reduction by global counts → update (Transformers) → metrics.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from .reading import read_rollouts, unpad
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
 from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
@@ -101,6 +104,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.method = args.resolved_method()
         self._monitors_rewards = bool(reward_funcs) or kwargs.get("environment_factory") is not None
         self._check_arguments(args, kwargs)
+        _check_columns(train_dataset, kwargs)
         if model is teacher_model and not isinstance(model, str):
             raise ValueError(
                 "student and teacher are one and the same object, which would be frozen as the teacher; load the "
@@ -121,12 +125,18 @@ class TrOPDTrainer(GRPOTrainer):
                 "the student is a vision-language model or a mixture of experts with a router loss; neither is "
                 "supported yet. For the latter set router_aux_loss_coef to 0."
             )
+        self._refuse_sharding_not_supported()
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._student_vocab_size = self.model.get_output_embeddings().weight.shape[0]
         self.teacher_tokenizer = teacher_processing_class
         self.teacher = self._load_teacher(teacher_model)
+        if self.teacher_tokenizer is None:
+            logger.warning(
+                "The teacher came without a tokenizer, so only vocabulary sizes are compared. Pass "
+                "teacher_processing_class to have the token ids compared too."
+            )
         check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
         self._contexts = self._teacher_contexts()
         self._prefix_stage = self._make_prefix_stage()
@@ -150,6 +160,11 @@ class TrOPDTrainer(GRPOTrainer):
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
         return output
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
+        self._evaluated_rows = 0
+        return super().evaluate(*args, **kwargs)
+
     # ------------------------------------------------------------------ set-up
 
     def _check_arguments(self, args: TrOPDConfig, kwargs: dict[str, Any]) -> None:
@@ -158,10 +173,31 @@ class TrOPDTrainer(GRPOTrainer):
                 f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
                 "Set guidance_schedule='none', or leave rollout_func out."
             )
+        if self.method.guided and kwargs.get("environment_factory") is not None:
+            raise ValueError(
+                f"method {args.method!r} starts rollouts from teacher prefixes, but an environment makes its prompts "
+                "only while rolling out. Set guidance_schedule='none', or leave environment_factory out."
+            )
+        if args.cast_lm_head_to_fp32:
+            raise ValueError(
+                "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
+            )
         if args.reward_mixing_weight > 0 and not self._monitors_rewards:
             raise ValueError(
                 f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
                 "reward_funcs, or remove it."
+            )
+
+    def _refuse_sharding_not_supported(self) -> None:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 shards the output layers, which tropd does not gather yet. Use ZeRO-2, DDP or FSDP2."
+            )
+        if self.is_fsdp_enabled and self.method.needs_full_teacher:
+            raise ValueError(
+                f"method {self.args.method!r} reads the teacher's output layer in the loss, where FSDP has it sharded; "
+                "that is not supported yet. Use DDP, or a method without a full-vocabulary divergence."
             )
 
     def _load_teacher(self, teacher: "str | PreTrainedModel") -> LocalTeacher:
@@ -206,6 +242,7 @@ class TrOPDTrainer(GRPOTrainer):
             temperature=self.temperature,
             vocab_limit=self._student_vocab_size,
             num_generations=self.num_generations,
+            teacher_may_write=not self.is_fsdp_enabled,
         )
 
     def _prepare_frozen(self, model: PreTrainedModel) -> Any:
@@ -273,8 +310,14 @@ class TrOPDTrainer(GRPOTrainer):
         batch_metrics(totals, signals, student, teacher)
         self._record(totals.collect(self._ranks.sum) | log_ratio_quantiles(signals, self._ranks.gather_ragged))
         if training:
-            self.guard.observe(self._last_metric("response/collapsed_share"))
+            self.guard.observe(self._last_metric("response/collapsed_share"), self._ended_share(rollouts))
         return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+
+    def _ended_share(self, rollouts: list[Rollout]) -> float | None:
+        """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
+        ended = [rollout.ended for rollout in rollouts if rollout.prefix_length == 0]
+        total, count = self._ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
+        return total / count if count else None
 
     def _micro_batches(self, method, rollouts, signals, direct, windows: int) -> list[MicroBatch]:
         per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)
@@ -330,7 +373,6 @@ class TrOPDTrainer(GRPOTrainer):
     def _first_row(self, count: int) -> int:
         """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
         if self.model.training:
-            self._evaluated_rows = 0
             return self.accelerator.process_index * count
         before = self._evaluated_rows
         self._evaluated_rows += self.accelerator.num_processes * count
@@ -465,3 +507,13 @@ class TrOPDTrainer(GRPOTrainer):
             rewards = name.startswith("reward") or name == "frac_reward_zero_std"
             if name.startswith("completions/") or (rewards and not self._monitors_rewards):
                 del metrics[name]
+
+
+def _check_columns(dataset: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a data set without prompts before a model is loaded; an environment may bring its own."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "prompt" not in columns and kwargs.get("environment_factory") is None:
+        raise ValueError(
+            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
+            "dataset.rename_column('question', 'prompt')."
+        )
