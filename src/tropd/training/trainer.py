@@ -27,6 +27,7 @@ from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RolloutsCollapsed, RunDirectoryCallback
+from .checks import check_arguments, check_host_model, has_rewards
 from .config import TrOPDConfig
 from .host import check_host, no_reward
 from .metrics import Totals
@@ -102,14 +103,9 @@ class TrOPDTrainer(GRPOTrainer):
         check_host()
         args = args or TrOPDConfig("tropd-output")
         self.method = args.resolved_method()
-        self._monitors_rewards = bool(reward_funcs) or kwargs.get("environment_factory") is not None
-        self._check_arguments(args, kwargs)
-        _check_columns(train_dataset, kwargs)
-        if model is teacher_model and not isinstance(model, str):
-            raise ValueError(
-                "student and teacher are one and the same object, which would be frozen as the teacher; load the "
-                "teacher separately, or copy it."
-            )
+        options = {"reward_funcs": reward_funcs, **kwargs}
+        check_arguments(args, model, teacher_model, train_dataset, options)
+        self._monitors_rewards = has_rewards(options)
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -120,12 +116,7 @@ class TrOPDTrainer(GRPOTrainer):
             peft_config=peft_config,
             **kwargs,
         )
-        if self._is_vlm or self.aux_loss_enabled:
-            raise ValueError(
-                "the student is a vision-language model or a mixture of experts with a router loss; neither is "
-                "supported yet. For the latter set router_aux_loss_coef to 0."
-            )
-        self._refuse_sharding_not_supported()
+        check_host_model(self)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
@@ -166,39 +157,6 @@ class TrOPDTrainer(GRPOTrainer):
         return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
-
-    def _check_arguments(self, args: TrOPDConfig, kwargs: dict[str, Any]) -> None:
-        if self.method.guided and kwargs.get("rollout_func") is not None:
-            raise ValueError(
-                f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
-                "Set guidance_schedule='none', or leave rollout_func out."
-            )
-        if self.method.guided and kwargs.get("environment_factory") is not None:
-            raise ValueError(
-                f"method {args.method!r} starts rollouts from teacher prefixes, but an environment makes its prompts "
-                "only while rolling out. Set guidance_schedule='none', or leave environment_factory out."
-            )
-        if args.cast_lm_head_to_fp32:
-            raise ValueError(
-                "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
-            )
-        if args.reward_mixing_weight > 0 and not self._monitors_rewards:
-            raise ValueError(
-                f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
-                "reward_funcs, or remove it."
-            )
-
-    def _refuse_sharding_not_supported(self) -> None:
-        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        if plugin is not None and plugin.zero_stage == 3:
-            raise ValueError(
-                "DeepSpeed ZeRO-3 shards the output layers, which tropd does not gather yet. Use ZeRO-2, DDP or FSDP2."
-            )
-        if self.is_fsdp_enabled and self.method.needs_full_teacher:
-            raise ValueError(
-                f"method {self.args.method!r} reads the teacher's output layer in the loss, where FSDP has it sharded; "
-                "that is not supported yet. Use DDP, or a method without a full-vocabulary divergence."
-            )
 
     def _load_teacher(self, teacher: "str | PreTrainedModel") -> LocalTeacher:
         if isinstance(teacher, str):
@@ -507,13 +465,3 @@ class TrOPDTrainer(GRPOTrainer):
             rewards = name.startswith("reward") or name == "frac_reward_zero_std"
             if name.startswith("completions/") or (rewards and not self._monitors_rewards):
                 del metrics[name]
-
-
-def _check_columns(dataset: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse a data set without prompts before a model is loaded; an environment may bring its own."""
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None and "prompt" not in columns and kwargs.get("environment_factory") is None:
-        raise ValueError(
-            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
-            "dataset.rename_column('question', 'prompt')."
-        )

@@ -1,0 +1,79 @@
+"""What a trainer refuses before it is built, or before it trains; each sentence says what to do instead."""
+
+from typing import Any
+
+from .config import TrOPDConfig
+
+
+def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset: Any, options: dict[str, Any]) -> None:
+    """Refuse arguments of `TrOPDTrainer` that contradict each other.
+
+    Args:
+        args: the configuration.
+        student: a folder, a name or a model.
+        teacher: likewise.
+        train_dataset: the training data.
+        options: the remaining arguments, `reward_funcs` among them.
+
+    Raises:
+        ValueError: with the argument, why it cannot be, and what to type.
+    """
+    if student is teacher and not isinstance(student, str):
+        raise ValueError(
+            "student and teacher are one and the same object, which would be frozen as the teacher; load the teacher "
+            "separately, or copy it."
+        )
+    _check_columns(train_dataset, options)
+    guided = args.resolved_method().guided
+    if guided and options.get("rollout_func") is not None:
+        raise ValueError(
+            f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
+            "Set guidance_schedule='none', or leave rollout_func out."
+        )
+    if guided and options.get("environment_factory") is not None:
+        raise ValueError(
+            f"method {args.method!r} starts rollouts from teacher prefixes, but an environment makes its prompts only "
+            "while rolling out. Set guidance_schedule='none', or leave environment_factory out."
+        )
+    if args.cast_lm_head_to_fp32:
+        raise ValueError(
+            "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
+        )
+    if args.reward_mixing_weight > 0 and not has_rewards(options):
+        raise ValueError(
+            f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
+            "reward_funcs, or remove it."
+        )
+
+
+def has_rewards(options: dict[str, Any]) -> bool:
+    """Are there reward functions, or an environment that may bring its own?"""
+    return bool(options.get("reward_funcs")) or options.get("environment_factory") is not None
+
+
+def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "prompt" not in columns and options.get("environment_factory") is None:
+        raise ValueError(
+            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
+            "dataset.rename_column('question', 'prompt')."
+        )
+
+
+def check_host_model(trainer: Any) -> None:
+    """Refuse what the built host cannot carry yet: images, router losses, and some kinds of sharding."""
+    if trainer._is_vlm or trainer.aux_loss_enabled:
+        raise ValueError(
+            "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
+            "yet. For the latter set router_aux_loss_coef to 0."
+        )
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 shards the output layers, which tropd does not gather yet. Use ZeRO-2, DDP or FSDP2."
+        )
+    if trainer.is_fsdp_enabled and trainer.method.needs_full_teacher:
+        raise ValueError(
+            f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where FSDP has it sharded; "
+            "that is not supported yet. Use DDP, or a method without a full-vocabulary divergence."
+        )
