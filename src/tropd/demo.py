@@ -190,12 +190,12 @@ def _table(scores: dict[str, tuple[Score, int]]) -> str:
 
 
 def _rollout(directory: Path, colour: bool) -> str:
-    """The first logged rollout with its tokens marked by region."""
+    """The latest logged rollout that shows the most regions, its tokens marked."""
     files = sorted((directory / "rollouts").glob("step-*.jsonl"))
-    if not files:
+    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    if not records:
         return ""
-    middle = files[len(files) // 2]
-    record = json.loads(middle.read_text(encoding="utf-8").splitlines()[0])
+    record = max(records, key=lambda found: (len({token["region"] for token in found["tokens"]}), found["step"]))
     shown = "".join(_shown(token, colour) for token in record["tokens"])
     legend = ", ".join(_shown({"text": name, "region": name}, colour) for name in ("trust", "outlier", "guidance"))
     return f"\nA rollout of step {record['step']} ({legend}):\n  {record['prompt']}{shown}"
