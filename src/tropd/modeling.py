@@ -25,16 +25,13 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
     """Let `model(..., on_hidden=f)` return f(hidden states, head) instead of logits. Doing it twice does nothing."""
     if getattr(model, "_tropd_exposes_hidden", False):
         return
-    ordinary_forward = model.forward
-
-    def bound(_, *args, **kwargs):
-        return ordinary_forward(*args, **kwargs)
+    ordinary_forward = _unbound(model.forward)
 
     # The signature is kept because `generate` validates its arguments against it.
     @functools.wraps(type(model).forward)
     def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
         if on_hidden is None:
-            return getattr(ordinary_forward, "__func__", bound)(self, *args, **kwargs)
+            return ordinary_forward(self, *args, **kwargs)
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         hidden, head = _as_computed(hidden, head_of(self))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -42,6 +39,11 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
     model._tropd_exposes_hidden = True  # type: ignore[assignment]
+
+
+def _unbound(method: Callable) -> Callable:
+    """A method as a function of its model, so that a deep copy of the model computes with its own weights."""
+    return getattr(method, "__func__", lambda _, *args, **kwargs: method(*args, **kwargs))
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -266,9 +266,10 @@ class TrOPDTrainer(GRPOTrainer):
         totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
         batch_metrics(totals, signals, student, teacher)
-        self._record(totals.collect(self._ranks.sum) | log_ratio_quantiles(signals, self._ranks.gather_ragged))
+        metrics = totals.collect(self._ranks.sum) | log_ratio_quantiles(signals, self._ranks.gather_ragged)
+        self._record(metrics)
         if training:
-            self.guard.observe(self._last_metric("response/collapsed_share"), self._ended_share(rollouts))
+            self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
         return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
@@ -454,9 +455,6 @@ class TrOPDTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
-
-    def _last_metric(self, name: str) -> float:
-        return self._metrics["train"][name][-1]
 
     def _drop_host_metrics(self) -> None:
         """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
