@@ -22,6 +22,10 @@ OURS = {
     "rollout": {"rollout", "objective", "sampling"},
     "teacher": {"teacher", "objective", "modeling", "sampling"},
     "training": {"training", "objective", "rollout", "teacher", "modeling"},
+    "data": {"data"},
+    "planning": {"planning", "training"},
+    "preflight": {"preflight", "training", "teacher", "objective", "rollout", "evaluation", "sampling"},
+    "run": {"run", "data", "planning", "preflight", "training", "objective", "model_folder"},
 }
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from training import tiny
 from training.tiny import build, clone, largest, largest_difference, recorded, replay, run
 from tropd import METHODS
-from tropd.training.callbacks import RolloutsCollapsed
+from tropd.training.errors import RolloutsCollapsed
 
 ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
 

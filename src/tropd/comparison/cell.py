@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ..evaluation.exact import exact_divergence, sample_responses
-from ..training.callbacks import RolloutsCollapsed
+from ..training.errors import TrainingStopped
 from ..training.config import TrOPDConfig
 from ..training.run_directory import write_whole
 from ..training.trainer import TrOPDTrainer
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, cell: Cell, root: Path, texts: list[Text]) -> tuple[T
     )
     try:
         trainer.train()
-    except (RolloutsCollapsed, FloatingPointError) as failure:
+    except TrainingStopped as failure:
         # Both are findings about the method, published with the cell; anything else is a bug and travels.
         return trainer, str(failure)
     return trainer, None

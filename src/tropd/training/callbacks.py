@@ -12,10 +12,6 @@ from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_d
 logger = logging.getLogger(__name__)
 
 
-class RolloutsCollapsed(RuntimeError):
-    """The rollouts are empty or only repeat themselves: nothing is left to learn from. The checkpoint is kept."""
-
-
 class CollapseGuard:
     """Counts collapsed steps in a row.
 

@@ -23,6 +23,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
 }
 """Methods of `GRPOTrainer` that we replace, with the parameters we rely on."""
 

@@ -26,9 +26,11 @@ from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, Rollout, pack_for_student
-from .callbacks import CollapseGuard, RolloutsCollapsed, RunDirectoryCallback
+from .callbacks import CollapseGuard, RunDirectoryCallback
 from .checks import check_arguments, check_host_model, has_rewards
 from .config import TrOPDConfig
+from .errors import RolloutsCollapsed
+from .guards import check_gradient_norm, check_loss, check_teacher_scores, finite_softmax
 from .host import check_host, no_reward
 from .metrics import Totals
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
@@ -261,6 +263,7 @@ class TrOPDTrainer(GRPOTrainer):
             student_vocab_size=self._student_vocab_size,
         )
         finished = time.perf_counter()
+        self._check_teacher(teacher.logp[gate.student_mask])
         signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
         totals.add("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
         totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
@@ -271,6 +274,11 @@ class TrOPDTrainer(GRPOTrainer):
         if training:
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
         return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+
+    def _check_teacher(self, student_token_logps: Tensor) -> None:
+        counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
+        num_finite, num_tokens = self._ranks.sum(counts).tolist()
+        check_teacher_scores(num_finite, num_tokens, self.state.global_step + 1, self.args.output_dir)
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
         """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
@@ -316,7 +324,8 @@ class TrOPDTrainer(GRPOTrainer):
         first_row = self._first_row(len(inputs))
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
-        host = self._generate_and_score_completions(inputs)
+        with finite_softmax(self.state.global_step + 1, self.args.output_dir):
+            host = self._generate_and_score_completions(inputs)
         self._pending_prefixes = None
         self._drop_host_metrics()
         return read_rollouts(
@@ -400,11 +409,7 @@ class TrOPDTrainer(GRPOTrainer):
             )
         losses = token_losses(inputs.method, inputs.signals, student_logp, direct)
         loss = reduce_losses(losses, inputs.counts, inputs.method.reduction)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}, so the step was not taken; the last "
-                f"checkpoint in {self.args.output_dir} is untouched. Lower the learning rate, or look at the rollouts."
-            )
+        check_loss(loss.item(), self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = student_logp.numel()
         loss_metrics(self._window, inputs, losses, student_logp, direct, topk_mass)
         if not self.model.training:
@@ -423,6 +428,13 @@ class TrOPDTrainer(GRPOTrainer):
         if self._step % self.args.gradient_accumulation_steps == 0:
             self._record_window()
         return output
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The host's norm, over all ranks, before the optimiser's step; one that is not finite stops the run."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:  # fp16's scaler skips such a step itself, and lowers its scale
+            check_gradient_norm(float(norm), self.state.global_step + 1, self.args.output_dir)
+        return norm
 
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""

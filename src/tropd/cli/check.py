@@ -1,0 +1,105 @@
+"""`tropd check`: do student and teacher fit, what is to be expected, what will it cost?"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import console
+from .fields import add_configuration_arguments, fields_help
+
+NAME = "check"
+
+DESCRIPTION = """\
+Look at a student, a teacher and prompts before anything is trained.
+
+Compares the tokenizers id by id, special tokens, endings, chat templates, vocabulary sizes and context lengths; lets
+both models score a few real prompts; says whether OPD would be safe, whether outliers would dominate its gradient, or
+whether the pair cannot work, and which method and settings follow; estimates memory, time and disk.
+Exit code 2 where training would be refused.
+"""
+
+EXAMPLES = """\
+examples:
+  tropd check --student small/ --teacher large/ --data prompts.jsonl
+  tropd check --config recipe.yaml --steps 2      also takes two optimiser steps (optimiser state appears on the second)
+  tropd check --config recipe.yaml --json pair.json
+
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="do student and teacher fit, and what will it cost?",
+        description=DESCRIPTION,
+        epilog=EXAMPLES + fields_help(),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_configuration_arguments(parser)
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="take N optimiser steps and throw them away")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..run.configuration import resolve
+
+    if options.steps < 0:
+        raise ValueError(f"--steps is {options.steps}; use a number of optimiser steps, or leave it out.")
+    configuration = resolve(options.config, options.overrides, output_dir=UNNAMED)
+
+    from ..run.prepare import prepare
+    from .preflight import show_data, show_findings
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    inputs = prepare(configuration, console.say)
+    show_data(inputs)
+    show_findings(inputs, everything=True)
+    found = _measure(inputs, options.steps)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        console.say(f"written: {options.json}")
+    return 0
+
+
+UNNAMED = "(not named)"
+"""Stands for the output directory of a check that names none."""
+
+
+def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
+    """Score prompts, estimate costs, take steps; everything is shown, and given back as plain data."""
+    from ..run.costs import check_room, plan_of, time_of
+    from ..run.trial import scratch_folder, silent_trainer, take_steps, trial_inputs
+    from .preflight import show_plan, show_probe
+
+    plan = plan_of(inputs)
+    with scratch_folder() as folder:
+        console.say("loading student and teacher")
+        trial = trial_inputs(inputs, num_steps, folder)
+        trainer = silent_trainer(trial)
+        probed, found = show_probe(trainer, inputs)
+        show_plan(inputs, plan, None if probed is None else time_of(plan, probed.times))
+        if inputs.args.output_dir != UNNAMED:
+            check_room(inputs, plan)
+        if num_steps:
+            console.say(f"taking {num_steps} optimiser steps, which are thrown away")
+            steps = take_steps(trainer)
+            show_steps(steps, plan)
+            found["steps"] = [asdict(step) for step in steps]
+    return found
+
+
+def show_steps(steps: list[Any], plan: Any) -> None:
+    """What each step took, beside the estimate."""
+    from ..planning.memory import human_bytes
+
+    screen = console.out()
+    screen.print("\n[bold]steps taken[/bold]")
+    for number, step in enumerate(steps, start=1):
+        screen.print(
+            f"  step {number}: {step.seconds:.1f} s, peak memory {human_bytes(step.peak_bytes)}, loss {step.loss:.4f}"
+        )
+    screen.print(f"  estimated peak: {human_bytes(plan.memory.total)} beside what Python and its libraries take")

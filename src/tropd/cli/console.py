@@ -1,0 +1,145 @@
+"""What a person sees: status lines, progress with the time left, tables and headings.
+
+On a terminal there are colours and a moving bar; elsewhere (a log file, CI) plain lines, few enough to read. Results go
+to standard output, everything else to standard error, so that a command can be piped.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+
+PLAIN_LINES = 10
+"""A long work without a terminal is reported this many times, and at least every `PLAIN_SECONDS`."""
+
+PLAIN_SECONDS = 60.0
+
+
+@cache
+def out() -> Console:
+    """Standard output, for results; silent on every process of a run but the first."""
+    return Console(soft_wrap=True, highlight=False, quiet=not _is_first_process())
+
+
+@cache
+def err() -> Console:
+    """Standard error, for status and warnings; silent on every process of a run but the first."""
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=not _is_first_process())
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """A status line."""
+    err().print(escape(text))
+
+
+def warn(text: str) -> None:
+    """A warning: something to know before going on."""
+    err().print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def fail(text: str) -> None:
+    """A mistake, in the words of its exception."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+class Advance(Protocol):
+    """Tells a progress that `count` more units are done; `note` is shown beside it."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Report a long work: a bar with the time left on a terminal, else a line now and then.
+
+    Args:
+        title: what is being done, such as `generate`.
+        total: units in all.
+        unit: what is counted, such as `prompts`.
+        done: units that an earlier run has finished.
+    """
+    if err().is_terminal:
+        with _bar(title, total, unit, done) as advance:
+            yield advance
+    else:
+        yield _Lines(title, total, unit, done, print_line=say)
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}  {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err()) as bar:
+        task = bar.add_task(title, total=total, completed=done, unit=unit, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            bar.update(task, advance=count, note=escape(note))
+
+        yield advance
+
+
+class _Lines:
+    """The plain log of a progress."""
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        done: int,
+        print_line: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.title, self.total, self.unit, self.print_line, self.clock = title, total, unit, print_line, clock
+        self.first = self.done = self.reported = done
+        self.started = self.last_line = clock()
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        now = self.clock()
+        due = self.done - self.reported >= self.total / PLAIN_LINES or now - self.last_line >= PLAIN_SECONDS
+        if not due and self.done < self.total and self.done - count > self.first:
+            return
+        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+        beside = f"  {note}" if note else ""
+        self.print_line(f"{self.title}: {self.done}/{self.total} {self.unit}{beside}  {duration(left)} left")
+        self.reported, self.last_line = self.done, now
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> [duration(s) for s in (0.4, 42, 200, 5000, 200000)]
+    ['0 s', '42 s', '3 min 20 s', '1 h 23 min', '2 d 7 h']
+    """
+    whole = round(seconds)
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {name}" + (f" {rest} {part_name}" if rest else "")
+    return f"{whole} s"

@@ -1,0 +1,108 @@
+"""`tropd`: the door to every command. A mistake gets a sentence and exit code 2; `--debug` shows where it came from."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from . import check, console, generate, methods, student, train
+
+COMMANDS = (check, train, generate, student, methods)
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+DESCRIPTION = """\
+tropd distils a teacher language model into a student that learns from its own answers.
+
+The student writes, the teacher scores every token, and each token is learned from as its region deserves:
+trusted tokens by a reverse-KL policy gradient, outliers by a top-k forward KL, teacher prefixes by likelihood.
+"""
+
+EPILOG = """\
+From two models and a file of prompts to a distilled student:
+
+  tropd check --student small/ --teacher large/ --data prompts.jsonl          do they fit? what will it cost?
+  tropd generate --teacher large/ --data prompts.jsonl --out answered.jsonl   teacher answers, for guided methods
+  tropd train --student small/ --teacher large/ --data answered.jsonl --output_dir run
+
+The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
+`tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
+Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m tropd train --config recipe.yaml`.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 a mistake explained in a sentence, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run([word for word in words if word != "--debug"])
+    except KeyboardInterrupt:
+        console.say("interrupted; what was on disk stays there.")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        sentence = _sentence(error)
+        if debug or sentence is None:
+            raise
+        console.fail(sentence)
+        return EXIT_MISTAKE
+
+
+def _run(words: list[str]) -> int:
+    parser = build_parser()
+    command = next((word for word in words if not word.startswith("-")), None)
+    names = [module.NAME for module in COMMANDS]
+    if command is not None and command not in names:
+        close = difflib.get_close_matches(command, names, n=1, cutoff=0.4)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{command!r} is not a command of tropd{hint}. Commands: {', '.join(names)}.")
+    if not words:
+        parser.print_help()
+        return 0
+    options, rest = parser.parse_known_args(words)
+    if rest and not options.takes_fields:
+        raise ValueError(
+            f"{rest[0]} is not an option of `tropd {options.command}`; see `tropd {options.command} --help`."
+        )
+    options.overrides = rest
+    return options.run(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options; importing and building it loads no torch."""
+    parser = _Parser("tropd", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"tropd {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+    parser.set_defaults(takes_fields=False)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose mistakes are exceptions, and that guesses no abbreviations."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; see `{self.prog} --help`.")
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell a person about `error`; `None` for a defect of ours, which needs its traceback."""
+    from ..training.errors import TrainingStopped
+
+    if isinstance(error, (ValueError, TrainingStopped)):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of GPU memory: {error}. Lower per_device_train_batch_size (and raise gradient_accumulation_steps), "
+            "max_completion_length or teacher_batch_size; `tropd check` estimates what a configuration needs."
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'the disk'}: {error.strerror}."
+    return None

@@ -1,0 +1,73 @@
+"""What `tropd check` and `tropd train` show before anything is trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import console
+
+
+def show_data(inputs: Any) -> None:
+    """How many prompts, duplicates, and overlap with evaluation files."""
+    from ..data import find_duplicates, find_overlap
+
+    settings = inputs.configuration.settings
+    console.say(f"{len(inputs.data):,} prompts from {inputs.data.source}")
+    for note in inputs.data.notes:
+        console.warn(note)
+    duplicates = find_duplicates(inputs.data)
+    (console.warn if duplicates.groups else console.say)(duplicates.sentence())
+    for overlap in find_overlap(inputs.data, settings.overlap_with):
+        (console.warn if overlap.rows else console.say)(overlap.sentence())
+
+
+def show_findings(inputs: Any, everything: bool = False) -> None:
+    """What the two models' files say about each other; only what deserves attention, unless `everything` is wanted."""
+    from ..preflight.report import render_findings
+
+    found = inputs.findings if everything else [found for found in inputs.findings if found.level != "ok"]
+    if found:
+        console.err().print(render_findings(found))
+
+
+def show_plan(inputs: Any, plan: Any, step_time: Any = None) -> None:
+    """Memory, disk and, once measured, time."""
+    from ..planning import available_memory, render
+
+    for line in render(plan, available_memory(inputs.args.use_cpu), step_time):
+        console.out().print(line, markup=False)
+
+
+def show_probe(trainer: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
+    """Let both models score a few prompts and say what to expect; a pair that cannot work is refused.
+
+    Returns:
+        The probe (`None` with `preflight_prompts: 0`), and all that was found, as plain data.
+
+    Raises:
+        ValueError: the verdict is that the pair will not work.
+    """
+    from ..preflight.measure import measure
+    from ..preflight.report import as_dict, render_measurement, render_verdict
+    from ..preflight.verdict import judge
+    from ..training.probe import probe
+
+    num_prompts = inputs.configuration.settings.preflight_prompts
+    if num_prompts == 0:
+        return None, as_dict(inputs.findings)
+    console.say(f"both models score {min(num_prompts, len(inputs.data))} prompts")
+    probed = probe(trainer, inputs.data.rows(num_prompts))
+    measurement = measure(probed)
+    verdict = judge(measurement, trainer.method, max_completion_length=inputs.args.max_completion_length)
+    console.out().print(render_measurement(measurement))
+    if not verdict.works:
+        raise ValueError(" ".join(verdict.sentences))
+    console.out().print(render_verdict(verdict))
+    return probed, as_dict(inputs.findings, measurement, verdict)
+
+
+def save_found(found: dict[str, Any], output_dir: str) -> None:
+    """Write `preflight.json` into a run's directory."""
+    from ..training.run_directory import write_whole
+
+    write_whole(Path(output_dir) / "preflight.json", json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,104 @@
+"""`tropd train`: distil a teacher into a student, from a file of fields."""
+
+import argparse
+import time
+from typing import Any
+
+from . import console
+from .fields import add_configuration_arguments, fields_help
+
+NAME = "train"
+
+DESCRIPTION = """\
+Distil a teacher into a student on the student's own answers.
+
+Before anything is trained the pair is looked at as `tropd check` does; a pair that cannot work is refused.
+The run's folder explains itself: run.json, metrics.jsonl, rollouts/, preflight.json, checkpoints, and the model.
+"""
+
+EXAMPLES = """\
+examples:
+  tropd train --student small/ --teacher large/ --data prompts.jsonl --output_dir run
+  tropd train --config recipes/lora_one_gpu.yaml --learning_rate 1e-5 --method fkl_outlier
+  tropd train --config recipe.yaml --resume_from_checkpoint latest
+  accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m tropd train --config recipe.yaml
+
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="distil a teacher into a student",
+        description=DESCRIPTION,
+        epilog=EXAMPLES + fields_help(),
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_configuration_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..run.configuration import resolve
+    from ..run.output import check_output_directory
+
+    configuration = resolve(options.config, options.overrides)
+    output_dir, resume = configuration.trainer["output_dir"], configuration.trainer.get("resume_from_checkpoint")
+    checkpoint = check_output_directory(output_dir, resume)
+
+    from ..run.costs import check_room, plan_of
+    from ..run.prepare import prepare
+    from .preflight import show_data, show_findings
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    inputs = prepare(configuration, console.say)
+    show_data(inputs)
+    show_findings(inputs)
+    tight = check_room(inputs, plan_of(inputs))
+    if tight is not None:
+        console.warn(tight)
+    return _train(inputs, checkpoint)
+
+
+def _train(inputs: Any, checkpoint: str | None) -> int:
+    from transformers import PrinterCallback
+
+    from ..run.assemble import build_trainer
+    from ..training.guards import kept
+    from .preflight import save_found, show_probe
+    from .progress import TrainingProgress
+
+    console.say("loading student and teacher")
+    progress = TrainingProgress("train")
+    trainer = build_trainer(inputs, [progress])
+    trainer.remove_callback(PrinterCallback)  # the progress shows the same numbers
+    if checkpoint is None:
+        _, found = show_probe(trainer, inputs)
+        if trainer.is_world_process_zero():
+            save_found(found, inputs.args.output_dir)
+    else:
+        console.say(f"going on from {checkpoint}")
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        console.say(f"stopped at step {trainer.state.global_step}; {kept(inputs.args.output_dir)}.")
+        raise
+    finally:
+        progress.close()
+    _summarise(trainer, time.monotonic() - started)
+    return 0
+
+
+def _summarise(trainer: Any, seconds: float) -> None:
+    from .summary import show_summary
+
+    args = trainer.args
+    show_summary(
+        trainer.state.log_history,
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        output_dir=args.output_dir,
+        saved=args.save_final_model,
+    )

@@ -1,0 +1,46 @@
+"""Prompts as messages: text as a user message, and a system prompt in front."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .files import Record
+from .rows import PROMPTS, form_of
+
+
+def as_chat(record: Record) -> Record:
+    """The record with one user message in place of each prompt that is text. Blank text stays, and is refused later."""
+    return _change_prompts(
+        record,
+        lambda value: [{"role": "user", "content": value}] if form_of(value) == "text" and value.strip() else value,
+    )
+
+
+def with_system_prompt(record: Record, system_prompt: str) -> Record:
+    """The record with a system message in front of each prompt.
+
+    Raises:
+        ValueError: a prompt that is text, or that has a system message of its own.
+    """
+    _check_room_for_system_prompt(record)
+    message = {"role": "system", "content": system_prompt}
+    return _change_prompts(record, lambda value: [message, *value] if form_of(value) == "messages" else value)
+
+
+def _check_room_for_system_prompt(record: Record) -> None:
+    for name in PROMPTS:
+        value: Any = record.values.get(name)
+        if form_of(value) == "text" and value.strip():
+            raise ValueError(
+                f"system_prompt is set, but {name} is text in {record.place}, and no message can stand before text. "
+                "Set chat=True, or leave system_prompt out."
+            )
+        if form_of(value) == "messages" and value[0].get("role") in ("system", "developer"):
+            raise ValueError(
+                f"system_prompt is set, but {name} begins with a {value[0]['role']} message of its own in "
+                f"{record.place}. Leave system_prompt out, or take that message out of the data."
+            )
+
+
+def _change_prompts(record: Record, change: Callable[[Any], Any]) -> Record:
+    changed = {name: change(record.values[name]) for name in PROMPTS if name in record.values}
+    return record._replace(values=record.values | changed)

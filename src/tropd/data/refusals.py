@@ -1,0 +1,55 @@
+"""The sentences in which data are refused: every bad row by its place, a value cut short, the nearest name."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+SHOWN = 10
+"""So many bad rows are shown; the others are counted."""
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used: `file:line`, and what is wrong with it."""
+
+    place: str
+    why: str
+
+
+def refusal(bad: Sequence[BadRow], total: int, advice: str) -> ValueError:
+    """One error for all bad rows.
+
+    >>> print(refusal([BadRow("a.jsonl:3", "prompt is empty ('')")], 7, "Remove it."))
+    1 of 7 rows cannot be used:
+      a.jsonl:3: prompt is empty ('')
+    Remove it.
+    """
+    lines = [f"{len(bad):,} of {total:,} rows cannot be used:"]
+    lines += [f"  {place}: {why}" for place, why in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  … and {len(bad) - SHOWN:,} more")
+    return ValueError("\n".join([*lines, advice]))
+
+
+def shortened(value: Any, width: int = 60) -> str:
+    """The value as Python writes it, cut after `width` characters.
+
+    >>> print(shortened([1, "a"]), shortened("x" * 100, 8))
+    [1, 'a'] 'xxxxxxx…
+    """
+    shown = repr(value)
+    return shown if len(shown) <= width else shown[:width] + "…"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`, or `None` where none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest known name, or nothing.
+
+    >>> did_you_mean("promt", ["prompt", "answer"])
+    " Did you mean 'prompt'?"
+    """
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""

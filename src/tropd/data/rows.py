@@ -1,0 +1,125 @@
+"""What a row must be: the forms of prompts and teacher responses, and what is wrong with a value."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .files import Record
+from .refusals import BadRow, shortened
+
+PROMPTS = ("prompt", "teacher_prompt")
+OURS = ("prompt", "teacher_response", "teacher_prompt")
+"""The columns that are read; the others are handed to the reward functions."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_TOKEN_ID = 2**31 - 1
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def form_of(value: Any) -> str:
+    """What a value is, by its type alone.
+
+    >>> [form_of(v) for v in ("x", [{"role": "user", "content": "x"}], [3, 4], 1.5)]
+    ['text', 'messages', 'token ids', 'float']
+    """
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "messages"
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return "token ids"
+    return "empty list" if value == [] else type(value).__name__
+
+
+def bad_rows(records: Sequence[Record]) -> list[BadRow]:
+    """Every row that cannot be used, with all that is wrong with it. Values stand under our column names."""
+    first_of_form: dict[str, tuple[str, str]] = {}
+    found = []
+    for record in records:
+        faults = [record.fault] if record.fault else _faults(record.values)
+        faults = faults or _changes_of_form(record, first_of_form)
+        if faults:
+            found.append(BadRow(record.place, "; ".join(faults)))
+    return found
+
+
+def _faults(row: dict[str, Any]) -> list[str]:
+    faults = [prompt_fault("prompt", row.get("prompt"))]
+    if row.get("teacher_response") is not None:
+        faults.append(response_fault(row["teacher_response"], row.get("prompt")))
+    if row.get("teacher_prompt") is not None:
+        faults.append(prompt_fault("teacher_prompt", row["teacher_prompt"]))
+    return [fault for fault in faults if fault]
+
+
+def _changes_of_form(record: Record, first_of_form: dict[str, tuple[str, str]]) -> list[str]:
+    """Faults of a row that is right by itself: Arrow wants one form throughout a column."""
+    faults = []
+    for name in OURS:
+        value = record.values.get(name)
+        if value is None:
+            continue
+        form, place = first_of_form.setdefault(name, (form_of(value), record.place))
+        if form != form_of(value):
+            faults.append(f"{name} changes its form to {form_of(value)}; it is {form} in {place} ({shortened(value)})")
+    return faults
+
+
+def prompt_fault(name: str, value: Any) -> str:
+    """What is wrong with a `prompt` or `teacher_prompt`, or nothing."""
+    if value is None:
+        return f"{name} is missing or null"
+    form = form_of(value)
+    if form == "text":
+        return text_fault(name, value) or ("" if value.strip() else f"{name} is empty ({shortened(value)})")
+    if form != "messages":
+        return f"{name} is neither text nor a list of messages, but {form} ({shortened(value)})"
+    fault = messages_fault(name, value)
+    if not fault and value[-1]["role"] == "assistant":
+        return f"the last message of {name} is from the assistant, which leaves nothing to answer ({shortened(value)})"
+    if not fault and not any(message["content"].strip() for message in value):
+        return f"the messages of {name} are empty ({shortened(value)})"
+    return fault
+
+
+def response_fault(value: Any, prompt: Any) -> str:
+    """What is wrong with a `teacher_response`, or nothing."""
+    form = form_of(value)
+    if value in ("", []):
+        return f"teacher_response has no tokens ({shortened(value)}), leave it out where there is none"
+    if form == "text":
+        return text_fault("teacher_response", value)
+    if form == "token ids":
+        wrong = [token for token in value if not 0 <= token <= MAX_TOKEN_ID]
+        return f"teacher_response holds {wrong[0]}, which is no token id" if wrong else ""
+    if form != "messages":
+        return f"teacher_response is neither text nor messages nor token ids, but {form} ({shortened(value)})"
+    if form_of(prompt) == "text":
+        return f"teacher_response is a list of messages, but prompt is text ({shortened(prompt)}); set chat=True"
+    fault = messages_fault("teacher_response", value)
+    if not fault and not any(message["content"] for message in value if message["role"] == "assistant"):
+        return f"teacher_response has no tokens from the assistant ({shortened(value)})"
+    return fault
+
+
+def messages_fault(name: str, messages: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with the first message that is wrong, or nothing."""
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        where = f"message {number} of {name}"
+        if role is None or content is None:
+            return f"{where} has no {'role' if role is None else 'content'} ({shortened(message)})"
+        if role not in ROLES:
+            return f"{where} has the role {shortened(role)}; roles are {', '.join(ROLES)}"
+        if not isinstance(content, str):
+            return f"the content of {where} is not text ({shortened(content)})"
+        if fault := text_fault(f"the content of {where}", content):
+            return fault
+    return ""
+
+
+def text_fault(name: str, text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot: what is left of an emoji that was cut in two."""
+    half = _SURROGATE.search(text)
+    return f"{name} holds half a character (\\u{ord(half[0]):04x}), an emoji cut in two" if half else ""

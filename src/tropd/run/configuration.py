@@ -1,0 +1,283 @@
+"""YAML files and `--field value` overrides → one checked configuration, every value knowing where it was written.
+
+A file may start from another with `extends: other.yaml` (a path relative to it); later values win: the other file, the
+file, the command line. Mistakes are named by file and line.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..objective.methods import SETTINGS, get_method
+from .settings import TRL_NAMES, RunSettings
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value and where it was written, such as `recipes/lora.yaml, line 7`; `""` for the command line."""
+
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A run's configuration, checked as far as that goes without loading anything.
+
+    Attributes:
+        settings: models, data, adapter.
+        trainer: fields of `TrOPDConfig` that were set, of the right types.
+        places: field → where it was written.
+    """
+
+    settings: RunSettings
+    trainer: dict[str, Any]
+    places: dict[str, str]
+
+    def changed(self, **trainer: Any) -> "Configuration":
+        """The configuration with other values of some trainer fields."""
+        return replace(self, trainer={**self.trainer, **trainer})
+
+    def training_arguments(self, **defaults: Any) -> Any:
+        """The `TrOPDConfig`; `defaults` are fields for where the configuration is silent.
+
+        Raises:
+            ValueError: values that contradict each other, in the words of TRL, Transformers or ours.
+        """
+        from ..training.config import TrOPDConfig
+
+        try:
+            return TrOPDConfig(**{**defaults, **self.trainer})
+        except ValueError as error:
+            raise at_place(error, self.places) from error
+
+
+def resolve(file: str | Path | None, overrides: Sequence[str] = (), *, output_dir: str | None = None) -> Configuration:
+    """Read `file` and the overrides, check names, types and the method, and give the configuration.
+
+    Args:
+        file: YAML, or `None` where the overrides say everything.
+        overrides: `["--learning_rate", "1e-5", "--chat", "--columns.prompt", "question"]`.
+        output_dir: where nothing else names one.
+
+    Raises:
+        ValueError: with the field, file and line, the value, why, and what to type instead.
+    """
+    if file is None and not overrides:
+        raise ValueError(
+            "there is no configuration. Give a file, `--config recipes/stories260k_train.yaml`, or the fields "
+            "themselves: `--student A --teacher B --data prompts.jsonl --output_dir out`."
+        )
+    written = read_file(Path(file)) if file is not None else {}
+    written = merge(written, read_overrides(overrides))
+    if output_dir is not None:
+        written.setdefault("output_dir", Value(output_dir, ""))
+    return build(written)
+
+
+def build(written: Mapping[str, Value]) -> Configuration:
+    """The configuration of values that were read."""
+    _check_method(written)  # before anything slow is imported
+    types = _field_types()
+    _refuse_unknown(written, types)
+    typed = {name: _typed(name, value, types[name]) for name, value in written.items()}
+    places = {name: value.place for name, value in written.items()}
+    ours = {f.name for f in fields(RunSettings)}
+    settings = RunSettings(**{name: value for name, value in typed.items() if name in ours})
+    trainer = {name: value for name, value in typed.items() if name not in ours}
+    if not trainer.get("output_dir"):
+        raise ValueError(
+            "output_dir is not set; name a folder for the run: `output_dir: out` in the configuration, or "
+            "--output_dir out"
+        )
+    return Configuration(settings, trainer, places)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value]:
+    """The values of a YAML file and of the files that it extends."""
+    values = _read_yaml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    other = (path.parent / str(base.value)).resolve()
+    if other in extended_by or other == path.resolve():
+        raise ValueError(f"{base.place}: extends is {str(base.value)!r}, which extends this file in turn; remove one.")
+    if not other.is_file():
+        raise ValueError(f"{base.place}: extends is {str(base.value)!r}, but there is no file {_short(other)}.")
+    return merge(read_file(other, (*extended_by, path.resolve())), values)
+
+
+def _read_yaml(path: Path) -> dict[str, Value]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(_no_such_file(path))
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(
+            f"{_short(path)}{line} is not YAML: {error.problem or error.context}. Mend it there."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{_short(path)} is not YAML text: {error}") from error
+    if node is None:
+        raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `method: tropd`.")
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{_short(path)} should map fields to values, such as `method: tropd`, one a line.")
+    return _values_of(node, path)
+
+
+def _values_of(node: Any, path: Path) -> dict[str, Value]:
+    import yaml
+
+    constructor = yaml.SafeLoader("")
+    values: dict[str, Value] = {}
+    for key_node, value_node in node.value:
+        name = str(constructor.construct_object(key_node, deep=True))
+        place = f"{_short(path)}, line {key_node.start_mark.line + 1}"
+        if name in values:
+            raise ValueError(f"{place}: {name} was given already ({values[name].place}); keep one of them.")
+        try:
+            values[name] = Value(constructor.construct_object(value_node, deep=True), place)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{place}: the value of {name} cannot be read: {error}") from error
+    return values
+
+
+def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
+    """`--field value`, `--field=value`, `--flag`, several values for a list, `--columns.prompt x` for a mapping."""
+    values: dict[str, Value] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ValueError(f"{word!r} is not a field; overrides look like `--learning_rate 1e-5`.")
+        name, has_value, text = word[2:].partition("=")
+        texts = [text] if has_value else []
+        while not has_value and rest and not rest[0].startswith("--"):
+            texts.append(rest.pop(0))
+        name, _, key = name.partition(".")
+        name = name.replace("-", "_")
+        value = _read_texts(texts)
+        if key:
+            earlier = values[name].value if name in values else {}
+            value = {**earlier, key: value}
+        values[name] = Value(value, "")
+    return values
+
+
+def _read_texts(texts: list[str]) -> Any:
+    import yaml
+
+    def read(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text  # such as a template or a path with signs that mean something in YAML
+
+    if not texts:
+        return True
+    return read(texts[0]) if len(texts) == 1 else [read(text) for text in texts]
+
+
+def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str, Value]:
+    """`later` wins; two mappings for one field are merged key by key."""
+    merged = dict(earlier)
+    for name, value in later.items():
+        before = merged.get(name)
+        both = before is not None and isinstance(before.value, dict) and isinstance(value.value, dict)
+        merged[name] = Value({**before.value, **value.value}, value.place) if both and before else value
+    return merged
+
+
+# ---------------------------------------------------------------------- checking
+
+
+def _check_method(written: Mapping[str, Value]) -> None:
+    """Refuse an unknown method or a part it never reads, before TRL is imported."""
+    types = _part_types()
+    name = written.get("method", Value("tropd", ""))
+    parts = {key: _typed(key, written[key], types[key]) for key in SETTINGS if key in written}
+    try:
+        get_method(str(name.value), **parts)
+    except ValueError as error:
+        raise at_place(error, {key: value.place for key, value in written.items()}, name.place) from error
+
+
+def at_place(error: ValueError, places: Mapping[str, str], otherwise: str = "") -> ValueError:
+    """The error with the place where its field, the first word of its sentence, was written."""
+    return ValueError(_said(places.get(str(error).split(" ", 1)[0], otherwise), str(error)))
+
+
+def _said(place: str, sentence: str) -> str:
+    return f"{place}: {sentence}" if place else sentence
+
+
+def _part_types() -> dict[str, Any]:
+    from ..training.settings import MethodSettings
+
+    return get_type_hints(MethodSettings)
+
+
+def _field_types() -> dict[str, Any]:
+    from ..training.config import TrOPDConfig
+
+    hints = {**get_type_hints(TrOPDConfig), **get_type_hints(RunSettings)}
+    names = [f.name for f in (*fields(TrOPDConfig), *fields(RunSettings))]
+    return {name: hints[name] for name in names}
+
+
+def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> None:
+    unknown = [
+        _said(value.place, f"{name} is unknown{_hint(name, known)}")
+        for name, value in written.items()
+        if name not in known
+    ]
+    if unknown:
+        raise ValueError(". ".join(unknown) + ". `tropd train --help` lists the fields.")
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    if name in TRL_NAMES:
+        return f"; here it is {TRL_NAMES[name]!r}"
+    close = difflib.get_close_matches(name, [*known, "extends"], n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _typed(name: str, written: Value, annotation: Any) -> Any:
+    """The value as the field's type; `5e-6`, which YAML takes for text, becomes a number."""
+    from pydantic import TypeAdapter, ValidationError
+
+    value = written.value
+    if annotation == list[str] and isinstance(value, str):
+        value = [value]
+    if value is False and name.endswith("_strategy"):
+        value = "no"  # YAML 1.1 reads a bare no as false
+    try:
+        return TypeAdapter(annotation, config={"coerce_numbers_to_str": True}).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        reason = reason[0].lower() + reason[1:]
+        raise ValueError(_said(written.place, f"{name} is {written.value!r}; {reason}.")) from error
+
+
+def _no_such_file(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    files = [_short(found) for found in folder.iterdir() if found.suffix in (".yaml", ".yml")]
+    close = difflib.get_close_matches(str(path), files, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"--config is {str(path)!r}, but there is no such file.{hint}"
+
+
+def _short(path: Path) -> str:
+    """The path as a person would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") and path.is_absolute() else relative

@@ -1,0 +1,106 @@
+"""What a run needs besides `TrOPDConfig`: which models, which data, which adapter. No heavy import here."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Models, data and adapter of `tropd train` and `tropd check`.
+
+    Attributes:
+        student: folder or Hub name of the model that learns.
+        teacher: folder or Hub name of the model that scores; it must share the student's token ids.
+        data: file, list of files, folder of a saved data set, or Hub name; see docs/data.md.
+        data_split: which split of a data set that has several.
+        eval_data: likewise, for `eval_strategy`; `None` evaluates nothing.
+        columns: our column → the file's, such as `{prompt: question, teacher_response: solution}`.
+        chat: wrap text prompts as one user message, so that the chat template applies.
+        system_prompt: a system message before every conversation.
+        max_prompts: use the first so many rows; `None` uses all.
+        overlong_prompts: prompts that leave no room for `max_completion_length` in a model's context: `refuse` the
+            run, or `drop` them and say how many.
+        overlap_with: evaluation files; how many of their problems are in `data` is reported before training.
+        reward_funcs: names of `trl.rewards`, or dotted paths such as `my_module.my_reward`; monitored only, until
+            `reward_mixing_weight` is above 0.
+        preflight_prompts: prompts that both models score before training; 0 compares tokenizers and sizes only.
+        use_peft: train a LoRA adapter instead of the whole student.
+        lora_r: its rank.
+        lora_alpha: its scale; the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: its dropout; `disable_dropout` switches it off.
+        lora_target_modules: which layers get it: names, or `all-linear`.
+    """
+
+    student: str = field(default="", metadata={"help": "folder or Hub name of the model that learns"})
+    teacher: str = field(default="", metadata={"help": "folder or Hub name of the model that scores its tokens"})
+    data: str | list[str] = field(
+        default="", metadata={"help": "prompts: file, list of files, saved data set, or Hub name"}
+    )
+    data_split: str = field(default="train", metadata={"help": "split of a data set that has several"})
+    eval_data: str | list[str] | None = field(
+        default=None, metadata={"help": "prompts for evaluation while training (see eval_strategy)"}
+    )
+    columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "our column: the file's, such as {prompt: question}"}
+    )
+    chat: bool = field(default=False, metadata={"help": "wrap text prompts as a user message, for the chat template"})
+    system_prompt: str | None = field(default=None, metadata={"help": "a system message before every conversation"})
+    max_prompts: int | None = field(default=None, metadata={"help": "use the first so many rows"})
+    overlong_prompts: Literal["refuse", "drop"] = field(
+        default="refuse", metadata={"help": "prompts beyond the context: refuse or drop"}
+    )
+    overlap_with: list[str] = field(
+        default_factory=list, metadata={"help": "evaluation files; their problems that are in `data` are reported"}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "names of trl.rewards, or dotted paths; monitored only by default"}
+    )
+    preflight_prompts: int = field(default=8, metadata={"help": "prompts both models score before training; 0 none"})
+    use_peft: bool = field(default=False, metadata={"help": "train a LoRA adapter instead of the whole student"})
+    lora_r: int = field(default=16, metadata={"help": "rank of the adapter"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapter"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the adapter"})
+    lora_target_modules: str | list[str] = field(default="all-linear", metadata={"help": "layers that get the adapter"})
+
+    def __post_init__(self) -> None:
+        for name in ("student", "teacher", "data"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set; {_WANTED[name]}")
+        if self.preflight_prompts < 0:
+            raise ValueError(f"preflight_prompts is {self.preflight_prompts}; use a number of prompts, or 0 for none.")
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise ValueError(f"max_prompts is {self.max_prompts}; use at least 1, or leave it out to use all rows.")
+        if not self.use_peft:
+            self._refuse_adapter_settings()
+
+    def _refuse_adapter_settings(self) -> None:
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name} is {value!r}, which has no effect without an adapter. Set use_peft: true, or remove it."
+                )
+
+
+_WANTED = {
+    "student": "name the model that learns: `student: path/or/name` in the configuration, or --student path/or/name",
+    "teacher": "name the model that scores: `teacher: path/or/name` in the configuration, or --teacher path/or/name",
+    "data": "name the prompts: `data: prompts.jsonl` in the configuration, or --data prompts.jsonl",
+}
+
+TRL_NAMES = {
+    "model_name_or_path": "student",
+    "model": "student",
+    "teacher_model_name_or_path": "teacher",
+    "teacher_model": "teacher",
+    "dataset_name": "data",
+    "dataset_path": "data",
+    "train_dataset": "data",
+    "dataset_train_split": "data_split",
+    "reward_model_name_or_path": "reward_funcs",
+    "max_prompt_length": "overlong_prompts",
+    "lmbda": "method",
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+}
+"""Names that users of TRL type, and what says it here."""

@@ -1,0 +1,13 @@
+"""Why a run stopped by itself. Each says what happened and where the last checkpoint is."""
+
+
+class TrainingStopped(Exception):
+    """A run that cannot go on; what it had saved is kept."""
+
+
+class RolloutsCollapsed(TrainingStopped, RuntimeError):
+    """The rollouts are empty or only repeat themselves: nothing is left to learn from. The checkpoint is kept."""
+
+
+class NotFinite(TrainingStopped, FloatingPointError):
+    """A loss, a gradient, a softmax or all of a teacher's scores are not finite; the step was not taken."""

@@ -1,0 +1,45 @@
+"""Using a trainer before it trains and leaving it as it was."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from .trainer import TrOPDTrainer
+
+HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics", "_pending_prefixes", "_evaluated_rows")
+"""What a rollout writes into TRL's trainer and into ours; a copy is written into and thrown away."""
+
+
+@contextmanager
+def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
+    """Evaluation mode inside; everything that a rollout changes is put back afterwards, also after an error."""
+    kept = {name: getattr(trainer, name) for name in HOST_STATE}
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    for name, value in kept.items():
+        setattr(trainer, name, copy.deepcopy(value))
+    trainer._evaluated_rows = 0
+    trainer.model.eval()
+    try:
+        with _same_random_states(trainer.accelerator.device):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for name, value in kept.items():
+            setattr(trainer, name, value)
+
+
+@contextmanager
+def _same_random_states(device: torch.device) -> Iterator[None]:
+    python, arrays = random.getstate(), np.random.get_state()
+    on_device = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(on_device, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)

@@ -1,0 +1,107 @@
+"""The fields that distillation adds to TRL's `GRPOConfig`. No heavy import, so that they can be listed quickly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..objective.methods import SETTINGS, Method, get_method
+
+# Which values a field of ours may have, and the sentence for the others.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
+    "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
+    "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
+    "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
+    "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
+    "rollout_log_steps": (lambda n: n >= 0, "use 0 for never, or a number of steps"),
+    "rollouts_per_log": (lambda n: n >= 1, "use at least 1, or rollout_log_steps=0 to log none"),
+}
+
+
+@dataclass
+class MethodSettings:
+    """The method, its parts, the teacher, and what is written down; `TrOPDConfig` has these and all of TRL's fields.
+
+    `method` names vetted settings (see `tropd.METHODS`); a part of it that is left at `None` keeps the method's own
+    value, and one that the method would never read is refused.
+
+    Attributes:
+        method: name of the method.
+        gate: `bernoulli` (the paper's), `expected` or `hard`.
+        outlier: `fkl_direct`, `fkl_scalar`, `mask` or `clip`.
+        outlier_tau: τ of hard gates and clipping, in nats of r = log π_T − log π_S.
+        advantage_floor: REOPOLD phase II's lower bound of the advantage, nats.
+        fkl_top_k: k of the teacher's top-k.
+        fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
+        fkl_weight: factor of the forward-KL term.
+        entropy_share: share of tokens selected by student entropy, in (0, 1].
+        teacher_entropy_tau: EOPD's threshold, nats.
+        jsd_beta: mixture of JSD and GKD; 0 forward, 1 reverse KL.
+        ratio_clip: PPO's ε for several updates per batch.
+        guidance_schedule: `cosine`, `linear`, `constant` or `none`.
+        guidance_length: `cap`, min(⌊α·L_max⌋, L), or `share`, ⌊α·L⌋.
+        guidance_beta: β of the prefix's negative log-likelihood.
+        guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
+        reduction: `shared`, `per_region` or `selected`.
+        switch_at: fraction of training at which a two-stage method switches.
+        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
+        teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
+        teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),
+            `teacher` (the teacher's own), or a Jinja template.
+        teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
+        reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
+            functions are only monitored.
+        mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
+            TRL's `mask_truncated_completions`).
+        collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
+            longer ends though most once did.
+        collapse_patience: collapsed steps in a row after which the run stops with its checkpoint kept; `None` never.
+        rollout_log_steps: write sampled rollouts with every token's region and terms each so many steps; 0 never.
+        rollouts_per_log: sequences written each time.
+        save_final_model: write the model to `output_dir` when training ends.
+    """
+
+    method: str = field(default="tropd", metadata={"help": "Distillation method, see tropd.METHODS."})
+    gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
+    outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
+    outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})
+    advantage_floor: float | None = field(default=None, metadata={"help": "REOPOLD phase II's floor, in nats."})
+    fkl_top_k: int | None = field(default=None, metadata={"help": "k of the teacher's top-k."})
+    fkl_truncation: str | None = field(default=None, metadata={"help": "none, teacher_renorm or tail."})
+    fkl_weight: float | None = field(default=None, metadata={"help": "Factor of the forward-KL term."})
+    entropy_share: float | None = field(default=None, metadata={"help": "Share of tokens of highest entropy."})
+    teacher_entropy_tau: float | None = field(default=None, metadata={"help": "EOPD's threshold, in nats."})
+    jsd_beta: float | None = field(default=None, metadata={"help": "Mixture of JSD and GKD."})
+    ratio_clip: float | None = field(default=None, metadata={"help": "PPO's epsilon for several updates per batch."})
+    guidance_schedule: str | None = field(default=None, metadata={"help": "cosine, linear, constant or none."})
+    guidance_length: str | None = field(default=None, metadata={"help": "cap or share."})
+    guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's NLL."})
+    guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
+    reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
+    switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
+    teacher_model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
+    )
+    teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
+    teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
+    teacher_chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
+    )
+    reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
+    mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
+    collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
+    collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
+    rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})
+    rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
+    save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
+
+    def resolved_method(self) -> Method:
+        """The method with this configuration's changes."""
+        return get_method(self.method, **{name: getattr(self, name) for name in SETTINGS})
+
+    def check_ranges(self) -> None:
+        """Refuse a value that its field cannot have, with a sentence."""
+        for name, (allowed, sentence) in _RANGES.items():
+            value = getattr(self, name)
+            if not allowed(value):
+                raise ValueError(f"{name} is {value}; {sentence}.")

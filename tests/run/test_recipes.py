@@ -1,0 +1,104 @@
+"""Every recipe loads and resolves, and the paper's settings hold every value of the paper."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tropd.comparison.plan import load_recipe
+from tropd.objective.methods import METHODS
+from tropd.run.configuration import resolve
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+COMPARISONS = [RECIPES / "stories260k.yaml"]
+PARTS = [RECIPES / "paper/common.yaml", RECIPES / "baselines/unguided.yaml"]
+LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+RUNS = [path for path in sorted(RECIPES.rglob("*.yaml")) if path not in (*COMPARISONS, *PARTS, *LAUNCHES)]
+ON_CPU = {"use_cpu": True, "bf16": False}
+
+
+def by_name(path: Path) -> str:
+    return path.relative_to(RECIPES).as_posix()
+
+
+def resolved(path: Path):
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    missing = [] if "teacher" in written or "extends" in written else ["--teacher", "named/on_the_command_line"]
+    return resolve(path, missing)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=by_name)
+def test_a_recipe_resolves_to_a_method_and_training_arguments(path):
+    configuration = resolved(path)
+    configuration.trainer.update(ON_CPU)
+    args = configuration.training_arguments()
+    assert args.resolved_method().name in METHODS
+    assert args.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", RUNS, ids=by_name)
+def test_a_recipe_says_what_it_shows_costs_and_expects(path):
+    text = path.read_text(encoding="utf-8")
+    told = ("# Expects",) if path.parent.name in ("baselines", "ablations") else ("# Shows:", "# Costs:", "# Expects:")
+    assert all(word in text for word in told)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=by_name)
+def test_a_comparison_loads(path):
+    assert load_recipe(path).methods
+
+
+@pytest.mark.parametrize("name", ["setting1_math", "setting2_multidomain", "setting3_multidomain_qwen3"])
+def test_a_setting_of_the_paper_holds_every_published_value(name):
+    configuration = resolved(RECIPES / "paper" / f"{name}.yaml")
+    configuration.trainer.update(ON_CPU)
+    args = configuration.training_arguments()
+    method = args.resolved_method()
+    assert (args.max_steps, args.learning_rate, args.lr_scheduler_type) == (200, 5e-6, "constant")
+    assert (args.temperature, args.top_p, args.warmup_steps) == (1.0, 1.0, 0)
+    assert (args.weight_decay, args.max_grad_norm, args.max_completion_length) == (0.1, 1.0, 8192)
+    assert (method.name, method.gate, method.outlier) == ("tropd", "bernoulli", "fkl_direct")
+    assert (method.fkl_top_k, method.guidance_beta, method.guidance_schedule) == (64, 0.001, "cosine")
+    assert (method.guidance_length, method.reduction) == ("cap", "shared")
+    processes = yaml.safe_load((RECIPES / "accelerate/fsdp2_8gpu.yaml").read_text())["num_processes"]
+    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    assert (sequences, args.num_generations) == (128 * 4, 4)
+
+
+def test_every_method_has_a_recipe():
+    shown = {resolved(path).trainer.get("method", "tropd") for path in RUNS}
+    assert shown == set(METHODS)
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "baselines").glob("*.yaml")), ids=by_name)
+def test_a_baseline_keeps_its_published_parts(path):
+    if path in PARTS:
+        pytest.skip("a part of the others")
+    configuration = resolved(path)
+    configuration.trainer.update(ON_CPU)
+    assert configuration.training_arguments().resolved_method() == METHODS[path.stem]
+
+
+def test_several_machines_take_the_step_of_one():
+    def sequences(run: str, launch: str) -> int:
+        trainer = resolved(RECIPES / run).trainer
+        processes = yaml.safe_load((RECIPES / "accelerate" / launch).read_text())["num_processes"]
+        return trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] * processes
+
+    assert sequences("multi_node.yaml", "multi_node.yaml") == sequences("fsdp2_8gpu.yaml", "fsdp2_8gpu.yaml")
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=by_name)
+def test_accelerate_knows_every_key_of_a_launch_file(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes % config.num_machines == 0
+
+
+def test_the_prompts_of_the_demo_are_those_of_the_generator():
+    from tropd.proving_ground import pair
+
+    lines = (RECIPES / "data/additions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [row["prompt"] for row in pair.prompts("train", 512, 0)]
