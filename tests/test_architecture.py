@@ -23,7 +23,7 @@ OURS = {
     "teacher": {"teacher", "objective", "modeling", "sampling"},
     "training": {"training", "objective", "rollout", "teacher", "modeling"},
     "data": {"data"},
-    "planning": {"planning", "training"},
+    "planning": {"planning", "training", "objective", "safetensors_header"},
     "preflight": {"preflight", "training", "teacher", "objective", "rollout", "evaluation", "sampling"},
     "run": {"run", "data", "planning", "preflight", "training", "objective", "model_folder"},
 }

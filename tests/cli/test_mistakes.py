@@ -1,4 +1,4 @@
-"""Every mistake gets a sentence: the field or the file and line, the value, why, what to type. Exit code 2, no traceback."""
+"""Every mistake gets a sentence: field or file and line, the value, why, what to type. Exit code 2, no traceback."""
 
 import json
 import shutil

@@ -18,15 +18,21 @@ SHOWN = (
 
 
 class TrainingProgress(TrainerCallback):
-    """Advances a progress each step, with the latest logged numbers beside it. Close it when training has ended."""
+    """Advances a progress each step, with the latest logged numbers beside it. Close it when training has ended.
+
+    Attributes:
+        first_step: steps that were done when training began: those of a checkpoint, or 0.
+    """
 
     def __init__(self, title: str):
         self.title = title
         self._stack = ExitStack()
         self._advance: Any = None
         self._note = ""
+        self.first_step = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
         if state.is_world_process_zero:
             shown = console.progress(self.title, state.max_steps, "steps", done=state.global_step)
             self._advance = self._stack.enter_context(shown)

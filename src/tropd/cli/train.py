@@ -87,17 +87,17 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
         raise
     finally:
         progress.close()
-    _summarise(trainer, time.monotonic() - started)
+    _summarise(trainer, trainer.state.global_step - progress.first_step, time.monotonic() - started)
     return 0
 
 
-def _summarise(trainer: Any, seconds: float) -> None:
+def _summarise(trainer: Any, num_steps: int, seconds: float) -> None:
     from .summary import show_summary
 
     args = trainer.args
     show_summary(
         trainer.state.log_history,
-        steps=trainer.state.global_step,
+        steps=num_steps,
         seconds=seconds,
         output_dir=args.output_dir,
         saved=args.save_final_model,

@@ -1,5 +1,6 @@
 """A comparison's pair and prompts: a teacher, the same model with layers taken out, and the teacher's texts."""
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..compression import write_student
 from ..evaluation.exact import sample_responses
 from .plan import Recipe
 
@@ -37,16 +39,8 @@ def eos_ids_of(model: PreTrainedModel) -> list[int]:
 
 def build_student(teacher_path: str | Path, keep_layers: list[int], out: str | Path) -> None:
     """Write the teacher with only `keep_layers` as a model folder, its tokenizer with it."""
-    model = load_model(teacher_path)
-    layers = model.model.layers
-    if not keep_layers or not all(0 <= layer < len(layers) for layer in keep_layers):
-        raise ValueError(f"keep_layers is {keep_layers}; the teacher has layers 0 to {len(layers) - 1}")
-    model.model.layers = torch.nn.ModuleList([layers[layer] for layer in keep_layers])
-    for position, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = position
-    model.config.num_hidden_layers = len(keep_layers)
-    model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(str(teacher_path)).save_pretrained(out)
+    shutil.rmtree(out, ignore_errors=True)  # of a comparison that ended before its prompts were written
+    write_student(teacher_path, keep_layers, out)
 
 
 def write_texts(teacher_path: str | Path, recipe: Recipe) -> dict[str, list[Text]]:

@@ -69,7 +69,10 @@ def write_whole(path: Path, text: str) -> None:
     """Write aside and rename, so that a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(path.suffix + ".partial")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(aside, path)
 
 

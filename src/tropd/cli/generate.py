@@ -1,0 +1,181 @@
+"""`tropd generate`: the teacher's responses to prompts, where guidance takes its prefixes from."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..model_folder import check_model_folder, is_local
+from . import console
+
+if TYPE_CHECKING:
+    from ..generation import Summary
+    from ..response_file import ResponseFile
+
+NAME = "generate"
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+DESCRIPTION = """\
+Write the teacher's response to every prompt, one JSON line each.
+
+Guided methods (tropd, tropd_mask, tropd_clip) start rollouts from the beginning of a teacher response. Responses in the
+data set save the teacher the writing in every step of every run.
+
+A line holds the prompt's own columns, teacher_response (token ids without the end of sequence; null where the teacher
+wrote nothing), teacher_response_text (for people) and teacher_response_ended (false: cut at max_new_tokens). Text
+prompts are tokenised as they stand, messages go through the teacher's chat template, and a teacher_prompt replaces the
+prompt.
+
+Killed, the same command goes on with the next batch, and the file ends up the same."""
+
+EPILOG = """\
+examples:
+  tropd generate --teacher models/teacher --data prompts.jsonl --out responses.jsonl
+  tropd generate --teacher models/teacher --data problems.jsonl --out responses.jsonl \\
+      --columns '{"prompt": "question"}' --chat --max_new_tokens 4096"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="write teacher responses for a file of prompts",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def option(name: str, help: str, **settings) -> None:
+        hyphenated = name.replace("_", "-")
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
+
+    option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
+    option("data", "prompts: a file, a folder or a name that `tropd train` takes", required=True, metavar="FILE")
+    option("out", "JSON lines to write, or to go on with", required=True, metavar="FILE", type=Path)
+    option("max_new_tokens", "longest response (default: 512)", type=int, default=512, metavar="N")
+    option("temperature", "of the teacher's softmax (default: 1.0)", type=float, default=1.0, metavar="T")
+    option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
+    option("batch_size", "responses sampled together (default: 16)", type=int, default=16, metavar="N")
+    option("seed", "the same seed writes the same file (default: 42)", type=int, default=42, metavar="N")
+    option("columns", "our column names to the file's, as JSON", metavar="JSON")
+    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
+    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
+    option("system_prompt", "a system message before every conversation", metavar="TEXT")
+    option("limit", "answer only the first N prompts", type=int, metavar="N")
+    option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
+    option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
+    option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    columns = _columns(options.columns)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit is {options.limit}; use at least 1, or leave it out to answer all prompts.")
+    check_model_folder(options.teacher, "teacher")
+    file, tokenizer = _open(options, columns)
+    if file.done == file.total:
+        console.say(f"{file.path} is complete already.")
+        speed = None
+    else:
+        speed = _generate(options, file, tokenizer)
+    from ..generation import summarise
+
+    _report(summarise(file), file, speed)
+    return 0
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    try:
+        columns = json.loads(text)
+    except json.JSONDecodeError:
+        columns = None
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        raise ValueError(
+            f"columns is {text!r}; write our names and the file's as JSON, in single quotes for the shell: "
+            """--columns '{"prompt": "question"}'."""
+        )
+    return columns
+
+
+def _open(options: argparse.Namespace, columns: dict[str, str] | None) -> "tuple[ResponseFile, Any]":
+    """Everything that can be refused before the teacher's weights are loaded."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ..data import load_prompts
+    from ..generation import check_fit, read_prompts
+    from ..response_file import GenerationSettings, ResponseFile
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    settings = GenerationSettings(
+        teacher=os.path.normpath(options.teacher) if is_local(options.teacher) else options.teacher,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        responses_per_prompt=options.responses_per_prompt,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        dtype=options.dtype,
+    )
+    data = load_prompts(
+        options.data,
+        columns=columns,
+        split=options.data_split,
+        chat=options.chat,
+        system_prompt=options.system_prompt,
+        limit=options.limit,
+    )
+    for note in data.notes:
+        console.say(note)
+    tokenizer = AutoTokenizer.from_pretrained(options.teacher, trust_remote_code=options.trust_remote_code)
+    config = AutoConfig.from_pretrained(options.teacher, trust_remote_code=options.trust_remote_code)
+    prompts = read_prompts(list(data.dataset), data.places, tokenizer)
+    check_fit(prompts, settings, config)
+    return ResponseFile(options.out, prompts, settings), tokenizer
+
+
+def _generate(options: argparse.Namespace, file: "ResponseFile", tokenizer: Any) -> float:
+    """Write what is missing; tokens per second."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..generation import generate
+
+    device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+    )
+    model.to(device)  # type: ignore[arg-type]
+    resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
+    console.say(f"{options.teacher} on {device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
+    started = time.monotonic()
+    with console.progress("generate", file.total, "responses", file.done) as advance:
+        tokens = generate(model, tokenizer, file, advance)
+    return tokens / (time.monotonic() - started)
+
+
+def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> None:
+    count, limit = summary.responses, file.settings.max_new_tokens
+    lines = [
+        f"responses    {count} to {len(file.prompts.rows)} prompts",
+        f"mean length  {summary.tokens / count:.1f} tokens",
+        f"ended        {summary.ended / count:.1%} by the teacher",
+        f"cut          {1 - summary.ended / count:.1%} at max_new_tokens = {limit}",
+    ]
+    lines += [] if speed is None else [f"speed        {speed:.0f} tokens/s"]
+    lines += [
+        f"written      {file.path}",
+        "",
+        f"next: tropd train --student DIR --teacher {file.settings.teacher} --data {file.path} --output_dir run",
+    ]
+    for line in lines:
+        console.out().print(line, markup=False)
+    if summary.empty:
+        console.warn(
+            f"{summary.empty} of {count} responses are empty: the teacher ended at once. Their teacher_response is "
+            "null, and a guided run has the teacher try again; remove the rows if it never has anything to say."
+        )

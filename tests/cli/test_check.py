@@ -1,0 +1,49 @@
+"""`tropd check`: what a user reads of a good pair, of the same model twice, and of pairs that cannot work."""
+
+import json
+
+import pytest
+
+
+def check(**changes):
+    return {"output_dir": None, "preflight_prompts": 4, "max_completion_length": 72, **changes}
+
+
+def test_a_good_pair_is_described_and_nothing_is_left_behind(workspace, tropd):
+    before = sorted(path.name for path in workspace.root.iterdir())
+    outcome = tropd("check", *workspace.fields(**check()), "--json", "found.json")
+    assert outcome.code == 0, outcome.err
+    for words in ("trust fraction", "verdict", "memory of one process", "time (from measured rates)", "disk"):
+        assert words in outcome.out
+    assert "Both tokenizers give the student's 23 tokens the same ids" in outcome.err
+    found = json.loads((workspace.root / "found.json").read_text())
+    assert found["verdict"]["kind"] != "will_not_work" and 0.8 < found["measurement"]["trust_fraction"] < 1
+    assert sorted(path.name for path in workspace.root.iterdir()) == sorted([*before, "found.json"])
+
+
+def test_the_same_model_twice_has_nothing_to_learn(workspace, tropd):
+    outcome = tropd("check", *workspace.fields(**check(teacher="student")), "--json", "found.json")
+    assert outcome.code == 0
+    found = json.loads((workspace.root / "found.json").read_text())
+    assert found["verdict"]["kind"] == "identical"
+    assert found["measurement"]["trust_fraction"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_steps_are_taken_and_thrown_away(workspace, tropd):
+    outcome = tropd("check", "--steps", "2", *workspace.fields(**check(max_steps=50, preflight_prompts=2)))
+    assert outcome.code == 0
+    assert "step 1: " in outcome.out and "step 2: " in outcome.out and "step 3" not in outcome.out
+    assert "peak memory" in outcome.out
+    assert not (workspace.root / "out").exists() and not (workspace.root / "(not named)").exists()
+
+
+def test_an_output_directory_that_is_in_use_does_not_matter_to_a_check(workspace, tropd):
+    (workspace.root / "out").mkdir()
+    workspace.text("out/results.txt", "precious")
+    assert tropd("check", *workspace.fields(**check(output_dir="out", preflight_prompts=0))).code == 0
+
+
+def test_without_prompts_no_model_is_asked_and_no_time_is_promised(workspace, tropd):
+    outcome = tropd("check", *workspace.fields(**check(preflight_prompts=0)))
+    assert outcome.code == 0
+    assert "memory of one process" in outcome.out and "time (" not in outcome.out and "verdict" not in outcome.out

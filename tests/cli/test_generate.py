@@ -1,0 +1,129 @@
+"""`tropd generate` from a file of prompts to a file that training reads, killed on the way."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tropd.cli import generate
+from tropd.data import load_prompts
+from tropd.proving_ground.pair import teacher_path
+
+RUN = """
+import argparse, sys
+from tropd.cli import generate
+parser = argparse.ArgumentParser()
+generate.add_parser(parser.add_subparsers())
+options = parser.parse_args(["generate", *sys.argv[1:]])
+sys.exit(options.run(options))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}+{2 * n}=", "answer": str(3 * n)}) + "\n" for n in range(24)))
+    return path
+
+
+@pytest.fixture
+def words(problems):
+    return ["--teacher", teacher_path(), "--data", problems, "--columns", '{"prompt": "question"}', "--use_cpu"]
+
+
+def run(*words):
+    parser = argparse.ArgumentParser("tropd")
+    generate.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["generate", *map(str, words)])
+    return options.run(options)
+
+
+def test_prompts_are_answered_and_the_file_is_one_that_training_reads(words, tmp_path, capfd):
+    out = tmp_path / "made" / "responses.jsonl"
+    assert run(*words, "--out", out, "--limit", 6, "--max-new-tokens", 80, "--responses_per_prompt", 2) == 0
+    said = capfd.readouterr()
+    assert "responses    12 to 6 prompts" in said.out and "tokens/s" in said.out
+    assert f"--data {out}" in said.out
+    assert "generate: 12/12 responses" in said.err
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["prompt"] for record in records][::2] == [f"{n}+{2 * n}=" for n in range(6)]
+    data = load_prompts(str(out))
+    assert data.rows(12)[3]["teacher_response"] == records[3]["teacher_response"]
+    assert data.rows(12)[3]["answer"] == "3"
+
+    assert run(*words, "--out", out, "--limit", 6, "--max-new-tokens", 80, "--responses_per_prompt", 2) == 0
+    again = capfd.readouterr()
+    assert "complete already" in again.err and "responses    12 to 6 prompts" in again.out
+
+
+def test_killed_at_any_moment_the_same_command_completes_the_same_file(words, tmp_path, capfd):
+    options = [*words, "--batch_size", "2", "--max_new_tokens", "30"]
+    assert run(*options, "--out", tmp_path / "whole.jsonl") == 0
+    killed = tmp_path / "killed.jsonl"
+    command = [sys.executable, "-c", RUN, *map(str, options), "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    while process.poll() is None and not (killed.exists() and killed.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = killed.read_bytes()
+    assert 0 < before.count(b"\n") < 24, "it was killed on the way"
+    assert run(*options, "--out", killed) == 0
+    assert "of 24 responses are there already" in capfd.readouterr().err
+    assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_teacher_that_says_nothing_is_warned_of(words, tmp_path, capfd):
+    silent = tmp_path / "silent"
+    model = AutoModelForCausalLM.from_pretrained(teacher_path())
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    model.save_pretrained(silent)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (silent / name).write_bytes((teacher_path() / name).read_bytes())
+    out = tmp_path / "responses.jsonl"
+    assert run(*words, "--teacher", silent, "--out", out, "--limit", 3, "--max_new_tokens", 8) == 0
+    assert "3 of 3 responses are empty" in capfd.readouterr().err
+    assert load_prompts(str(out)).rows(1)[0].get("teacher_response") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--columns", "question"], "columns is 'question'.*--columns '"),
+        (["--columns", '{"prompt": 1}'], "columns is"),
+        (["--limit", "0"], "limit is 0"),
+        (["--temperature", "0"], "temperature is 0"),
+        (["--teacher", "./nowhere"], "teacher is './nowhere'"),
+        (["--max_new_tokens", "300"], "context has 256 tokens"),
+        (["--columns", '{"prompt": "answers"}'], "answers"),
+    ],
+)
+def test_mistakes_are_sentences_before_the_teacher_is_loaded(options, said, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(ValueError, match=said):
+        run(*words, "--out", tmp_path / "responses.jsonl", *options)
+    assert not list(tmp_path.glob("responses*"))
+
+
+def test_the_stories_model_tells_stories(stories260k, tmp_path, capfd):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "responses.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Once upon a time", "One day")))
+    assert run("--teacher", stories260k, "--data", prompts, "--out", out, "--max_new_tokens", "100", "--use_cpu") == 0
+    texts = [json.loads(line)["teacher_response_text"] for line in out.read_text().splitlines()]
+    assert len(set(" ".join(texts).split()) & {"a", "and", "her", "to", "the", "was", "with"}) > 2

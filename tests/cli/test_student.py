@@ -1,0 +1,72 @@
+"""`tropd student` on real models."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tropd.cli import student
+from tropd.proving_ground.pair import teacher_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*words):
+    parser = argparse.ArgumentParser("tropd")
+    student.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["student", *map(str, words)])
+    return options.run(options)
+
+
+def test_a_student_is_written_and_described(tmp_path, capfd):
+    out = tmp_path / "student"
+    assert run("--teacher", teacher_path(), "--keep-layers", "0-1,3", "--out", out) == 0
+    said = capfd.readouterr().out
+    assert "4 -> 3: kept 0,1,3" in said
+    assert "of the teacher), float32" in said
+    assert "healing" in said and f"tropd check --student {out}" in said
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
+
+
+def test_an_output_with_files_in_it_is_refused(tmp_path):
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(ValueError, match="exists already"):
+        run("--teacher", teacher_path(), "--keep_layers", "0", "--out", tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"teacher is .* not a model folder"):
+        run("--teacher", tmp_path, "--keep_layers", "0", "--out", tmp_path / "out")
+
+
+def test_layers_are_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(ValueError, match="there is no layer 7"):
+        run("--teacher", teacher_path(), "--keep_layers", "0,7", "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_stories_model_without_two_layers_still_reads(tmp_path, stories260k, capfd):
+    out = tmp_path / "student"
+    assert run("--teacher", stories260k, "--keep-layers", "0,1,4", "--out", out) == 0
+    assert "260,032 -> 169,152 (65.1% of the teacher)" in capfd.readouterr().out
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(out)(input_ids=torch.tensor([[1, 403, 407]])).logits
+    assert logits.isfinite().all()
+
+
+def test_importing_the_command_is_light():
+    heavy = {"torch", "transformers", "datasets", "numpy"}
+    code = f"import sys, tropd.cli.student, tropd.cli.generate; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,174 @@
+"""`tropd train` on the real shipped pair: the run directory, resuming, adapters, evaluation, rewards, interruption."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from tropd import TrOPDConfig, TrOPDTrainer
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(ours, theirs) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_directory_that_explains_itself(workspace, tropd):
+    outcome = tropd("train", *workspace.fields(max_steps=2, preflight_prompts=2, rollout_log_steps=1, method="tropd"))
+    assert outcome.code == 0, outcome.err
+    out = workspace.root / "out"
+    assert json.loads((out / "run.json").read_text())["method"]["name"] == "tropd"
+    assert json.loads((out / "preflight.json").read_text())["verdict"]["kind"]
+    assert [entry["step"] for entry in metrics(out) if "loss" in entry] == [1, 2]
+    assert len(list((out / "rollouts").glob("*.jsonl"))) == 2
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(out).eos_token == "<eos>"
+    assert not same(weights(out), weights(workspace.root / "student"))
+
+
+def test_the_screen_shows_progress_and_a_summary(workspace, tropd):
+    outcome = tropd("train", *workspace.fields(max_steps=2))
+    assert "train: 2/2 steps  loss" in outcome.err
+    assert "done: 2 steps in" in outcome.out and "trust fraction" in outcome.out and "out" in outcome.out
+    assert "{'loss'" not in outcome.out + outcome.err, "the libraries' own log is off"
+
+
+def test_the_command_line_trains_what_python_trains_with_or_without_a_preflight(workspace, tropd):
+    for name, prompts in (("looked", 4), ("blind", 0)):
+        assert tropd("train", *workspace.fields(max_steps=2, output_dir=name, preflight_prompts=prompts)).code == 0
+    args = TrOPDConfig(
+        "python",
+        method="opd",
+        max_steps=2,
+        per_device_train_batch_size=8,
+        max_completion_length=8,
+        save_strategy="no",
+        gradient_checkpointing=False,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+    )
+    rows = [json.loads(line) for line in (workspace.root / "prompts.jsonl").read_text().splitlines()]
+    TrOPDTrainer("student", "teacher", args=args, train_dataset=Dataset.from_list(rows)).train()
+    trained = [weights(workspace.root / name) for name in ("looked", "blind", "python")]
+    assert same(trained[0], trained[1]) and same(trained[0], trained[2])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(workspace, tropd):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    assert tropd("train", *workspace.fields(output_dir="whole", **saving)).code == 0
+    assert tropd("train", *workspace.fields(**saving)).code == 0
+    out = workspace.root / "out"
+    for name in ("model.safetensors", "checkpoint-4"):
+        subprocess.run(["rm", "-r", out / name], check=True)
+    outcome = tropd("train", *workspace.fields(resume_from_checkpoint="latest", **saving))
+    assert outcome.code == 0 and "going on from out/checkpoint-2" in outcome.err
+    assert "done: 2 steps" in outcome.out
+    assert same(weights(out), weights(workspace.root / "whole"))
+    assert [entry["step"] for entry in metrics(out) if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_an_adapter_is_trained_alone(workspace, tropd):
+    outcome = tropd("train", *workspace.fields(max_steps=1, use_peft=True, lora_r=2, learning_rate=1e-2))
+    assert outcome.code == 0, outcome.err
+    saved = load_file(workspace.root / "out/adapter_model.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    assert max(tensor.shape[0] for name, tensor in saved.items() if "lora_A" in name) == 2
+    assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+
+
+def test_evaluation_prompts_are_evaluated(workspace, tropd):
+    evaluation = workspace.jsonl("held_out.jsonl", [{"prompt": "1+2+3="}, {"prompt": "4+5+6="}])
+    fields = workspace.fields(eval_data=evaluation, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=8)
+    assert tropd("train", *fields).code == 0
+    assert any("eval_kl/k1" in entry for entry in metrics(workspace.root / "out"))
+
+
+def test_a_reward_of_ones_own_is_monitored(workspace, tropd, monkeypatch):
+    workspace.text("my_rewards.py", "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n")
+    monkeypatch.syspath_prepend(workspace.root)
+    assert tropd("train", *workspace.fields(reward_funcs="my_rewards.length")).code == 0
+    assert any(entry.get("reward", 0) > 0 for entry in metrics(workspace.root / "out"))
+
+
+def test_columns_are_renamed_by_the_configuration(workspace, tropd):
+    data = workspace.jsonl("gsm.jsonl", [{"question": "1+2+3=", "solution": "ones:1+2=3"}] * 2)
+    columns = ["--columns.prompt", "question", "--columns.teacher_response", "solution"]
+    outcome = tropd("train", *workspace.fields(data=data, method="tropd"), *columns)
+    assert outcome.code == 0, outcome.err
+    assert "1 of 2 prompts are different" in outcome.err
+    assert "the teacher will write them" not in outcome.err
+
+
+def test_overlong_prompts_are_dropped_on_request_and_said(workspace, tropd):
+    data = workspace.jsonl("rows.jsonl", [{"prompt": "1+2="}, {"prompt": "3+4="}, {"prompt": "1+" * 200}])
+    outcome = tropd("train", *workspace.fields(data=data, overlong_prompts="drop"))
+    assert outcome.code == 0 and "2 prompts from" in outcome.err
+    assert "warning: 1 of 3 prompts are left out" in outcome.err and "rows.jsonl:3" in outcome.err
+
+
+def test_problems_of_an_evaluation_file_in_the_training_data_are_reported(workspace, tropd):
+    held_out = workspace.jsonl("held_out.jsonl", [{"prompt": "1+2+3="}, {"prompt": "4+5+6="}])
+    data = workspace.jsonl("rows.jsonl", [{"prompt": "4 + 5 + 6 ="}, {"prompt": "7+8+9="}])
+    outcome = tropd("train", *workspace.fields(data=data, overlap_with=held_out))
+    assert outcome.code == 0
+    assert "1 of the 2 problems of held_out.jsonl are in rows.jsonl" in outcome.err
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_says_where_to_go_on(workspace, tropd, monkeypatch):
+    build = TrOPDTrainer.__init__
+
+    def interrupted(self, *arguments, callbacks=(), **options):
+        build(self, *arguments, callbacks=[*callbacks, Interrupt()], **options)
+
+    monkeypatch.setattr(TrOPDTrainer, "__init__", interrupted)
+    outcome = tropd("train", *workspace.fields(max_steps=3, save_strategy="steps", save_steps=1))
+    assert outcome.code == 130
+    assert "stopped at step 2; the last checkpoint, out/checkpoint-1, is untouched" in outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_command_line(workspace):
+    fields = workspace.fields(max_steps=2, per_device_train_batch_size=4, preflight_prompts=2)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tropd", "train", *fields],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: 2 steps") == 1, "one process speaks"
+    assert (workspace.root / "out/model.safetensors").is_file()

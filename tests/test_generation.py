@@ -1,0 +1,241 @@
+"""Teacher responses: what a line holds, and that a file cut anywhere is completed to the same bytes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tropd.generation import Summary, check_fit, ending_ids, generate, read_prompts, summarise
+from tropd.proving_ground.pair import teacher_path
+from tropd.response_file import GenerationSettings, ResponseFile
+from tropd.rollout.guidance import response_ids
+
+ROWS = [{"prompt": text, "number": n} for n, text in enumerate(("12+34=", "5+67+8=", "374+607+731=", "9+9=", "80+1="))]
+PLACES = [f"prompts.jsonl:{n + 1}" for n in range(len(ROWS))]
+SETTINGS = {"max_new_tokens": 8, "batch_size": 2}
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %};{% endif %}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return AutoModelForCausalLM.from_pretrained(teacher_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(teacher_path())
+
+
+@pytest.fixture
+def write(teacher, tokenizer, tmp_path):
+    """Write, or go on with, a file in `tmp_path`; returns it and how many responses were added."""
+
+    def written(name="responses.jsonl", rows=ROWS, model=teacher, **changes):
+        settings = GenerationSettings(**({"teacher": "models/teacher"} | SETTINGS | changes))
+        file = ResponseFile(tmp_path / name, read_prompts(rows, PLACES[: len(rows)], tokenizer), settings)
+        added = []
+        generate(model, tokenizer, file, added.append)
+        return file, sum(added)
+
+    return written
+
+
+def lines(file):
+    return [json.loads(line) for line in file.path.read_text().splitlines()]
+
+
+def test_a_line_holds_the_row_and_the_response(write, teacher, tokenizer):
+    file, added = write(max_new_tokens=100)
+    assert added == file.done == file.total == 5
+    records = lines(file)
+    eos = ending_ids(teacher.generation_config, tokenizer)
+    for row, record in zip(ROWS, records, strict=True):
+        assert list(record) == ["prompt", "number", *list(record)[2:]]
+        assert {name: record[name] for name in row} == row
+        ids = record["teacher_response"]
+        assert ids and not set(ids) & set(eos)
+        assert record["teacher_response_text"] == tokenizer.decode(ids)
+        prompt_ids = tokenizer(row["prompt"])["input_ids"]
+        assert response_ids(ids, row["prompt"], prompt_ids, tokenizer, eos) == ids
+    assert all(record["teacher_response_ended"] == (len(record["teacher_response"]) < 100) for record in records)
+    assert "total:46" in records[0]["teacher_response_text"], "this teacher can add"
+
+
+def test_the_summary_counts_what_is_on_the_disk(write):
+    file, _ = write(max_new_tokens=40)
+    records = lines(file)
+    tokens = sum(len(record["teacher_response"]) for record in records)
+    ended = sum(record["teacher_response_ended"] for record in records)
+    assert 0 < ended < 5
+    assert summarise(file) == Summary(responses=5, tokens=tokens, ended=ended, empty=0)
+
+
+def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(write):
+    file, _ = write("whole.jsonl")
+    whole = file.path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    settings = file.path.with_name("whole.jsonl.settings.json").read_bytes()
+    kept_of_cut = {0: 0, ends[0]: 0, ends[1] - 1: 0, ends[1]: 2, ends[1] + 7: 2, ends[3]: 4, len(whole): 5}
+    for place, kept in kept_of_cut.items():
+        cut = file.path.with_name("cut.jsonl")
+        cut.write_bytes(whole[:place])
+        cut.with_name("cut.jsonl.settings.json").write_bytes(settings)
+        _, added = write("cut.jsonl")
+        assert cut.read_bytes() == whole and added == 5 - kept
+
+
+def test_a_tail_of_zeros_after_a_power_cut_is_generated_again(write):
+    file, _ = write()
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-60] + bytes(60))
+    assert write()[1] == 1
+    assert file.path.read_bytes() == whole
+
+
+def test_the_seed_decides_the_file_and_the_callers_generator_is_left_alone(write):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, _ = write("first.jsonl")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert write("second.jsonl")[0].path.read_bytes() == first.path.read_bytes()
+    # The first digits are decided by the problem; later the teacher chooses among orders.
+    longer = [write(f"{seed}.jsonl", seed=seed, max_new_tokens=40)[0].path.read_bytes() for seed in (42, 43)]
+    assert longer[0] != longer[1]
+
+
+def test_several_responses_to_a_prompt_lie_side_by_side(write):
+    file, added = write(responses_per_prompt=3, max_new_tokens=40, batch_size=8)
+    assert added == 15
+    records = lines(file)
+    assert [record["number"] for record in records] == [n for n in range(5) for _ in range(3)]
+    assert len({tuple(record["teacher_response"]) for record in records}) > 5
+    assert write(responses_per_prompt=3, max_new_tokens=40, batch_size=8)[1] == 0
+
+
+def test_messages_and_teacher_prompts_are_what_the_teacher_reads(tokenizer):
+    templated = AutoTokenizer.from_pretrained(teacher_path(), chat_template=TEMPLATE)
+    rows = [
+        {"prompt": [{"role": "user", "content": "1+2="}], "teacher_prompt": None},
+        {"prompt": [{"role": "user", "content": "1+2="}], "teacher_prompt": [{"role": "user", "content": "1+2=3,"}]},
+    ]
+    prompts = read_prompts(rows, PLACES[:2], templated)
+    assert [tokenizer.decode(context) for context in prompts.contexts] == ["1+2=;", "1+2=3,;"]
+    with pytest.raises(ValueError, match=r"prompts.jsonl:1: the prompt is a list of messages.*no chat template"):
+        read_prompts(rows, PLACES[:2], tokenizer)
+
+
+def test_an_empty_response_is_null_and_counted(write, teacher):
+    silent = AutoModelForCausalLM.from_pretrained(teacher_path())
+    silent.generation_config.eos_token_id = list(range(teacher.config.vocab_size))
+    file, _ = write(model=silent)
+    assert [record["teacher_response"] for record in lines(file)] == [None] * 5
+    assert all(record["teacher_response_ended"] for record in lines(file))
+    assert summarise(file) == Summary(responses=5, tokens=0, ended=5, empty=5)
+
+
+def test_a_file_begun_otherwise_is_refused_with_what_changed(write):
+    file, _ = write()
+    with pytest.raises(ValueError, match=r"temperature was 1.0 and is 0.5; seed was 42 and is 7\. Use those of before"):
+        write(temperature=0.5, seed=7)
+    with pytest.raises(ValueError, match=r"num_prompts was 5 and is 4; prompts_sha256 was"):
+        write(rows=ROWS[:4])
+    with pytest.raises(ValueError, match="prompts_sha256 was"):
+        write(rows=[*ROWS[:4], {"prompt": "81+1=", "number": 4}])
+    assert len(lines(file)) == 5
+
+
+def test_settings_may_change_while_nothing_is_written(write):
+    file, _ = write()
+    file.path.unlink()
+    assert write(seed=7)[1] == 5
+
+
+def test_a_file_of_another_maker_is_not_touched(write, tmp_path):
+    (tmp_path / "responses.jsonl").write_text("mine\n")
+    with pytest.raises(ValueError, match=r"no responses.jsonl.settings.json beside it"):
+        write()
+    assert (tmp_path / "responses.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("edit", [lambda lines: lines[1:], sorted, lambda lines: [*lines, lines[0]]])
+def test_an_edited_file_is_not_continued(write, edit):
+    rows = list(reversed(ROWS))
+    file, _ = write(rows=rows)
+    edited = "".join(edit(file.path.read_text().splitlines(keepends=True)))
+    file.path.write_text(edited)
+    with pytest.raises(ValueError, match="is not the row that belongs there"):
+        write(rows=rows)
+    assert file.path.read_text() == edited
+
+
+def test_two_processes_do_not_write_one_file(write, tokenizer):
+    file, _ = write()
+    late = ResponseFile(file.path, file.prompts, file.settings)
+    with file.path.open("a") as other:
+        other.write("{}\n")
+    with pytest.raises(ValueError, match="another process"):
+        late.append([{}])
+
+
+def test_prompts_that_do_not_fit_are_named(teacher, tokenizer):
+    rows = [{"prompt": "1+" * length + "1="} for length in (3, 100, 110)]
+    prompts = read_prompts(rows, PLACES[:3], tokenizer)
+    settings = GenerationSettings("models/teacher", max_new_tokens=56)
+    with pytest.raises(ValueError, match=r"prompts.jsonl:2 \(202 tokens\), prompts.jsonl:3 \(222 tokens\): too long"):
+        check_fit(prompts, settings, teacher.config)
+    check_fit(prompts, GenerationSettings("models/teacher", max_new_tokens=34), teacher.config)
+    with pytest.raises(ValueError, match="max_new_tokens is 512, but the teacher's context has 256 tokens"):
+        check_fit(prompts, GenerationSettings("models/teacher"), teacher.config)
+
+
+def test_a_tokenizer_of_another_model_is_refused(teacher, tokenizer):
+    prompts = read_prompts(ROWS, PLACES, tokenizer)
+    prompts.contexts[1][0] = 5000
+    with pytest.raises(ValueError, match=r"token id 5000.*do not belong together"):
+        check_fit(prompts, GenerationSettings("models/teacher"), teacher.config)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "no rows"),
+        ([{"prompt": ""}], "prompts.jsonl:1: an empty prompt"),
+        ([{"prompt": "1+1=", "teacher_response": "2"}], "a column teacher_response already"),
+    ],
+)
+def test_rows_that_cannot_be_answered_are_refused(rows, said, tokenizer):
+    with pytest.raises(ValueError, match=said):
+        read_prompts(rows, PLACES[: len(rows)], tokenizer)
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"bytes", {1, 2}])
+def test_a_value_that_json_cannot_carry_is_named_before_anything_is_written(value, write, tmp_path):
+    with pytest.raises(ValueError, match=r"prompts.jsonl:2 holds a value that JSON cannot carry"):
+        write(rows=[ROWS[0], ROWS[1] | {"number": value}])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("responses_per_prompt", 0),
+        ("batch_size", -1),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value:g}"):
+        GenerationSettings("models/teacher", **{name: value})
