@@ -6,14 +6,14 @@ student that mostly fails, the trainer of this package, and an exact measurement
 
 import argparse
 import json
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .cli.quiet import quiet_libraries
 
 ROLLOUTS_PER_STEP = 64
 COLOURS = {"trust": "\033[32m", "outlier": "\033[1;31m", "guidance": "\033[34m", "left out": "\033[90m"}
@@ -41,7 +41,8 @@ class Score:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = _parser().parse_args(arguments)
-    _quiet()
+    quiet_libraries()
+    _use_two_threads()
     started = time.monotonic()
     print(_intro(options), flush=True)
     scores = {name: (evaluate(_load(name), options.problems), 0) for name in ("teacher", "student")}
@@ -54,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\nEverything is in {options.out}/<method>: run.json, metrics.jsonl, rollouts/, and the trained model,")
     print(f"a Hugging Face folder. Took {(time.monotonic() - started) / 60:.1f} minutes (seed {options.seed}).")
     return 0
+
+
+def _use_two_threads() -> None:
+    """More threads than that slow models of this size down."""
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def _steps(method: str, steps: int) -> int:
@@ -69,7 +77,10 @@ def train(method: str, options: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer, PrinterCallback
 
     from . import TrOPDConfig, TrOPDTrainer
+    from .cli.progress import TrainingProgress
     from .proving_ground import pair
+
+    progress = TrainingProgress(f"  {method}")
 
     args = TrOPDConfig(
         output_dir=str(Path(options.out) / method),
@@ -97,10 +108,13 @@ def train(method: str, options: argparse.Namespace) -> Any:
             [{"prompt": row["prompt"]} for row in pair.prompts("train", 512, options.seed)]
         ),
         processing_class=AutoTokenizer.from_pretrained(str(pair.student_path())),
-        callbacks=[_progress()],
+        callbacks=[progress],
     )
-    trainer.remove_callback(PrinterCallback)  # one line a tenth of the run instead of one a step
-    trainer.train()
+    trainer.remove_callback(PrinterCallback)  # the progress shows the same numbers
+    try:
+        trainer.train()
+    finally:
+        progress.close()
     return trainer
 
 
@@ -140,30 +154,6 @@ def _load(name: str) -> Any:
 
     path = pair.teacher_path() if name == "teacher" else pair.student_path()
     return AutoModelForCausalLM.from_pretrained(str(path)).eval()
-
-
-def _progress() -> Any:
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        """One line for every tenth of the run, with the time left."""
-
-        def __init__(self) -> None:
-            self.started = time.monotonic()
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            step = state.global_step
-            if not logs or "trust/fraction" not in logs or (step % max(1, state.max_steps // 10) and step != 1):
-                return
-            left = (time.monotonic() - self.started) / step * (state.max_steps - step)
-            print(
-                f"  step {step:>3}/{state.max_steps}  trust fraction {logs['trust/fraction']:.3f}  "
-                f"gradient norm {logs.get('grad_norm', float('nan')):7.3f}  "
-                f"prefix {logs['guidance/prefix_length']:4.1f} tokens  {left:4.0f} s left",
-                flush=True,
-            )
-
-    return Progress()
 
 
 def _tokens_written(trainer: Any) -> int:
@@ -213,18 +203,6 @@ def _intro(options: argparse.Namespace) -> str:
         "A student writes worked additions such as 347+582+916=; the teacher scores each token, and each token is\n"
         f"learned from as its region deserves. Methods: {', '.join(options.methods)}. Measuring where we start ..."
     )
-
-
-def _quiet() -> None:
-    """Keep the libraries' chatter out of the demonstration; errors still come through."""
-    import torch
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ From two models and a file of prompts to a distilled student:
 
 The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
-Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m tropd train --config recipe.yaml`.
+Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.
 """
 
 

@@ -50,6 +50,7 @@ def show_probe(trainer: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
     from ..preflight.measure import measure
     from ..preflight.report import as_dict, render_measurement, render_verdict
     from ..preflight.verdict import judge
+    from ..run.prepare import response_lengths
     from ..training.probe import probe
 
     num_prompts = inputs.configuration.settings.preflight_prompts
@@ -58,7 +59,12 @@ def show_probe(trainer: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
     console.say(f"both models score {min(num_prompts, len(inputs.data))} prompts")
     probed = probe(trainer, inputs.data.rows(num_prompts))
     measurement = measure(probed)
-    verdict = judge(measurement, trainer.method, max_completion_length=inputs.args.max_completion_length)
+    verdict = judge(
+        measurement,
+        trainer.method,
+        max_completion_length=inputs.args.max_completion_length,
+        teacher_response_lengths=response_lengths(inputs.data, inputs.student.tokenizer),
+    )
     console.out().print(render_measurement(measurement))
     if not verdict.works:
         raise ValueError(" ".join(verdict.sentences))

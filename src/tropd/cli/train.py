@@ -21,7 +21,7 @@ examples:
   tropd train --student small/ --teacher large/ --data prompts.jsonl --output_dir run
   tropd train --config recipes/lora_one_gpu.yaml --learning_rate 1e-5 --method fkl_outlier
   tropd train --config recipe.yaml --resume_from_checkpoint latest
-  accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m tropd train --config recipe.yaml
+  accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml
 
 """
 
@@ -68,11 +68,13 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     from ..training.guards import kept
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
+    from .summary import Ended, show_summary
 
     console.say("loading student and teacher")
     progress = TrainingProgress("train")
     trainer = build_trainer(inputs, [progress])
     trainer.remove_callback(PrinterCallback)  # the progress shows the same numbers
+    found: dict[str, Any] = {}
     if checkpoint is None:
         _, found = show_probe(trainer, inputs)
         if trainer.is_world_process_zero():
@@ -87,18 +89,15 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
         raise
     finally:
         progress.close()
-    _summarise(trainer, trainer.state.global_step - progress.first_step, time.monotonic() - started)
-    return 0
-
-
-def _summarise(trainer: Any, num_steps: int, seconds: float) -> None:
-    from .summary import show_summary
-
     args = trainer.args
     show_summary(
         trainer.state.log_history,
-        steps=num_steps,
-        seconds=seconds,
-        output_dir=args.output_dir,
-        saved=args.save_final_model,
+        Ended(
+            steps=trainer.state.global_step - progress.first_step,
+            seconds=time.monotonic() - started,
+            output_dir=args.output_dir,
+            saved=args.save_final_model,
+            before=found.get("measurement") or {},
+        ),
     )
+    return 0

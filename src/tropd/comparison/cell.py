@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ..evaluation.exact import exact_divergence, sample_responses
-from ..training.errors import TrainingStopped
 from ..training.config import TrOPDConfig
+from ..training.errors import TrainingStopped
 from ..training.run_directory import write_whole
 from ..training.trainer import TrOPDTrainer
 from .pair import Text, eos_ids_of, load_model

@@ -18,6 +18,9 @@ from .configuration import Configuration
 ROWS_COMPARED = 16
 """Rows whose prompts are rendered with both chat templates."""
 
+ROWS_MEASURED = 64
+"""Rows whose teacher responses are measured, to compare them with the budget of a rollout."""
+
 
 @dataclass(frozen=True)
 class RunInputs:
@@ -193,6 +196,21 @@ def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, 
         list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
     )
     return rendered["input_ids"]
+
+
+def response_lengths(data: PromptData, tokenizer: Any) -> list[int] | None:
+    """Tokens of some of the data's teacher responses; `None` where it has none."""
+    rows = data.rows(ROWS_MEASURED)
+    given = [row["teacher_response"] for row in rows if row.get("teacher_response") is not None]
+    return [_response_length(value, tokenizer) for value in given] or None
+
+
+def _response_length(value: Any, tokenizer: Any) -> int:
+    if isinstance(value, str):
+        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
+    if isinstance(value[0], int):
+        return len(value)
+    return sum(_response_length(message["content"], tokenizer) for message in value)
 
 
 def data_findings(data: PromptData, args: Any) -> list[Finding]:

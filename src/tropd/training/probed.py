@@ -66,7 +66,7 @@ class ProbeTimes:
         teacher_seconds: the teacher's scoring pass, with its top-k on every token.
         num_processes: ranks that worked side by side.
         rows_per_rank: rollouts that a rank samples at once: the entry for each batch.
-        longest_responses: response tokens of each batch's longest rollout: how many times its rank stepped.
+        longest_responses: response tokens of each batch's longest rollout: how many times the sampler stepped.
         prompt_tokens: prompt tokens of all rollouts, each counted as often as it was read.
         response_tokens: tokens written.
         scored_tokens: tokens scored.

@@ -1,0 +1,223 @@
+"""What the estimates read of a run: the two shapes, how the student is trained, and one process's share of a step."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .shape import ModelShape, dtype_bytes
+
+if TYPE_CHECKING:
+    from ..objective.methods import Method
+    from ..training.config import TrOPDConfig
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows and tokens of one process.
+
+    One rollout batch of `rollout_rows` serves `rollout_rows / update_rows · num_iterations` optimiser steps.
+
+    Attributes:
+        rollout_rows: rows generated at once, then scored.
+        update_rows: rows whose gradient goes into one optimiser step.
+        micro_rows: rows of one forward-backward and of one scoring pass of the student.
+        teacher_rows: rows of one scoring pass of the teacher.
+        num_generations: rollouts of a prompt.
+        num_iterations: updates made from each row.
+        prompt_tokens: mean length of a prompt; times are made from means.
+        response_tokens: mean length of a response, teacher prefix included.
+        longest_prompt: tokens; memory is made from the longest.
+        longest_response: tokens, `max_completion_length`.
+    """
+
+    rollout_rows: int
+    update_rows: int
+    micro_rows: int
+    teacher_rows: int
+    num_generations: int
+    num_iterations: int
+    prompt_tokens: float
+    response_tokens: float
+    longest_prompt: int
+    longest_response: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.longest_prompt + self.longest_response
+
+    @property
+    def prompts(self) -> int:
+        """Different prompts among the rows generated at once."""
+        return max(1, self.rollout_rows // self.num_generations)
+
+    @property
+    def rolled_rows(self) -> float:
+        """Rows generated and scored for one optimiser step, on average."""
+        return self.update_rows / self.num_iterations
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that memory, time and disk are computed from. Made by `read_setup`.
+
+    Attributes:
+        student: its shape.
+        teacher: its shape.
+        work: one process's rows and tokens.
+        weight_bytes: bytes of a student parameter as trained. TRL loads the student in float32 unless
+            `model_init_kwargs` names a dtype; `bf16=True` then computes under autocast over float32 weights.
+        teacher_bytes: bytes of a teacher parameter.
+        autocast: is half precision computed over wider weights?
+        compute_bytes: bytes of an activation.
+        checkpointing: are activations recomputed in the backward pass?
+        attention: `sdpa`, `eager`, or a flash variant.
+        optim: name of the optimiser.
+        trainable: trained parameters.
+        lora: is an adapter trained instead of the weights?
+        num_processes: processes that share a step.
+        sharded: does FSDP divide weights, gradients and optimiser state among them?
+        top_k: the teacher's top-k kept for a token, 0 if none.
+        loss: `tokens` (sampled and top-k terms), or a full-vocabulary `divergence` or `mixture` (GKD), for which the
+            teacher's hidden states are kept.
+        guided: do rollouts start from a teacher prefix?
+        teacher_writes: does the teacher write those prefixes while training?
+        scoring_passes: passes of the student over each rollout; TRL makes a second one for its own importance ratios
+            with vLLM, or where rollouts serve several updates.
+        vllm: `None`, `colocate` or `server`.
+        vllm_share: share of the device that a colocated vLLM takes.
+        on_gpu: is it a CUDA device?
+        notes: what is not counted exactly.
+    """
+
+    student: ModelShape
+    teacher: ModelShape
+    work: Workload
+    weight_bytes: int = 4
+    teacher_bytes: int = 4
+    autocast: bool = False
+    compute_bytes: int = 4
+    checkpointing: bool = True
+    attention: str = "sdpa"
+    optim: str = "adamw_torch_fused"
+    trainable: int = 0
+    lora: bool = False
+    num_processes: int = 1
+    sharded: bool = False
+    top_k: int = 0
+    loss: str = "tokens"
+    guided: bool = False
+    teacher_writes: bool = False
+    scoring_passes: int = 1
+    vllm: str | None = None
+    vllm_share: float = 0.0
+    on_gpu: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shards(self) -> int:
+        return self.num_processes if self.sharded else 1
+
+    @property
+    def trainable_bytes(self) -> int:
+        """Bytes of a trained parameter, its gradient, and each moment; PEFT keeps adapters in float32."""
+        return 4 if self.lora else self.weight_bytes
+
+
+def read_setup(
+    args: "TrOPDConfig",
+    student: ModelShape,
+    teacher: ModelShape,
+    *,
+    prompt_tokens: float,
+    response_tokens: float | None = None,
+    longest_prompt: int | None = None,
+    num_processes: int = 1,
+    sharded: bool | None = None,
+    lora_parameters: int | None = None,
+    teacher_writes: bool = True,
+    on_gpu: bool | None = None,
+) -> Setup:
+    """The fields of a configuration that the estimates need; arguments as in `plan_run`."""
+    if on_gpu is None:
+        on_gpu = not args.use_cpu and _has_cuda()
+    method = args.resolved_method()
+    stages = [method, *filter(None, [method.second_stage])]
+    init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    weight_bytes = _loaded_bytes(init.get("dtype", "float32"), student)
+    half = bool(args.bf16 or args.fp16)
+    teacher_init = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
+    autocast = half and weight_bytes > 2
+    return Setup(
+        student=student,
+        teacher=teacher,
+        work=_workload(args, prompt_tokens, response_tokens, longest_prompt),
+        weight_bytes=weight_bytes,
+        teacher_bytes=_loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
+        autocast=autocast,
+        compute_bytes=2 if half else weight_bytes,
+        checkpointing=bool(args.gradient_checkpointing),
+        attention=str(init.get("attn_implementation") or "sdpa"),
+        optim=str(getattr(args.optim, "value", args.optim)),
+        trainable=student.parameters if lora_parameters is None else lora_parameters,
+        lora=lora_parameters is not None,
+        num_processes=num_processes,
+        sharded=bool(args.fsdp) if sharded is None else sharded,
+        top_k=max((stage.fkl_top_k or 0 for stage in stages if stage.needs_topk), default=0),
+        loss=_loss(method),
+        guided=method.guided,
+        teacher_writes=method.guided and teacher_writes,
+        scoring_passes=2 if _host_scores(args) else 1,
+        vllm=args.vllm_mode if args.use_vllm else None,
+        vllm_share=args.vllm_gpu_memory_utilization if args.use_vllm and args.vllm_mode == "colocate" else 0.0,
+        on_gpu=on_gpu,
+        notes=(
+            *(f"student: {note}" for note in student.notes),
+            *(f"teacher: {note}" for note in teacher.notes),
+        ),
+    )
+
+
+def _workload(
+    args: "TrOPDConfig", prompt_tokens: float, response_tokens: float | None, longest_prompt: int | None
+) -> Workload:
+    micro = args.per_device_train_batch_size
+    response = args.max_completion_length
+    if response is None:
+        raise ValueError("max_completion_length is None, so nothing bounds a response; give a number of tokens.")
+    assert args.steps_per_generation is not None, "GRPOConfig fills it"
+    return Workload(
+        rollout_rows=micro * args.steps_per_generation,
+        update_rows=micro * args.gradient_accumulation_steps,
+        micro_rows=micro,
+        teacher_rows=args.teacher_batch_size or micro,
+        num_generations=args.num_generations or 1,
+        num_iterations=args.num_iterations,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response if response_tokens is None else min(response_tokens, response),
+        longest_prompt=round(prompt_tokens) if longest_prompt is None else longest_prompt,
+        longest_response=response,
+    )
+
+
+def _loaded_bytes(dtype: Any, shape: ModelShape) -> int:
+    """Bytes of a parameter that `from_pretrained(dtype=dtype)` loads; `auto` and `None` take the stored dtype."""
+    return shape.stored_bytes if dtype in ("auto", None) else dtype_bytes(dtype)
+
+
+def _loss(method: "Method") -> str:
+    if not method.needs_full_teacher:
+        return "tokens"
+    return "divergence" if method.jsd_beta in (0.0, 1.0) else "mixture"
+
+
+def _host_scores(args: "TrOPDConfig") -> bool:
+    """Does TRL compute log-probs of its own (`GRPOTrainer._generate_and_score_completions`)?"""
+    assert args.steps_per_generation is not None, "GRPOConfig fills it"
+    aligned = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0
+    return not aligned or bool(args.use_vllm and args.vllm_importance_sampling_correction)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

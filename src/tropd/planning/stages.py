@@ -1,0 +1,240 @@
+"""Memory of each stage of a step on one process, as named parts.
+
+Stages in order: (teacher prefixes,) rollout, student scoring, teacher scoring, update. The update has three moments:
+the loss's backward pass in the head, the backward pass of the layers, and the optimiser's step.
+"""
+
+from dataclasses import dataclass
+
+from .activations import (
+    LOSS_SLICES,
+    SCORING_SLICES,
+    head_copy_bytes,
+    kv_cache_bytes,
+    layer_backward_bytes,
+    sampler_bytes,
+    scoring_activations,
+    slice_bytes,
+    training_activations,
+)
+from .setup import Setup
+from .shape import ModelShape
+
+CUDA_OVERHEAD_BYTES = 1_500_000_000
+"""Assumed, not measured: a CUDA context, cuBLAS workspaces and what the caching allocator leaves unused."""
+
+CPU_OVERHEAD_BYTES = 560_000_000
+"""Python with PyTorch, Transformers, TRL and datasets in a running trainer, measured on Linux."""
+
+MOMENT_BYTES = {
+    "adamw_bnb_8bit": 1.0,
+    "adamw_8bit": 1.0,
+    "paged_adamw_8bit": 1.0,
+    "adamw_torch_8bit": 1.0,
+    "adamw_torch_4bit": 0.5,
+    "ademamix_8bit": 1.5,
+}
+"""Bytes of one of Adam's two moments where it is not kept in the parameter's dtype."""
+
+NO_MOMENTS = ("sgd", "adafactor", "rmsprop", "adagrad", "lion_8bit", "galore_adafactor")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Memory at the largest moment of a stage; `parts` maps what holds it to bytes."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
+    """Every stage of the first step, or of any later one, in the order of a step."""
+    state = 0 if first_step else optimizer_bytes(setup)
+    resident = {
+        "student weights": _sharded(setup, setup.student.parameters * setup.weight_bytes) + _adapter_bytes(setup),
+        "teacher weights": _sharded(setup, setup.teacher.parameters * setup.teacher_bytes),
+        "optimiser state": state,
+        "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
+    }
+    stages = [("rollout", _rollout(setup)), ("student scoring", _student_scoring(setup))]
+    stages += [("teacher scoring", _teacher_scoring(setup)), ("update", _update(setup, state))]
+    if setup.teacher_writes:
+        stages.insert(0, ("teacher prefixes", _teacher_prefixes(setup)))
+    return tuple(Stage(name, {k: v for k, v in (resident | parts).items() if v}) for name, parts in stages)
+
+
+def optimizer_bytes(setup: Setup) -> int:
+    """Adam's two moments of every trained parameter; on each process its shard."""
+    if setup.optim.startswith(NO_MOMENTS):
+        return 0
+    moment = MOMENT_BYTES.get(setup.optim, float(setup.trainable_bytes))
+    return _sharded(setup, round(2 * moment * setup.trainable))
+
+
+def _adapter_bytes(setup: Setup) -> int:
+    return _sharded(setup, setup.trainable * setup.trainable_bytes) if setup.lora else 0
+
+
+def _sharded(setup: Setup, size: int) -> int:
+    return -(-size // setup.shards)
+
+
+def _gathered(setup: Setup, shape: ModelShape, weight_bytes: int) -> int:
+    """What FSDP holds whole while it computes: one layer, the embedding and the head."""
+    if not setup.sharded:
+        return 0
+    layer = shape.layer_parameters // shape.num_layers
+    return (layer + shape.head_parameters + shape.embedding_parameters) * weight_bytes
+
+
+def _larger(*moments: dict[str, int]) -> dict[str, int]:
+    return max(moments, key=lambda parts: sum(parts.values()))
+
+
+# ---------------------------------------------------------------------- rollout
+
+
+def _teacher_prefixes(setup: Setup) -> dict[str, int]:
+    work = setup.work
+    return _generation(setup, setup.teacher, setup.teacher_bytes, work.prompts, work.longest_prompt)
+
+
+def _rollout(setup: Setup) -> dict[str, int]:
+    """All rows of the process at once. With vLLM their cache is vLLM's own."""
+    if setup.vllm is not None:
+        return {}
+    work = setup.work
+    # At the start of the schedule nearly the whole sequence is a prefix, read in one pass.
+    read = work.longest if setup.guided else work.longest_prompt
+    return _generation(setup, setup.student, setup.weight_bytes, work.rollout_rows, read)
+
+
+def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int, read: int) -> dict[str, int]:
+    """The larger of reading the first `read` tokens in one pass, and of drawing the last token."""
+    size = setup.compute_bytes if setup.autocast else weight_bytes
+    reading = {
+        "KV cache": kv_cache_bytes(shape, size, rows, read),
+        "prompt activations": scoring_activations(setup, shape, weight_bytes, rows, read),
+    }
+    drawing = {"KV cache": kv_cache_bytes(shape, size, rows, setup.work.longest), "sampler": sampler_bytes(shape, rows)}
+    return _larger(reading, drawing) | {"gathered layers": _gathered(setup, shape, weight_bytes)}
+
+
+# ---------------------------------------------------------------------- scoring
+
+
+def _student_scoring(setup: Setup) -> dict[str, int]:
+    work = setup.work
+    return _scoring(setup, setup.student, setup.weight_bytes, work.micro_rows) | {
+        "half-precision copies": _autocast_copies(setup)
+    }
+
+
+def _teacher_scoring(setup: Setup) -> dict[str, int]:
+    parts = _scoring(setup, setup.teacher, setup.teacher_bytes, setup.work.teacher_rows)
+    # The parts of a pass and their concatenation exist together, then the step's copy and the micro-batches'.
+    return parts | {"kept top-k": 2 * _kept_top_k(setup), "kept hidden states": 3 * _kept_hidden(setup)}
+
+
+def _scoring(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int) -> dict[str, int]:
+    """The larger of one layer in flight, and the head's slices beside the last states."""
+    work = setup.work
+    states = rows * (2 * work.longest + work.longest_response) * shape.hidden_size * max(weight_bytes, 2)
+    slices = SCORING_SLICES * slice_bytes(shape, rows * work.longest_response)
+    slices += head_copy_bytes(setup, shape, weight_bytes)
+    layer = scoring_activations(setup, shape, weight_bytes, rows, work.longest)
+    gathered = {"gathered layers": _gathered(setup, shape, weight_bytes)}
+    return _larger({"activations": layer}, {"activations": states, "head slices": slices}) | gathered
+
+
+def _autocast_copies(setup: Setup) -> int:
+    """Autocast keeps a half-precision copy of every trained matrix until the forward pass is over."""
+    return 2 * setup.student.layer_parameters if setup.autocast and not setup.lora else 0
+
+
+def _kept_top_k(setup: Setup) -> int:
+    """Ids (int32) and log-probs (float32) of every response token: an upper bound, reached if all are outliers."""
+    return 8 * setup.top_k * setup.work.rollout_rows * setup.work.longest_response
+
+
+def _kept_hidden(setup: Setup) -> int:
+    if setup.loss == "tokens":
+        return 0
+    size = setup.compute_bytes if setup.autocast else setup.teacher_bytes
+    return setup.work.rollout_rows * setup.work.longest_response * setup.teacher.hidden_size * size
+
+
+# ---------------------------------------------------------------------- update
+
+
+def _update(setup: Setup, state: int) -> dict[str, int]:
+    """The largest of the update's moments, beside what the step keeps for its later micro-batches."""
+    step = {
+        "gradients": _gradients(setup),
+        "optimiser state": optimizer_bytes(setup),
+        "optimiser's temporaries": _optimizer_temporaries(setup),
+    }
+    backward = [_head_backward(setup), _layer_backward(setup), _backward_end(setup)]
+    return _larger(*({"optimiser state": state} | moment for moment in [*backward, step])) | {
+        "kept top-k": _kept_top_k(setup),
+        "kept hidden states": _kept_hidden(setup),
+        "gathered layers": _gathered(setup, setup.student, setup.weight_bytes),
+    }
+
+
+def _head_backward(setup: Setup) -> dict[str, int]:
+    work, student = setup.work, setup.student
+    slices = LOSS_SLICES[setup.loss] * slice_bytes(student, work.micro_rows * work.longest_response)
+    return {
+        "activations": training_activations(setup),
+        "head slices": slices + head_copy_bytes(setup, student, setup.weight_bytes),
+        "head gradient": _head_gradient(setup),
+        "half-precision copies": 0 if setup.checkpointing else _autocast_copies(setup),
+        "gradients": _accumulated(setup),
+    }
+
+
+def _layer_backward(setup: Setup) -> dict[str, int]:
+    """At the last layer: every other layer's activations are still there."""
+    return {
+        "activations": training_activations(setup) + layer_backward_bytes(setup),
+        "head gradient": _head_gradient(setup),
+        "half-precision copies": 0 if setup.checkpointing else _autocast_copies(setup),
+        "gradients": _accumulated(setup),
+    }
+
+
+def _backward_end(setup: Setup) -> dict[str, int]:
+    """Every gradient, and for a tied matrix both of its halves before they are added."""
+    return {"gradients": _gradients(setup), "head gradient": 2 * _tied_gradient(setup)}
+
+
+def _gradients(setup: Setup) -> int:
+    """Of every trained parameter; data parallelism without sharding keeps a copy of them in its buckets."""
+    size = _sharded(setup, setup.trainable * setup.trainable_bytes)
+    return 2 * size if setup.num_processes > 1 and not setup.sharded else size
+
+
+def _accumulated(setup: Setup) -> int:
+    """Gradients of earlier micro-batches of the step."""
+    return _gradients(setup) if setup.work.update_rows > setup.work.micro_rows else 0
+
+
+def _head_gradient(setup: Setup) -> int:
+    return 0 if setup.lora else setup.student.head_parameters * 4
+
+
+def _tied_gradient(setup: Setup) -> int:
+    """The head's half of a tied matrix's gradient waits for the embedding's half until the backward pass ends."""
+    return _head_gradient(setup) if setup.student.tied else 0
+
+
+def _optimizer_temporaries(setup: Setup) -> int:
+    """Fused Adam needs none; the multi-tensor one takes a square root of every second moment at once."""
+    if setup.lora or "fused" in setup.optim or not setup.on_gpu:
+        return 0
+    return _sharded(setup, setup.trainable * setup.trainable_bytes)

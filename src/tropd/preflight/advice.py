@@ -1,0 +1,142 @@
+"""Which method and settings follow from a measured pair that can work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from ..objective.methods import TRUST_GATES, Method
+from ..objective.schedules import guidance_fraction, prefix_length
+from .measurement import PairMeasurement
+
+LOW_TOPK_MASS = 0.95
+"""The teacher's mass on its top-k below which the forward KL misses too much of it: see docs/metrics.md."""
+ENOUGH_TOPK_SHARE = 0.25
+"""A k that reaches 99% at this part of the configured one may be lowered: the top-k's memory shrinks fourfold."""
+TRUNCATED_SHARE = 0.5
+"""From this share of unfinished rollouts on, most responses are cut and endings are hardly learned."""
+FULL_PREFIX_SHARE = 1 / 3
+"""Share of the steps that may start from a whole teacher response: supervised fine-tuning, whatever the method."""
+SCHEDULE_STEPS = 200
+
+
+@dataclass
+class Advice:
+    """What follows, gathered piece by piece."""
+
+    method: str
+    sentences: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, sentence: str, **settings: Any) -> None:
+        self.sentences.append(sentence)
+        self.settings |= settings
+
+
+def advise(
+    m: PairMeasurement, method: Method, kind: str, max_completion_length: int, response_lengths: Sequence[int] | None
+) -> Advice:
+    """Method and settings for a pair of `kind` `safe`, `outliers` or `far`."""
+    advice = Advice(method.name)
+    _advise_method(advice, method, kind)
+    _advise_top_k(advice, m, method)
+    _advise_guidance(advice, m, method, max_completion_length, response_lengths)
+    _advise_budget(advice, m, max_completion_length)
+    return advice
+
+
+def has_unbounded_k1(method: Method) -> bool:
+    """Does some token's policy gradient grow with −r without bound?"""
+    ungated = method.gate in ("open", "student_entropy", "teacher_entropy")
+    return method.trust == "k1" and ungated and method.advantage_floor is None
+
+
+def _advise_method(advice: Advice, method: Method, kind: str) -> None:
+    if kind == "safe":
+        if method.guided:
+            advice.add(
+                f"{method.name} will do; opd is simpler, and does not spend its first steps on teacher prefixes."
+            )
+        return
+    if has_unbounded_k1(method):
+        advice.add(
+            f"{method.name} is a poor choice for this pair: its K1 weighs every outlier by its whole r. Set method: "
+            "tropd, or fkl_outlier to do without teacher prefixes.",
+        )
+        advice.method = "tropd"
+    elif kind == "far" and method.gate in TRUST_GATES and method.outlier == "mask" and not method.guided:
+        advice.add(
+            f"{method.name} takes the signal away where the student writes what the teacher would not, which is most "
+            "of what this student writes. Set method: tropd, which learns from those tokens by forward KL.",
+        )
+        advice.method = "tropd"
+
+
+def _advise_top_k(advice: Advice, m: PairMeasurement, method: Method) -> None:
+    if not (method.needs_topk or advice.method == "tropd") or m.teacher_topk_mass is None:
+        return
+    if m.teacher_topk_mass < LOW_TOPK_MASS and m.top_k < m.vocab_size:
+        wider = min(4 * m.top_k, m.vocab_size)
+        advice.add(
+            f"The teacher's top {m.top_k} hold {m.teacher_topk_mass:.0%} of its probability on these states, so the "
+            f"forward KL misses the rest. Set fkl_top_k: {wider}.",
+            fkl_top_k=wider,
+        )
+    elif m.k_for_99 is not None and m.k_for_99 <= ENOUGH_TOPK_SHARE * m.top_k:
+        advice.add(f"The teacher's top {m.k_for_99} already hold 99% of its probability; fkl_top_k could be smaller.")
+
+
+def _advise_guidance(
+    advice: Advice, m: PairMeasurement, method: Method, budget: int, response_lengths: Sequence[int] | None
+) -> None:
+    becomes_tropd = advice.method == "tropd" != method.name
+    reading = "cap" if becomes_tropd else method.guidance_length
+    if not (method.guided or becomes_tropd) or reading != "cap":
+        return
+    length = median(response_lengths) if response_lengths else m.ended_length
+    if length is None:
+        return
+    schedule = "cosine" if becomes_tropd else method.guidance_schedule
+    share = full_prefix_share(schedule, round(length), budget)
+    if share > FULL_PREFIX_SHARE:
+        whose = "The given teacher responses have" if response_lengths else "If the teacher's responses are like the"
+        whose += f" a median of {length:.0f} tokens" if response_lengths else f" student's, {length:.0f} tokens long"
+        advice.add(
+            f"{whose}, far fewer than max_completion_length {budget}: under guidance_length cap {share:.0%} of the "
+            "steps would start from a whole response, which is supervised fine-tuning. Set guidance_length: share.",
+            guidance_length="share",
+        )
+
+
+def full_prefix_share(schedule: str, response_length: int, budget: int) -> float:
+    """Share of a run's steps whose prefix, under `cap`, is all of a response but the token left to the student.
+
+    >>> full_prefix_share("cosine", 50, 100), full_prefix_share("cosine", 100, 100)
+    (0.51, 0.065)
+    """
+    lengths = [
+        prefix_length(
+            "cap",
+            guidance_fraction(schedule, step, SCHEDULE_STEPS),
+            response_length=response_length,
+            max_length=budget,
+        )
+        for step in range(SCHEDULE_STEPS)
+    ]
+    return lengths.count(max(0, response_length - 1)) / SCHEDULE_STEPS
+
+
+def _advise_budget(advice: Advice, m: PairMeasurement, budget: int) -> None:
+    if m.truncated_share <= TRUNCATED_SHARE:
+        return
+    cut = f"{m.truncated_share:.0%} of the rollouts do not end within max_completion_length {budget}"
+    if m.repetitive_share > m.truncated_share / 2:
+        advice.add(
+            f"{cut}, and most of these only repeat themselves: a longer budget would not help. Check that the student "
+            "ends a turn as its chat template does."
+        )
+    else:
+        advice.add(
+            f"{cut}. If responses are meant to end, raise it, for example max_completion_length: {2 * budget}.",
+            max_completion_length=2 * budget,
+        )

@@ -1,0 +1,127 @@
+"""What `tropd.preflight.measure` makes of a probe, and verdict and report read. Nats and shares throughout.
+
+N counts the probed student tokens that have a finite teacher score; r = log π_T(x) − log π_old(x) of such a token.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PositionBucket:
+    """Tokens at response positions `start` ≤ t < `stop`: their number, trust fraction and K1."""
+
+    start: int
+    stop: int
+    num_tokens: int
+    trust_fraction: float
+    k1: float
+
+
+@dataclass(frozen=True)
+class GradientForecast:
+    """What OPD's first gradient will be made of, before any backward pass; see `measure.forecast_gradient`.
+
+    Attributes:
+        outlier_share: share of the total squared gradient that comes from tokens with r < −2.
+        ratio: ‖∇ of opd‖ / ‖∇ of mask_outlier‖ on the same rollouts; infinite where every token is an outlier.
+    """
+
+    outlier_share: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class PairMeasurement:
+    """A student and a teacher, as a few rollouts show them. `None`: nothing to measure it on.
+
+    Attributes:
+        num_prompts: distinct prompts.
+        num_rollouts: rollouts.
+        num_tokens: N.
+        nonfinite_tokens: student tokens without a finite teacher score; they are in no other number.
+        trust_fraction: mean of min(ρ, 1) = 1 − TV(π_S, π_T) on the student's states.
+        trust_standard_error: of it, over rollouts.
+        positions: the same by place in the response.
+        k1: mean of −r: the K1 estimate of KL(student‖teacher).
+        k1_standard_error: of it, over rollouts.
+        mean_abs_gap: mean |log π_T − log π_S| with the trainer's own log π_S: 0 for a model and itself.
+        student_nll: mean −log π_old of the student's text: an estimate of its entropy.
+        teacher_nll: mean −log π_T of the student's text.
+        student_entropy: mean, exact per state.
+        teacher_entropy: mean, exact per state.
+        chance_nll: log V, the negative log-likelihood of guessing.
+        outlier_share: share of tokens with r < −2.
+        deep_outlier_share: share of tokens with r < −5.
+        log_ratio_median: median of r.
+        log_ratio_min: smallest r.
+        outlier_p50: median of r among the outliers.
+        outlier_p01: 1% quantile of r among the outliers.
+        gradient: forecast of OPD's gradient.
+        top_k: k asked of the teacher.
+        teacher_topk_mass: the teacher's mean mass on its top-k.
+        student_topk_mass: the student's mean mass on it.
+        k_for_99: smallest k on which the teacher's mean mass is 99%; `None` where `top_k` does not reach it.
+        vocab_size: entries that both models have.
+        prompt_tokens: prompt tokens that the student read (first tokens are context).
+        student_prompt_nll: per token of the prompts as the student sees them.
+        teacher_prompt_nll: per token of the prompts as the teacher sees them.
+        mean_length: tokens of a response.
+        max_length: tokens of the longest response.
+        ended_length: mean tokens of the responses that end.
+        truncated_share: rollouts without an end-of-sequence token.
+        repetitive_share: rollouts that end in a repeating cycle.
+        collapsed_share: rollouts that are empty or only repeat themselves.
+        excluded_share: rollouts that the masking switches leave out of the loss.
+    """
+
+    num_prompts: int
+    num_rollouts: int
+    num_tokens: int
+    nonfinite_tokens: int
+    trust_fraction: float | None
+    trust_standard_error: float | None
+    positions: tuple[PositionBucket, ...]
+    k1: float | None
+    k1_standard_error: float | None
+    mean_abs_gap: float | None
+    student_nll: float | None
+    teacher_nll: float | None
+    student_entropy: float | None
+    teacher_entropy: float | None
+    chance_nll: float
+    outlier_share: float | None
+    deep_outlier_share: float | None
+    log_ratio_median: float | None
+    log_ratio_min: float | None
+    outlier_p50: float | None
+    outlier_p01: float | None
+    gradient: GradientForecast | None
+    top_k: int
+    teacher_topk_mass: float | None
+    student_topk_mass: float | None
+    k_for_99: int | None
+    vocab_size: int
+    prompt_tokens: int
+    student_prompt_nll: float | None
+    teacher_prompt_nll: float | None
+    mean_length: float
+    max_length: int
+    ended_length: float | None
+    truncated_share: float
+    repetitive_share: float
+    collapsed_share: float
+    excluded_share: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite become `None`."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,210 @@
+"""How student and teacher will see the prompts: templates, first tokens, lengths."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from ..teacher.context import TeacherContexts
+from .files import ModelFiles
+from .findings import Finding
+
+Row = dict[str, Any]
+Ids = list[list[int]]
+SHOWN_TOKENS = 8
+"""Tokens shown from the first difference of two renderings on."""
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The part of a configuration that decides how prompts are rendered; see `TrOPDConfig`."""
+
+    max_completion_length: int
+    chat_template_kwargs: dict[str, Any]
+    teacher_chat_template: str
+    teacher_chat_template_kwargs: dict[str, Any]
+
+    @property
+    def teacher_kwargs(self) -> dict[str, Any]:
+        return {**self.chat_template_kwargs, **self.teacher_chat_template_kwargs}
+
+
+def compare_prompts(
+    student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings
+) -> list[Finding]:
+    """Findings on `rows` as both models will see them."""
+    rows = [row for row in rows if row.get("prompt") is not None]
+    if not rows:
+        return [
+            Finding("note", "prompts", "There are no prompts to render, so templates and lengths were not checked.")
+        ]
+    findings = list(_templates(student, teacher, rows, settings))
+    if any(finding.level == "refusal" for finding in findings):
+        return findings
+    nothing: Ids = [[] for _ in rows]
+    student_ids = TeacherContexts(
+        student.tokenizer, template_kwargs=settings.chat_template_kwargs, as_student=False
+    ).of([{"prompt": row["prompt"]} for row in rows], nothing)
+    seen = _contexts(student, teacher, settings.teacher_chat_template, settings).of(rows, student_ids)
+    findings += _beginnings(student, student_ids)
+    findings += _teacher_view(student, teacher, rows, settings, student_ids, seen)
+    findings += _lengths("student", student, student_ids, settings)
+    findings += _lengths("teacher", teacher, seen, settings)
+    return findings
+
+
+def _contexts(student: ModelFiles, teacher: ModelFiles, template: str, settings: PromptSettings) -> TeacherContexts:
+    return TeacherContexts(
+        student.tokenizer,
+        teacher.tokenizer,
+        template,
+        settings.teacher_kwargs,
+        as_student=template == "student" and not settings.teacher_chat_template_kwargs,
+    )
+
+
+def _templates(
+    student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings
+) -> Iterator[Finding]:
+    """Can the prompts be rendered, and do they look as if they should be?"""
+    messages = [row for row in rows if not isinstance(row["prompt"], str)]
+    if messages and not student.tokenizer.chat_template:
+        yield Finding(
+            "refusal",
+            "chat template",
+            f"{len(messages)} of {len(rows)} prompts are messages, but the student's tokenizer has no chat template to "
+            "render them with. Give plain-text prompts, or save a chat_template.jinja in the student's folder.",
+        )
+    if messages and settings.teacher_chat_template == "teacher" and not teacher.tokenizer.chat_template:
+        yield Finding(
+            "refusal",
+            "chat template",
+            "teacher_chat_template is 'teacher', but the teacher's tokenizer has no chat template. Use 'student', or "
+            "give a Jinja template.",
+        )
+    if len(messages) < len(rows) and student.tokenizer.chat_template:
+        yield Finding(
+            "warning",
+            "chat template",
+            f"{len(rows) - len(messages)} of {len(rows)} prompts are plain text, although the student has a chat "
+            "template: it will read them without its template, as text to continue. Set `chat: true` to make each a "
+            "user's message, unless the text is rendered already or the student is a base model.",
+        )
+
+
+def _beginnings(student: ModelFiles, student_ids: Ids) -> Iterator[Finding]:
+    bos = student.tokenizer.bos_token_id
+    twice = sum(ids[:2] == [bos, bos] for ids in student_ids if bos is not None)
+    if twice:
+        yield Finding(
+            "warning",
+            "beginning of sequence",
+            f"{twice} of {len(student_ids)} prompts begin with {student.tokenizer.bos_token!r} twice: their text holds "
+            "one and the tokenizer adds another. Remove it from the text.",
+        )
+
+
+def _teacher_view(
+    student: ModelFiles,
+    teacher: ModelFiles,
+    rows: Sequence[Row],
+    settings: PromptSettings,
+    student_ids: Ids,
+    seen: Ids,
+) -> Iterator[Finding]:
+    """Does the teacher see the prompts as it would render them itself?"""
+    template = settings.teacher_chat_template
+    if any(not isinstance(row["prompt"], str) for row in rows) and not teacher.tokenizer.chat_template:
+        yield Finding(
+            "note",
+            "teacher's view",
+            "The teacher has no chat template of its own; it reads the student's, which it may never have seen.",
+        )
+        return
+    try:
+        own = _contexts(student, teacher, "teacher", settings).of(rows, student_ids)
+    except TemplateError as error:
+        yield Finding(
+            "note",
+            "teacher's view",
+            f"The teacher's own chat template refuses these prompts ({error}); it reads them as "
+            f"teacher_chat_template={template!r} renders them.",
+        )
+        return
+    yield from _bos_difference(teacher, seen, own)
+    seen, own = _without_bos(teacher, seen), _without_bos(teacher, own)
+    differing = [(ours, theirs) for ours, theirs in zip(seen, own, strict=True) if ours != theirs]
+    if differing:
+        yield Finding(
+            "warning" if template == "student" else "note",
+            "teacher's view",
+            f"The teacher would render {len(differing)} of {len(rows)} prompts otherwise than it will see them. "
+            f"{_first_difference(teacher, *differing[0])} The teacher is surest in the template it was trained with: "
+            "set teacher_chat_template: teacher to render its prompts with its own, and teacher_chat_template_kwargs "
+            "to hand that template switches such as {enable_thinking: false}.",
+        )
+    elif seen != _without_bos(student, student_ids):
+        yield Finding(
+            "note",
+            "teacher's view",
+            "As configured, the teacher sees another context than the student, rendered with its own tokenizer and "
+            "template; the response tokens are shared.",
+        )
+    else:
+        yield Finding("ok", "teacher's view", "Both models render the prompts to the same token ids.")
+
+
+def _bos_difference(teacher: ModelFiles, seen: Ids, own: Ids) -> Iterator[Finding]:
+    bos = teacher.tokenizer.bos_token_id
+    sees, wants = seen[0][:1] == [bos], own[0][:1] == [bos]
+    if bos is None or sees == wants:
+        return
+    token = teacher.tokenizer.bos_token
+    yield Finding(
+        "warning" if wants else "note",
+        "beginning of sequence",
+        f"The teacher's own tokenizer {'begins' if wants else 'does not begin'} a prompt with {token!r}, but the "
+        f"prompts it will see {'do not' if wants else 'do'}. "
+        + ("Models that expect it read badly without it. " if wants else "")
+        + "Set teacher_chat_template: teacher to have its prompts begin as it expects.",
+    )
+
+
+def _without_bos(model: ModelFiles, contexts: Ids) -> Ids:
+    bos = model.tokenizer.bos_token_id
+    return [ids[1:] if bos is not None and ids[:1] == [bos] else ids for ids in contexts]
+
+
+def _first_difference(teacher: ModelFiles, seen: list[int], own: list[int]) -> str:
+    place = next(
+        (i for i, (ours, theirs) in enumerate(zip(seen, own, strict=False)) if ours != theirs), min(len(seen), len(own))
+    )
+
+    def shown(ids: list[int]) -> str:
+        text = teacher.tokenizer.decode(ids[place : place + SHOWN_TOKENS])
+        return repr(text) if len(ids) > place else "nothing more"
+
+    return f"From token {place} on it will see {shown(seen)} where its own has {shown(own)}."
+
+
+def _lengths(role: str, model: ModelFiles, contexts: Ids, settings: PromptSettings) -> Iterator[Finding]:
+    longest, limit = max(len(ids) for ids in contexts), model.context_length
+    needed = longest + settings.max_completion_length
+    if limit is None:
+        return
+    arithmetic = (
+        f"The longest prompt has {longest} tokens for the {role}, and max_completion_length is "
+        f"{settings.max_completion_length}: {needed} together"
+    )
+    if needed <= limit:
+        yield Finding("ok", f"{role}'s context", f"{arithmetic}, within its {limit} positions.")
+        return
+    room = limit - longest
+    yield Finding(
+        "refusal",
+        f"{role}'s context",
+        f"{arithmetic}, but it was made for {limit} positions (max_position_embeddings) and cannot read beyond them. "
+        + (f"Set max_completion_length to at most {room}, or leave" if room > 0 else "Leave")
+        + " the longest prompts out.",
+    )

@@ -1,0 +1,168 @@
+"""Do student and teacher fit together? Asked of tokenizers, configurations and a few prompts, without weights."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..teacher.agreement import highest_id, vocabulary_disagreement
+from .files import ModelFiles, read_model_files
+from .findings import Finding
+from .prompts import PromptSettings, compare_prompts
+
+__all__ = ["ModelFiles", "compare_pair", "read_model_files"]
+
+
+def compare_pair(
+    student: ModelFiles,
+    teacher: ModelFiles,
+    rows: Sequence[dict[str, Any]],
+    *,
+    max_completion_length: int,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    teacher_chat_template: str = "student",
+    teacher_chat_template_kwargs: dict[str, Any] | None = None,
+) -> list[Finding]:
+    """Everything that can be said of a pair without weights, subject by subject.
+
+    Args:
+        student: its files.
+        teacher: likewise.
+        rows: rows of the data set with `prompt` and perhaps `teacher_prompt`; lengths are of these rows alone.
+        max_completion_length: the budget of a response, in tokens.
+        chat_template_kwargs: of the student's chat template, as in the configuration.
+        teacher_chat_template: as in the configuration.
+        teacher_chat_template_kwargs: as in the configuration.
+    """
+    findings = [_vocabulary(student, teacher), *_heads(student, teacher), _special_tokens(student, teacher)]
+    findings += [*_ends(student, teacher), _padding(student)]
+    if any(finding.level == "refusal" for finding in findings):
+        return findings  # prompts of other token ids cannot be compared
+    settings = PromptSettings(
+        max_completion_length,
+        dict(chat_template_kwargs or {}),
+        teacher_chat_template,
+        dict(teacher_chat_template_kwargs or {}),
+    )
+    return findings + compare_prompts(student, teacher, list(rows), settings)
+
+
+def _vocabulary(student: ModelFiles, teacher: ModelFiles) -> Finding:
+    disagreement = vocabulary_disagreement(student.tokenizer, teacher.tokenizer, teacher.head_rows)
+    if disagreement is not None:
+        return Finding("refusal", "vocabulary", disagreement[0].upper() + disagreement[1:])
+    size = len(student.tokenizer.get_vocab())
+    return Finding("ok", "vocabulary", f"Both tokenizers give the student's {size} tokens the same ids.")
+
+
+def _heads(student: ModelFiles, teacher: ModelFiles) -> Iterator[Finding]:
+    highest = highest_id(student.tokenizer)
+    if highest >= student.head_rows:
+        yield Finding(
+            "refusal",
+            "output layers",
+            f"The student's tokenizer uses token ids up to {highest}, but the student's output layer has only "
+            f"{student.head_rows} rows, so it cannot write them. The folder {student.name!r} mixes two models; load "
+            "the tokenizer that belongs to the weights, or resize the embeddings.",
+        )
+    elif student.head_rows > teacher.head_rows:
+        yield Finding(
+            "note",
+            "output layers",
+            f"The student's output layer has {student.head_rows} rows, the teacher's {teacher.head_rows}; the "
+            f"tokenizer needs {highest + 1}. Should the student sample one of the unused ids beyond the teacher's, "
+            "that token and the rest of its response are left out.",
+        )
+    elif student.head_rows < teacher.head_rows:
+        yield Finding(
+            "ok",
+            "output layers",
+            f"The output layers have {student.head_rows} and {teacher.head_rows} rows over one tokenizer of "
+            f"{highest + 1} ids: rows beyond it are padding, and the top-k is chosen among the shared ones.",
+        )
+
+
+def _special_tokens(student: ModelFiles, teacher: ModelFiles) -> Finding:
+    """Names of special tokens; endings have a finding of their own."""
+    ours, theirs = student.tokenizer, teacher.tokenizer
+    differing = [
+        f"{name} is {getattr(ours, name)!r} for the student and {getattr(theirs, name)!r} for the teacher"
+        for name in ("bos_token", "pad_token", "unk_token")
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
+    named = {ours.bos_token, ours.eos_token, ours.pad_token, ours.unk_token}
+    named |= {theirs.bos_token, theirs.eos_token, theirs.pad_token, theirs.unk_token}
+    for owner, mine, other in (("student", ours, theirs), ("teacher", theirs, ours)):
+        only = [token for token in mine.all_special_tokens if token not in {*other.all_special_tokens, *named}]
+        if only:
+            differing.append(f"only the {owner} treats {_listed(only)} as special")
+    if not differing:
+        return Finding("ok", "special tokens", "Both tokenizers have the same special tokens.")
+    return Finding(
+        "note",
+        "special tokens",
+        f"They differ: {'; '.join(differing)}. Ids are what the teacher reads, so this matters only where text is "
+        "rendered: see the findings on prompts.",
+    )
+
+
+def _ends(student: ModelFiles, teacher: ModelFiles) -> Iterator[Finding]:
+    ours, theirs = student.eos_ids, teacher.eos_ids
+    if not ours:
+        yield Finding(
+            "refusal",
+            "end of sequence",
+            "The student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
+            "names one, so no response could end. Set eos_token in its tokenizer_config.json.",
+        )
+        return
+    alien, missed = [i for i in ours if i not in theirs], [i for i in theirs if i not in ours]
+    if alien:
+        some = "" if len(alien) == len(ours) else ", where it ends with them,"
+        yield Finding(
+            "warning",
+            "end of sequence",
+            f"The student ends a response with {_tokens(student, alien)}, the teacher never does (it ends with "
+            f"{_tokens(teacher, theirs)}). The teacher will score the last token of the student's responses{some} as "
+            "nearly impossible, and the student unlearns to stop. Choose a student and a teacher that close a turn "
+            f'alike, or set "eos_token_id": {theirs or ours} in the student\'s generation_config.json and fine-tune it '
+            "to end so.",
+        )
+    if missed:
+        yield Finding(
+            "warning",
+            "end of sequence",
+            f"The teacher also ends with {_tokens(teacher, missed)}, at which the student does not stop: as it learns "
+            "to write them, its rollouts run on behind the end to the budget. Set "
+            f'"eos_token_id": {sorted({*ours, *missed})} in the student\'s generation_config.json.',
+        )
+    if not alien and not missed:
+        yield Finding("ok", "end of sequence", f"Both end a response with {_tokens(student, ours)}.")
+
+
+def _padding(student: ModelFiles) -> Finding:
+    pad, eos = student.tokenizer.pad_token_id, student.tokenizer.eos_token_id
+    if pad is None and eos is None:
+        return Finding(
+            "refusal",
+            "padding",
+            "The student's tokenizer has neither a padding nor an end-of-sequence token, and TRL needs one to pad "
+            "with. Set pad_token in its tokenizer_config.json.",
+        )
+    if pad is None or pad in student.eos_ids:
+        what = "has no padding token, so TRL pads with" if pad is None else "pads with"
+        token = student.tokenizer.convert_ids_to_tokens(eos if pad is None else pad)
+        return Finding(
+            "note",
+            "padding",
+            f"The student's tokenizer {what} an end-of-sequence token ({token!r}). Nothing to do: tropd knows padding "
+            "by position, so real endings are scored and learned.",
+        )
+    return Finding("ok", "padding", f"Padding ({student.tokenizer.pad_token!r}) is no end-of-sequence token.")
+
+
+def _tokens(model: ModelFiles, ids: Sequence[int]) -> str:
+    return _listed(model.tokenizer.convert_ids_to_tokens(list(ids))) + f" ({', '.join(map(str, ids))})"
+
+
+def _listed(tokens: Sequence[str | None], limit: int = 5) -> str:
+    more = f" and {len(tokens) - limit} more" if len(tokens) > limit else ""
+    return ", ".join(repr(token) for token in tokens[:limit]) + more

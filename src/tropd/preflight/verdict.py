@@ -1,0 +1,175 @@
+"""What a measured pair means: which kind it is, what to expect, which method and settings follow."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..objective.methods import Method
+from .advice import advise
+from .measurement import PairMeasurement
+
+Kind = Literal["identical", "safe", "outliers", "far", "will_not_work"]
+
+IDENTICAL_GAP = 0.02
+"""Mean |log π_T − log π_S| in nats below which two models are one: 0 for a model and itself, 0.016 for the story model
+and its copy in bfloat16. Two different models this close have a TV of at most 0.01, and as little to learn."""
+SAFE_TRUST = 0.85
+"""Trust fraction from which plain OPD is safe. On the story model OPD ended 0.003 nats of reverse KL behind FKL Outlier
+from a start at 0.89, 0.023 behind from 0.73, 0.045 from 0.58 and 0.33 from 0.26 (docs/preflight.md, docs/results.md);
+on the shipped pair, at 0.95, it ended ahead of TrOPD. The line lies between the first two, nearer to the safe one."""
+FAR_TRUST = 0.5
+"""Trust fraction below which the teacher refuses more than every second token. At 0.26 (story model, layers 0, 1 and 4)
+OPD ended 0.38 nats behind TrOPD, with gradient norms of 3 to 14 where TrOPD's stayed below 1: docs/results.md."""
+MAX_NONFINITE_SHARE = 0.5
+"""Tokens without a finite teacher score are left out; where they are most tokens, the teacher is broken."""
+MAX_COLLAPSED_SHARE = 0.9
+"""The collapse guard stops a run at this share of empty or repeating rollouts (`collapse_share`)."""
+CHANCE_MARGIN = 0.95
+"""A model whose negative log-likelihood is at least this part of log V reads no better than guessing. A teacher is
+called broken only where it is so on the student's text *and* on the prompts: a good teacher finds a far student's text
+as unlikely (0.97 log V for layers 0, 1 and 4), and models that were trained on answers alone read questions worse than
+by guessing (2.2 log V for the shipped pair). Random weights lie at 1.0 on both, permuted token ids above 2.5."""
+MIN_PROMPT_TOKENS = 16
+"""Fewer prompt tokens than this say nothing about how a model reads prompts."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to expect of a pair.
+
+    Attributes:
+        kind: `identical`: nothing to learn by K1; `safe`: plain OPD is safe; `outliers`: outliers dominate OPD's
+            gradient, use a trust region; `far`: workable, with a trust region and guidance; `will_not_work`.
+        sentences: what was seen, what follows, what to type; in reading order.
+        method: the method that follows: the configured one unless it is a poor choice; `None` where none helps.
+        settings: settings to change, by their names in the configuration.
+    """
+
+    kind: Kind
+    sentences: tuple[str, ...]
+    method: str | None
+    settings: dict[str, Any]
+
+    @property
+    def works(self) -> bool:
+        return self.kind != "will_not_work"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(
+    measurement: PairMeasurement,
+    method: Method,
+    *,
+    max_completion_length: int,
+    teacher_response_lengths: Sequence[int] | None = None,
+) -> Verdict:
+    """The verdict on a measured pair.
+
+    Args:
+        measurement: of a probe.
+        method: the configured method.
+        max_completion_length: the budget of prefix and continuation, in tokens.
+        teacher_response_lengths: tokens of the given teacher responses; `None` where the data has none.
+    """
+    broken = _why_it_cannot_work(measurement, max_completion_length)
+    if broken is not None:
+        return Verdict("will_not_work", (broken,), None, {})
+    kind = _kind(measurement)
+    seen = [*_distance(measurement, kind), *_student_at_chance(measurement)]
+    if kind == "identical":
+        return Verdict(kind, tuple(seen), None, {})
+    advice = advise(measurement, method, kind, max_completion_length, teacher_response_lengths)
+    return Verdict(kind, (*seen, *advice.sentences), advice.method, advice.settings)
+
+
+def _kind(m: PairMeasurement) -> Kind:
+    assert m.mean_abs_gap is not None, "there are scored tokens"
+    assert m.trust_fraction is not None
+    if m.mean_abs_gap < IDENTICAL_GAP:
+        return "identical"
+    if m.trust_fraction >= SAFE_TRUST:
+        return "safe"
+    return "outliers" if m.trust_fraction >= FAR_TRUST else "far"
+
+
+def _why_it_cannot_work(m: PairMeasurement, budget: int) -> str | None:
+    scored = m.num_tokens + m.nonfinite_tokens
+    if scored == 0:
+        return (
+            f"All {m.num_rollouts} rollouts are left out of the loss (mask_truncated_completions, "
+            f"mask_repetitive_completions): {m.truncated_share:.0%} do not end within max_completion_length {budget}. "
+            "Nothing would be learned; raise max_completion_length, or switch the masking off."
+        )
+    if m.nonfinite_tokens / scored > MAX_NONFINITE_SHARE:
+        return (
+            f"The teacher has no finite score for {m.nonfinite_tokens} of {scored} tokens, so there is nothing to "
+            "learn from. Its weights or its precision are broken; try teacher_model_init_kwargs: {dtype: float32}."
+        )
+    if _at_chance(m, m.teacher_nll) and m.prompt_tokens >= MIN_PROMPT_TOKENS and _at_chance(m, m.teacher_prompt_nll):
+        return (
+            f"The teacher gives the student's text {m.teacher_nll:.1f} nats a token and the prompts "
+            f"{m.teacher_prompt_nll:.1f}; guessing among {m.vocab_size} tokens costs {m.chance_nll:.1f}. It cannot "
+            "read these ids: its weights are not trained, or its vocabulary is another one under the same tokens. "
+            "Compare the folders of weights and tokenizer, and choose a teacher of the student's family."
+        )
+    if m.collapsed_share >= MAX_COLLAPSED_SHARE:
+        return (
+            f"{m.collapsed_share:.0%} of the student's rollouts are empty or only repeat themselves, so the run would "
+            "be stopped as collapsed (collapse_share). Look at the prompts and their chat template, sample at "
+            "temperature 1, or fine-tune the student on some of the teacher's responses first."
+        )
+    return None
+
+
+def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
+    """How far apart, and what the outliers among the tokens will do."""
+    if kind == "identical":
+        return [
+            f"Student and teacher are one model to within rounding: their log-probabilities differ by "
+            f"{m.mean_abs_gap:.4f} nats on average. Every method that learns by K1 has nothing to learn. Is the same "
+            "folder given twice? (With teacher_prompt or another template for the teacher they would differ.)"
+        ]
+    assert m.trust_fraction is not None
+    assert m.outlier_share is not None
+    error = f" ± {100 * m.trust_standard_error:.0f}" if m.trust_standard_error is not None else ""
+    words = {
+        "safe": "They are close: plain OPD is safe here, and a trust region costs nothing but has little to protect "
+        "against.",
+        "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
+        "far": "They are far apart: the teacher refuses more than every second token. It can work, with a trust region "
+        "for the outliers and teacher prefixes for states that the student does not reach alone; expect a slow start, "
+        "and a student that stays short of the teacher.",
+    }
+    said = [
+        f"The teacher accepts {100 * m.trust_fraction:.0f}{error}% of what the student writes (1 − TV). {words[kind]}"
+    ]
+    if m.gradient is not None and m.outlier_share > 0:
+        said.append(
+            f"{m.outlier_share:.1%} of the tokens have r < −2 and carry {m.gradient.outlier_share:.0%} of OPD's "
+            f"squared gradient by the forecast: its norm will be at least about {m.gradient.ratio:.1f} times "
+            "that of mask_outlier."
+        )
+    if kind in ("outliers", "far") and len(m.positions) > 1:
+        first, last = m.positions[0], m.positions[-1]
+        if first.trust_fraction - last.trust_fraction > 0.1:
+            said.append(
+                f"Trust falls along the response, from {first.trust_fraction:.0%} in its first {first.stop} tokens to "
+                f"{last.trust_fraction:.0%} from token {last.start} on: errors add up, and long rollouts teach less."
+            )
+    return said
+
+
+def _student_at_chance(m: PairMeasurement) -> list[str]:
+    if not _at_chance(m, m.student_nll):
+        return []
+    return [
+        f"The student itself is at chance: its own text costs it {m.student_nll:.1f} nats a token of "
+        f"{m.chance_nll:.1f} for guessing. On-policy states of an untrained model teach little; fine-tune it on the "
+        "teacher's responses first."
+    ]
+
+
+def _at_chance(m: PairMeasurement, nll: float | None) -> bool:
+    return nll is not None and nll >= CHANCE_MARGIN * m.chance_nll

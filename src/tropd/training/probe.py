@@ -1,0 +1,233 @@
+"""A few real prompts rolled out and scored by a built trainer, before it trains and without leaving a trace.
+
+N counts the scored response tokens of all ranks, row after row; K is the teacher's top-k.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from ..objective.head import logps_of, over_vocabulary
+from ..teacher.local import TeacherScores, TopKRequest
+from .batch import Rollout, pack_for_student
+from .metrics import Totals
+from .no_trace import without_a_trace
+from .probed import Probe, ProbedPrompts, ProbedTokens, ProbeTimes
+from .scoring import score_student
+from .trainer import TrOPDTrainer
+
+__all__ = ["Probe", "ProbeTimes", "ProbedPrompts", "ProbedTokens", "probe"]
+
+DEFAULT_TOP_K = 64
+"""k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
+
+
+def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
+    """Roll out and score `rows` with everything as in training, except that there are no teacher prefixes.
+
+    Each row is rolled out `num_generations_eval` times (TRL's default: `num_generations`), in batches of training's
+    size; with several processes, as often as an equal part for each asks for. Call it on every rank with the same rows.
+    Random states, metrics, logged completions and training modes are left as they were, so that a run after a probe is
+    bit for bit the run without one. (vLLM keeps its own random state, which is not ours to put back.)
+
+    Args:
+        trainer: built; before it trains, or in a callback's `on_train_begin`.
+        rows: a few rows of its data set.
+
+    Raises:
+        ValueError: no rows, or a student that is not sharded yet.
+    """
+    if len(rows) == 0:
+        raise ValueError("rows is empty; a probe needs at least one row of the data set.")
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and not trainer.is_in_train:
+        raise ValueError(
+            "the student is to be sharded by FSDP or DeepSpeed, which happens only when training begins. Call probe in "
+            "a callback's on_train_begin, or probe on one process."
+        )
+    with torch.no_grad(), without_a_trace(trainer):
+        parts = gather_object([_probe_batch(trainer, batch) for batch in _batches(trainer, list(rows))])
+        rollouts = [rollout for part in parts for rollout in part.rollouts]
+        return Probe(
+            rollouts=rollouts,
+            tokens=_joined(parts),
+            prompts=_read_prompts(trainer, rollouts),
+            times=_times(trainer, parts),
+            top_k=_top_k(trainer),
+            topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
+            vocab_size=_shared_vocabulary(trainer),
+            temperature=trainer.temperature,
+        )
+
+
+# ---------------------------------------------------------------------- one batch on one rank
+
+
+@dataclass(frozen=True)
+class _Part:
+    rank: int
+    rollouts: list[Rollout]
+    tokens: ProbedTokens
+    mass_sums: Tensor
+    seconds: tuple[float, float, float]
+
+
+def _batches(trainer: TrOPDTrainer, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """This rank's rows of each batch, rollouts of a prompt side by side as TRL's evaluation sampler has them."""
+    group: int = trainer.num_generations_eval or trainer.num_generations
+    ranks = trainer.accelerator.num_processes
+    smallest = ranks // math.gcd(ranks, group)  # prompts that give every rank the same number of rollouts
+    size = max(smallest, trainer.args.generation_batch_size // group // smallest * smallest)
+    needed = math.ceil(len(rows) / smallest) * smallest
+    prompts = [rows[number % len(rows)] for number in range(needed)]
+    for start in range(0, needed, size):
+        repeated = [dict(row) for row in prompts[start : start + size] for _ in range(group)]
+        local = len(repeated) // ranks
+        yield repeated[trainer.accelerator.process_index * local :][:local]
+
+
+def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
+    clock = [time.perf_counter()]
+    rollouts = trainer._roll_out(inputs, Totals())
+    clock.append(time.perf_counter())
+    student = trainer._score_student(rollouts)
+    on_cpu = {name: getattr(student, name).cpu() for name in ("rollout_logp", "trainer_logp", "entropy")}
+    clock.append(time.perf_counter())
+    teacher = _score_teacher(trainer, rollouts)
+    teacher_logp = teacher.logp.float().cpu()  # waits for the device, so that the clock is right
+    clock.append(time.perf_counter())
+    collision, student_mass = _second_reading(trainer, rollouts, teacher.topk_ids)
+    cumulative = teacher.topk_logp.float().exp().cumsum(-1)
+    places = [(row, place) for row, rollout in enumerate(rollouts) for place in rollout.scored_positions()]
+    rollout_index, position = torch.tensor(places, dtype=torch.long).view(-1, 2).T
+    tokens = ProbedTokens(
+        rollout=rollout_index,
+        position=position,
+        student_logp=on_cpu["rollout_logp"],
+        trainer_logp=on_cpu["trainer_logp"],
+        student_entropy=on_cpu["entropy"],
+        student_collision=collision.float().cpu(),
+        student_topk_mass=student_mass.float().cpu(),
+        teacher_logp=teacher_logp,
+        teacher_entropy=teacher.entropy.float().cpu(),
+        teacher_topk_mass=cumulative[:, -1].cpu(),
+    )
+    seconds = (clock[1] - clock[0], clock[2] - clock[1], clock[3] - clock[2])
+    return _Part(trainer.accelerator.process_index, rollouts, tokens, cumulative.sum(0).cpu(), seconds)
+
+
+def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherScores:
+    def everywhere(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+        return torch.ones_like(logp, dtype=torch.bool)
+
+    return trainer.teacher.score(
+        [rollout.teacher_context for rollout in rollouts],
+        [rollout.response for rollout in rollouts],
+        [rollout.scored for rollout in rollouts],
+        pad_id=trainer._tokenizer.pad_token_id,
+        temperature=trainer.temperature,
+        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+        topk=TopKRequest(_top_k(trainer), _shared_vocabulary(trainer), everywhere),
+    )
+
+
+def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ π_S² and the student's mass on the teacher's top-k, [N] each: what training's own pass does not tell."""
+    columns, done = [], 0
+    for start in range(0, len(rollouts), trainer._rows_per_pass):
+        packed = pack_for_student(
+            rollouts[start : start + trainer._rows_per_pass],
+            trainer._tokenizer.pad_token_id,
+            trainer.accelerator.device,
+        )
+        topk_ids = topk_ids_NK[done : done + packed.token_ids.numel()]
+        done += packed.token_ids.numel()
+
+        def numbers(logits_CV: Tensor, tokens: slice, topk_ids: Tensor = topk_ids) -> tuple[Tensor, Tensor]:
+            probs_CV = logps_of(logits_CV).exp()
+            masses = probs_CV.gather(-1, topk_ids[tokens].to(probs_CV.device).long()).sum(-1)
+            return probs_CV.square().sum(-1), masses
+
+        with trainer.accelerator.autocast():
+            columns.append(
+                trainer.model(
+                    input_ids=packed.input_ids,
+                    attention_mask=packed.attention_mask,
+                    on_hidden=lambda hidden, head, packed=packed, numbers=numbers: over_vocabulary(
+                        numbers, packed.states(hidden), head.at_temperature(trainer.temperature)
+                    ),
+                )
+            )
+    collisions, masses = zip(*columns, strict=True)
+    return torch.cat(collisions), torch.cat(masses)
+
+
+def _top_k(trainer: TrOPDTrainer) -> int:
+    return min(trainer.method.fkl_top_k or DEFAULT_TOP_K, _shared_vocabulary(trainer))
+
+
+def _shared_vocabulary(trainer: TrOPDTrainer) -> int:
+    return min(trainer._student_vocab_size, trainer.teacher.vocab_size)
+
+
+# ---------------------------------------------------------------------- all batches and ranks
+
+
+def _joined(parts: Sequence[_Part]) -> ProbedTokens:
+    first, columns = 0, defaultdict(list)
+    for part in parts:
+        for field in fields(ProbedTokens):
+            offset = first if field.name == "rollout" else 0
+            columns[field.name].append(getattr(part.tokens, field.name) + offset)
+        first += len(part.rollouts)
+    return ProbedTokens(**{name: torch.cat(values) for name, values in columns.items()})
+
+
+def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:
+    """Both models' reading of the distinct prompts; every rank reads all, so that sharded forwards keep step."""
+    pairs = {(tuple(rollout.prompt_ids), tuple(rollout.teacher_context)) for rollout in rollouts}
+    texts = [
+        Rollout(row=row, prompt_ids=list(ours[:1]), teacher_context=list(theirs[:1]), response=list(ours[1:]))
+        for row, (ours, theirs) in enumerate(sorted(pairs))
+    ]
+    common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0}
+    with trainer.accelerator.autocast():
+        student = score_student(
+            trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common
+        )
+    theirs = [list(context[1:]) for _, context in sorted(pairs)]
+    teacher = trainer.teacher.score(
+        [text.teacher_context for text in texts],
+        theirs,
+        [[True] * len(text) for text in theirs],
+        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+        **common,
+    )
+    return ProbedPrompts(len(pairs), student.trainer_logp.float().cpu(), teacher.logp.float().cpu())
+
+
+def _times(trainer: TrOPDTrainer, parts: Sequence[_Part]) -> ProbeTimes:
+    by_rank: dict[int, list[_Part]] = defaultdict(list)
+    for part in parts:
+        by_rank[part.rank].append(part)
+    seconds = [[sum(stage) for stage in zip(*[p.seconds for p in mine], strict=True)] for mine in by_rank.values()]
+    rollout, student, teacher = (max(column) for column in zip(*seconds, strict=True))
+    batches = list(zip(*by_rank.values(), strict=True))
+    rollouts = [rollout for part in parts for rollout in part.rollouts]
+    return ProbeTimes(
+        rollout_seconds=rollout,
+        student_seconds=student,
+        teacher_seconds=teacher,
+        num_processes=trainer.accelerator.num_processes,
+        rows_per_rank=tuple(len(batch[0].rollouts) for batch in batches),
+        longest_responses=tuple(max(len(r.response) for part in batch for r in part.rollouts) for batch in batches),
+        prompt_tokens=sum(len(r.prompt_ids) for r in rollouts),
+        response_tokens=sum(r.student_length for r in rollouts),
+        scored_tokens=sum(len(part.tokens.rollout) for part in parts),
+    )
