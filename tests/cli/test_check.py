@@ -47,3 +47,14 @@ def test_without_prompts_no_model_is_asked_and_no_time_is_promised(workspace, tr
     outcome = tropd("check", *workspace.fields(**check(preflight_prompts=0)))
     assert outcome.code == 0
     assert "memory of one process" in outcome.out and "time (" not in outcome.out and "verdict" not in outcome.out
+
+
+def test_a_sharded_student_is_looked_at_when_training_begins(workspace, tropd, monkeypatch):
+    monkeypatch.setattr("tropd.cli.at_start.is_sharded", lambda trainer: True)
+    blind = tropd("check", *workspace.fields(**check(preflight_prompts=2)))
+    assert blind.code == 0
+    assert "no prompts are scored without --steps 1" in blind.err and "verdict" not in blind.out
+    seen = tropd("check", "--steps", "1", *workspace.fields(**check(preflight_prompts=2)))
+    assert "verdict" in seen.out and "step 1: " in seen.out
+    assert tropd("train", *workspace.fields(preflight_prompts=2)).code == 0
+    assert (workspace.root / "out/preflight.json").is_file()

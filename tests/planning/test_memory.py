@@ -132,7 +132,16 @@ def test_an_adapter_takes_less_than_the_whole_student(setup):
     assert "head gradient" not in adapter.peak.parts
 
 
-@pytest.mark.parametrize(("optim", "state"), [("adamw_torch", 8000), ("adamw_bnb_8bit", 2000), ("sgd", 0)])
+@pytest.mark.parametrize(
+    ("optim", "state"),
+    [
+        ("adamw_torch", 8000),
+        ("adamw_bnb_8bit", 2000),
+        ("paged_lion_32bit", 4000),
+        ("rmsprop_bnb_8bit", 1000),
+        ("sgd", 0),
+    ],
+)
 def test_the_optimiser_decides_its_state(setup, optim, state):
     assert parts(replace(setup, optim=optim), "rollout").get("optimiser state", 0) == state
 

@@ -73,6 +73,7 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
     """Score prompts, estimate costs, take steps; everything is shown, and given back as plain data."""
     from ..run.costs import check_room, plan_of, time_of
     from ..run.trial import scratch_folder, silent_trainer, take_steps, trial_inputs
+    from .at_start import is_sharded, look_when_ready
     from .preflight import show_plan, show_probe
 
     plan = plan_of(inputs)
@@ -80,8 +81,18 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
         console.say("loading student and teacher")
         trial = trial_inputs(inputs, num_steps, folder)
         trainer = silent_trainer(trial)
-        probed, found = show_probe(trainer, inputs)
-        show_plan(inputs, plan, None if probed is None else time_of(plan, probed.times))
+        found: dict[str, Any] = {}
+
+        def look() -> None:
+            probed, seen = show_probe(trainer, inputs)
+            found.update(seen)
+            show_plan(inputs, plan, None if probed is None else time_of(plan, probed.times))
+
+        if is_sharded(trainer) and not num_steps:
+            console.warn("the student is sharded only when training begins: no prompts are scored without --steps 1.")
+            show_plan(inputs, plan)
+        else:
+            look_when_ready(trainer, look)
         if inputs.args.output_dir != UNNAMED:
             check_room(inputs, plan)
         if num_steps:
@@ -102,4 +113,4 @@ def show_steps(steps: list[Any], plan: Any) -> None:
         screen.print(
             f"  step {number}: {step.seconds:.1f} s, peak memory {human_bytes(step.peak_bytes)}, loss {step.loss:.4f}"
         )
-    screen.print(f"  estimated peak: {human_bytes(plan.memory.total)} beside what Python and its libraries take")
+    screen.print(f"  estimated peak: {human_bytes(plan.memory.total)}, Python and its libraries included")

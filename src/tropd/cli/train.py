@@ -66,6 +66,7 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
 
     from ..run.assemble import build_trainer
     from ..training.guards import kept
+    from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
     from .summary import Ended, show_summary
@@ -75,10 +76,14 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     trainer = build_trainer(inputs, [progress])
     trainer.remove_callback(PrinterCallback)  # the progress shows the same numbers
     found: dict[str, Any] = {}
-    if checkpoint is None:
-        _, found = show_probe(trainer, inputs)
+
+    def look() -> None:
+        found.update(show_probe(trainer, inputs)[1])
         if trainer.is_world_process_zero():
             save_found(found, inputs.args.output_dir)
+
+    if checkpoint is None:
+        look_when_ready(trainer, look)
     else:
         console.say(f"going on from {checkpoint}")
     started = time.monotonic()

@@ -26,17 +26,9 @@ CUDA_OVERHEAD_BYTES = 1_500_000_000
 CPU_OVERHEAD_BYTES = 560_000_000
 """Python with PyTorch, Transformers, TRL and datasets in a running trainer, measured on Linux."""
 
-MOMENT_BYTES = {
-    "adamw_bnb_8bit": 1.0,
-    "adamw_8bit": 1.0,
-    "paged_adamw_8bit": 1.0,
-    "adamw_torch_8bit": 1.0,
-    "adamw_torch_4bit": 0.5,
-    "ademamix_8bit": 1.5,
-}
-"""Bytes of one of Adam's two moments where it is not kept in the parameter's dtype."""
-
-NO_MOMENTS = ("sgd", "adafactor", "rmsprop", "adagrad", "lion_8bit", "galore_adafactor")
+NUM_MOMENTS = {"sgd": 0, "lomo": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
+"""Numbers that an optimiser keeps for each parameter, where its name contains this; 2 otherwise, as Adam's. Adafactor
+keeps only rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +60,10 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
 
 
 def optimizer_bytes(setup: Setup) -> int:
-    """Adam's two moments of every trained parameter; on each process its shard."""
-    if setup.optim.startswith(NO_MOMENTS):
-        return 0
-    moment = MOMENT_BYTES.get(setup.optim, float(setup.trainable_bytes))
-    return _sharded(setup, round(2 * moment * setup.trainable))
+    """The optimiser's moments of every trained parameter; on each process its shard."""
+    count = next((count for name, count in NUM_MOMENTS.items() if name in setup.optim), 2)
+    size = 1.0 if "8bit" in setup.optim else 0.5 if "4bit" in setup.optim else float(setup.trainable_bytes)
+    return _sharded(setup, round(count * size * setup.trainable))
 
 
 def _adapter_bytes(setup: Setup) -> int:

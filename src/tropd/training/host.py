@@ -36,7 +36,10 @@ CALLED: dict[str, tuple[str, ...]] = {
 ATTRIBUTES = (
     "_buffered_inputs",
     "_is_vlm",
+    "_logs",
     "_metrics",
+    "_pending_extra_logs",
+    "_pending_metrics",
     "_step",
     "_tokenizer",
     "aux_loss_enabled",
@@ -47,6 +50,7 @@ ATTRIBUTES = (
     "mask_truncated_completions",
     "max_completion_length",
     "num_generations",
+    "num_generations_eval",
     "num_iterations",
     "temperature",
     "use_vllm",
