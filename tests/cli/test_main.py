@@ -22,7 +22,7 @@ def test_help_teaches_the_way_from_two_models_to_a_student(tropd, capsys):
         tropd("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for command in ("check", "train", "generate", "student", "methods"):
+    for command in ("check", "train", "generate", "student", "plan", "methods"):
         assert f"tropd {command}" in text or f"\n    {command} " in text
     assert "tropd train --student small/ --teacher large/ --data" in text
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import check, console, generate, methods, student, train
+from . import check, console, generate, methods, plan, student, train
 
-COMMANDS = (check, train, generate, student, methods)
+COMMANDS = (check, train, generate, student, plan, methods)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130

@@ -55,13 +55,13 @@ class Configuration:
             raise at_place(error, self.places) from error
 
 
-def resolve(file: str | Path | None, overrides: Sequence[str] = (), *, output_dir: str | None = None) -> Configuration:
+def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise: Any) -> Configuration:
     """Read `file` and the overrides, check names, types and the method, and give the configuration.
 
     Args:
         file: YAML, or `None` where the overrides say everything.
         overrides: `["--learning_rate", "1e-5", "--chat", "--columns.prompt", "question"]`.
-        output_dir: where nothing else names one.
+        otherwise: fields for where nothing else names them.
 
     Raises:
         ValueError: with the field, file and line, the value, why, and what to type instead.
@@ -73,9 +73,7 @@ def resolve(file: str | Path | None, overrides: Sequence[str] = (), *, output_di
         )
     written = read_file(Path(file)) if file is not None else {}
     written = merge(written, read_overrides(overrides))
-    if output_dir is not None:
-        written.setdefault("output_dir", Value(output_dir, ""))
-    return build(written)
+    return build({name: Value(value, "") for name, value in otherwise.items()} | written)
 
 
 def build(written: Mapping[str, Value]) -> Configuration:

@@ -1,0 +1,125 @@
+"""`tropd plan`: memory, time and disk of a run on GPUs that are not here, so that one knows before renting."""
+
+import argparse
+from typing import Any
+
+from . import console
+from .fields import add_configuration_arguments
+
+NAME = "plan"
+
+DESCRIPTION = """\
+Estimate memory, time and disk of a run on GPUs that are not here, from its configuration alone.
+
+The models may be folders, or names: of those that `known` lists no file is needed. One optimiser step holds the same
+sequences on every number of GPUs. Times are predictions from data-sheet peaks and assumed utilisations; no GPU was
+measured (docs/planning.md). On a machine that has the GPU, `tropd check --steps 2` measures.
+"""
+
+EPILOG = """\
+examples:
+  tropd plan --config recipes/paper/setting1_math.yaml --gpus 1 8 64 --sequences_per_step 512 --response_tokens 5000
+  tropd plan --student Llama-3.1-8B --teacher Llama-3.1-70B --gpus 8 64 --gpu h200 --max_steps 200
+
+fields of the configuration are given as in `tropd train`
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="memory, time and disk on GPUs that are not here",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_configuration_arguments(parser)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="how many (1 8 64)")
+    parser.add_argument("--gpu", default="h100", help="h100, h200, a100 or rtx4090 (h100)")
+    parser.add_argument(
+        "--sequences_per_step",
+        type=int,
+        metavar="N",
+        help="rollouts of a step, over all GPUs (batch size x accumulation of the configuration)",
+    )
+    parser.add_argument("--prompt_tokens", type=int, default=200, metavar="N", help="mean length of a prompt (200)")
+    parser.add_argument(
+        "--response_tokens", type=int, metavar="N", help="mean length of a response (max_completion_length)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..planning import HARDWARE
+    from ..planning.fleet import plan_fleets
+    from ..planning.known import shape_by_name
+    from ..run.configuration import resolve
+    from .quiet import quiet_libraries
+
+    if options.gpu not in HARDWARE:
+        raise ValueError(f"--gpu is {options.gpu!r}; known: {', '.join(HARDWARE)}.")
+    quiet_libraries()
+    configuration = resolve(options.config, options.overrides, output_dir="out", data="prompts.jsonl")
+    args = configuration.changed(**ON_PAPER).training_arguments()
+    student, teacher = (
+        shape_by_name(name) for name in (configuration.settings.student, configuration.settings.teacher)
+    )
+    rows = options.sequences_per_step or args.per_device_train_batch_size * args.gradient_accumulation_steps
+    fleets = plan_fleets(
+        lambda **changes: configuration.changed(**ON_PAPER, **changes).training_arguments(),
+        student,
+        teacher,
+        HARDWARE[options.gpu],
+        gpus=options.gpus,
+        sequences_per_step=rows,
+        micro_rows=args.per_device_train_batch_size,
+        num_generations=args.num_generations,
+        prompt_tokens=options.prompt_tokens,
+        response_tokens=options.response_tokens,
+        teacher_writes=False,
+        max_steps=args.max_steps if args.max_steps > 0 else 1,
+    )
+    _show(fleets, args, options.gpu, rows)
+    return 0
+
+
+ON_PAPER = {"use_cpu": True, "steps_per_generation": None, "generation_batch_size": None}
+"""What keeps the configuration from asking for this machine's GPU, and from fixing a split of the step."""
+
+
+def _show(fleets: list[Any], args: Any, gpu: str, rows: int) -> None:
+    from rich.table import Table
+
+    from ..planning.memory import human_bytes
+
+    first = fleets[0].plan
+    screen = console.out()
+    for role, shape in (("student", first.setup.student), ("teacher", first.setup.teacher)):
+        screen.print(f"{role}  {shape.parameters / 1e9:.2f}B parameters, vocabulary {shape.vocab_size:,}", markup=False)
+    work = first.setup.work
+    screen.print(
+        f"step     {rows} sequences of {work.prompt_tokens:.0f} + {work.response_tokens:.0f} tokens, at most "
+        f"{work.longest_response} in a response; {first.max_steps} steps of {args.method}"
+    )
+    if first.setup.vllm_share:
+        screen.print(f"vLLM     takes {first.setup.vllm_share:.0%} of each GPU beside (vllm_gpu_memory_utilization)")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("GPUs", "sharded", "batch", "memory", "stage", "fits", "step", "run", "GPU h"):
+        table.add_column(
+            column, justify="right" if column in ("GPUs", "step", "run", "GPU h") else "left", no_wrap=True
+        )
+    for fleet in fleets:
+        table.add_row(
+            str(fleet.gpus),
+            "FSDP2" if fleet.sharded else "no",
+            f"{fleet.micro_rows} x {fleet.accumulation}",
+            human_bytes(fleet.plan.memory.total),
+            fleet.plan.memory.peak.name,
+            "[green]yes[/green]" if fleet.fits else "[red]no[/red]",
+            f"{fleet.step_seconds:,.0f} s",
+            f"{fleet.run_hours:,.1f} h",
+            f"{fleet.gpu_hours:,.0f}",
+        )
+    screen.print(table, soft_wrap=False)
+    screen.print(f"disk     {human_bytes(first.disk.total)} in output_dir")
+    screen.print(f"Predicted for {gpu} from peak numbers and assumed utilisations; nothing here was measured on a GPU.")
