@@ -24,8 +24,17 @@ OURS = {
     "training": {"training", "objective", "rollout", "teacher", "modeling"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "safetensors_header"},
-    "preflight": {"preflight", "training", "teacher", "objective", "rollout", "evaluation", "sampling"},
-    "run": {"run", "data", "planning", "preflight", "training", "objective", "model_folder"},
+    "preflight": {
+        "preflight",
+        "training",
+        "teacher",
+        "objective",
+        "rollout",
+        "evaluation",
+        "sampling",
+        "model_folder",
+    },
+    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "model_folder"},
 }
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names

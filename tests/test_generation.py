@@ -1,15 +1,18 @@
 """Teacher responses: what a line holds, and that a file cut anywhere is completed to the same bytes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
-from tropd.generation import Summary, check_fit, ending_ids, generate, read_prompts, summarise
+from tropd.generation import Summary, check_fit, generate, read_prompts, summarise
+from tropd.preflight.files import ModelFiles, read_model_files
 from tropd.proving_ground.pair import teacher_path
 from tropd.response_file import GenerationSettings, ResponseFile
 from tropd.rollout.guidance import response_ids
+from tropd.teacher.context import TeacherContexts
 
 ROWS = [{"prompt": text, "number": n} for n, text in enumerate(("12+34=", "5+67+8=", "374+607+731=", "9+9=", "80+1="))]
 PLACES = [f"prompts.jsonl:{n + 1}" for n in range(len(ROWS))]
@@ -32,19 +35,24 @@ def teacher():
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(teacher_path())
+def files():
+    return read_model_files(teacher_path(), role="teacher")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(files):
+    return files.tokenizer
 
 
 @pytest.fixture
-def write(teacher, tokenizer, tmp_path):
+def write(teacher, files, tmp_path):
     """Write, or go on with, a file in `tmp_path`; returns it and how many responses were added."""
 
     def written(name="responses.jsonl", rows=ROWS, model=teacher, **changes):
         settings = GenerationSettings(**({"teacher": "models/teacher"} | SETTINGS | changes))
-        file = ResponseFile(tmp_path / name, read_prompts(rows, PLACES[: len(rows)], tokenizer), settings)
+        file = ResponseFile(tmp_path / name, read_prompts(rows, PLACES[: len(rows)], files.tokenizer), settings)
         added = []
-        generate(model, tokenizer, file, added.append)
+        generate(model, replace(files, generation_config=model.generation_config), file, added.append)
         return file, sum(added)
 
     return written
@@ -54,11 +62,11 @@ def lines(file):
     return [json.loads(line) for line in file.path.read_text().splitlines()]
 
 
-def test_a_line_holds_the_row_and_the_response(write, teacher, tokenizer):
+def test_a_line_holds_the_row_and_the_response(write, files, tokenizer):
     file, added = write(max_new_tokens=100)
     assert added == file.done == file.total == 5
     records = lines(file)
-    eos = ending_ids(teacher.generation_config, tokenizer)
+    eos = files.eos_ids
     for row, record in zip(ROWS, records, strict=True):
         assert list(record) == ["prompt", "number", *list(record)[2:]]
         assert {name: record[name] for name in row} == row
@@ -135,6 +143,31 @@ def test_messages_and_teacher_prompts_are_what_the_teacher_reads(tokenizer):
         read_prompts(rows, PLACES[:2], tokenizer)
 
 
+def test_prompts_of_all_kinds_are_tokenised_together_as_the_trainer_does_one_by_one():
+    template = "{{ bos_token }}" + TEMPLATE + "{% if shout %}!{% endif %}"
+    templated = AutoTokenizer.from_pretrained(teacher_path(), chat_template=template)
+    rows = [
+        {"prompt": "1+2="},
+        {"prompt": [{"role": "user", "content": "1+2="}]},
+        {"prompt": "3+4=", "teacher_prompt": [{"role": "user", "content": "5+6="}]},
+        {"prompt": [{"role": "user", "content": "7+8="}], "teacher_prompt": "9+1="},
+    ]
+    for kwargs in ({}, {"shout": True}):
+        one_by_one = TeacherContexts(templated, template_kwargs=kwargs, as_student=False).of(rows, [[]] * 4)
+        assert read_prompts(rows, PLACES[:4], templated, kwargs).contexts == one_by_one
+
+
+def test_messages_that_the_chat_template_refuses_are_named():
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+    strict = AutoTokenizer.from_pretrained(teacher_path(), chat_template=template)
+    user = {"role": "user", "content": "1+2="}
+    rows = [{"prompt": [user]}, {"prompt": [{"role": "system", "content": "add"}, user]}]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows(?s:.*)prompts.jsonl:2: the teacher's chat template.*no system role"
+    ):
+        read_prompts(rows, PLACES[:2], strict)
+
+
 def test_an_empty_response_is_null_and_counted(write, teacher):
     silent = AutoModelForCausalLM.from_pretrained(teacher_path())
     silent.generation_config.eos_token_id = list(range(teacher.config.vocab_size))
@@ -188,29 +221,46 @@ def test_two_processes_do_not_write_one_file(write, tokenizer):
         late.append([{}])
 
 
-def test_prompts_that_do_not_fit_are_named(teacher, tokenizer):
+def test_prompts_that_do_not_fit_are_named(files, tokenizer):
     rows = [{"prompt": "1+" * length + "1="} for length in (3, 100, 110)]
     prompts = read_prompts(rows, PLACES[:3], tokenizer)
     settings = GenerationSettings("models/teacher", max_new_tokens=56)
-    with pytest.raises(ValueError, match=r"prompts.jsonl:2 \(202 tokens\), prompts.jsonl:3 \(222 tokens\): too long"):
-        check_fit(prompts, settings, teacher.config)
-    check_fit(prompts, GenerationSettings("models/teacher", max_new_tokens=34), teacher.config)
+    with pytest.raises(
+        ValueError, match=r"2 of 3 rows(?s:.*)prompts.jsonl:2: the prompt has 202 tokens\n.*jsonl:3.* 222 "
+    ):
+        check_fit(prompts, settings, files)
+    check_fit(prompts, GenerationSettings("models/teacher", max_new_tokens=34), files)
     with pytest.raises(ValueError, match="max_new_tokens is 512, but the teacher's context has 256 tokens"):
-        check_fit(prompts, GenerationSettings("models/teacher"), teacher.config)
+        check_fit(prompts, GenerationSettings("models/teacher"), files)
 
 
-def test_a_tokenizer_of_another_model_is_refused(teacher, tokenizer):
+def test_the_context_is_that_of_the_check_rope_scaling_included(files, tokenizer):
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 1e4}
+    scaled = replace(files, config=LlamaConfig(vocab_size=64, max_position_embeddings=256, rope_parameters=rope))
+    assert scaled.context_length == 1024
+    check_fit(read_prompts(ROWS, PLACES, tokenizer), GenerationSettings("models/teacher"), scaled)
+
+
+def test_a_teacher_that_cannot_end_is_refused(files, tokenizer):
+    endless = AutoTokenizer.from_pretrained(teacher_path())
+    endless.eos_token = None
+    without = ModelFiles("models/teacher", endless, files.config, GenerationConfig())
+    with pytest.raises(ValueError, match="no response would ever end"):
+        check_fit(read_prompts(ROWS, PLACES, tokenizer), GenerationSettings("models/teacher"), without)
+
+
+def test_a_tokenizer_of_another_model_is_refused(files, tokenizer):
     prompts = read_prompts(ROWS, PLACES, tokenizer)
     prompts.contexts[1][0] = 5000
     with pytest.raises(ValueError, match=r"token id 5000.*do not belong together"):
-        check_fit(prompts, GenerationSettings("models/teacher"), teacher.config)
+        check_fit(prompts, GenerationSettings("models/teacher"), files)
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([], "no rows"),
-        ([{"prompt": ""}], "prompts.jsonl:1: an empty prompt"),
+        ([{"prompt": ""}], "prompts.jsonl:1: the prompt is empty"),
         ([{"prompt": "1+1=", "teacher_response": "2"}], "a column teacher_response already"),
     ],
 )

@@ -134,8 +134,8 @@ def test_missing_shards_are_counted(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {f"w{n}": name for n, name in enumerate(names)}}))
     assert "2 of the 3 files" in (found := sentence(folder)) and names[1] in found
-    for name in names[1:]:
-        (folder / name).write_bytes(safetensors())
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(safetensors({f"w{number}": HEADER["w"]}))
     check_model_folder(folder, "teacher")
     index.write_text("{}")
     assert "no weight_map" in sentence(folder)
@@ -162,6 +162,23 @@ def test_a_missing_tokenizer(folder):
     assert "no tokenizer" in sentence(folder)
     (folder / "tokenizer.model").touch()
     check_model_folder(folder, "teacher")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+)
+@pytest.mark.parametrize("content", [b'{"cut": ', b"", b"\xff\xfe", b"[]"])
+def test_a_small_file_that_is_there_and_broken_is_refused(name, content, folder):
+    (folder / name).write_bytes(content)
+    found = sentence(folder, "student")
+    assert f"whose {name} is not" in found and "Copy or download that file again" in found
+
+
+def test_tensors_that_the_index_promises_are_in_the_files(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(["w", "x", "y"], "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "names tensors that no file holds: x, y, which should be in model-00001-of-00001" in sentence(folder)
 
 
 def test_a_real_folder_passes(stories260k):

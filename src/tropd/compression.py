@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .preflight.files import explained, read_model_files
 
 LAYER_LISTS = ("layers", "h")
 """What decoders call their layers; `h` is GPT-2's."""
@@ -78,7 +80,9 @@ def check_layers(keep: Sequence[int], num_layers: int) -> None:
         raise ValueError(f"{start}: all layers, which is the teacher itself. Leave at least one out.")
 
 
-def write_student(teacher: str | Path, keep: Sequence[int], out: str | Path) -> Pruned:
+def write_student(
+    teacher: str | Path, keep: Sequence[int], out: str | Path, *, trust_remote_code: bool = False
+) -> Pruned:
     """Write the teacher with only the layers `keep` as a model folder; the folder appears when it is whole.
 
     Weights keep their dtype. The tokenizer with its chat template and the generation settings come along.
@@ -87,23 +91,25 @@ def write_student(teacher: str | Path, keep: Sequence[int], out: str | Path) -> 
         teacher: a folder of a causal language model, or a name of the Hub.
         keep: layer numbers, ascending.
         out: a folder that does not exist yet, or is empty.
+        trust_remote_code: run the code that the teacher brings along.
 
     Raises:
-        ValueError: see `check_out` and `keep_layers`.
+        ValueError: see `check_out`, `read_model_files` and `keep_layers`.
     """
     out = Path(out)
     check_out(out)
-    config = AutoConfig.from_pretrained(str(teacher)).get_text_config(decoder=True)
+    files = read_model_files(teacher, role="teacher", trust_remote_code=trust_remote_code)
+    config = files.config.get_text_config(decoder=True)
     if hasattr(config, "num_hidden_layers"):
         check_layers(keep, config.num_hidden_layers)  # before the weights are read
-    model = AutoModelForCausalLM.from_pretrained(str(teacher), dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(str(teacher))
+    with explained(files.name, "teacher"):
+        model = AutoModelForCausalLM.from_pretrained(files.name, dtype="auto", trust_remote_code=trust_remote_code)
     num_layers, before = len(decoder_layers(model)), model.num_parameters()
     keep_layers(model, keep)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    files.tokenizer.save_pretrained(aside)
     os.replace(aside, out)
     return Pruned(num_layers, list(keep), before, model.num_parameters(), str(model.dtype).removeprefix("torch."))
 

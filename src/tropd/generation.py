@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
+from .data.refusals import BadRow, refusal
+from .preflight.files import ModelFiles
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
 from .sampling import sample, until_eos
-from .teacher.context import TeacherContexts
 
 
 @dataclass(frozen=True)
@@ -30,50 +32,92 @@ class Summary:
     empty: int
 
 
-def read_prompts(rows: Sequence[Row], places: Sequence[str], tokenizer: Any) -> Prompts:
+def read_prompts(
+    rows: Sequence[Row], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any] | None = None
+) -> Prompts:
     """Token ids of each row's `teacher_prompt`, else its `prompt`: text as it stands, messages through the template.
 
     Args:
         rows: the data set's.
         places: `file:line` of each.
         tokenizer: the teacher's.
+        template_kwargs: keyword arguments of the chat template, such as `{"enable_thinking": True}`.
 
     Raises:
-        ValueError: rows that have a response already, an empty prompt, or messages without a chat template.
+        ValueError: rows that have a response already, an empty prompt, or messages that the chat template refuses.
     """
     taken = [name for name in COLUMNS if any(name in row for row in rows)]
     if taken:
         raise ValueError(f"the data has a column {taken[0]} already, which would be replaced. Leave that column out.")
     if not rows:
         raise ValueError("the data has no rows, so there is nothing to answer.")
-    for row, place in zip(rows, places, strict=True):
-        prompt = row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"]
-        if not isinstance(prompt, str) and not tokenizer.chat_template:
-            raise ValueError(
-                f"{place}: the prompt is a list of messages, and the teacher's tokenizer has no chat template to write "
-                "them with. Give text, or take a teacher with a template."
-            )
-    contexts = TeacherContexts(tokenizer, as_student=False).of(rows, [[]] * len(rows))
-    empty = [place for place, context in zip(places, contexts, strict=True) if not context]
+    seen = [row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"] for row in rows]
+    contexts = _tokenize(seen, places, tokenizer, template_kwargs or {})
+    empty = [BadRow(place, "the prompt is empty") for place, ids in zip(places, contexts, strict=True) if not ids]
     if empty:
-        raise ValueError(f"{_some(empty)}: an empty prompt, after which nothing predicts a first token. Remove it.")
+        raise refusal(empty, len(rows), "Nothing predicts a first token behind an empty prompt. Remove these rows.")
     return Prompts(rows, places, contexts)
 
 
-def check_fit(prompts: Prompts, settings: GenerationSettings, config: Any) -> None:
-    """Refuse prompts that the teacher cannot read, or that leave no room for `max_new_tokens`; `config` is its own.
+def _tokenize(
+    prompts: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
+) -> list[list[int]]:
+    """Text with the tokenizer's special tokens, messages with those of the template alone; each kind in one call."""
+    is_text = [isinstance(prompt, str) for prompt in prompts]
+    if not all(is_text) and not tokenizer.chat_template and "chat_template" not in template_kwargs:
+        raise ValueError(
+            f"{places[is_text.index(False)]}: the prompt is a list of messages, and the teacher's tokenizer has no "
+            "chat template to write them with. Give text, or take a teacher with a template."
+        )
+    rendered = _render(prompts, places, tokenizer, template_kwargs)
+    contexts: list[list[int]] = [[]] * len(prompts)
+    for kind in (True, False):
+        numbers = [number for number, text in enumerate(is_text) if text is kind]
+        if numbers:
+            ids = tokenizer([rendered[number] for number in numbers], add_special_tokens=kind)["input_ids"]
+            for number, row in zip(numbers, ids, strict=True):
+                contexts[number] = list(row)
+    return contexts
+
+
+def _render(
+    prompts: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
+) -> list[str]:
+    """Every prompt as the text that the tokenizer reads."""
+    texts, bad = [], []
+    for prompt, place in zip(prompts, places, strict=True):
+        if isinstance(prompt, str):
+            texts.append(prompt)
+            continue
+        try:
+            texts.append(
+                tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
+            )
+        except TemplateError as error:
+            bad.append(BadRow(place, f"the teacher's chat template refuses the messages ({error})"))
+    if bad:
+        raise refusal(bad, len(prompts), "Write the messages as that template wants them, or remove these rows.")
+    return texts
+
+
+def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFiles) -> None:
+    """Refuse prompts that the teacher cannot read or that leave no room for a response, and a teacher without an end.
 
     Raises:
         ValueError: naming the rows.
     """
-    text = config.get_text_config(decoder=True)
+    if not teacher.eos_ids:
+        raise ValueError(
+            "neither the teacher's generation_config.json nor its tokenizer names an end-of-sequence token, so no "
+            "response would ever end. Set eos_token_id in generation_config.json."
+        )
     highest = max(max(context) for context in prompts.contexts)
-    if highest >= text.vocab_size:
+    if highest >= teacher.head_rows:
         raise ValueError(
             f"the tokenizer in {settings.teacher} gives token id {highest}, but the teacher's vocabulary has "
-            f"{text.vocab_size} entries: tokenizer and model do not belong together."
+            f"{teacher.head_rows} entries: tokenizer and model do not belong together."
         )
-    positions = getattr(text, "max_position_embeddings", None)
+    positions = teacher.context_length
     if positions is None:
         return
     room = positions - settings.max_new_tokens
@@ -83,27 +127,29 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, config: Any) -> No
             f"included, and the longest prompt has {max(map(len, prompts.contexts))}. Lower max_new_tokens."
         )
     pairs = zip(prompts.places, prompts.contexts, strict=True)
-    long = [f"{place} ({len(context)} tokens)" for place, context in pairs if len(context) > room]
+    long = [BadRow(place, f"the prompt has {len(context)} tokens") for place, context in pairs if len(context) > room]
     if long:
-        raise ValueError(
-            f"{_some(long)}: too long. The teacher's context of {positions} tokens leaves {room} for a prompt when "
-            f"max_new_tokens is {settings.max_new_tokens}. Lower max_new_tokens, or remove the long prompts."
+        raise refusal(
+            long,
+            len(prompts.rows),
+            f"The teacher's context of {positions} tokens leaves {room} for a prompt when max_new_tokens is "
+            f"{settings.max_new_tokens}. Lower max_new_tokens, or remove the long prompts.",
         )
 
 
-def generate(model: PreTrainedModel, tokenizer: Any, file: ResponseFile, advance: Callable[[int], None]) -> int:
+def generate(model: PreTrainedModel, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
     A batch depends on the settings, its number and its prompts alone, and the global generators stay as they were.
 
     Args:
         model: the teacher; put in evaluation mode.
-        tokenizer: the teacher's.
+        teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
     """
     model.eval()
-    eos_ids, tokens = ending_ids(model.generation_config, tokenizer), 0
+    tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
     for number, rows in file.missing_batches():
         seed = _batch_seed(file.settings.seed, number)
         try:
@@ -134,19 +180,6 @@ def summarise(file: ResponseFile) -> Summary:
         ended += record["teacher_response_ended"]
         empty += record["teacher_response"] is None
     return Summary(count, tokens, ended, empty)
-
-
-def ending_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a response: those of the generation settings, and the tokenizer's."""
-    named = generation_config.eos_token_id
-    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    ids = sorted({token for token in ids if token is not None})
-    if not ids:
-        raise ValueError(
-            "neither the teacher's generation_config.json nor its tokenizer names an end-of-sequence token, so no "
-            "response would ever end. Set eos_token_id in generation_config.json."
-        )
-    return ids
 
 
 def _sample(
@@ -182,13 +215,3 @@ def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:
     """The columns of one response; `None` for the ids of an empty one, which a prefix cannot be taken from."""
     ids = until_eos(response, eos_ids)
     return dict(zip(COLUMNS, (ids or None, tokenizer.decode(ids), len(ids) < len(response)), strict=True))
-
-
-def _some(places: Sequence[str], most: int = 5) -> str:
-    """The first places of a long list.
-
-    >>> _some(["a:1", "a:2", "a:3"], most=2)
-    'a:1, a:2 and 1 more'
-    """
-    more = f" and {len(places) - most} more" if len(places) > most else ""
-    return ", ".join(places[:most]) + more

@@ -3,13 +3,13 @@
 Nothing is downloaded and no tensor is read; a name of the Hub is let through for Transformers to find.
 """
 
-import difflib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from .safetensors_header import check_complete
+from .data.refusals import nearest
+from .safetensors_header import read_header
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -26,6 +26,12 @@ TOKENIZER_FILES = (
     "tekken.json",
     "tiktoken.model",
 )
+JSON_FILES = ("generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+"""Read by Transformers where they exist; one that is broken is skipped by some readers and a traceback in others."""
+
+SHOWN = 3
+"""So many tensors are named in a sentence; the others are counted."""
+
 TO_SAFETENSORS = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{0}', dtype='auto').save_pretrained('{0}-safetensors')\""
@@ -56,13 +62,57 @@ def check_model_folder(name: str | Path, role: str) -> None:
     folder, start = Path(name), f"{role} is {str(name)!r}"
     _check_is_folder(folder, start)
     _check_config(folder, start)
-    for file in weight_files(folder, start):
-        check_complete(file, start)
+    _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_header(file, start)})
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
             f"{start}, which holds no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary file). Copy "
             "the tokenizer files of the model that it was made from into the folder."
         )
+    for file in JSON_FILES:
+        if (folder / file).is_file():
+            _read_json(folder / file, start)
+
+
+def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) -> None:
+    """Refuse a folder whose weights are not those that its config.json describes; no weight is read.
+
+    Transformers fills a tensor that it does not find with random numbers and says so in a log only. Imports torch and
+    Transformers, so it belongs behind `check_model_folder`; and before training arguments with DeepSpeed ZeRO-3 are
+    made, which change how models are built. Quantised weights, and a name of the Hub, are let through.
+
+    Args:
+        name: a folder, or a name of the Hub.
+        role: `student` or `teacher`; starts the sentence.
+        trust_remote_code: run the code that the folder brings along.
+
+    Raises:
+        ValueError: naming up to three tensors that are missing, or of another shape.
+    """
+    if not is_local(name):
+        return
+    from .loading_report import loading_report
+
+    start = f"{role} is {str(name)!r}"
+    report = loading_report(Path(name), weight_files(Path(name), start), start, trust_remote_code)
+    advice = "Copy or download config.json and the weights again, from one place."
+    if report.missing:
+        raise ValueError(
+            f"{start}, whose weights lack {_some(report.missing)}: its config.json asks for them, and Transformers "
+            f"would fill them with random numbers. {advice}"
+        )
+    if report.mismatched:
+        raise ValueError(
+            f"{start}, whose weights are not those of its config.json: {_some(report.mismatched)}. {advice}"
+        )
+
+
+def _some(items: list[str]) -> str:
+    """The first items, and how many more there are.
+
+    >>> _some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else "")
 
 
 def weight_bytes(folder: str | Path) -> int:
@@ -78,19 +128,31 @@ def _check_is_folder(folder: Path, start: str) -> None:
     if folder.is_file():
         raise ValueError(f"{start}, which is a file. Give the folder of the model: {str(folder.parent)!r}.")
     if not folder.is_dir():
-        raise ValueError(f"{start}, and there is no such folder. {_nearest(folder)}")
+        raise ValueError(f"{start}, and there is no such folder. {_instead_of_missing(folder)}")
 
 
-def _nearest(folder: Path) -> str:
+def near_folder(folder: Path) -> str | None:
+    """The folder beside `folder` with the most similar name, or `None` where none is like it."""
+    near = nearest(folder.name, _siblings(folder))
+    return None if near is None else str(folder.parent / near)
+
+
+def _siblings(folder: Path) -> list[str]:
+    """The folders that are where `folder` would be."""
+    if not folder.parent.is_dir():
+        return []
+    return sorted(path.name for path in folder.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _instead_of_missing(folder: Path) -> str:
     """What to type instead of a folder that is not there."""
     parent = folder.parent
     if not parent.is_dir():
         existing = next((above for above in parent.parents if above.is_dir()), Path("."))
         return f"{str(parent)!r} does not exist either; {str(existing)!r} does. Correct the path."
-    siblings = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-    near = difflib.get_close_matches(folder.name, siblings, n=1)
-    if near:
-        return f"Did you mean {str(parent / near[0])!r}?"
+    near, siblings = near_folder(folder), _siblings(folder)
+    if near is not None:
+        return f"Did you mean {near!r}?"
     found = f"has: {', '.join(siblings[:8])}" if siblings else "has no folders"
     return f"{str(parent)!r} {found}. Correct the path; if you mean a name of the Hub, run from another folder."
 
@@ -99,7 +161,7 @@ def _check_config(folder: Path, start: str) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{start}, which is not a model folder: it has no config.json. {_instead_of(folder)}")
     config = _read_json(folder / "config.json", start)
-    if "AutoModelForCausalLM" in config.get("auto_map", {}):
+    if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         return
     if not config.get("model_type"):
         raise ValueError(
@@ -141,10 +203,7 @@ def weight_files(folder: Path, start: str) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise ValueError(f"{start}, {_without_weights(folder)}")
-    weight_map = _read_json(folder / INDEX, start).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{start}, whose {INDEX} has no weight_map. Copy or download that file again.")
-    shards = sorted({str(name) for name in weight_map.values()})
+    shards = sorted({str(name) for name in _weight_map(folder, start).values()})
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -152,6 +211,27 @@ def weight_files(folder: Path, start: str) -> list[Path]:
             f"missing, the first is {missing[0]}. Copy or download the missing files."
         )
     return [folder / name for name in shards]
+
+
+def _weight_map(folder: Path, start: str) -> dict[str, Any]:
+    """Tensor → file of a folder whose weights are in several files."""
+    weight_map = _read_json(folder / INDEX, start).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{start}, whose {INDEX} has no weight_map. Copy or download that file again.")
+    return weight_map
+
+
+def _check_index(folder: Path, start: str, tensors: set[str]) -> None:
+    """Refuse files that do not hold what the index promises, such as one that was copied over another."""
+    if (folder / WEIGHTS).is_file():
+        return  # Transformers takes it before any index
+    weight_map = _weight_map(folder, start)
+    lost = [name for name in weight_map if name not in tensors]
+    if lost:
+        raise ValueError(
+            f"{start}, whose {INDEX} names tensors that no file holds: {_some(lost)}, which should be in "
+            f"{weight_map[lost[0]]}. Copy or download the index and the weights again, from one place."
+        )
 
 
 def _without_weights(folder: Path) -> str:

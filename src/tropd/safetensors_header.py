@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without loading a tensor: is the file whole?"""
+"""The header of a safetensors file, read without loading a tensor: what is in it, and is the file whole?"""
 
 import json
 import struct
@@ -12,8 +12,8 @@ LONGEST_HEADER = 100_000_000
 LFS_POINTER = b"version https://git-lfs"
 
 
-def check_complete(path: Path, start: str) -> None:
-    """Refuse a file whose size is not what its header promises.
+def read_header(path: Path, start: str) -> dict[str, dict[str, Any]]:
+    """The tensors of a file, name → `dtype`, `shape` and `data_offsets`; its size must be what they add up to.
 
     Args:
         path: a `.safetensors` file.
@@ -37,13 +37,14 @@ def check_complete(path: Path, start: str) -> None:
             f"{start}, whose {path.name} ({size} bytes) does not start with a safetensors header: it was cut short or "
             "is another kind of file. Copy or download it again."
         )
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    expected = LENGTH.size + length + max(ends, default=0)
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    expected = LENGTH.size + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if size != expected:
         what = "was cut short" if size < expected else "is longer than its header says"
         raise ValueError(
             f"{start}, whose {path.name} {what}: it has {size} of {expected} bytes. Copy or download it again."
         )
+    return tensors
 
 
 def _parsed(header: bytes) -> dict[str, Any] | None:

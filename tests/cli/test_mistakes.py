@@ -52,6 +52,18 @@ def remove(*names: str):
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
+def shorten(name: str):
+    return lambda folder: (folder / name).write_text((folder / name).read_text()[:-20])
+
+
+def lacking(folder: Path) -> None:
+    """A tensor fewer than the configuration asks for."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if "down_proj" in name))
+    save_file(tensors, path, {"format": "pt"})
+
+
 def cut_short(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -221,12 +233,42 @@ MISTAKES = [
     Mistake(
         "a teacher without any finite score, seen by the preflight",
         broken("teacher", without_numbers, preflight_prompts=2),
-        ("teacher", "finite"),
+        ("The teacher has no finite score for", "of 64 tokens", "teacher_model_init_kwargs"),
     ),
     Mistake(
         "a student without a softmax",
         broken("student", without_numbers),
         ("the student's softmax is not finite in the rollout of step 1",),
+    ),
+    Mistake(
+        "fewer prompts than a step takes",
+        with_rows([ROW] * 3, per_device_train_batch_size=16),
+        ("the training data has 3 prompts, but one rollout batch takes 4", "per_device_train_batch_size"),
+    ),
+    Mistake("a weights file without a tensor", broken("teacher", lacking), ("teacher is 'broken'", "down_proj")),
+    Mistake(
+        "a generation configuration cut short",
+        broken("student", shorten("generation_config.json")),
+        ("student is 'broken'", "generation_config.json"),
+    ),
+    Mistake(
+        "a tokenizer cut short", broken("teacher", shorten("tokenizer.json")), ("teacher is 'broken'", "tokenizer.json")
+    ),
+    Mistake(
+        "a field without its value",
+        lambda at: ["train", *at.fields(), "--learning_rate"],
+        ("--learning_rate has no value",),
+    ),
+    Mistake("a tracker that is not installed", train(report_to="mlflow"), ("mlflow", "report_to")),
+    Mistake(
+        "a teacher's prompt beyond its context",
+        with_rows([ROW, ROW | {"teacher_prompt": "1+" * 200}]),
+        ("rows.jsonl:2", "teacher_prompt has 400 tokens"),
+    ),
+    Mistake(
+        "a teacher that is nowhere",
+        lambda at: ["student", "--teacher", "nobody/nothing", "--keep-layers", "0", "--out", "pruned"],
+        ("teacher is 'nobody/nothing'", "neither a model folder here nor"),
     ),
     Mistake("steps below zero", lambda at: ["check", "--steps", "-1", *at.fields()], ("--steps is -1",)),
 ]
@@ -240,7 +282,7 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(mistake, workspace, tropd):
     assert "error: " in outcome.err and "Traceback" not in outcome.err
     for part in mistake.says:
         assert part in said, said
-    assert not list((workspace.root / "out").glob("checkpoint-*"))
+    assert not (workspace.root / "out/model.safetensors").exists()
 
 
 def test_too_little_disk_is_refused_before_training(workspace, tropd, monkeypatch):
@@ -312,6 +354,14 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step(workspace, tropd, m
 def test_debug_shows_where_a_mistake_came_from(workspace, tropd):
     with pytest.raises(ValueError, match="method is 'trop'"):
         tropd("train", "--debug", *workspace.fields(method="trop"))
+
+
+def test_a_value_error_that_is_not_ours_says_how_to_find_its_place(workspace, tropd, monkeypatch):
+    monkeypatch.setattr("tropd.run.configuration.resolve", lambda *arguments, **options: int("x"))
+    outcome = tropd("train", *workspace.fields())
+    assert outcome.code == 2 and "invalid literal for int" in outcome.err
+    outcome = tropd("methods", "tropdd")
+    assert "--debug" not in outcome.err, "a sentence of ours stands alone"
 
 
 def test_a_defect_of_ours_keeps_its_traceback(workspace, tropd, monkeypatch):

@@ -1,14 +1,17 @@
 """`tropd student` on real models."""
 
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from tropd.cli import student
+from tropd.cli.main import main
 from tropd.proving_ground.pair import teacher_path
 
 
@@ -42,6 +45,38 @@ def test_an_output_with_files_in_it_is_refused(tmp_path):
     (tmp_path / "note.txt").touch()
     with pytest.raises(ValueError, match="exists already"):
         run("--teacher", teacher_path(), "--keep_layers", "0", "--out", tmp_path)
+
+
+def test_a_teacher_that_is_nowhere_is_a_sentence(tmp_path, monkeypatch, capfd):
+    shutil.copytree(teacher_path(), tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    assert main(["student", "--teacher", "techer", "--keep_layers", "0", "--out", "out"]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "teacher is 'techer', which is neither a model folder here nor to be had from the Hub: " in said
+    assert said.endswith("Did you mean 'teacher'?") and "Traceback" not in said
+
+
+def test_code_that_a_teacher_brings_runs_only_when_it_is_trusted(tmp_path, monkeypatch, capfd):
+    """A folder whose classes are files of its own."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    teacher, out = shutil.copytree(teacher_path(), tmp_path / "teacher"), tmp_path / "out"
+    (teacher / "own_config.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (teacher / "own_model.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nfrom .own_config import OwnConfig\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((teacher / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own_config.OwnConfig", "AutoModelForCausalLM": "own_model.OwnModel"},
+    }
+    (teacher / "config.json").write_text(json.dumps(config))
+    words = ["student", "--teacher", str(teacher), "--keep_layers", "0-2", "--out", str(out)]
+    assert main(words) == 2
+    assert "trust_remote_code" in capfd.readouterr().err
+    assert main([*words, "--trust_remote_code"]) == 0
+    assert (out / "model.safetensors").is_file()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

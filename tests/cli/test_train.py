@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tropd import TrOPDConfig, TrOPDTrainer
 
@@ -98,11 +99,29 @@ def test_evaluation_prompts_are_evaluated(workspace, tropd):
     assert any("eval_kl/k1" in entry for entry in metrics(workspace.root / "out"))
 
 
-def test_a_reward_of_ones_own_is_monitored(workspace, tropd, monkeypatch):
+def test_a_reward_of_ones_own_is_monitored(workspace):
+    """Through the real command, which starts without the working directory on Python's path."""
     workspace.text("my_rewards.py", "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n")
-    monkeypatch.syspath_prepend(workspace.root)
-    assert tropd("train", *workspace.fields(reward_funcs="my_rewards.length")).code == 0
+    command = Path(sys.executable).with_name("tropd")
+    fields = workspace.fields(reward_funcs="my_rewards.length")
+    subprocess.run([command, "train", *fields], check=True, capture_output=True, timeout=300)
     assert any(entry.get("reward", 0) > 0 for entry in metrics(workspace.root / "out"))
+
+
+def test_evaluation_data_are_read_whole_and_without_the_training_sets_columns(workspace, tropd):
+    evaluation = workspace.jsonl("held_out.jsonl", [{"question": f"{n}+2+3="} for n in range(6)])
+    data = workspace.jsonl("rows.jsonl", [{"question": f"{n}+1=", "solution": "ones:"} for n in range(4)])
+    fields = workspace.fields(
+        data=data,
+        eval_data=evaluation,
+        eval_strategy="steps",
+        eval_steps=1,
+        max_prompts=2,
+        per_device_eval_batch_size=8,
+    )
+    columns = ["--columns.prompt", "question", "--columns.teacher_response", "solution"]
+    outcome = tropd("train", *fields, *columns)
+    assert outcome.code == 0, outcome.err
 
 
 def test_columns_are_renamed_by_the_configuration(workspace, tropd):
@@ -127,24 +146,6 @@ def test_problems_of_an_evaluation_file_in_the_training_data_are_reported(worksp
     outcome = tropd("train", *workspace.fields(data=data, overlap_with=held_out))
     assert outcome.code == 0
     assert "1 of the 2 problems of held_out.jsonl are in rows.jsonl" in outcome.err
-
-
-class Interrupt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_says_where_to_go_on(workspace, tropd, monkeypatch):
-    build = TrOPDTrainer.__init__
-
-    def interrupted(self, *arguments, callbacks=(), **options):
-        build(self, *arguments, callbacks=[*callbacks, Interrupt()], **options)
-
-    monkeypatch.setattr(TrOPDTrainer, "__init__", interrupted)
-    outcome = tropd("train", *workspace.fields(max_steps=3, save_strategy="steps", save_steps=1))
-    assert outcome.code == 130
-    assert "stopped at step 2; the last checkpoint, out/checkpoint-1, is untouched" in outcome.err
 
 
 @pytest.mark.slow

@@ -70,27 +70,74 @@ def test_no_file_is_needed_where_the_command_line_says_everything():
     assert (configuration.settings.teacher, configuration.trainer) == ("b", {"output_dir": "d"})
 
 
-def test_a_word_that_yaml_reads_otherwise_stays_text_where_text_is_wanted(file):
-    configuration = resolve(file(), ["--run_name", "12", "--data", "7"])
-    assert (configuration.trainer["run_name"], configuration.settings.data) == ("12", "7")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run_name", "12"),
+        ("run_name", "12:30"),
+        ("run_name", "2026-13-45"),
+        ("output_dir", "007"),
+        ("output_dir", "2026-11-05"),
+        ("output_dir", "1_000"),
+        ("data", "7"),
+        ("system_prompt", "Use tag #3 and # marks"),
+        ("system_prompt", "Note: be brief"),
+        ("system_prompt", "Solve it.\nThink step by step.\n\nAnswer last."),
+        ("teacher_chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}"),
+    ],
+)
+def test_text_stays_as_it_was_typed(file, name, text):
+    configuration = resolve(file(), [f"--{name}", text])
+    found = configuration.trainer.get(name) or getattr(configuration.settings, name, None)
+    assert found == text
+
+
+@pytest.mark.parametrize(("name", "text"), [("output_dir", "007"), ("run_name", "12:30"), ("run_name", "2026-11-05")])
+def test_unquoted_text_of_a_file_stays_text(file, name, text):
+    whole = WHOLE.replace("output_dir: out\n", "") if name == "output_dir" else WHOLE
+    assert resolve(file(whole + f"{name}: {text}\n")).trainer[name] == text
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
+    ("words", "field", "value"),
     [
-        (["--flag"], True),
-        (["--flag", "false"], False),
-        (["--n", "3"], 3),
-        (["--name", "- not: [yaml"], "- not: [yaml"),
-        (["--list", "1", "2"], [1, 2]),
-        (["--negative", "-2.5"], -2.5),
-        (["--map", "{a: 1}"], {"a": 1}),
-        (["--map.a", "1", "--map.b", "2"], {"a": 1, "b": 2}),
+        (["--chat"], "chat", True),
+        (["--chat", "false"], "chat", False),
+        (["--max_steps", "3"], "max_steps", 3),
+        (["--outlier_tau", "-2.5", "--method", "mask_outlier"], "outlier_tau", -2.5),
+        (["--save_strategy", "no"], "save_strategy", "no"),
+        (["--reward_weights", "1", "2.5"], "reward_weights", [1.0, 2.5]),
+        (["--reward_funcs", "a.b"], "reward_funcs", ["a.b"]),
+        (["--lora_target_modules", "q_proj", "v_proj", "--use_peft"], "lora_target_modules", ["q_proj", "v_proj"]),
+        (["--model_init_kwargs", "{dtype: bfloat16}"], "model_init_kwargs", {"dtype": "bfloat16"}),
+        (["--model_init_kwargs.dtype", "float32"], "model_init_kwargs", {"dtype": "float32"}),
+        (["--guidance_length", "null"], "guidance_length", None),
+        (["--pad_to_multiple_of", "8"], "pad_to_multiple_of", 8),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint", "true"),
     ],
 )
-def test_overrides_read_as_yaml(words, value):
-    (read,) = read_overrides(words).values()
-    assert read.value == value
+def test_an_override_has_the_type_of_its_field(file, words, field, value):
+    configuration = resolve(file(), words)
+    found = configuration.trainer.get(field, getattr(configuration.settings, field, None))
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("words", [["--learning_rate"], ["--learning_rate", "--max_steps", "3"], ["--run_name"]])
+def test_a_field_without_its_value_is_refused(file, words):
+    assert refusal(file(), words) == f"{words[0]} has no value; type one behind it."
+
+
+def test_one_way_to_give_a_mapping(file):
+    words = ["--columns", "{prompt: q}", "--columns.prompt", "p"]
+    assert refusal(file(), words) == "--columns was given as '{prompt: q}' and as --columns.prompt; give it one way."
+
+
+def test_an_override_reads_the_words_behind_it():
+    assert {name: value.value for name, value in read_overrides(["--a-b=c", "--d", "e", "f", "--g"]).items()} == {
+        "a_b": "c",
+        "d": ["e", "f"],
+        "g": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -102,7 +149,8 @@ def test_overrides_read_as_yaml(words, value):
         (WHOLE + "method: tropdd\n", r"run.yaml, line 7: method is 'tropdd', which is unknown \(did you mean 'tropd'"),
         (WHOLE + "method: opd\nfkl_top_k: 3\n", "run.yaml, line 8: fkl_top_k is 3, which would have no effect"),
         (WHOLE + "max_steps: many\n", "run.yaml, line 7: max_steps is 'many'; input should be a valid integer"),
-        (WHOLE + "max_steps: 1.5\n", "run.yaml, line 7: max_steps is 1.5; input should be a valid integer"),
+        (WHOLE + "max_steps: 1.5\n", "run.yaml, line 7: max_steps is '1.5'; input should be a valid integer"),
+        (WHOLE + "max_steps: yes\n", "run.yaml, line 7: max_steps is 'yes'; input should be a valid integer"),
         (WHOLE + "student: again\n", "run.yaml, line 7: student was given already .run.yaml, line 1"),
         (WHOLE + "overlong_prompts: trim\n", "overlong_prompts is 'trim'; input should be 'refuse' or 'drop'"),
         (WHOLE + "lora_r: 8\n", "lora_r is 8, which has no effect without an adapter. Set use_peft: true"),

@@ -17,7 +17,8 @@ Look at a student, a teacher and prompts before anything is trained.
 Compares the tokenizers id by id, special tokens, endings, chat templates, vocabulary sizes and context lengths; lets
 both models score a few real prompts; says whether OPD would be safe, whether outliers would dominate its gradient, or
 whether the pair cannot work, and which method and settings follow; estimates memory, time and disk.
-Exit code 2 where training would be refused.
+Exit code 2 where training would refuse the pair, the data or the configuration. (Whether output_dir is in use is not
+looked at.)
 """
 
 EXAMPLES = """\
@@ -70,31 +71,28 @@ UNNAMED = "(not named)"
 
 
 def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
-    """Score prompts, estimate costs, take steps; everything is shown, and given back as plain data."""
-    from ..run.costs import check_room, plan_of, time_of
+    """Estimate costs, score prompts, take steps; everything is shown, and given back as plain data."""
     from ..run.trial import scratch_folder, silent_trainer, take_steps, trial_inputs
     from .at_start import is_sharded, look_when_ready
-    from .preflight import show_plan, show_probe
+    from .preflight import show_plan, show_probe, show_time
 
-    plan = plan_of(inputs)
+    # Before the models are loaded: the estimate holds them too.
+    plan = show_plan(inputs, disk=inputs.args.output_dir != UNNAMED)
+    found: dict[str, Any] = {}
+
+    def look() -> None:
+        probed, seen = show_probe(trainer, inputs)
+        found.update(seen)
+        if plan is not None and probed is not None:
+            show_time(inputs, probed.times, seen["measurement"]["mean_length"])
+
     with scratch_folder() as folder:
         console.say("loading student and teacher")
-        trial = trial_inputs(inputs, num_steps, folder)
-        trainer = silent_trainer(trial)
-        found: dict[str, Any] = {}
-
-        def look() -> None:
-            probed, seen = show_probe(trainer, inputs)
-            found.update(seen)
-            show_plan(inputs, plan, None if probed is None else time_of(plan, probed.times))
-
+        trainer = silent_trainer(trial_inputs(inputs, num_steps, folder))
         if is_sharded(trainer) and not num_steps:
             console.warn("the student is sharded only when training begins: no prompts are scored without --steps 1.")
-            show_plan(inputs, plan)
         else:
             look_when_ready(trainer, look)
-        if inputs.args.output_dir != UNNAMED:
-            check_room(inputs, plan)
         if num_steps:
             console.say(f"taking {num_steps} optimiser steps, which are thrown away")
             steps = take_steps(trainer)
@@ -104,7 +102,7 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
 
 
 def show_steps(steps: list[Any], plan: Any) -> None:
-    """What each step took, beside the estimate."""
+    """What each step took, beside the estimate; peak memory is of the process so far, loading included."""
     from ..planning.memory import human_bytes
 
     screen = console.out()
@@ -113,4 +111,5 @@ def show_steps(steps: list[Any], plan: Any) -> None:
         screen.print(
             f"  step {number}: {step.seconds:.1f} s, peak memory {human_bytes(step.peak_bytes)}, loss {step.loss:.4f}"
         )
-    screen.print(f"  estimated peak: {human_bytes(plan.memory.total)}, Python and its libraries included")
+    if plan is not None:
+        screen.print(f"  estimated: {human_bytes(plan.memory.total)}, Python and its libraries included")

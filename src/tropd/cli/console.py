@@ -47,7 +47,9 @@ def warn(text: str) -> None:
 
 
 def fail(text: str) -> None:
-    """A mistake, in the words of its exception."""
+    """A mistake, in the words of its exception; with the process's number where there are several."""
+    rank = os.environ.get("RANK", "0")
+    text = text if rank == "0" else f"(process {rank}) {text}"
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(text)}")
 
 

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model_folder import check_model_folder, is_local
+from ..model_folder import check_model_folder, check_weights, is_local
 from . import console
 
 if TYPE_CHECKING:
     from ..generation import Summary
+    from ..preflight.files import ModelFiles
     from ..response_file import ResponseFile
 
 NAME = "generate"
@@ -27,7 +28,7 @@ data set save the teacher the writing in every step of every run.
 A line holds the prompt's own columns, teacher_response (token ids without the end of sequence; null where the teacher
 wrote nothing), teacher_response_text (for people) and teacher_response_ended (false: cut at max_new_tokens). Text
 prompts are tokenised as they stand, messages go through the teacher's chat template, and a teacher_prompt replaces the
-prompt.
+prompt. Where the response is null the teacher writes one while training; under FSDP it cannot, so remove these rows.
 
 Killed, the same command goes on with the next batch, and the file ends up the same."""
 
@@ -35,7 +36,10 @@ EPILOG = """\
 examples:
   tropd generate --teacher models/teacher --data prompts.jsonl --out responses.jsonl
   tropd generate --teacher models/teacher --data problems.jsonl --out responses.jsonl \\
-      --columns '{"prompt": "question"}' --chat --max_new_tokens 4096"""
+      --columns.prompt question --chat --max_new_tokens 4096"""
+
+RESERVED = ("add_generation_prompt", "conversation", "return_dict", "tokenize")
+"""Arguments of `apply_chat_template` that decide what comes back, and are ours."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -59,55 +63,91 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
     option("batch_size", "responses sampled together (default: 16)", type=int, default=16, metavar="N")
     option("seed", "the same seed writes the same file (default: 42)", type=int, default=42, metavar="N")
-    option("columns", "our column names to the file's, as JSON", metavar="JSON")
+    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
     option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
     option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
     option("system_prompt", "a system message before every conversation", metavar="TEXT")
-    option("limit", "answer only the first N prompts", type=int, metavar="N")
+    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
+    option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_fields=True, overrides=[])
 
 
 def run(options: argparse.Namespace) -> int:
-    columns = _columns(options.columns)
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"limit is {options.limit}; use at least 1, or leave it out to answer all prompts.")
+    columns = _columns(options)
+    template_kwargs = _template_kwargs(options.chat_template_kwargs)
+    if options.max_prompts is not None and options.max_prompts < 1:
+        raise ValueError(
+            f"max_prompts is {options.max_prompts}; use at least 1, or leave it out to answer all prompts."
+        )
     check_model_folder(options.teacher, "teacher")
-    file, tokenizer = _open(options, columns)
+    file, teacher = _open(options, columns, template_kwargs)
     if file.done == file.total:
         console.say(f"{file.path} is complete already.")
         speed = None
     else:
-        speed = _generate(options, file, tokenizer)
+        speed = _generate(options, file, teacher)
     from ..generation import summarise
 
     _report(summarise(file), file, speed)
     return 0
 
 
-def _columns(text: str | None) -> dict[str, str] | None:
+def _columns(options: argparse.Namespace) -> dict[str, str] | None:
+    """The names of `--columns JSON`, then those of `--columns.ours theirs`; every other word is refused."""
+    from ..run.configuration import read_overrides
+
+    words = options.overrides
+    unknown = [word for word in words if word.startswith("--") and not word.startswith("--columns.")]
+    unknown += [word for word in words[:1] if not word.startswith("--")]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not an option of `tropd generate`; see `tropd generate --help`.")
+    columns = _json_mapping("columns", options.columns, '{"prompt": "question"}') or {}
+    for written in read_overrides(words).values():
+        columns |= written.value
+    wrong = next((name for name, theirs in columns.items() if not isinstance(theirs, str)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"columns.{wrong} is {columns[wrong]!r}; write the name of one column of the file: --columns.{wrong} NAME."
+        )
+    return columns or None
+
+
+def _template_kwargs(text: str | None) -> dict[str, Any] | None:
+    """The arguments of the chat template."""
+    arguments = _json_mapping("chat_template_kwargs", text, '{"enable_thinking": false}')
+    taken = [name for name in RESERVED if name in (arguments or {})]
+    if taken:
+        raise ValueError(
+            f"chat_template_kwargs sets {taken[0]}, which is decided here: a prompt ends where the teacher's turn "
+            "starts. Leave it out."
+        )
+    return arguments
+
+
+def _json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        columns = json.loads(text)
+        mapping = json.loads(text)
     except json.JSONDecodeError:
-        columns = None
-    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        mapping = None
+    if not isinstance(mapping, dict):
         raise ValueError(
-            f"columns is {text!r}; write our names and the file's as JSON, in single quotes for the shell: "
-            """--columns '{"prompt": "question"}'."""
+            f"{name} is {text!r}; write a JSON object, in single quotes for the shell: --{name} '{example}'."
         )
-    return columns
+    return mapping
 
 
-def _open(options: argparse.Namespace, columns: dict[str, str] | None) -> "tuple[ResponseFile, Any]":
+def _open(
+    options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
+) -> "tuple[ResponseFile, ModelFiles]":
     """Everything that can be refused before the teacher's weights are loaded."""
-    from transformers import AutoConfig, AutoTokenizer
-
     from ..data import load_prompts
     from ..generation import check_fit, read_prompts
+    from ..preflight.files import read_model_files
     from ..response_file import GenerationSettings, ResponseFile
     from .quiet import quiet_libraries
 
@@ -127,34 +167,39 @@ def _open(options: argparse.Namespace, columns: dict[str, str] | None) -> "tuple
         split=options.data_split,
         chat=options.chat,
         system_prompt=options.system_prompt,
-        limit=options.limit,
+        limit=options.max_prompts,
     )
     for note in data.notes:
         console.say(note)
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher, trust_remote_code=options.trust_remote_code)
-    config = AutoConfig.from_pretrained(options.teacher, trust_remote_code=options.trust_remote_code)
-    prompts = read_prompts(list(data.dataset), data.places, tokenizer)
-    check_fit(prompts, settings, config)
-    return ResponseFile(options.out, prompts, settings), tokenizer
+    rows = list(data.dataset)
+    if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
+        console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
+    teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
+    prompts = read_prompts(rows, data.places, teacher.tokenizer, template_kwargs)
+    check_fit(prompts, settings, teacher)
+    check_weights(options.teacher, "teacher", options.trust_remote_code)
+    return ResponseFile(options.out, prompts, settings), teacher
 
 
-def _generate(options: argparse.Namespace, file: "ResponseFile", tokenizer: Any) -> float:
+def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles") -> float:
     """Write what is missing; tokens per second."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from ..generation import generate
+    from ..preflight.files import explained
 
     device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
-    )
+    with explained(options.teacher, "teacher"):
+        model = AutoModelForCausalLM.from_pretrained(
+            options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+        )
     model.to(device)  # type: ignore[arg-type]
     resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
     console.say(f"{options.teacher} on {device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
     started = time.monotonic()
     with console.progress("generate", file.total, "responses", file.done) as advance:
-        tokens = generate(model, tokenizer, file, advance)
+        tokens = generate(model, teacher, file, advance)
     return tokens / (time.monotonic() - started)
 
 
@@ -177,5 +222,6 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
     if summary.empty:
         console.warn(
             f"{summary.empty} of {count} responses are empty: the teacher ended at once. Their teacher_response is "
-            "null, and a guided run has the teacher try again; remove the rows if it never has anything to say."
+            "null, and a guided run has the teacher try again, which it cannot under FSDP; remove the rows then, or if "
+            "it never has anything to say."
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +35,7 @@ Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yam
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake explained in a sentence, 130 interrupted."""
+    """Entry point; returns the exit code: 0 done, 2 a mistake explained in a sentence, 128 + n after signal n."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -42,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.say("interrupted; what was on disk stays there.")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         sentence = _sentence(error)
         if debug or sentence is None:
             raise
         console.fail(sentence)
-        return EXIT_MISTAKE
+        return getattr(error, "exit_code", EXIT_MISTAKE)
 
 
 def _run(words: list[str]) -> int:
@@ -96,8 +100,12 @@ def _sentence(error: Exception) -> str | None:
     """What to tell a person about `error`; `None` for a defect of ours, which needs its traceback."""
     from ..training.errors import TrainingStopped
 
-    if isinstance(error, (ValueError, TrainingStopped)):
+    if isinstance(error, TrainingStopped):
         return str(error)
+    if isinstance(error, ValueError):
+        return str(error) if _is_ours(error) else f"{error} (`--debug` shows where this comes from)"
+    if isinstance(error, ImportError) or "to be installed" in str(error):
+        return f"{error} Install it, or leave out the setting that asks for it (report_to, use_vllm, optim, …)."
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"out of GPU memory: {error}. Lower per_device_train_batch_size (and raise gradient_accumulation_steps), "
@@ -106,3 +114,11 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'the disk'}: {error.strerror}."
     return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Was the error raised by a line of this package, whose sentences are meant to be read?"""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).startswith("tropd.")

@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--sequences_per_step",
         type=int,
         metavar="N",
-        help="rollouts of a step, over all GPUs (batch size x accumulation of the configuration)",
+        help="rollouts of a step, over all GPUs (default: what one process of the configuration takes)",
     )
     parser.add_argument("--prompt_tokens", type=int, default=200, metavar="N", help="mean length of a prompt (200)")
     parser.add_argument(
@@ -52,8 +52,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..planning import HARDWARE
     from ..planning.fleet import plan_fleets
-    from ..planning.known import shape_by_name
+    from ..planning.known import config_by_name, shape_by_name
     from ..run.configuration import resolve
+    from ..run.costs import adapter_parameters
     from .quiet import quiet_libraries
 
     if options.gpu not in HARDWARE:
@@ -61,9 +62,8 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     configuration = resolve(options.config, options.overrides, output_dir="out", data="prompts.jsonl")
     args = configuration.changed(**ON_PAPER).training_arguments()
-    student, teacher = (
-        shape_by_name(name) for name in (configuration.settings.student, configuration.settings.teacher)
-    )
+    settings = configuration.settings
+    student, teacher = shape_by_name(settings.student), shape_by_name(settings.teacher)
     rows = options.sequences_per_step or args.per_device_train_batch_size * args.gradient_accumulation_steps
     fleets = plan_fleets(
         lambda **changes: configuration.changed(**ON_PAPER, **changes).training_arguments(),
@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         prompt_tokens=options.prompt_tokens,
         response_tokens=options.response_tokens,
         teacher_writes=False,
+        lora_parameters=adapter_parameters(config_by_name(settings.student), settings) if settings.use_peft else None,
         max_steps=args.max_steps if args.max_steps > 0 else 1,
     )
     _show(fleets, args, options.gpu, rows)

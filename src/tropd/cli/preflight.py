@@ -30,11 +30,50 @@ def show_findings(inputs: Any, everything: bool = False) -> None:
         console.err().print(render_findings(found))
 
 
-def show_plan(inputs: Any, plan: Any, step_time: Any = None) -> None:
-    """Memory, disk and, once measured, time."""
-    from ..planning import available_memory, render
+def show_plan(inputs: Any, disk: bool) -> Any:
+    """Memory and disk of the run; a disk that is too small is refused where `disk` says so.
 
-    for line in render(plan, available_memory(inputs.args.use_cpu), step_time):
+    Returns:
+        The plan, or `None` where the architecture is not known to the cost model, which is said.
+    """
+    from ..planning import available_memory, render
+    from ..run.costs import NoEstimate, check_room, plan_of
+
+    try:
+        plan = plan_of(inputs)
+    except NoEstimate as unknown:
+        console.warn(str(unknown))
+        return None
+    for line in render(plan, available_memory(inputs.args.use_cpu)):
+        console.out().print(line, markup=False)
+    if disk:
+        check_room(inputs, plan)
+    return plan
+
+
+def check_costs(inputs: Any) -> None:
+    """Before a training: warn where memory may not do, refuse where the disk will not."""
+    from ..run.costs import NoEstimate, check_room, memory_warning, plan_of
+
+    try:
+        plan = plan_of(inputs)
+    except NoEstimate as unknown:
+        console.warn(str(unknown))
+        return
+    tight = memory_warning(inputs, plan)
+    if tight is not None:
+        console.warn(tight)
+    check_room(inputs, plan)
+
+
+def show_time(inputs: Any, times: Any, mean_length: float) -> None:
+    """Seconds of a step at the measured speeds and length of a response."""
+    from ..planning.render import time_lines
+    from ..run.costs import plan_of, time_of
+
+    plan = plan_of(inputs, response_tokens=max(1.0, mean_length))
+    console.out().print(f"responses of {mean_length:.0f} tokens, the measured mean:")
+    for line in time_lines(plan, time_of(plan, times)):
         console.out().print(line, markup=False)
 
 
@@ -50,7 +89,7 @@ def show_probe(trainer: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
     from ..preflight.measure import measure
     from ..preflight.report import as_dict, render_measurement, render_verdict
     from ..preflight.verdict import judge
-    from ..run.prepare import response_lengths
+    from ..run.sources import response_lengths
     from ..training.probe import probe
 
     num_prompts = inputs.configuration.settings.preflight_prompts

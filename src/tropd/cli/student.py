@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..model_folder import check_model_folder
+from ..model_folder import check_model_folder, check_weights
 from . import console
 
 NAME = "student"
@@ -38,6 +38,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="layers to keep, counted from 0, ascending: numbers and ranges such as 0-3,6",
     )
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--trust_remote_code",
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that a model folder brings along",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     keep = parse_layers(options.keep_layers)
     console.say(f"reading {options.teacher}")
-    pruned = write_student(options.teacher, keep, options.out)
+    check_weights(options.teacher, "teacher", options.trust_remote_code)
+    pruned = write_student(options.teacher, keep, options.out, trust_remote_code=options.trust_remote_code)
     before, after = pruned.parameters_before, pruned.parameters_after
     out = console.out()
     out.print(f"layers      {pruned.layers_before} -> {len(keep)}: kept {','.join(map(str, keep))}", markup=False)

@@ -46,18 +46,15 @@ def run(options: argparse.Namespace) -> int:
     output_dir, resume = configuration.trainer["output_dir"], configuration.trainer.get("resume_from_checkpoint")
     checkpoint = check_output_directory(output_dir, resume)
 
-    from ..run.costs import check_room, plan_of
     from ..run.prepare import prepare
-    from .preflight import show_data, show_findings
+    from .preflight import check_costs, show_data, show_findings
     from .quiet import quiet_libraries
 
     quiet_libraries()
     inputs = prepare(configuration, console.say)
     show_data(inputs)
     show_findings(inputs)
-    tight = check_room(inputs, plan_of(inputs))
-    if tight is not None:
-        console.warn(tight)
+    check_costs(inputs)
     return _train(inputs, checkpoint)
 
 
@@ -66,6 +63,7 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
 
     from ..run.assemble import build_trainer
     from ..training.guards import kept
+    from ..training.interruption import Interrupted, Signals, StopAtSignal
     from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
@@ -87,13 +85,18 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     else:
         console.say(f"going on from {checkpoint}")
     started = time.monotonic()
+    trainer.add_callback(StopAtSignal(signals := Signals(), trainer))
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except KeyboardInterrupt:
-        console.say(f"stopped at step {trainer.state.global_step}; {kept(inputs.args.output_dir)}.")
-        raise
+        with signals.caught():
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         progress.close()
+    if trainer.stopped_by_signal:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step}; {kept(trainer.args.output_dir)}. The same command with "
+            "--resume_from_checkpoint latest goes on.",
+            trainer.stopped_by_signal,
+        )
     args = trainer.args
     show_summary(
         trainer.state.log_history,

@@ -6,6 +6,7 @@ Nothing heavy is imported before data are loaded.
 from .lengths import check_lengths
 from .overlap import Duplicates, Overlap, find_duplicates, find_overlap
 from .prompts import PromptData, load_prompts
+from .sources import has_splits
 
 __all__ = [
     "Duplicates",
@@ -14,5 +15,6 @@ __all__ = [
     "check_lengths",
     "find_duplicates",
     "find_overlap",
+    "has_splits",
     "load_prompts",
 ]

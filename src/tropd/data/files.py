@@ -1,4 +1,8 @@
-"""Readers of JSON, JSON Lines, CSV and Parquet: every row with its place, and nothing skipped but blank lines."""
+"""Readers of JSON, JSON Lines, CSV and Parquet: every row with its place, and nothing skipped but blank lines.
+
+Rows come one after the other as they are asked for, and what follows the last one asked for is not read. Only the text
+of a JSON array is in memory as a whole.
+"""
 
 import csv
 import gzip
@@ -15,7 +19,12 @@ from .refusals import shortened
 FIELD_LIMIT = 2**31 - 1
 """Longest CSV field in characters. The `csv` module's own limit of 131,072 is shorter than some teacher responses."""
 
-_SEPARATOR = re.compile(r"[\s,]*")
+ROWS_AT_ONCE = 256
+"""So many rows of a table are Python objects at a time. With 4,096 token ids each they take about 40 MB."""
+
+_SPACE = r"[ \t\n\r]*"
+_OPENING, _COMMA = re.compile(rf"{_SPACE}\[{_SPACE}"), re.compile(rf"{_SPACE},{_SPACE}")
+_CLOSING, _EMPTY_ARRAY = re.compile(rf"{_SPACE}\]{_SPACE}\Z"), re.compile(rf"{_SPACE}\[{_SPACE}\]{_SPACE}")
 
 
 class Record(NamedTuple):
@@ -50,35 +59,35 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     return known[extension]
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, `.gz` or not, without a byte-order mark.
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, `.gz` or not, without a byte-order mark. Each ends with its `\\n`, as it stands there.
 
     Raises:
         ValueError: not UTF-8 (with the line), or a damaged archive.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                yield _decoded(path, number, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error}). Copy or download it again.") from error
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"{path}:{line} is not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert the file first, for "
+            f"{path}:{number} is not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert the file first, for "
             f"instance with: iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}"
         ) from error
 
 
 def read_json_lines(path: Path) -> Iterator[Record]:
     """One object a line; blank lines are skipped, and counted."""
-    return _json_lines(path, read_text(path))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Record]:
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if line.strip():
-            yield _json_line(f"{path}:{number}", line)
+            yield _json_line(f"{path}:{number}", line.removesuffix("\n"))
 
 
 def _json_line(place: str, line: str) -> Record:
@@ -94,27 +103,34 @@ def read_json(path: Path) -> Iterator[Record]:
     Raises:
         ValueError: an array that is not JSON, with the line.
     """
-    text = read_text(path)
-    if not text.lstrip().startswith("["):
-        return _json_lines(path, text)
+    first = next((line for line in text_lines(path) if line.strip()), "")
+    return _json_array(path) if first.lstrip().startswith("[") else read_json_lines(path)
+
+
+def _json_array(path: Path) -> Iterator[Record]:
+    text = "".join(text_lines(path))
     try:
-        total = len(json.loads(text))
+        yield from _array_items(path, text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno} is not JSON: {error.msg} at column {error.colno}. Correct the array there, or "
             "write one object a line."
         ) from error
-    return _array_items(path, text, total)
 
 
-def _array_items(path: Path, text: str, total: int) -> Iterator[Record]:
-    """The items of a valid array, each with the line on which it starts."""
+def _array_items(path: Path, text: str) -> Iterator[Record]:
+    """The items of an array, each with the line on which it starts. What `json` would refuse, it is asked to refuse."""
     decode = json.JSONDecoder().raw_decode
-    end, line = text.index("[") + 1, 1
-    for number in range(1, total + 1):
-        separator = _SEPARATOR.match(text, end)
-        start = separator.end() if separator else end
-        line += text.count("\n", end if number > 1 else 0, start)
+    number, line, end = 0, 1, 0
+    if _EMPTY_ARRAY.fullmatch(text):
+        return
+    while not (number and _CLOSING.match(text, end)):
+        separator = (_COMMA if number else _OPENING).match(text, end)
+        if separator is None:
+            json.loads(text)
+        assert separator, "what json reads, we read"
+        line += text.count("\n", end, separator.end())
+        start, number = separator.end(), number + 1
         value, end = decode(text, start)
         yield Record.of(f"{path}:{line} (row {number})", value)
         line += text.count("\n", start, end)
@@ -127,7 +143,7 @@ def read_csv(path: Path) -> Iterator[Record]:
         ValueError: a header with an empty or a repeated name, or a quote that never closes.
     """
     csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(_csv_lines(path), strict=True)
     try:
         header = _csv_header(path, next(reader, []))
         line = reader.line_num + 1
@@ -137,6 +153,15 @@ def read_csv(path: Path) -> Iterator[Record]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num} is not CSV: {error}. Correct the row that ends there.") from error
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    """Lines as the `csv` module counts them, which end at a `\\r` alone as well."""
+    for line in text_lines(path):
+        if "\r" in line:
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
 
 
 def _csv_header(path: Path, header: list[str]) -> list[str]:
@@ -166,11 +191,12 @@ def read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=ROWS_AT_ONCE) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield Record(f"{path}: row {number}", row)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a whole Parquet file ({error}). Copy or download it again.") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield Record(f"{path}: row {number}", row)
 
 
 TEXT_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

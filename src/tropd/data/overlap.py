@@ -18,7 +18,7 @@ from .sources import Source, parts_of, read_records
 from .wording import asked, letters_and_digits, without_space, wordings
 
 Compared = dict[str, str]
-"""Letters and digits of each wording of a text, to the wording without its white space."""
+"""Letters and digits of each wording of a text, to the wording."""
 
 EXAMPLES = 3
 """So many are named in a sentence."""
@@ -98,7 +98,7 @@ def find_duplicates(data: PromptData) -> Duplicates:
     A template around every prompt changes nothing here, so that it stays.
     """
     groups: dict[str, list[str]] = defaultdict(list)
-    for prompt, place in zip(data.dataset["prompt"], data.places, strict=True):
+    for prompt, place in zip(data.dataset["prompt"][:], data.places, strict=True):
         text = asked(prompt)
         groups[letters_and_digits(text) or without_space(text)].append(place)
     repeated = sorted((tuple(group) for group in groups.values() if len(group) > 1), key=len, reverse=True)
@@ -129,7 +129,9 @@ def find_overlap(
     sources = [parts_of(source) for source in evaluation_sources]
     if isinstance(columns, Mapping):
         _check_named_sources(columns, sources)
-    prompts = _compared([asked(prompt) for prompt in data.dataset["prompt"]], data.places)
+    if not sources:
+        return []
+    prompts = _compared([asked(prompt) for prompt in data.dataset["prompt"][:]], data.places)
     return [_overlap(data, prompts, source, columns) for source in sources]
 
 
@@ -154,14 +156,19 @@ def _overlap(
     word_for_word: set[int] = set()
     for prompt, place in zip(prompts, data.places, strict=True):
         matches = {row for key in prompt for row in rows_with.get(key, ())}
-        same = {row for row in matches if not set(prompt.values()).isdisjoint(problems[row].values())}
-        if matches:
-            pairs.append((place, places[min(same or matches)]))
+        if not matches:
+            continue
+        same = {row for row in matches if _same_words(prompt, problems[row])}
+        pairs.append((place, places[min(same or matches)]))
         touched |= matches
         word_for_word |= same
     return Overlap(
         data.source, ", ".join(source), len(data), len(places), tuple(pairs), len(touched), len(word_for_word)
     )
+
+
+def _same_words(one: Compared, other: Compared) -> bool:
+    return not set(map(without_space, one.values())).isdisjoint(map(without_space, other.values()))
 
 
 def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
@@ -172,7 +179,7 @@ def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
     found: dict[int, Compared] = {}
     for rows in files.values():
         for row, forms in zip(rows, wordings([texts[row] for row in rows]), strict=True):
-            found[row] = {key: without_space(text) for text in forms if (key := letters_and_digits(text))}
+            found[row] = {key: text for text in forms if (key := letters_and_digits(text))}
     return [found[row] for row in range(len(texts))]
 
 

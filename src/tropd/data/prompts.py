@@ -1,23 +1,25 @@
 """Prompts from a source: read, renamed, checked row by row, and handed over as a `datasets.Dataset`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chat import as_chat, with_system_prompt
-from .files import Record
-from .refusals import did_you_mean, nearest, refusal
-from .rows import OURS, bad_rows
-from .sources import Source, parts_of, read_records
-from .table import to_dataset
+from .files import ROWS_AT_ONCE, Record
+from .refusals import BadRow, did_you_mean, nearest, refusal
+from .rows import OURS, FirstForms, bad_rows
+from .sources import Source, has_splits, parts_of, read_records
+from .table import GrowingTable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 PROBLEM_COLUMNS = ("prompt", "problem", "question", "text", "question_content")
 """What published data sets call the column that is asked, likeliest first."""
+
+FOR_PEOPLE = "teacher_response_text"
+"""What `tropd generate` writes beside the token ids, to be looked at. It is long, and nothing reads it."""
 
 _ADVICE = (
     "Correct these rows, or remove them. A row is an object with a prompt (text, or a list of messages) and, where you "
@@ -59,8 +61,12 @@ def load_prompts(
     chat: bool = False,
     system_prompt: str | None = None,
     limit: int | None = None,
+    optional_columns: bool = False,
 ) -> PromptData:
     """Load prompts and check every row.
+
+    Rows are read, checked and put into Arrow a few hundred at a time, so that memory is little more than what the data
+    set itself takes, in this process. Of a JSON array, the text is in memory as well.
 
     Args:
         source: a file (`.jsonl`, `.json`, `.csv`, each also `.gz`, or `.parquet`), a folder that `save_to_disk` wrote,
@@ -69,7 +75,9 @@ def load_prompts(
         split: of a folder or a name on the Hub that has splits.
         chat: make one user message of every prompt and teacher prompt that is text. Messages stay as they are.
         system_prompt: put before every prompt and teacher prompt; they must be messages.
-        limit: only the first so many rows.
+        limit: only the first so many rows; what follows them is not read.
+        optional_columns: a column that `columns` names and a source lacks is absent from the data, not refused. For
+            evaluation data, which is read with the names of the training data. The prompt is needed all the same.
 
     Raises:
         ValueError: a source that cannot be read, a column that is not there, settings that contradict each other or
@@ -78,23 +86,53 @@ def load_prompts(
     parts = parts_of(source)
     _check_settings(columns, system_prompt, limit)
     _check_split(parts, split)
-    records: list[Record] = []
+    wanted = {"prompt": "prompt", **(columns or {})}
+    required = ("prompt",) if optional_columns else tuple(wanted)
+    table, first_of_form = GrowingTable(), FirstForms()
+    places: list[str] = []
     notes: list[str] = []
+    bad: list[BadRow] = []
     for part in parts:
-        wanted = None if limit is None else limit - len(records)
-        found = list(islice(read_records(part, split), wanted))
-        renamed, left_out = _renamed(found, {"prompt": "prompt", **(columns or {})}, part)
-        records += renamed
-        notes += left_out
+        there: dict[str, None] = {}
+        for read in _chunks(read_records(part, split), None if limit is None else limit - len(places)):
+            there.update(dict.fromkeys(name for record in read for name in record.values))
+            records = [_prepared(record, wanted, chat, system_prompt) for record in read]
+            places += [record.place for record in records]
+            bad += bad_rows(records, first_of_form)
+            if not bad:
+                table.add(records)
+        _check_columns(wanted, required, list(there), part)
+        notes += _column_notes(wanted, there, part)
+    if bad:
+        raise refusal(bad, len(places), _ADVICE)
+    dataset, left_out = table.dataset()
+    return PromptData(dataset, tuple(places), ", ".join(parts), notes=(*notes, *left_out))
+
+
+def _chunks(records: Iterator[Record], limit: int | None) -> Iterator[list[Record]]:
+    """The first so many records, a few hundred at a time."""
+    some = islice(records, limit)
+    while chunk := list(islice(some, ROWS_AT_ONCE)):
+        yield chunk
+
+
+def _prepared(record: Record, columns: Mapping[str, str], chat: bool, system_prompt: str | None) -> Record:
+    """The record as it is checked and stored."""
+    record = record._replace(values=_renamed(record.values, columns))
     if chat:
-        records = [as_chat(record) for record in records]
-    if system_prompt is not None:
-        records = [with_system_prompt(record, system_prompt) for record in records]
-    if bad := bad_rows(records):
-        raise refusal(bad, len(records), _ADVICE)
-    dataset, left_out = to_dataset(records)
-    places = tuple(record.place for record in records)
-    return PromptData(dataset, places, ", ".join(parts), notes=(*notes, *left_out))
+        record = as_chat(record)
+    return record if system_prompt is None else with_system_prompt(record, system_prompt)
+
+
+def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The values under our column names, without those whose name is taken and without what is for people."""
+    theirs_all = columns.values()
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in columns and name not in theirs_all and name != FOR_PEOPLE
+    }
+    return {ours: values[theirs] for ours, theirs in columns.items() if theirs in values} | kept
 
 
 def _check_settings(columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None) -> None:
@@ -111,26 +149,30 @@ def _check_settings(columns: Mapping[str, str] | None, system_prompt: str | None
 
 
 def _check_split(parts: Sequence[str], split: str) -> None:
-    if split != "train" and all(Path(part).expanduser().is_file() for part in parts):
+    if split != "train" and not has_splits(parts):
         raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Leave it out.")
 
 
-def _renamed(records: list[Record], columns: dict[str, str], part: str) -> tuple[list[Record], list[str]]:
-    """The records under our column names, and a note for each column whose name was taken from it."""
-    there = list(dict.fromkeys(name for record in records for name in record.values))
-    if not there:
-        return records, []
+def _check_columns(columns: Mapping[str, str], required: Sequence[str], there: list[str], part: str) -> None:
+    for ours in required:
+        if there and columns[ours] not in there:
+            raise ValueError(_no_column(ours, columns[ours], there, part))
+
+
+def _column_notes(columns: Mapping[str, str], there: Iterable[str], part: str) -> list[str]:
+    """A note for each column that is left out: one whose name was taken from it, and one that is for people."""
+    names = list(there)
+    notes = []
     for ours, theirs in columns.items():
-        if theirs not in there:
-            raise ValueError(_no_column(ours, theirs, there, part))
-    hidden = [name for name in columns if name in there and name not in columns.values()]
-    notes = [f"{part} has a column {name!r} of its own, left out: {columns[name]!r} is read for it." for name in hidden]
-    return [record._replace(values=_renamed_row(record.values, columns)) for record in records], notes
-
-
-def _renamed_row(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    kept = {name: value for name, value in values.items() if name not in columns and name not in columns.values()}
-    return {ours: values.get(theirs) for ours, theirs in columns.items()} | kept
+        if ours in names and ours not in columns.values():
+            absent = "" if theirs in names else ", and is not there"
+            notes.append(f"{part} has a column {ours!r} of its own, left out: {theirs!r} is read for it{absent}.")
+    if FOR_PEOPLE in names and FOR_PEOPLE not in columns.values():
+        notes.append(
+            f"{part} has a column {FOR_PEOPLE!r}, left out: it is there for people, and nothing reads it. Rename it in "
+            "the file to keep it."
+        )
+    return notes
 
 
 def _no_column(ours: str, theirs: str, there: list[str], part: str) -> str:

@@ -1,7 +1,7 @@
 """What a row must be: the forms of prompts and teacher responses, and what is wrong with a value."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .files import Record
@@ -32,9 +32,15 @@ def form_of(value: Any) -> str:
     return "empty list" if value == [] else type(value).__name__
 
 
-def bad_rows(records: Sequence[Record]) -> list[BadRow]:
-    """Every row that cannot be used, with all that is wrong with it. Values stand under our column names."""
-    first_of_form: dict[str, tuple[str, str]] = {}
+FirstForms = dict[str, tuple[str, str]]
+"""The form of each column of ours, and the place that set it."""
+
+
+def bad_rows(records: Iterable[Record], first_of_form: FirstForms) -> list[BadRow]:
+    """Every row that cannot be used, with all that is wrong with it. Values stand under our column names.
+
+    `first_of_form` is empty at first; handed on from chunk to chunk, it remembers what the earlier ones held.
+    """
     found = []
     for record in records:
         faults = [record.fault] if record.fault else _faults(record.values)
@@ -53,7 +59,7 @@ def _faults(row: dict[str, Any]) -> list[str]:
     return [fault for fault in faults if fault]
 
 
-def _changes_of_form(record: Record, first_of_form: dict[str, tuple[str, str]]) -> list[str]:
+def _changes_of_form(record: Record, first_of_form: FirstForms) -> list[str]:
     """Faults of a row that is right by itself: Arrow wants one form throughout a column."""
     faults = []
     for name in OURS:

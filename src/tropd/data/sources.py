@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import TEXT_READERS, Record, reader_of
+from .files import ROWS_AT_ONCE, TEXT_READERS, Record, reader_of
 from .refusals import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ def parts_of(source: Source) -> list[str]:
     if not parts:
         raise ValueError("the source is an empty list. Give a file, a folder, a name on the Hub, or several of them.")
     return parts
+
+
+def has_splits(source: Source) -> bool:
+    """Whether `split` says anything about a source: it does not where all of it is files."""
+    return not all(Path(part).expanduser().is_file() for part in parts_of(source))
 
 
 def read_records(part: str, split: str) -> Iterator[Record]:
@@ -61,8 +66,10 @@ def _records(part: str, split: str) -> Iterator[Record]:
 
 
 def _rows(dataset: "Dataset", name: str) -> Iterator[Record]:
-    for number, row in enumerate(dataset.to_list(), 1):
-        yield Record(f"{name}: row {number}", row)
+    for start in range(0, len(dataset), ROWS_AT_ONCE):
+        rows = dataset.select(range(start, min(start + ROWS_AT_ONCE, len(dataset)))).to_list()
+        for number, row in enumerate(rows, start + 1):
+            yield Record(f"{name}: row {number}", row)
 
 
 def _saved(path: Path, split: str) -> tuple["Dataset", str]:

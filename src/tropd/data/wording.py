@@ -9,8 +9,18 @@ from typing import Any
 TEMPLATE_SHARE = 0.9
 """Text that this share of a file's different prompts begin (or end) with is its template."""
 
-_NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 _LAST_WORD = re.compile(r"\w+$")
+
+
+class _LettersAndDigits(dict[int, int | None]):
+    """A table for `str.translate` that fills itself: letters and digits stay, the rest goes."""
+
+    def __missing__(self, code: int) -> int | None:
+        self[code] = code if chr(code).isalnum() else None
+        return self[code]
+
+
+_LETTERS_AND_DIGITS = _LettersAndDigits()
 
 
 def asked(prompt: Any) -> str:
@@ -26,7 +36,7 @@ def letters_and_digits(text: str) -> str:
     >>> letters_and_digits("Let $x_1 = 2$. 求 ÉTÉ!")
     'letx12求été'
     """
-    return _NO_LETTER_OR_DIGIT.sub("", text.lower())
+    return text.lower().translate(_LETTERS_AND_DIGITS)
 
 
 def without_space(text: str) -> str:
@@ -65,7 +75,4 @@ def wordings(texts: Sequence[str]) -> list[tuple[str, ...]]:
     """
     before, after = template(texts)
     inside = [text.removeprefix(before).removesuffix(after) for text in texts]
-    return [
-        (text, rest) if rest != text and letters_and_digits(rest) else (text,)
-        for text, rest in zip(texts, inside, strict=True)
-    ]
+    return [(text, rest) if rest != text else (text,) for text, rest in zip(texts, inside, strict=True)]

@@ -94,14 +94,20 @@ def shape_by_name(name: str) -> ModelShape:
     Raises:
         ValueError: neither here, nor known, nor to be had.
     """
-    if Path(name).is_dir():
-        return model_shape(name)
+    return model_shape(name if Path(name).is_dir() else config_by_name(name))
+
+
+def config_by_name(name: str) -> Any:
+    """The configuration of a model; as `shape_by_name`."""
+    from transformers import AutoConfig
+
     short = name.rsplit("/", maxsplit=1)[-1]
     known = ALIASES.get(short, short)
-    if known in KNOWN:
-        return model_shape(_config(known))
+    if known in KNOWN and not Path(name).is_dir():
+        model_type, sizes = KNOWN[known]
+        return AutoConfig.for_model(model_type, dtype="bfloat16", **sizes)
     try:
-        return model_shape(name)
+        return AutoConfig.from_pretrained(name)
     except OSError as error:
         close = difflib.get_close_matches(short, [*KNOWN, *ALIASES], n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -109,10 +115,3 @@ def shape_by_name(name: str) -> ModelShape:
             f"{name!r} is no model folder, and its configuration is not to be had from the Hub.{hint} Known without "
             f"files: {', '.join([*KNOWN, *ALIASES])}."
         ) from error
-
-
-def _config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    model_type, sizes = KNOWN[name]
-    return AutoConfig.for_model(model_type, dtype="bfloat16", **sizes)

@@ -37,7 +37,7 @@ def render(plan: RunPlan, available: int | None = None, time: StepTime | None = 
         lines += _wrapped(plan.memory.fits(available).sentence)
     lines += ["", *_disk(plan)]
     if time is not None:
-        lines += ["", *_time(plan, time)]
+        lines += ["", *time_lines(plan, time)]
     lines += [line for note in setup.notes for line in _wrapped(f"note: {note}")]
     return lines
 
@@ -78,7 +78,8 @@ def _disk(plan: RunPlan) -> list[str]:
     )
 
 
-def _time(plan: RunPlan, time: StepTime) -> list[str]:
+def time_lines(plan: RunPlan, time: StepTime) -> list[str]:
+    """Seconds of a step and of the run."""
     how = "a guess from peak numbers and assumed utilisations" if time.assumed else "from measured rates"
     parts = ", ".join(f"{name} {human_seconds(seconds)}" for name, seconds in time.parts.items())
     return _wrapped(

@@ -1,9 +1,17 @@
 """What is known of a model without its weights: tokenizer, configuration, generation settings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from ..model_folder import is_local, near_folder
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,64 @@ class ModelFiles:
         return int(limit) if limit else None
 
 
-def read_model_files(name: str, *, trust_remote_code: bool = False) -> ModelFiles:
-    """The small files of a folder or Hub name; no weights are read."""
+def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code: bool = False) -> ModelFiles:
+    """The small files of a folder or Hub name; no weights are read.
+
+    Args:
+        name: a folder, or a name of the Hub.
+        role: `student` or `teacher`; starts the sentence.
+        trust_remote_code: run the code that the model brings along.
+
+    Raises:
+        ValueError: the model is neither here nor on the Hub, or its generation settings cannot be read.
+    """
+    name = str(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(name, **options)
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    with explained(name, role):
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        return ModelFiles(name, tokenizer, config, _generation_config(name, role, config))
+
+
+@contextmanager
+def explained(name: str, role: str) -> Iterator[None]:
+    """Turn what Transformers raises about a model that it cannot find into a sentence; errors of the disk travel."""
     try:
-        generation = GenerationConfig.from_pretrained(name)
-    except OSError:  # a model without the file has its settings in its configuration, as Transformers reads it
-        generation = GenerationConfig.from_model_config(config)
-    return ModelFiles(name, tokenizer, config, generation)
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        if is_local(name):
+            raise ValueError(
+                f"{role} is {name!r}, whose files Transformers cannot read: {_first_line(error)}"
+            ) from error
+        near = near_folder(Path(name))
+        hint = f" Did you mean {near!r}?" if near is not None else ""
+        raise ValueError(
+            f"{role} is {name!r}, which is neither a model folder here nor to be had from the Hub: "
+            f"{_first_line(error)}{hint}"
+        ) from error
+
+
+def _generation_config(name: str, role: str, config: Any) -> GenerationConfig:
+    """The generation settings; a model without the file has them in its configuration, as Transformers reads it."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError as error:
+        if not _has(name, GENERATION_CONFIG):
+            return GenerationConfig.from_model_config(config)
+        raise ValueError(
+            f"{role} is {name!r}, whose {GENERATION_CONFIG} cannot be read: {_first_line(error)} Copy or download that "
+            "file again."
+        ) from error
+
+
+def _has(name: str, file: str) -> bool:
+    """Is the file in the folder, or among what was fetched from the Hub?"""
+    if is_local(name):
+        return (Path(name) / file).exists()
+    return isinstance(try_to_load_from_cache(name, file), str)
+
+
+def _first_line(error: OSError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,6 @@
 """The trainer from what `prepare` found: models, adapter, rewards."""
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .prepare import RunInputs
@@ -19,7 +18,7 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
         train_dataset=inputs.data.dataset,
         eval_dataset=None if inputs.evaluation is None else inputs.evaluation.dataset,
         teacher_processing_class=inputs.teacher.tokenizer,
-        reward_funcs=[reward_function(name) for name in settings.reward_funcs] or None,
+        reward_funcs=inputs.rewards or None,
         peft_config=adapter(settings) if settings.use_peft else None,
         callbacks=list(callbacks),
     )
@@ -36,20 +35,3 @@ def adapter(settings: Any) -> Any:
         lora_dropout=settings.lora_dropout,
         target_modules=settings.lora_target_modules,
     )
-
-
-def reward_function(name: str) -> Callable:
-    """A reward of `trl.rewards` by its name, or any function by its dotted path.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    module, _, function = name.rpartition(".")
-    module = module or "trl.rewards"
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"reward_funcs has {name!r}, but {error}. Name a function of trl.rewards, such as accuracy_reward, or a "
-            "dotted path that Python can import from here, such as my_module.my_reward."
-        ) from error

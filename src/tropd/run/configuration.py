@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS, get_method
 from .settings import TRL_NAMES, RunSettings
@@ -17,10 +18,20 @@ from .settings import TRL_NAMES, RunSettings
 
 @dataclass(frozen=True)
 class Value:
-    """A value and where it was written, such as `recipes/lora.yaml, line 7`; `""` for the command line."""
+    """A value and where it was written, such as `recipes/lora.yaml, line 7`; `""` for the command line.
+
+    Text that is not quoted stays text until the type of its field is known: `007` may be a name, and `5e-6` a number.
+    """
 
     value: Any
     place: str
+
+
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "value")}
+
+
+class Unquoted(str):
+    """Text whose meaning depends on its field."""
 
 
 @dataclass(frozen=True)
@@ -136,18 +147,25 @@ def _read_yaml(path: Path) -> dict[str, Value]:
 def _values_of(node: Any, path: Path) -> dict[str, Value]:
     import yaml
 
-    constructor = yaml.SafeLoader("")
     values: dict[str, Value] = {}
     for key_node, value_node in node.value:
-        name = str(constructor.construct_object(key_node, deep=True))
-        place = f"{_short(path)}, line {key_node.start_mark.line + 1}"
+        name, place = str(key_node.value), f"{_short(path)}, line {key_node.start_mark.line + 1}"
         if name in values:
             raise ValueError(f"{place}: {name} was given already ({values[name].place}); keep one of them.")
         try:
-            values[name] = Value(constructor.construct_object(value_node, deep=True), place)
-        except yaml.YAMLError as error:
+            values[name] = Value(_construct(value_node), place)
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{place}: the value of {name} cannot be read: {error}") from error
     return values
+
+
+def _construct(node: Any) -> Any:
+    """The value of a YAML node; text without quotes is left for the field's type to read."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _PLAIN_TAGS:
+        return Unquoted(node.value)
+    return yaml.SafeLoader("").construct_object(node, deep=True)
 
 
 def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
@@ -159,31 +177,22 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
         if not word.startswith("--") or word == "--":
             raise ValueError(f"{word!r} is not a field; overrides look like `--learning_rate 1e-5`.")
         name, has_value, text = word[2:].partition("=")
-        texts = [text] if has_value else []
+        texts = [Unquoted(text)] if has_value else []
         while not has_value and rest and not rest[0].startswith("--"):
-            texts.append(rest.pop(0))
+            texts.append(Unquoted(rest.pop(0)))
         name, _, key = name.partition(".")
         name = name.replace("-", "_")
-        value = _read_texts(texts)
-        if key:
-            earlier = values[name].value if name in values else {}
-            value = {**earlier, key: value}
-        values[name] = Value(value, "")
+        value: Any = texts[0] if len(texts) == 1 else texts
+        values[name] = Value(_with_key(name, key, value, values) if key else value, "")
     return values
 
 
-def _read_texts(texts: list[str]) -> Any:
-    import yaml
-
-    def read(text: str) -> Any:
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text  # such as a template or a path with signs that mean something in YAML
-
-    if not texts:
-        return True
-    return read(texts[0]) if len(texts) == 1 else [read(text) for text in texts]
+def _with_key(name: str, key: str, value: Any, earlier: Mapping[str, Value]) -> dict[str, Any]:
+    """The mapping `name`, with one more key."""
+    so_far = earlier[name].value if name in earlier else {}
+    if not isinstance(so_far, dict):
+        raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; give it one way.")
+    return {**so_far, key: str(value) if isinstance(value, Unquoted) else value}
 
 
 def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str, Value]:
@@ -251,20 +260,68 @@ def _hint(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _typed(name: str, written: Value, annotation: Any) -> Any:
-    """The value as the field's type; `5e-6`, which YAML takes for text, becomes a number."""
+    """The value as the field's type."""
     from pydantic import TypeAdapter, ValidationError
 
-    value = written.value
-    if annotation == list[str] and isinstance(value, str):
-        value = [value]
-    if value is False and name.endswith("_strategy"):
-        value = "no"  # YAML 1.1 reads a bare no as false
+    kinds = _kinds(annotation)
+    if written.value == [] and not written.place:  # a flag of the command line
+        if bool not in kinds:
+            raise ValueError(f"--{name} has no value; type one behind it.")
+        return True
     try:
+        value = _meant(written.value, kinds)
         return TypeAdapter(annotation, config={"coerce_numbers_to_str": True}).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         reason = reason[0].lower() + reason[1:]
-        raise ValueError(_said(written.place, f"{name} is {written.value!r}; {reason}.")) from error
+        raise ValueError(_said(written.place, f"{name} is {_shown(written.value)}; {reason}.")) from error
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows: of `list[str] | None`, `list` and `NoneType`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*(_kinds(part) for part in get_args(annotation)))
+    return {get_origin(annotation) or annotation}
+
+
+def _meant(value: Any, kinds: set[Any]) -> Any:
+    """What unquoted text means in a field of these types."""
+    if isinstance(value, list):
+        return [_meant(item, {str}) for item in value]
+    if not isinstance(value, Unquoted):
+        return [value] if isinstance(value, str) and list in kinds and str not in kinds else value
+    text = str(value)
+    if text in ("null", "~", "None", "") and NoneType in kinds:
+        return None
+    if text[:1] in "{[" and kinds & {dict, list}:
+        return _read_flow(text)
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kinds & {int, float} and str in kinds and _is_number(text):
+        return float(text) if set(text) & set(".eE") else int(text)
+    return [text] if list in kinds and str not in kinds else text
+
+
+def _read_flow(text: str) -> Any:
+    """A list or a mapping, as YAML or JSON writes them on a line."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # such as a chat template, which is text where the field allows it
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Unquoted) else repr(value)
 
 
 def _no_such_file(path: Path) -> str:

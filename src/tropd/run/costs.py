@@ -1,66 +1,90 @@
 """What a prepared run will take: memory and disk from its configuration, time from what a probe measured."""
 
-import math
 import os
+from pathlib import Path
 from typing import Any
 
 from ..planning import ModelShape, Rates, RunPlan, StepTime, available_memory, check_disk, model_shape, plan_run
 from .assemble import adapter
 from .prepare import RunInputs
+from .sources import is_sharded, rows_without_response
 
 
-def plan_of(inputs: RunInputs) -> RunPlan:
-    """Memory of a process and disk of the run."""
-    args = inputs.args
+class NoEstimate(Exception):
+    """The cost model does not know this architecture; nothing else depends on it."""
+
+
+def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
+    """Memory of a process and disk of the run.
+
+    Args:
+        inputs: the run.
+        response_tokens: mean length of a response, for times; `max_completion_length` by default.
+
+    Raises:
+        NoEstimate: an architecture without the sizes that the estimates are made from.
+    """
+    args, settings = inputs.args, inputs.configuration.settings
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return plan_run(
         args,
-        shape_of(inputs.student),
-        shape_of(inputs.teacher),
+        shape_of(inputs.student, args.trust_remote_code),
+        shape_of(inputs.teacher, args.trust_remote_code),
         prompt_tokens=inputs.mean_prompt_tokens,
+        response_tokens=response_tokens,
         longest_prompt=inputs.longest_prompt_tokens,
         num_processes=processes,
-        sharded=bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
-        lora_parameters=adapter_parameters(inputs) if inputs.configuration.settings.use_peft else None,
-        teacher_writes="teacher_response" not in inputs.data.dataset.column_names,
-        max_steps=num_steps(args, len(inputs.data), processes),
+        sharded=is_sharded(args),
+        lora_parameters=adapter_parameters(inputs.student.config, settings) if settings.use_peft else None,
+        teacher_writes=bool(rows_without_response(inputs.data)),
+        max_steps=num_steps(args, len(inputs.data)),
     )
 
 
-def shape_of(files: Any) -> ModelShape:
+def shape_of(files: Any, trust_remote_code: bool = False) -> ModelShape:
     """A model's sizes: of its folder where it has one (which tells the stored dtype), else of its configuration."""
-    return model_shape(files.name if os.path.isdir(files.name) else files.config)
+    source = files.name if os.path.isdir(files.name) else files.config
+    try:
+        return model_shape(source, trust_remote_code=trust_remote_code)
+    except AttributeError as error:
+        raise NoEstimate(f"memory and time of {files.name} cannot be estimated: {error}") from error
 
 
-def num_steps(args: Any, num_prompts: int, num_processes: int) -> int:
-    """Optimiser steps of a run: `max_steps`, or the whole prompts that the epochs fill steps with."""
+def num_steps(args: Any, num_prompts: int) -> int:
+    """Optimiser steps of a run: `max_steps`, or those of the whole rollout batches that an epoch's prompts fill."""
     if args.max_steps > 0:
         return args.max_steps
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_processes
-    return max(1, math.ceil(args.num_train_epochs * (num_prompts * args.num_generations // rows)))
+    batches = num_prompts // (args.generation_batch_size // args.num_generations)
+    per_epoch = batches * args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
+    return int(args.num_train_epochs * per_epoch)
 
 
-def adapter_parameters(inputs: RunInputs) -> int:
-    """Parameters of the LoRA adapter, counted on a model without storage."""
+def adapter_parameters(config: Any, settings: Any) -> int:
+    """Parameters of the LoRA adapter on a model of this configuration, counted without storage."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(inputs.student.config)
-        wrapped = get_peft_model(model, adapter(inputs.configuration.settings))
+        wrapped = get_peft_model(AutoModelForCausalLM.from_config(config), adapter(settings))
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
 
 
-def check_room(inputs: RunInputs, plan: RunPlan) -> str | None:
-    """A warning where the run may not fit into memory; `None` where it does.
-
-    Raises:
-        ValueError: the disk is too small for its checkpoints.
-    """
-    check_disk(inputs.args.output_dir, plan.disk.total)
+def memory_warning(inputs: RunInputs, plan: RunPlan) -> str | None:
+    """A sentence where the run may not fit into memory. Ask before the models are loaded: they are in the estimate."""
     fit = plan.memory.fits(available_memory(inputs.args.use_cpu))
     return None if fit.fits else fit.sentence
+
+
+def check_room(inputs: RunInputs, plan: RunPlan) -> None:
+    """Refuse a disk that is too small for the run; what a run that goes on has written already is there.
+
+    Raises:
+        ValueError: with what is free and what is needed.
+    """
+    written = Path(inputs.args.output_dir).rglob("*") if inputs.args.resume_from_checkpoint else ()
+    there = sum(path.stat().st_size for path in written if path.is_file())
+    check_disk(inputs.args.output_dir, max(plan.disk.checkpoint, plan.disk.total - there) if there else plan.disk.total)
 
 
 def time_of(plan: RunPlan, times: Any) -> StepTime:

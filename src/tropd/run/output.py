@@ -36,19 +36,20 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
 
 
 def _checkpoint(directory: Path, resume: str) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
+    from ..training.checkpoints import check_checkpoint, checkpoints_in
 
-    if resume.lower() not in ("latest", "true"):
-        if not (Path(resume) / "trainer_state.json").is_file():
+    if resume.lower() in ("latest", "true"):
+        found = checkpoints_in(directory)
+        if not found:
             raise ValueError(
-                f"resume_from_checkpoint is {resume!r}, which is no checkpoint (it has no trainer_state.json). Name a "
-                "folder such as out/checkpoint-20, or `latest`."
+                f"resume_from_checkpoint is {resume!r}, but there is no checkpoint in output_dir {str(directory)!r}. "
+                "Leave it out to start anew."
             )
-        return resume
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
-    if last is None:
+        resume = str(found[-1])
+    elif not (Path(resume) / "trainer_state.json").is_file():
         raise ValueError(
-            f"resume_from_checkpoint is {resume!r}, but there is no checkpoint in output_dir {str(directory)!r}. Leave "
-            "it out to start anew."
+            f"resume_from_checkpoint is {resume!r}, which is no checkpoint (it has no trainer_state.json). Name a "
+            "folder such as out/checkpoint-20, or `latest`."
         )
-    return last
+    check_checkpoint(resume)
+    return resume

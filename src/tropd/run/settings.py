@@ -13,7 +13,9 @@ class RunSettings:
         teacher: folder or Hub name of the model that scores; it must share the student's token ids.
         data: file, list of files, folder of a saved data set, or Hub name; see docs/data.md.
         data_split: which split of a data set that has several.
-        eval_data: likewise, for `eval_strategy`; `None` evaluates nothing.
+        eval_data: likewise, for `eval_strategy`; `None` evaluates nothing. All its rows are used, and `columns` other
+            than the prompt may be missing there.
+        eval_split: which split of an evaluation data set that has several.
         columns: our column → the file's, such as `{prompt: question, teacher_response: solution}`.
         chat: wrap text prompts as one user message, so that the chat template applies.
         system_prompt: a system message before every conversation.
@@ -40,6 +42,7 @@ class RunSettings:
     eval_data: str | list[str] | None = field(
         default=None, metadata={"help": "prompts for evaluation while training (see eval_strategy)"}
     )
+    eval_split: str = field(default="test", metadata={"help": "split of an evaluation data set that has several"})
     columns: dict[str, str] = field(
         default_factory=dict, metadata={"help": "our column: the file's, such as {prompt: question}"}
     )

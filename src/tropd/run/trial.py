@@ -41,6 +41,7 @@ def trial_inputs(inputs: RunInputs, num_steps: int, folder: str) -> RunInputs:
         resume_from_checkpoint=None,
         report_to="none",
         rollout_log_steps=0,
+        logging_strategy="steps",
         logging_steps=1,
         collapse_patience=None,
     )
@@ -49,6 +50,8 @@ def trial_inputs(inputs: RunInputs, num_steps: int, folder: str) -> RunInputs:
 
 def take_steps(trainer: Any) -> list[TrialStep]:
     """Train for `max_steps` and tell what each step took."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     watch = _Watch()
     trainer.add_callback(watch)
     trainer.train()

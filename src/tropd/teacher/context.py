@@ -23,6 +23,18 @@ class TeacherContexts:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     as_student: bool = True
 
+    @classmethod
+    def configured(cls, args: Any, student_tokenizer: Any, teacher_tokenizer: Any) -> "TeacherContexts":
+        """As `chat_template_kwargs`, `teacher_chat_template` and `teacher_chat_template_kwargs` of `args` say."""
+        own_kwargs = dict(args.teacher_chat_template_kwargs or {})
+        return cls(
+            student_tokenizer,
+            teacher_tokenizer,
+            args.teacher_chat_template,
+            {**(args.chat_template_kwargs or {}), **own_kwargs},
+            as_student=args.teacher_chat_template == "student" and not own_kwargs,
+        )
+
     def of(self, rows: Sequence[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Token ids for each row: of its `teacher_prompt` where it has one, else of its prompt.
 

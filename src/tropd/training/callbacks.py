@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from .checkpoints import ASIDE, clear_aside, publish_files, room_on_disk
 from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_description
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class RunDirectoryCallback(TrainerCallback):
                 set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
             write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
             drop_after_step(self._metrics_file(args), state.global_step)
+            clear_aside(args.output_dir)
+        self.trainer.restore_pending()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -72,8 +75,12 @@ class RunDirectoryCallback(TrainerCallback):
             logger.error(self.trainer.guard.sentence(state.global_step, args.output_dir))
 
     def on_train_end(self, args, state, control, **kwargs):
-        if args.save_final_model:
-            self.trainer.save_model(args.output_dir)
+        if args.save_final_model and not self.trainer.stopped_by_signal:
+            with room_on_disk(args.output_dir):
+                self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
+                self.trainer.accelerator.wait_for_everyone()
+                if args.should_save:
+                    publish_files(args.output_dir, "model")
 
     @staticmethod
     def _metrics_file(args) -> Path:

@@ -24,6 +24,8 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
             "separately, or copy it."
         )
     _check_columns(train_dataset, options)
+    if hasattr(train_dataset, "__len__"):
+        check_enough_prompts(len(train_dataset), args)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
         raise ValueError(
@@ -49,6 +51,24 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
 def has_rewards(options: dict[str, Any]) -> bool:
     """Are there reward functions, or an environment that may bring its own?"""
     return bool(options.get("reward_funcs")) or options.get("environment_factory") is not None
+
+
+def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
+    """Refuse data that do not fill one rollout batch: the host drops the rest of an epoch, and would train nothing.
+
+    Raises:
+        ValueError: with both numbers, and what to lower.
+    """
+    assert args.generation_batch_size is not None, "GRPOConfig fills it"
+    assert args.num_generations is not None
+    per_step = args.generation_batch_size // args.num_generations
+    if num_prompts < per_step:
+        raise ValueError(
+            f"the training data has {num_prompts} prompts, but one rollout batch takes {per_step} "
+            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so "
+            "nothing would be trained. Lower per_device_train_batch_size or gradient_accumulation_steps, or give more "
+            "prompts."
+        )
 
 
 def _check_columns(dataset: Any, options: dict[str, Any]) -> None:

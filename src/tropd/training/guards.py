@@ -3,10 +3,8 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
+from .checkpoints import checkpoints_in, fault_of
 from .errors import NotFinite
 
 
@@ -58,5 +56,6 @@ def finite_softmax(step: int, directory: str) -> Iterator[None]:
 
 def kept(directory: str) -> str:
     """Which checkpoint there is to go back to."""
-    last = get_last_checkpoint(directory) if Path(directory).is_dir() else None
+    whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder) is None)
+    last = next(whole, None)
     return f"the last checkpoint, {last}, is untouched" if last else f"{directory} has no checkpoint yet (save_steps)"

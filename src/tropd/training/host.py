@@ -1,4 +1,5 @@
-"""The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place.
+"""The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place, and the
+two of Transformers that addressed sampling goes through.
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.
@@ -8,6 +9,7 @@ import inspect
 import re
 from typing import Any
 
+from transformers import GenerationMixin
 from trl import GRPOTrainer
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
@@ -69,8 +71,15 @@ OUTPUTS = (
 """Keys of what `_generate_and_score_completions` returns that we read; the last two only where present."""
 
 
+SAMPLER: dict[str, tuple[str, ...]] = {
+    "generate": ("generation_config", "custom_generate"),
+    "_sample": ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus"),
+}
+"""Methods of Transformers' `GenerationMixin` that addressed sampling calls, with the parameters it passes by name."""
+
+
 def check_host(host: Any = GRPOTrainer) -> None:
-    """Refuse a TRL whose private hooks have moved.
+    """Refuse a TRL, or a Transformers, whose private hooks have moved.
 
     Raises:
         RuntimeError: with the hook that changed.
@@ -90,6 +99,23 @@ def check_host(host: Any = GRPOTrainer) -> None:
     for key in OUTPUTS:
         if f'"{key}"' not in produced:
             raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
+    check_sampler()
+
+
+def check_sampler(mixin: Any = GenerationMixin) -> None:
+    """Refuse a Transformers whose sampling loop can no longer be handed our noise.
+
+    Raises:
+        RuntimeError: with the hook that changed.
+    """
+    for name, expected in SAMPLER.items():
+        found = inspect.signature(inspect.unwrap(getattr(mixin, name))).parameters if hasattr(mixin, name) else ()
+        missing = [parameter for parameter in expected if parameter not in found]
+        if missing:
+            raise RuntimeError(
+                f"Transformers' {mixin.__name__}.{name} no longer takes {', '.join(missing)}, which tropd passes to "
+                "sample by row and position (Transformers 5.17). Install transformers>=5.17,<6, or a newer tropd."
+            )
 
 
 def _moved(what: str) -> RuntimeError:

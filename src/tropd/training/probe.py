@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,7 +52,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
             "the student is to be sharded by FSDP or DeepSpeed, which happens only when training begins. Call probe in "
             "a callback's on_train_begin, or probe on one process."
         )
-    with torch.no_grad(), without_a_trace(trainer):
+    with torch.no_grad(), without_a_trace(trainer), _training_rows(trainer.args):
         parts = gather_object([_probe_batch(trainer, batch) for batch in _batches(trainer, list(rows))])
         rollouts = [rollout for part in parts for rollout in part.rollouts]
         return Probe(
@@ -64,6 +65,17 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
             vocab_size=_shared_vocabulary(trainer),
             temperature=trainer.temperature,
         )
+
+
+@contextmanager
+def _training_rows(args: Any) -> Iterator[None]:
+    """Passes of as many rows as training's, which the memory allows; the trainer is in evaluation mode here."""
+    before = args.per_device_eval_batch_size
+    args.per_device_eval_batch_size = args.per_device_train_batch_size
+    try:
+        yield
+    finally:
+        args.per_device_eval_batch_size = before
 
 
 # ---------------------------------------------------------------------- one batch on one rank

@@ -15,6 +15,11 @@ class Ranks:
         """Elementwise sum of every rank's tensor, on the CPU."""
         return self._accelerator.reduce(local.to(self._accelerator.device), reduction="sum").cpu()
 
+    def max(self, local: Tensor) -> Tensor:
+        """Elementwise maximum of every rank's tensor [n], on the CPU."""
+        gathered = self._accelerator.gather(local.to(self._accelerator.device))
+        return gathered.view(-1, local.numel()).amax(0).cpu()
+
     def gather_ragged(self, local: Tensor) -> Tensor:
         """All ranks' values of a one-dimensional tensor whose length differs from rank to rank."""
         count = self._accelerator.gather(torch.tensor([local.numel()], device=local.device))

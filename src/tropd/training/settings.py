@@ -51,6 +51,10 @@ class MethodSettings:
         teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
         reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
             functions are only monitored.
+        addressed_sampling: draw a rollout's tokens from noise that depends on (seed, step, row, position) alone, so
+            that another split, padding or resumption draws the same ones (docs/reliability.md). `None`: wherever
+            Transformers' `generate` samples; `True`: the same, and engines that draw for themselves (vLLM, continuous
+            batching) are refused; `False`: PyTorch's generator of each rank.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
@@ -88,6 +92,9 @@ class MethodSettings:
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )
     reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
+    addressed_sampling: bool | None = field(
+        default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}
+    )
     mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
     collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
     collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
@@ -105,3 +112,20 @@ class MethodSettings:
             value = getattr(self, name)
             if not allowed(value):
                 raise ValueError(f"{name} is {value}; {sentence}.")
+        if self.addressed_sampling and (engine := self._engine_of_its_own()):
+            raise ValueError(
+                f"addressed_sampling is True, but {engine} draws tokens with generators of its own, which cannot be "
+                "addressed by row and position. Leave addressed_sampling out, or let Transformers' generate sample."
+            )
+
+    def addresses_sampling(self) -> bool:
+        """Are rollouts drawn with addressed noise, if they are sampled at all?"""
+        return self.addressed_sampling is not False and self._engine_of_its_own() is None
+
+    def _engine_of_its_own(self) -> str | None:
+        """The engine that TRL's fields, beside ours in `TrOPDConfig`, set instead of Transformers' `generate`."""
+        if getattr(self, "use_vllm", False):
+            return "vLLM (use_vllm)"
+        if getattr(self, "use_transformers_continuous_batching", False):
+            return "continuous batching (use_transformers_continuous_batching)"
+        return None

@@ -7,20 +7,21 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from trl import GRPOTrainer
+from transformers.generation import GenerationMode
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ..modeling import expose_hidden_states
 from ..objective.loss import student_terms, token_losses
 from ..objective.reduce import RegionCounts, reduce_losses, region_counts
 from ..objective.schedules import guidance_fraction
+from ..rollout.addressed import EVALUATION_SAMPLING_STREAM, SAMPLING_STREAM, AddressedNoise, Turns, decoding_through
 from ..rollout.guidance import splice
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
@@ -39,6 +40,7 @@ from .ranks import Ranks
 from .reading import read_rollouts, unpad
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
+from .saving import SaveBetweenCycles, WholeCheckpoints
 from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
 
 
-class TrOPDTrainer(GRPOTrainer):
+class TrOPDTrainer(WholeCheckpoints):
     """Distil `teacher_model` into `model` on the student's own rollouts.
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
@@ -131,15 +133,18 @@ class TrOPDTrainer(GRPOTrainer):
                 "teacher_processing_class to have the token ids compared too."
             )
         check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
-        self._contexts = self._teacher_contexts()
+        self._contexts = TeacherContexts.configured(args, self._tokenizer, self.teacher_tokenizer)
         self._prefix_stage = self._make_prefix_stage()
         self.guard = CollapseGuard(args.collapse_share, args.collapse_patience)
         self._pending_prefixes: list[list[int]] | None = None
-        self._ranks = Ranks(self.accelerator)
+        self._turns: Turns | None = None
+        self.ranks = Ranks(self.accelerator)
         self._window = Totals()
         self._build_seconds = 0.0
         self._tokens_learned = 0
         self._evaluated_rows = 0
+        self.stopped_by_signal = 0
+        self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -177,16 +182,6 @@ class TrOPDTrainer(GRPOTrainer):
         local = LocalTeacher(teacher)
         local.forward = self._prepare_frozen(teacher)
         return local
-
-    def _teacher_contexts(self) -> TeacherContexts:
-        own_kwargs = dict(self.args.teacher_chat_template_kwargs or {})
-        return TeacherContexts(
-            self._tokenizer,
-            self.teacher_tokenizer,
-            self.args.teacher_chat_template,
-            {**self.chat_template_kwargs, **own_kwargs},
-            as_student=self.args.teacher_chat_template == "student" and not own_kwargs,
-        )
 
     def _make_prefix_stage(self) -> PrefixStage:
         return PrefixStage(
@@ -249,7 +244,7 @@ class TrOPDTrainer(GRPOTrainer):
             seed=self.args.seed,
             step=self.state.global_step,
             stream=0 if training else EVALUATION_STREAM,
-            gather=self._ranks.gather_ragged,
+            gather=self.ranks.gather_ragged,
         )
         scored = time.perf_counter()
         teacher = score_teacher(
@@ -269,7 +264,7 @@ class TrOPDTrainer(GRPOTrainer):
         totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
         batch_metrics(totals, signals, student, teacher)
-        metrics = totals.collect(self._ranks.sum) | log_ratio_quantiles(signals, self._ranks.gather_ragged)
+        metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
         self._record(metrics)
         if training:
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
@@ -277,13 +272,13 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _check_teacher(self, student_token_logps: Tensor) -> None:
         counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
-        num_finite, num_tokens = self._ranks.sum(counts).tolist()
+        num_finite, num_tokens = self.ranks.sum(counts).tolist()
         check_teacher_scores(num_finite, num_tokens, self.state.global_step + 1, self.args.output_dir)
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
         """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
         ended = [rollout.ended for rollout in rollouts if rollout.prefix_length == 0]
-        total, count = self._ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
+        total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
 
     def _micro_batches(self, method, rollouts, signals, direct, windows: int) -> list[MicroBatch]:
@@ -299,7 +294,7 @@ class TrOPDTrainer(GRPOTrainer):
         ]
 
     def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
-        return RegionCounts(*self._ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
+        return RegionCounts(*self.ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
 
     def _score_student(self, rollouts: list[Rollout]):
         with self.accelerator.autocast():
@@ -324,9 +319,10 @@ class TrOPDTrainer(GRPOTrainer):
         first_row = self._first_row(len(inputs))
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
+        self._turns = Turns(first_row) if self.args.addresses_sampling() else None
         with finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
-        self._pending_prefixes = None
+        self._pending_prefixes = self._turns = None
         self._drop_host_metrics()
         return read_rollouts(
             host,
@@ -359,24 +355,48 @@ class TrOPDTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
         starts, self._pending_prefixes = self._pending_prefixes, None
-        if not starts or not any(starts):
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+        starts = starts or [[] for _ in prompt_ids]
+        rest = images, multimodal_fields, num_generations, has_tool_images
+        if not any(starts):
+            with self._addressed(prompt_ids, starts):
+                written, logps = super()._generate_single_turn(prompt_ids, *rest)
+        else:
+            longest = self.max_completion_length - min(len(start) for start in starts)
+            contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
+            with self._generation_budget(longest), self._addressed(prompt_ids, starts):
+                continuations, logps = super()._generate_single_turn(contexts, *rest)
+            pairs = [
+                splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
+                for row, (start, continuation) in enumerate(zip(starts, continuations, strict=True))
+            ]
+            written = [ids for ids, _ in pairs]
+            logps = None if logps is None else [values for _, values in pairs]
+        if self._turns is not None:
+            self._turns.record(prompt_ids, written)
+        return written, logps
+
+    def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
+        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
+        if self._turns is None:
+            return nullcontext()
+        places = self._turns.places(prompt_ids)
+        if self.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
+            return nullcontext()
+        if places is None:
+            logger.warning(
+                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
+                "of this turn come from PyTorch's generator of this rank: another split of the step, or a resumed run, "
+                "may draw others."
             )
-        longest = self.max_completion_length - min(len(start) for start in starts)
-        with self._generation_budget(longest):
-            continuations, logps = super()._generate_single_turn(
-                [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)],
-                images,
-                multimodal_fields,
-                num_generations,
-                has_tool_images,
-            )
-        pairs = [
-            splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
-            for row, (start, continuation) in enumerate(zip(starts, continuations, strict=True))
-        ]
-        return [ids for ids, _ in pairs], None if logps is None else [values for _, values in pairs]
+            return nullcontext()
+        noise = AddressedNoise(
+            seed=self.args.seed,
+            step=self.state.global_step,
+            stream=SAMPLING_STREAM if self.model.training else EVALUATION_SAMPLING_STREAM,
+            places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
+            synced_gpus=self.is_fsdp_enabled and self.accelerator.num_processes > 1,
+        )
+        return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
 
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
@@ -432,13 +452,14 @@ class TrOPDTrainer(GRPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The host's norm, over all ranks, before the optimiser's step; one that is not finite stops the run."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if self.accelerator.scaler is None:  # fp16's scaler skips such a step itself, and lowers its scale
+        # fp16's scaler skips such a step itself, and DeepSpeed has taken its step before the norm is known.
+        if norm is not None and self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             check_gradient_norm(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
 
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
-        self._record(self._window.collect(self._ranks.sum))
+        self._record(self._window.collect(self.ranks.sum))
         self._window = Totals()
 
     def _log_rollouts(self, inputs: MicroBatch, losses: Any, student_logp: Tensor) -> None:

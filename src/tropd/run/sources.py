@@ -1,0 +1,114 @@
+"""The data of a run: training prompts, evaluation prompts, and what the method will make of their columns."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..data import PromptData, load_prompts
+from ..preflight.findings import Finding
+from .configuration import Configuration
+
+ROWS_MEASURED = 64
+"""Rows whose teacher responses are measured, to compare them with the budget of a rollout."""
+
+
+def load_training(configuration: Configuration) -> PromptData:
+    """The training prompts, read as the configuration says."""
+    settings = configuration.settings
+    return load_prompts(
+        settings.data,
+        columns=settings.columns or None,
+        split=settings.data_split,
+        chat=settings.chat,
+        system_prompt=settings.system_prompt,
+        limit=settings.max_prompts,
+    )
+
+
+def load_evaluation(configuration: Configuration) -> PromptData | None:
+    """The evaluation prompts, all of them; renamed columns other than the prompt may be missing there."""
+    settings = configuration.settings
+    if settings.eval_data is None:
+        return None
+    sources = [settings.eval_data] if isinstance(settings.eval_data, str) else settings.eval_data
+    only_files = all(Path(source).is_file() for source in sources)
+    return load_prompts(
+        settings.eval_data,
+        columns=settings.columns or None,
+        optional_columns=True,
+        split="train" if only_files else settings.eval_split,
+        chat=settings.chat,
+        system_prompt=settings.system_prompt,
+    )
+
+
+def check_evaluation(configuration: Configuration) -> None:
+    """Evaluation needs data, and evaluation data needs an evaluation."""
+    strategy, data = configuration.trainer.get("eval_strategy", "no"), configuration.settings.eval_data
+    evaluates = getattr(strategy, "value", strategy) != "no"
+    if data is not None and not evaluates:
+        raise ValueError(
+            f"eval_data is {data!r}, which has no effect while eval_strategy is 'no'. Set eval_strategy: steps (and "
+            "eval_steps), or remove eval_data."
+        )
+    if evaluates and data is None:
+        raise ValueError(
+            f"eval_strategy is {strategy!r}, but there is no eval_data. Name a file of prompts, or set it to 'no'."
+        )
+
+
+def response_lengths(data: PromptData, tokenizer: Any) -> list[int] | None:
+    """Tokens of some of the data's teacher responses; `None` where it has none."""
+    rows = data.rows(ROWS_MEASURED)
+    given = [row["teacher_response"] for row in rows if row.get("teacher_response") is not None]
+    return [_response_length(value, tokenizer) for value in given] or None
+
+
+def _response_length(value: Any, tokenizer: Any) -> int:
+    if isinstance(value, str):
+        return len(tokenizer(value, add_special_tokens=False)["input_ids"])
+    if isinstance(value[0], int):
+        return len(value)
+    return sum(_response_length(message["content"], tokenizer) for message in value)
+
+
+def rows_without_response(data: PromptData) -> list[str]:
+    """Places of the rows for which the teacher would have to write."""
+    if "teacher_response" not in data.dataset.column_names:
+        return list(data.places)
+    missing = data.dataset.data.column("teacher_response").is_null().to_pylist()
+    if data.dataset._indices is not None:
+        missing = [missing[row] for row in data.dataset._indices.column(0).to_pylist()]
+    return [place for place, absent in zip(data.places, missing, strict=True) if absent]
+
+
+def is_sharded(args: Any) -> bool:
+    """Will FSDP shard the models, by the configuration or by accelerate's launcher?"""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def guidance_findings(data: PromptData, args: Any) -> list[Finding]:
+    """What the method will make of the teacher responses.
+
+    Raises:
+        ValueError: a sharded teacher would have to write.
+    """
+    if not args.resolved_method().guided:
+        if "teacher_response" not in data.dataset.column_names:
+            return []
+        sentence = f"the data has a teacher_response column, which method {args.method!r} does not read."
+        return [Finding("note", "guidance", sentence)]
+    missing = rows_without_response(data)
+    if not missing:
+        return []
+    which = "all prompts" if len(missing) == len(data) else f"{len(missing)} of {len(data)} prompts ({missing[0]}, …)"
+    if is_sharded(args):
+        raise ValueError(
+            f"{which} lack a teacher_response, and a teacher sharded by FSDP cannot write one while training. Let "
+            "`tropd generate` write them, and leave out rows where it wrote nothing; or set guidance_schedule: none."
+        )
+    sentence = (
+        f"method {args.method!r} starts from teacher responses, which {which} lack: the teacher will write them in "
+        "every step. `tropd generate` writes them once."
+    )
+    return [Finding("note", "guidance", sentence)]

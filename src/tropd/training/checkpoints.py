@@ -1,0 +1,187 @@
+"""Checkpoints that are there whole or not at all: written aside, described, made to reach the disk, renamed.
+
+A visible `checkpoint-N` holds `checkpoint.json`, the size and SHA-256 of each of its files, so that one that was cut
+short or altered afterwards is recognised before it is loaded.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import TrainingStopped
+
+logger = logging.getLogger(__name__)
+
+ASIDE = ".writing"
+"""Folder in the output directory where a checkpoint is until it is whole. What a crash leaves there is removed."""
+
+MANIFEST = "checkpoint.json"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK = 1 << 22
+
+
+class CheckpointNotWritten(TrainingStopped):
+    """There is no room for a checkpoint; the earlier ones are as they were."""
+
+
+def clear_aside(directory: str | Path) -> None:
+    """Remove what a crash left half written."""
+    shutil.rmtree(Path(directory) / ASIDE, ignore_errors=True)
+
+
+def publish(directory: str | Path, name: str) -> Path:
+    """Make `<directory>/.writing/<name>` visible as `<directory>/<name>`, whole and on the disk; the visible folder."""
+    aside, final = Path(directory) / ASIDE / name, Path(directory) / name
+    write_manifest(aside)
+    _reach_disk(aside)
+    if final.exists():  # the same step, saved again
+        final.rename(Path(directory) / ASIDE / f"{name}-replaced")
+    aside.rename(final)
+    _reach_disk_itself(final.parent)
+    clear_aside(directory)
+    return final
+
+
+def publish_files(directory: str | Path, name: str) -> None:
+    """Move the files of `<directory>/.writing/<name>` into `<directory>`, each at once, the largest last."""
+    aside = Path(directory) / ASIDE / name
+    _reach_disk(aside)
+    for file in sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
+        final = Path(directory) / file.relative_to(aside)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, final)
+    _reach_disk_itself(Path(directory))
+    clear_aside(directory)
+
+
+@contextmanager
+def room_on_disk(directory: str | Path) -> Iterator[None]:
+    """Turn a full disk into a sentence, and remove what was half written.
+
+    Raises:
+        CheckpointNotWritten: the disk, the quota or the largest file size is exhausted.
+    """
+    try:
+        yield
+    except Exception as error:
+        clear_aside(directory)
+        if not _is_full_disk(error):
+            raise
+        raise CheckpointNotWritten(
+            f"there is no room for a checkpoint in {directory} ({_reason(error)}); earlier checkpoints are untouched. "
+            "Free some space and go on with resume_from_checkpoint, or set save_total_limit or save_only_model."
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    # safetensors and torch report the system's error as text.
+    texts = [os.strerror(number) for number in FULL_DISK]
+    return getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in texts)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+# ---------------------------------------------------------------------- the manifest
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe every file of a checkpoint."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def fault_of(folder: str | Path) -> str | None:
+    """What is wrong with a checkpoint, such as `model.safetensors has 10 of 20 bytes`; `None` where it is whole.
+
+    A checkpoint without a manifest (another program's) is taken as it is, with a warning.
+    """
+    folder = Path(folder)
+    if not (folder / "trainer_state.json").is_file():
+        return "it has no trainer_state.json"
+    if not (folder / MANIFEST).is_file():
+        logger.warning("%s has no %s, so whether it is whole cannot be told.", folder, MANIFEST)
+        return None
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError):
+        return f"{MANIFEST} cannot be read"
+    return next((fault for name, described in files.items() if (fault := _fault(folder / name, described))), None)
+
+
+def _fault(file: Path, described: dict) -> str | None:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    size = file.stat().st_size
+    if size != described["bytes"]:
+        return f"{file.name} has {size:,} bytes instead of {described['bytes']:,}"
+    if _digest(file) != described["sha256"]:
+        return f"{file.name} was altered after it was written"
+    return None
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Refuse a checkpoint that is not whole, and offer the one before it.
+
+    Raises:
+        ValueError: with the file, what is wrong with it, and what to type.
+    """
+    fault = fault_of(folder)
+    if fault is None:
+        return
+    earlier = next((path for path in _checkpoints_before(Path(folder)) if fault_of(path) is None), None)
+    offer = f"Go on from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is none before it"
+    raise ValueError(f"checkpoint {folder} is not whole: {fault}. {offer}.")
+
+
+def checkpoints_in(directory: str | Path) -> list[Path]:
+    """The visible checkpoints of an output directory, the earliest first."""
+    return sorted(
+        (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and _step(path) >= 0), key=_step
+    )
+
+
+def _checkpoints_before(folder: Path) -> list[Path]:
+    """Checkpoints of earlier steps beside `folder`, the latest first."""
+    return [path for path in reversed(checkpoints_in(folder.parent)) if _step(path) < _step(folder)]
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+# ---------------------------------------------------------------------- the disk
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reach_disk(folder: Path) -> None:
+    """fsync every file below `folder`, and the folders that name them."""
+    for path in [*folder.rglob("*"), folder]:
+        _reach_disk_itself(path)
+
+
+def _reach_disk_itself(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""SIGTERM and SIGINT while training: finish the step, write a checkpoint, leave with the conventional exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from .errors import TrainingStopped
+
+
+class Interrupted(TrainingStopped):
+    """A signal stopped the run; its checkpoint is on disk.
+
+    Attributes:
+        signal: the signal's number; the conventional exit code is 128 more.
+    """
+
+    def __init__(self, sentence: str, number: int):
+        super().__init__(sentence)
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal
+
+
+class Signals:
+    """Remembers that SIGTERM or SIGINT arrived; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.received and number == signal.SIGINT:
+            os._exit(128 + signal.SIGINT)
+        self.received = number
+        name = signal.Signals(number).name
+        again = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
+        print(f"{name}: a checkpoint is written after this step{again}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def caught(self) -> Iterator["Signals"]:
+        """Catch both signals while the block runs; the handlers before it come back."""
+        earlier = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+class StopAtSignal(TrainerCallback):
+    """Saves and stops after the step in which any process received a signal, all processes at the same one."""
+
+    def __init__(self, signals: Signals, trainer: Any):
+        self.signals, self.trainer = signals, trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = int(self.trainer.ranks.max(torch.tensor([self.signals.received]))[0])
+        if received:
+            self.trainer.stopped_by_signal = received
+            control.should_save = control.should_training_stop = True

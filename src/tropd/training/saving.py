@@ -1,0 +1,139 @@
+"""Saving and resuming in the trainer: checkpoints whole or not at all, and everything that a later step reads."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer
+
+from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk
+from .run_directory import write_whole
+
+STATE = "tropd_state.json"
+"""What Transformers' checkpoint does not hold: metrics of an unfinished logging window, and the collapse guard."""
+
+
+class WholeCheckpoints(GRPOTrainer):
+    """`GRPOTrainer` whose checkpoints are visible only when they are whole, and are checked before they are loaded."""
+
+    args: Any
+    guard: Any
+    resumed_from: str | None = None
+    _writing = False
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: the checkpoint to resume from is missing, cut short or altered; the sentence offers another.
+            CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint and self.accelerator.is_main_process:
+            check_checkpoint(resume_from_checkpoint)
+        self.resumed_from = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        directory = super()._get_output_dir(trial)
+        return os.path.join(directory, ASIDE) if self._writing else directory
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The host's checkpoint, written aside and published."""
+        directory, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
+        self._note_best(directory)
+        with room_on_disk(directory):
+            if self.args.should_save:
+                clear_aside(directory)
+            self.accelerator.wait_for_everyone()
+            self._writing = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._writing = False
+            if self.args.should_save:
+                write_whole(Path(directory) / ASIDE / name / STATE, json.dumps(self._pending_state()) + "\n")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(directory, name)
+                self._remove_old(directory)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(os.path.join(directory, name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writing:  # the host asks while the checkpoint is still aside
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _note_best(self, directory: str) -> None:
+        """The best checkpoint's place, which the host looks up where this one is being written."""
+        best = self.state.best_global_step
+        folder = os.path.join(directory, f"checkpoint-{best}")
+        if best and (best == self.state.global_step or os.path.isdir(folder)):
+            self.state.best_model_checkpoint = folder
+
+    def _remove_old(self, directory: str) -> None:
+        """All but the latest `save_total_limit` checkpoints and the best; one that goes is invisible first."""
+        limit = self.args.save_total_limit
+        if not limit or limit < 1:
+            return
+        best = self.state.best_model_checkpoint
+        for folder in checkpoints_in(directory)[:-limit]:
+            if best is None or folder.absolute() != Path(best).absolute():
+                aside = Path(directory) / ASIDE
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(folder.rename(aside / folder.name))
+        clear_aside(directory)
+
+    # ------------------------------------------------------------------ what a later step reads
+
+    def _pending_state(self) -> dict[str, Any]:
+        return {
+            "metrics": self._metrics["train"],
+            "loss": float(self._tr_loss),
+            "last_logged": self._globalstep_last_logged,
+            "guard": {
+                "steps_in_a_row": self.guard.steps_in_a_row,
+                "best_ended_share": self.guard.best_ended_share,
+            },
+        }
+
+    def restore_pending(self) -> None:
+        """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
+        if self.resumed_from is None or not (path := Path(self.resumed_from) / STATE).is_file():
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
+        for name, values in state["metrics"].items():
+            self._metrics["train"][name] = list(values)
+        self._tr_loss = torch.tensor(state["loss"], device=self.args.device)
+        self._globalstep_last_logged = state["last_logged"]
+        self.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
+        self.guard.best_ended_share = state["guard"]["best_ended_share"]
+
+    @property
+    def inside_cycle(self) -> bool:
+        """Are there updates to come from the rollouts at hand? A checkpoint does not hold those."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+
+class SaveBetweenCycles(TrainerCallback):
+    """Puts a checkpoint that falls inside a generation cycle off to the cycle's end, where resuming changes nothing."""
+
+    def __init__(self, trainer: WholeCheckpoints):
+        self.trainer = trainer
+        self.waiting = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wanted = control.should_save or self.waiting
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        control.should_save = wanted and (last or not self.trainer.inside_cycle)
+        self.waiting = wanted and not control.should_save
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)

@@ -1,0 +1,186 @@
+"""Checkpoints are there whole or not at all; one that was cut short or altered is recognised and another offered."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from training import tiny
+from training.tiny import Recorder, build, clone, largest_difference, recorded, replay
+from tropd.training import checkpoints
+from tropd.training.checkpoints import ASIDE, MANIFEST, CheckpointNotWritten, check_checkpoint, checkpoints_in, fault_of
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture
+def pair():
+    return tiny.llama(1), tiny.llama(2)
+
+
+def trained(directory, pair, **settings):
+    """A trainer after its run; every attempt starts from fresh copies."""
+    resume = settings.pop("resume", None)
+    recorder = Recorder()
+    trainer = build(directory, clone(pair[0]), clone(pair[1]), "opd", callbacks=[recorder], **(SAVING | settings))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, recorder
+
+
+def names(directory):
+    return [path.name for path in checkpoints_in(directory)]
+
+
+def test_a_checkpoint_describes_every_file_of_its_own(tmp_path, pair):
+    trained(tmp_path, pair, max_steps=2)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"] and not (tmp_path / ASIDE).exists()
+    described = json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())["files"]
+    files = {path.name for path in (tmp_path / "checkpoint-2").iterdir()} - {MANIFEST}
+    assert set(described) == files and {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= files
+    assert fault_of(tmp_path / "checkpoint-2") is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def alter(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "fault"),
+    [
+        (cut, "model.safetensors", "model.safetensors has .* bytes instead of"),
+        (alter, "optimizer.pt", "optimizer.pt was altered after it was written"),
+        (os.remove, "rng_state.pth", "rng_state.pth is missing"),
+        (os.remove, "trainer_state.json", "it has no trainer_state.json"),
+        (cut, MANIFEST, "checkpoint.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, pair, damage, file, fault):
+    trained(tmp_path, pair, max_steps=2)
+    damage(tmp_path / "checkpoint-2" / file)
+    with pytest.raises(ValueError, match=rf"checkpoint-2 is not whole: {fault}.*resume_from_checkpoint=.*checkpoint-1"):
+        trained(tmp_path, pair, max_steps=3, resume=str(tmp_path / "checkpoint-2"))
+    damage(tmp_path / "checkpoint-1" / file)
+    with pytest.raises(ValueError, match="There is none before it"):
+        check_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_another_programs_checkpoint_is_taken_with_a_warning(tmp_path, pair, caplog):
+    trained(tmp_path, pair, max_steps=1)
+    (tmp_path / "checkpoint-1" / MANIFEST).unlink()
+    assert fault_of(tmp_path / "checkpoint-1") is None
+    assert "whether it is whole cannot be told" in caplog.text
+
+
+def test_only_the_latest_checkpoints_are_kept(tmp_path, pair):
+    trained(tmp_path, pair, max_steps=5, save_total_limit=2)
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-5"] and not (tmp_path / ASIDE).exists()
+
+
+def test_the_best_checkpoint_is_kept_too(tmp_path, pair):
+    trainer, _ = trained(
+        tmp_path,
+        pair,
+        max_steps=4,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_kl/k1",
+        greater_is_better=True,
+        trainer_options={"eval_dataset": tiny.same_dataset()},
+        learning_rate=1e-2,
+    )
+    best = trainer.state.best_model_checkpoint
+    assert best is not None and os.path.isdir(best) and fault_of(best) is None
+    assert len(names(tmp_path)) <= 3
+
+
+def test_a_crash_in_the_middle_of_a_write_leaves_the_earlier_checkpoints(tmp_path, pair, monkeypatch):
+    write, calls = checkpoints.write_manifest, []
+
+    def crash(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(folder)
+
+    monkeypatch.setattr(checkpoints, "write_manifest", crash)
+    with pytest.raises(OSError, match="Input/output error"):
+        trained(tmp_path, pair, max_steps=3)
+    assert names(tmp_path) == ["checkpoint-1"] and fault_of(tmp_path / "checkpoint-1") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path, pair, monkeypatch, number):
+    saving, calls = torch.save, []
+
+    def full(what, path, *arguments, **options):
+        if str(path).endswith("optimizer.pt"):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(number, os.strerror(number))
+        saving(what, path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        CheckpointNotWritten, match=r"no room for a checkpoint in .*earlier checkpoints are untouched\. Fr"
+    ):
+        trained(tmp_path, pair, max_steps=3)
+    assert names(tmp_path) == ["checkpoint-1"] and not (tmp_path / ASIDE).exists()
+
+
+def test_what_a_crash_left_half_written_is_removed_when_a_run_begins(tmp_path, pair):
+    left = tmp_path / ASIDE / "checkpoint-7"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    trained(tmp_path, pair, max_steps=1)
+    assert not (tmp_path / ASIDE).exists() and names(tmp_path) == ["checkpoint-1"]
+
+
+def test_a_checkpoint_inside_a_generation_cycle_waits_for_its_end(tmp_path, pair):
+    trained(tmp_path, pair, max_steps=6, steps_per_generation=2, num_iterations=2, per_device_train_batch_size=4)
+    # A cycle is four optimiser steps; the last step of a run is saved wherever it lies.
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_a_run_stopped_after_any_step_logs_what_the_whole_run_logs(tmp_path, pair, stop):
+    script = replay(recorded(8))
+    whole, _ = trained(tmp_path / "whole", pair, max_steps=6, logging_steps=3, script=script)
+    trained(tmp_path / "cut", pair, max_steps=6, logging_steps=3, script=script)
+    again, recorder = trained(
+        tmp_path / "cut",
+        pair,
+        max_steps=6,
+        logging_steps=3,
+        script=script,
+        resume=str(tmp_path / "cut" / f"checkpoint-{stop}"),
+    )
+    assert largest_difference(recorder.steps[-1].weights, tiny.weights_of(whole.model)) == 0
+    ours, theirs = (
+        [
+            {k: v for k, v in entry.items() if not k.startswith(("speed/", "train_", "step_time"))}
+            for entry in t.state.log_history
+        ]
+        for t in (again, whole)
+    )
+    assert ours == theirs
+
+
+def test_the_collapse_guard_remembers_across_a_resumption(tmp_path, pair):
+    trainer, _ = trained(tmp_path, pair, max_steps=2, collapse_patience=None)
+    trainer.guard.steps_in_a_row, trainer.guard.best_ended_share = 3, 0.75
+    trainer._save_checkpoint(trainer.model, None)
+    other = build(tmp_path, clone(pair[0]), clone(pair[1]), "opd", max_steps=2, **SAVING)
+    other.resumed_from = str(tmp_path / "checkpoint-2")
+    other._tr_loss, other._globalstep_last_logged = torch.tensor(0.0), 0
+    other.restore_pending()
+    assert (other.guard.steps_in_a_row, other.guard.best_ended_share) == (3, 0.75)
