@@ -83,6 +83,21 @@ def test_a_run_goes_on_from_its_last_checkpoint(workspace, tropd):
     assert [entry["step"] for entry in metrics(out) if "loss" in entry] == [1, 2, 3, 4]
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_may_be_started_again(workspace, tropd):
+    fields = workspace.fields(max_steps=1, rollout_log_steps=1)
+    assert tropd("train", *fields).code == 0
+    out = workspace.root / "out"
+    for path in out.iterdir():
+        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "generation_config.json"):
+            path.unlink()
+    for path in out.glob("*tokenizer*"):
+        path.unlink()
+    (out / "chat_template.jinja").unlink(missing_ok=True)
+    before = (out / "metrics.jsonl").read_text()
+    assert tropd("train", *fields).code == 0
+    assert (out / "metrics-1.jsonl").read_text() == before and (out / "rollouts-1").is_dir(), "nothing is lost"
+
+
 def test_an_adapter_is_trained_alone(workspace, tropd):
     outcome = tropd("train", *workspace.fields(max_steps=1, use_peft=True, lora_r=2, learning_rate=1e-2))
     assert outcome.code == 0, outcome.err

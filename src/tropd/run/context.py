@@ -1,7 +1,7 @@
 """Prompts against the two models' contexts."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,25 +34,32 @@ class ContextFit:
         if not isinstance(data.dataset[0]["prompt"], str) and self.student.tokenizer.chat_template is None:
             return data, []  # nothing can be rendered, which `compare_pair` refuses
         budget = self._budget("student", self.student)
-        data, lengths = self._fit(data, self._student_ids(data), budget, "prompt")
+        data, lengths = self._fit(data, self._student_lengths(data), budget, "prompt")
         contexts = TeacherContexts.configured(self.args, self.student.tokenizer, self.teacher.tokenizer)
         if self._teacher_sees_the_same(data, contexts):
             teacher_budget = self._budget("teacher", self.teacher)
-            return self._fit(data, [[0] * length for length in lengths], teacher_budget, "prompt")
-        ids = _in_batches(data, lambda rows: contexts.of(rows, [[] for _ in rows]))
-        fitting, _ = self._fit(data, ids, self._budget("teacher", self.teacher), "teacher_prompt")
+            return self._fit(data, lengths, teacher_budget, "prompt")
+        seen = [
+            len(ids)
+            for start, rows in _batches(data)
+            for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
+        ]
+        fitting, _ = self._fit(data, seen, self._budget("teacher", self.teacher), "teacher_prompt")
         kept = set(fitting.places)
         return fitting, [length for length, place in zip(lengths, data.places, strict=True) if place in kept]
 
-    def _fit(
-        self, data: PromptData, ids: Sequence[Sequence[int]], budget: int, what: str
-    ) -> tuple[PromptData, list[int]]:
-        fitting = check_lengths(data, [len(row) for row in ids], budget, overlong=self.overlong, what=what)
-        return fitting, [len(row) for row in ids if len(row) <= budget]
+    def _fit(self, data: PromptData, lengths: list[int], budget: int, what: str) -> tuple[PromptData, list[int]]:
+        fitting = check_lengths(data, lengths, budget, overlong=self.overlong, what=what)
+        return fitting, [length for length in lengths if length <= budget]
 
-    def _student_ids(self, data: PromptData) -> list[list[int]]:
+    def _student_lengths(self, data: PromptData) -> list[int]:
         kwargs = dict(self.args.chat_template_kwargs or {})
-        return _in_batches(data, lambda rows: tokenize(self.student.tokenizer, [row["prompt"] for row in rows], kwargs))
+        tokenizer = self.student.tokenizer
+        return [
+            len(ids)
+            for _, rows in _batches(data)
+            for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs)
+        ]
 
     @staticmethod
     def _teacher_sees_the_same(data: PromptData, contexts: TeacherContexts) -> bool:
@@ -93,10 +100,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, 
     return rendered["input_ids"]
 
 
-def _in_batches(data: PromptData, render: Any) -> list[list[int]]:
-    """Token ids of every row; a batch at a time, so that a large data set is never whole in memory as text."""
-    ids: list[list[int]] = []
+def _batches(data: PromptData) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Rows with the number of their first; a batch at a time, so that a large data set is never whole in memory."""
+    columns = [name for name in ("prompt", "teacher_prompt") if name in data.dataset.column_names]
+    read = data.dataset.select_columns(columns)
     for start in range(0, len(data), BATCH):
-        rows = data.dataset.select(range(start, min(start + BATCH, len(data)))).to_list()
-        ids += render(rows)
-    return ids
+        yield start, read.select(range(start, min(start + BATCH, len(data)))).to_list()

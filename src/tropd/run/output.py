@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-DESCRIPTION = re.compile(r"(run|preflight)(-\d+)?\.json")
-"""What a run writes before its first step: no loss where nothing else is."""
+RECORDS = re.compile(r"(run|preflight)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing")
+"""What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> str | None:
@@ -25,7 +25,9 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
         return None
     if not directory.is_dir():
         raise ValueError(f"output_dir is {str(directory)!r}, which is a file. Choose another name.")
-    found = sorted(path.name for path in directory.iterdir() if not DESCRIPTION.fullmatch(path.name))
+    found = sorted(path.name for path in directory.iterdir())
+    if any(name in found for name in ("run.json", "preflight.json")):
+        found = [name for name in found if not RECORDS.fullmatch(name)]
     if found:
         shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
         raise ValueError(
