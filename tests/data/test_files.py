@@ -52,6 +52,17 @@ def test_a_json_file_may_be_json_lines(write):
     assert load_prompts(write("a.json", ROWS)).places == ("a.json:1", "a.json:2")
 
 
+@pytest.mark.parametrize("content", ["[]", " [\n]\n", "\ufeff[ ]"])
+def test_an_array_may_be_empty(write, refused, content):
+    assert "holds no rows" in refused(write("a.json", content))
+
+
+def test_csv_lines_may_end_as_on_an_old_macintosh(write):
+    data = load_prompts(write("a.csv", 'prompt\rone\r"two\rlines"\rthree'))
+    assert data.dataset["prompt"][:] == ["one", "two\rlines", "three"]
+    assert data.places == ("a.csv:2", "a.csv:3", "a.csv:5")
+
+
 def test_csv_rows_are_placed_at_the_lines_where_they_start(write):
     data = load_prompts(write("a.csv", 'prompt,answer\n"two\nlines",1\n\nthree,\n'))
     assert data.places == ("a.csv:2", "a.csv:5")
@@ -91,6 +102,20 @@ def test_an_item_of_an_array_that_is_no_object_is_named(write, refused):
 def test_an_array_that_is_not_json_is_refused_at_its_line(write, refused):
     message = refused(write("a.json", '[{"prompt": "one"},\n{"prompt" "two"}]'))
     assert message.startswith("a.json:2 is not JSON: Expecting ':' delimiter at column 11. Correct the array there")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('[{"prompt": "one"}', ":1 is not JSON: Expecting ',' delimiter at column 19"),
+        ('[{"prompt": "one"}\n{"prompt": "two"}]', ":2 is not JSON: Expecting ',' delimiter at column 1"),
+        ('[{"prompt": "one"},\n]', ":2 is not JSON: Expecting value at column 1"),
+        ('[{"prompt": "one"}]\n\n{"prompt": "two"}', ":3 is not JSON: Extra data at column 1"),
+        ("[]\n]", ":2 is not JSON: Extra data at column 1"),
+    ],
+)
+def test_what_is_wrong_between_the_items_of_an_array_is_said_as_json_says_it(write, refused, content, why):
+    assert refused(write("a.json", content)).startswith(f"a.json{why}")
 
 
 def test_a_csv_row_of_another_width_is_named(write, refused):

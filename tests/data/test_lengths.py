@@ -47,6 +47,31 @@ def test_data_that_would_be_dropped_whole_are_refused(data, refused):
     assert message.startswith("all 4 prompts have more than 8 tokens")
 
 
+# ---------------------------------------------------------------------- what the teacher reads
+
+
+def test_token_counts_may_be_given_themselves(data):
+    assert check_lengths(data, [1, 3, 1, 3], 3) is data
+    assert check_lengths(data, [1, 3, None, 3], 2, overlong="drop").places == ("a.jsonl:1", "a.jsonl:3")
+
+
+def test_what_is_counted_is_named(data, refused):
+    message = refused(data, check_lengths, tokenize=[300, 5, None, 5], budget=248, what="teacher_prompt")
+    assert "1 of 4 rows cannot be used:\n  a.jsonl:1: teacher_prompt has 300 tokens, 248 fit\n" in message
+    kept = check_lengths(data, [300, 5, None, 5], 248, overlong="drop", what="teacher_prompt")
+    assert kept.notes == ("1 of 4 prompts are left out, having a teacher_prompt of more than 248 tokens: a.jsonl:1",)
+    message = refused(data, check_lengths, tokenize=[5, 0, 5, 5], budget=248, what="teacher_prompt")
+    assert "a.jsonl:2: teacher_prompt has no tokens ('a long prompt')" in message
+
+
+def test_a_column_is_tokenised_where_it_has_values(write, refused):
+    rows = [{"prompt": "one"}, {"prompt": "two", "teacher_prompt": "two, which is 2"}]
+    data = load_prompts(write("b.jsonl", rows))
+    message = refused(data, check_lengths, tokenize=words, budget=3, what="teacher_prompt")
+    assert "b.jsonl:2: teacher_prompt has 4 tokens, 3 fit" in message
+    assert check_lengths(data, words, 4, what="teacher_prompt") is data
+
+
 @pytest.mark.parametrize("overlong", ["refuse", "drop"])
 def test_prompts_without_tokens_are_refused(data, refused, overlong):
     message = refused(data, check_lengths, tokenize=lambda p: [[], [0], [0], [0]], budget=5, overlong=overlong)
@@ -59,6 +84,8 @@ def test_prompts_without_tokens_are_refused(data, refused, overlong):
         ({"budget": 5, "overlong": "truncate"}, "overlong_prompts is 'truncate'; choose refuse or drop."),
         ({"budget": 0}, "the budget for prompts is 0 tokens"),
         ({"budget": 5, "tokenize": lambda prompts: [[0]]}, "tokenize returned 1 lists for 4 prompts"),
+        ({"budget": 5, "tokenize": [1, 2]}, "2 token counts are given for 4 rows"),
+        ({"budget": 5, "what": "teacher_prompt"}, "teacher_prompt is no column of a.jsonl (it has: prompt)"),
     ],
 )
 def test_settings_out_of_range_are_refused(data, refused, options, sentence):

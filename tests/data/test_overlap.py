@@ -2,7 +2,7 @@
 
 import pytest
 
-from tropd.data import find_duplicates, find_overlap, load_prompts
+from tropd.data import find_duplicates, find_overlap, load_prompts, overlap
 from tropd.data.wording import letters_and_digits, template
 
 PROBLEMS = ["Find $x$ if $x+1=2$.", "What is $2^3$?", "Compute $\\tan 45$.", "Name a prime.", "Add 17 and 4."]
@@ -122,6 +122,14 @@ def test_nothing_in_common_is_said_for_each_source(load, write, evaluation):
     assert [overlap.evaluation for overlap in found] == ["test.jsonl", "other.csv", "test.jsonl, other.csv"]
     (nothing,) = find_overlap(load(["Another one."]), [evaluation])
     assert nothing.sentence() == "None of the 5 problems of test.jsonl is in train.jsonl."
+
+
+def test_without_evaluation_sources_nothing_is_done(load, monkeypatch):
+    data = load(PROBLEMS)
+    monkeypatch.setattr(overlap, "_compared", None)
+    assert find_overlap(data, []) == []
+    with pytest.raises(ValueError, match=r"names 'test.jsonl', which is no evaluation source"):
+        find_overlap(data, [], columns={"test.jsonl": "task"})
 
 
 def test_the_column_of_the_problem_may_be_named(load, write):

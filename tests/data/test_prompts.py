@@ -94,6 +94,57 @@ def test_messages_whose_other_fields_disagree_are_refused(write, refused):
     assert message.startswith("column 'prompt' is") and "in a.jsonl:2" in message and "same fields" in message
 
 
+def test_true_does_not_go_with_fractions_in_any_order(write):
+    for name, values in (("a.jsonl", [0.5, True]), ("b.jsonl", [True, 0.5])):
+        data = load_prompts(write(name, [{"prompt": "one", "score": value} for value in values]))
+        assert f"column 'score' is {values[1]} in {name}:2" in data.notes[0]
+
+
+def test_what_generate_writes_for_people_is_left_out_with_a_note(write):
+    row = {"prompt": "one", "teacher_response": [3, 4], "teacher_response_text": "1!", "teacher_response_ended": True}
+    name = write("a.jsonl", [row])
+    data = load_prompts(name)
+    assert data.rows(1) == [{"prompt": "one", "teacher_response": [3, 4], "teacher_response_ended": True}]
+    assert data.notes == (
+        "a.jsonl has a column 'teacher_response_text', left out: it is there for people, and nothing reads it. Rename "
+        "it in the file to keep it.",
+    )
+    data = load_prompts(name, columns={"teacher_response": "teacher_response_text"})
+    assert data.rows(1)[0]["teacher_response"] == "1!"
+    assert [note.split("'")[1] for note in data.notes] == ["teacher_response"]
+
+
+# ---------------------------------------------------------------------- columns that may be absent
+
+RENAMED = {"prompt": "question", "teacher_response": "solution"}
+
+
+def test_a_column_that_may_be_absent_is_absent(write):
+    name = write("a.jsonl", [{"question": "one", "answer": 1}])
+    data = load_prompts(name, columns=RENAMED, optional_columns=True)
+    assert data.rows(1) == [{"prompt": "one", "answer": 1}] and not data.notes
+
+
+def test_a_column_that_may_be_absent_is_read_where_it_is(write):
+    names = [write("a.jsonl", [{"question": "one"}]), write("b.jsonl", [{"question": "two", "solution": "2"}])]
+    data = load_prompts(names, columns=RENAMED, optional_columns=True)
+    assert data.dataset["teacher_response"][:] == [None, "2"]
+
+
+def test_the_prompt_may_not_be_absent(write, refused):
+    message = refused(write("a.jsonl", [{"prompt": "one"}]), columns=RENAMED, optional_columns=True)
+    assert message.startswith("a.jsonl has no column 'question' (it has: prompt).")
+
+
+def test_a_column_of_its_own_does_not_stand_in_for_one_that_is_absent(write):
+    name = write("a.jsonl", [{"question": "one", "teacher_response": [1]}])
+    data = load_prompts(name, columns=RENAMED, optional_columns=True)
+    assert data.dataset.column_names == ["prompt"]
+    assert data.notes == (
+        "a.jsonl has a column 'teacher_response' of its own, left out: 'solution' is read for it, and is not there.",
+    )
+
+
 # ---------------------------------------------------------------------- chat, system prompt, limit
 
 
@@ -136,6 +187,11 @@ def test_a_limit_takes_the_first_rows_across_files(write):
     assert load_prompts(names, limit=3).places == ("a.jsonl:1", "a.jsonl:2", "b.jsonl:1")
     assert len(load_prompts(names, limit=1)) == 1
     assert len(load_prompts(names, limit=99)) == 7
+
+
+def test_what_follows_the_limit_is_not_read(write):
+    name = write("a.jsonl", b'{"prompt": "one"}\n{"prompt": "caf\xe9"}\n')
+    assert len(load_prompts(name, limit=1)) == 1
 
 
 def test_a_limit_below_one_is_refused(write, refused):

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tropd.data import load_prompts
+from tropd.data import has_splits, load_prompts
 
 ROWS = [{"prompt": "one"}, {"prompt": "two"}]
 
@@ -35,6 +35,18 @@ def test_a_split_that_is_not_there_is_answered_with_those_that_are(here, refused
 
 def test_a_file_has_no_splits(write, refused):
     assert "split is 'test'" in refused(write("a.jsonl", ROWS), split="test")
+
+
+def test_only_what_is_not_a_file_has_splits(write, here):
+    name = write("a.jsonl", ROWS)
+    Dataset.from_list(ROWS).save_to_disk("saved")
+    assert [has_splits(source) for source in (name, [name, name], "saved", [name, "saved"], "organisation/name")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_folder_that_holds_no_saved_data_set_is_answered_with_its_files(write, refused):

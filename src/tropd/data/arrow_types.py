@@ -8,12 +8,16 @@ def as_array(values: list[Any]) -> Any:
 
     >>> as_array([[3, 4]]).type, as_array([[2**40]]).type, as_array([3, 4]).type, as_array([3, "x"])
     (ListType(list<item: int32>), ListType(list<item: int64>), DataType(int64), None)
+
+    Arrow would take `True` for 1.0 behind a fraction, and refuse it before one. Here the two never go together.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
 
     try:
         array = pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return None
+    if array.type == pa.float64() and any(type(value) is bool for value in values):
         return None
     if array.type == pa.list_(pa.int64()):
         try:

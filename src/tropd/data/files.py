@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 256
 
 _SPACE = r"[ \t\n\r]*"
 _OPENING, _COMMA = re.compile(rf"{_SPACE}\[{_SPACE}"), re.compile(rf"{_SPACE},{_SPACE}")
-_CLOSING, _EMPTY_ARRAY = re.compile(rf"{_SPACE}\]{_SPACE}\Z"), re.compile(rf"{_SPACE}\[{_SPACE}\]{_SPACE}")
+_CLOSING, _EMPTY_ARRAY = re.compile(rf"{_SPACE}\]{_SPACE}\Z"), re.compile(rf"{_SPACE}\[{_SPACE}\]")
 
 
 class Record(NamedTuple):
@@ -122,7 +122,8 @@ def _array_items(path: Path, text: str) -> Iterator[Record]:
     """The items of an array, each with the line on which it starts. What `json` would refuse, it is asked to refuse."""
     decode = json.JSONDecoder().raw_decode
     number, line, end = 0, 1, 0
-    if _EMPTY_ARRAY.fullmatch(text):
+    if _EMPTY_ARRAY.match(text):
+        json.loads(text)
         return
     while not (number and _CLOSING.match(text, end)):
         separator = (_COMMA if number else _OPENING).match(text, end)

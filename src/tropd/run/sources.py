@@ -1,10 +1,9 @@
 """The data of a run: training prompts, evaluation prompts, and what the method will make of their columns."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-from ..data import PromptData, load_prompts
+from ..data import PromptData, has_splits, load_prompts
 from ..preflight.findings import Finding
 from .configuration import Configuration
 
@@ -30,13 +29,11 @@ def load_evaluation(configuration: Configuration) -> PromptData | None:
     settings = configuration.settings
     if settings.eval_data is None:
         return None
-    sources = [settings.eval_data] if isinstance(settings.eval_data, str) else settings.eval_data
-    only_files = all(Path(source).is_file() for source in sources)
     return load_prompts(
         settings.eval_data,
         columns=settings.columns or None,
         optional_columns=True,
-        split="train" if only_files else settings.eval_split,
+        split=settings.eval_split if has_splits(settings.eval_data) else "train",
         chat=settings.chat,
         system_prompt=settings.system_prompt,
     )
