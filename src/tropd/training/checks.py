@@ -24,8 +24,6 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
             "separately, or copy it."
         )
     _check_columns(train_dataset, options)
-    if hasattr(train_dataset, "__len__"):
-        check_enough_prompts(len(train_dataset), args)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
         raise ValueError(

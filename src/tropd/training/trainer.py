@@ -28,7 +28,7 @@ from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RunDirectoryCallback
-from .checks import check_arguments, check_host_model, has_rewards
+from .checks import check_arguments, check_enough_prompts, check_host_model, has_rewards
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .guards import check_gradient_norm, check_loss, check_teacher_scores, finite_softmax
@@ -151,8 +151,11 @@ class TrOPDTrainer(WholeCheckpoints):
         """Train; see `transformers.Trainer.train`.
 
         Raises:
+            ValueError: fewer prompts than a rollout batch takes, or a checkpoint that is not whole.
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
         """
+        if hasattr(self.train_dataset, "__len__"):
+            check_enough_prompts(len(self.train_dataset), self.args)
         output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))

@@ -1,0 +1,250 @@
+"""Addressed sampling: what a token is drawn with depends on (seed, step, row, position) and on nothing else.
+
+A token is the winner of an exponential race: with independent E_v ~ Exp(1), argmax_v π(v)/E_v is distributed as π
+(Gumbel-max, written without its two logarithms; `torch.multinomial` draws one token in the same way). What is new is
+where the E_v come from: Philox gives one key for each (row, position), SplitMix64 spreads it over the vocabulary. All
+of it is integer arithmetic, so CPU and GPU have the same noise, and PyTorch's generators are neither read nor moved.
+
+One uniform and the inverse of the cumulated softmax would be cheaper, but a softmax that differs by rounding (another
+batch, another padding) moves every boundary behind the difference. In the race two softmaxes at a total variation of δ
+part at no more than 2δ/(1 + δ) of the tokens; `benchmarks/addressed_sampling.py` measures both.
+
+B counts sequences, V is the vocabulary, L the tokens that are asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from ..objective.randomness import addressed_uniforms
+
+SAMPLING_STREAM = 2
+"""Addressed draws of a training step's tokens; 0 and 1 are the trust gate's, in training and in evaluation."""
+
+EVALUATION_SAMPLING_STREAM = 3
+"""Addressed draws of an evaluation's tokens."""
+
+Place = tuple[int, int]
+"""(row in the whole step, position in the response) of the next token of a sequence."""
+
+# SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed 64-bit numbers.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+_LARGEST_UNIFORM = 1 - 2**-24
+"""Below 1 in float32, so that E is finite and the only token of a softmax wins."""
+
+BLOCKS = {"cpu": 2**18, "elsewhere": 2**24}
+"""Numbers made at once: 2 MiB as int64, which a CPU's cache holds, and 128 MiB, which keep a GPU busy."""
+
+
+@dataclass(frozen=True)
+class AddressedNoise:
+    """The noise of one call of the sampler.
+
+    Attributes:
+        seed: the run's.
+        step: optimiser steps taken before this one.
+        stream: number of the use, see `objective.randomness`.
+        places: where each sequence of the call goes on.
+        synced_gpus: keep running until every rank has finished, as sharded weights need it.
+    """
+
+    seed: int
+    step: int
+    stream: int
+    places: Sequence[Place]
+    synced_gpus: bool = False
+
+    def keys(self, length: int) -> Tensor:
+        """53 random bits for each of the next `length` tokens, int64 [B, L].
+
+        >>> whole, rest = AddressedNoise(0, 7, 2, [(3, 0), (5, 0)]), AddressedNoise(0, 7, 2, [(5, 4)])
+        >>> bool((whole.keys(9)[1, 4:] == rest.keys(5)[0]).all())
+        True
+        """
+        draws = [
+            addressed_uniforms(self.seed, self.step, [row], position + length, self.stream)[0, position:]
+            for row, position in self.places
+        ]
+        return (torch.stack(draws) * 2**53).to(torch.int64)
+
+    def decode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Any:
+        """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
+
+        The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
+
+        Raises:
+            RuntimeError: a softmax that is not finite.
+        """
+        width = input_ids.shape[1]
+        keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
+        race = Race(keys, width)
+        generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
+        output = model._sample(
+            input_ids,
+            logits_processor=LogitsProcessorList([*logits_processor, race]),
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            synced_gpus=self.synced_gpus,
+            **model_kwargs,
+        )
+        race.check()
+        return output
+
+
+class Race(LogitsProcessor):
+    """Scores to π/E, whose largest entry is the drawn token.
+
+    Args:
+        keys_BL: int64, one key for each token to come.
+        width: length of `input_ids` when the first of them is drawn.
+    """
+
+    def __init__(self, keys_BL: Tensor, width: int):
+        self.keys_BL, self.width = keys_BL, width
+        self._finite = torch.ones((), dtype=torch.bool, device=keys_BL.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        keys_B = self.keys_BL[:, input_ids.shape[1] - self.width]
+        largest_B = scores.amax(-1)
+        self._finite &= largest_B.isfinite().all()  # read once, at the end: each reading would wait for the device
+        return run_race(scores, keys_B, largest_B)
+
+    def check(self) -> None:
+        """Refuse what was drawn from scores with NaN or +∞, or with nothing but −∞.
+
+        Raises:
+            RuntimeError: in `torch.multinomial`'s words, for whoever explains those.
+        """
+        if not self._finite:
+            raise RuntimeError("the softmax cannot be sampled: the probability tensor contains `inf` or `nan`")
+
+
+def run_race(scores_BV: Tensor, keys_B: Tensor, largest_B: Tensor | None = None) -> Tensor:
+    """exp(score − largest)/E, float32 [B, V]: row b's argmax is a draw from softmax(scores[b]); −∞ never wins.
+
+    Args:
+        scores_BV: log-probabilities up to a constant of each row.
+        keys_B: one key for each row.
+        largest_B: each row's largest score, where it is known.
+
+    >>> scores = torch.tensor([0.7, 0.3]).log().expand(100_000, 2)
+    >>> round(float(run_race(scores, torch.arange(100_000)).argmax(-1).float().mean()), 2)
+    0.3
+    """
+    largest_B = scores_BV.amax(-1) if largest_B is None else largest_B
+    steps_V = torch.arange(1, scores_BV.shape[-1] + 1, device=scores_BV.device) * _GAMMA
+    rows = max(1, BLOCKS.get(scores_BV.device.type, BLOCKS["elsewhere"]) // len(steps_V))
+    values_BV = scores_BV - largest_B[:, None]
+    for values, keys in zip(values_BV.split(rows), keys_B.split(rows), strict=True):
+        values.exp_().div_(_exponentials(keys, steps_V))
+    return values_BV
+
+
+def _exponentials(keys_B: Tensor, steps_V: Tensor) -> Tensor:
+    """E of each token, float32 [B, V], resolved to 2⁻⁵³ near 0, where races are won."""
+    words = _splitmix(keys_B[:, None] + steps_V)
+    uniforms = _shifted(words, 11).to(torch.float32).add_(0.5).mul_(2.0**-53).clamp_max_(_LARGEST_UNIFORM)
+    return uniforms.neg_().log1p_().neg_()
+
+
+def _splitmix(states: Tensor) -> Tensor:
+    """SplitMix64's output for each state, int64 with wrap-around; overwrites `states`."""
+    states.bitwise_xor_(_shifted(states, 30)).mul_(_FIRST)
+    states.bitwise_xor_(_shifted(states, 27)).mul_(_SECOND)
+    return states.bitwise_xor_(_shifted(states, 31))
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    """The unsigned right shift that PyTorch does not have."""
+    return (words >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+@contextmanager
+def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
+    """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us."""
+    before: Callable | None = vars(model).get("generate")
+    model.generate = partial(model.generate, custom_generate=noise.decode)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
+
+
+class Turns:
+    """Which row and position each sequence goes on at, over all turns of one batch's rollouts.
+
+    The first turn has every row, in order. A tool loop asks again for some of them, without their numbers; each is then
+    known by its own text, prompt and response so far, with which its new context begins. Rows that have written the
+    same text for the same prompt are told apart by their order, which the loop keeps.
+
+    Args:
+        first_row: number of the first of them in the whole step.
+    """
+
+    def __init__(self, first_row: int):
+        self.first_row = first_row
+        self._prompt_lengths: list[int] = []
+        self._texts: list[list[int]] = []
+        self._asked: list[int] | None = None
+
+    def places(self, contexts: Sequence[list[int]]) -> list[Place] | None:
+        """Where each context goes on; `None` if one of them continues no row of this batch.
+
+        >>> turns = Turns(first_row=4)
+        >>> turns.places([[1, 2], [1, 2]])
+        [(4, 0), (5, 0)]
+        >>> turns.record([[1, 2], [1, 2]], [[7], [8]])
+        >>> turns.places([[1, 2, 8, 9]])
+        [(5, 2)]
+        """
+        if not self._texts:
+            self._texts = [list(context) for context in contexts]
+            self._prompt_lengths = [len(context) for context in contexts]
+            self._asked = list(range(len(contexts)))
+        else:
+            self._asked = self._rows_of(contexts)
+        if self._asked is None:
+            return None
+        return [
+            (self.first_row + row, len(context) - self._prompt_lengths[row])
+            for row, context in zip(self._asked, contexts, strict=True)
+        ]
+
+    def record(self, contexts: Sequence[list[int]], written: Sequence[Sequence[int]]) -> None:
+        """Note what was written behind the contexts that `places` was last asked for and knew."""
+        if self._asked is None:
+            return
+        for row, context, tokens in zip(self._asked, contexts, written, strict=True):
+            self._texts[row] = [*context, *tokens]
+
+    def _rows_of(self, contexts: Sequence[list[int]]) -> list[int] | None:
+        """For each context the free row with the longest text that it begins with, the first among equals."""
+        free = dict(enumerate(self._texts))
+        rows = []
+        for context in contexts:
+            fitting = [row for row, text in free.items() if list(context[: len(text)]) == text]
+            if not fitting:
+                return None
+            rows.append(max(fitting, key=lambda row: len(free[row])))
+            del free[rows[-1]]
+        return rows
