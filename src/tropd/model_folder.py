@@ -58,6 +58,9 @@ def check_model_folder(name: str | Path, role: str) -> None:
         ValueError: with the value, what is wrong, and what to type.
     """
     if not is_local(name):
+        near = None if "/" in str(name) else near_folder(Path(name))
+        if near is not None:  # asking the Hub for a mistyped folder takes long, and half a minute without a network
+            raise ValueError(f"{role} is {str(name)!r}, but there is no folder of this name. Did you mean {near!r}?")
         return
     folder, start = Path(name), f"{role} is {str(name)!r}"
     _check_is_folder(folder, start)

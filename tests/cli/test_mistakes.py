@@ -259,6 +259,32 @@ MISTAKES = [
         lambda at: ["train", *at.fields(), "--learning_rate"],
         ("--learning_rate has no value",),
     ),
+    Mistake("no rollouts", train(num_generations=0), ("num_generations is 0", "at least 1")),
+    Mistake("no step", train(max_steps=0), ("max_steps is 0", "at least 1 step")),
+    Mistake("a negative learning rate", train(learning_rate=-1), ("learning_rate is -1.0", "above 0")),
+    Mistake("greedy rollouts", train(temperature=0), ("temperature is 0.0", "samples")),
+    Mistake("a misspelt strategy", train(save_strategy="sometimes"), ("save_strategy is 'sometimes'",)),
+    Mistake("a misspelt schedule", train(lr_scheduler_type="cosin"), ("lr_scheduler_type is 'cosin'",)),
+    Mistake(
+        "a word too many",
+        lambda at: ["train", *at.fields(), "stray"],
+        ("takes one value", "'stray' belongs to no field"),
+    ),
+    Mistake("an empty method", with_file("train", WHOLE + "method:\n"), ("run.yaml, line 5: method is empty",)),
+    Mistake(
+        "a folder for a configuration", lambda at: ["train", "--config", "student"], ("'student', which is a folder",)
+    ),
+    Mistake(
+        "a comparison for a configuration",
+        with_file("train", "methods: {opd: }\nlearning_rates: [1.0e-3]\n"),
+        ("run.yaml is a comparison", "python -m tropd.comparison --recipe run.yaml"),
+    ),
+    Mistake("a misspelt folder", train(student="studnt"), ("student is 'studnt'", "Did you mean 'student'?")),
+    Mistake(
+        "a report that cannot be written",
+        lambda at: ["check", *at.fields(), "--json", "nowhere/x.json"],
+        ("--json is 'nowhere/x.json'", "no folder"),
+    ),
     Mistake("a tracker that is not installed", train(report_to="mlflow"), ("mlflow", "report_to")),
     Mistake(
         "a teacher's prompt beyond its context",

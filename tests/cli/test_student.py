@@ -52,7 +52,7 @@ def test_a_teacher_that_is_nowhere_is_a_sentence(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main(["student", "--teacher", "techer", "--keep_layers", "0", "--out", "out"]) == 2
     said = " ".join(capfd.readouterr().err.split())
-    assert "teacher is 'techer', which is neither a model folder here nor to be had from the Hub: " in said
+    assert "teacher is 'techer', but there is no folder of this name" in said
     assert said.endswith("Did you mean 'teacher'?") and "Traceback" not in said
 
 

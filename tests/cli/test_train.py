@@ -98,6 +98,37 @@ def test_a_run_that_ended_before_its_first_checkpoint_may_be_started_again(works
     assert (out / "metrics-1.jsonl").read_text() == before and (out / "rollouts-1").is_dir(), "nothing is lost"
 
 
+def test_a_run_that_is_complete_is_left_as_it_is(workspace, tropd):
+    fields = workspace.fields(max_steps=2, save_strategy="steps", save_steps=1)
+    assert tropd("train", *fields).code == 0
+    out = workspace.root / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    outcome = tropd("train", *fields, "--resume_from_checkpoint", "latest")
+    assert outcome.code == 0 and "out is complete (2 steps); raise max_steps to go on." in outcome.err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_goes_on_by_its_own_method_and_says_what_else_changed(workspace, tropd):
+    saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    assert tropd("train", *workspace.fields(**saving)).code == 0
+    go_on = {**saving, "max_steps": 3, "resume_from_checkpoint": "latest"}
+    refused = tropd("train", *workspace.fields(**go_on, method="reopold"))
+    assert refused.code == 2
+    assert "the run in out began with another method" in refused.err and "name 'opd' → 'reopold'" in refused.err
+    changed = tropd("train", *workspace.fields(**go_on, learning_rate=1e-4))
+    assert changed.code == 0
+    assert "learning_rate was 5e-06 when the run in out began, and is 0.0001 now" in changed.err
+    assert json.loads((workspace.root / "out/run-1.json").read_text())["configuration"]["learning_rate"] == 5e-6
+
+
+def test_the_card_of_a_run_names_its_models_and_its_method(workspace, tropd):
+    assert tropd("train", *workspace.fields()).code == 0
+    card = (workspace.root / "out/README.md").read_text()
+    for words in ("# student, distilled from teacher", "method `opd`", "| optimiser steps | 1 |", "run.json"):
+        assert words in card
+    assert "None" not in card
+
+
 def test_an_adapter_is_trained_alone(workspace, tropd):
     outcome = tropd("train", *workspace.fields(max_steps=1, use_peft=True, lora_r=2, learning_rate=1e-2))
     assert outcome.code == 0, outcome.err

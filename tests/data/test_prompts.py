@@ -42,13 +42,17 @@ def test_a_missing_prompt_is_answered_with_what_data_sets_call_it(write, refused
     message = refused(write("a.jsonl", [{"id": 1, "question": "one"}]))
     assert message == (
         "a.jsonl has no column 'prompt' (it has: id, question). Did you mean 'question'? "
-        "Set columns={'prompt': 'question'} with the name that holds it."
+        "Set columns={'prompt': 'question'} with the name that holds it; on the command line: "
+        "--columns.prompt question."
     )
 
 
 def test_a_column_that_is_already_ours_is_not_suggested_for_another(write, refused):
     message = refused(write("a.jsonl", [{"q": "one", "teacher_prompt": "1, one"}]))
-    assert message.endswith("(it has: q, teacher_prompt). Set columns={'prompt': '…'} with the name that holds it.")
+    assert message.endswith(
+        "(it has: q, teacher_prompt). Set columns={'prompt': '…'} with the name that holds it; "
+        "on the command line: --columns.prompt …."
+    )
 
 
 def test_a_missing_column_is_answered_with_the_nearest(write, refused):

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training import tiny
@@ -36,3 +38,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     found = measured(folder / f"run-{number}", number, int(os.environ["WORLD_SIZE"]))
     (folder / f"rank-{number}.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():  # a process that just leaves may take its peers with it
+        torch.distributed.destroy_process_group()

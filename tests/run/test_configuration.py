@@ -145,7 +145,7 @@ def test_an_override_reads_the_words_behind_it():
     [
         (WHOLE + "lerning_rate: 1\n", r"run.yaml, line 7: lerning_rate is unknown \(did you mean 'learning_rate'\?\)"),
         (WHOLE + "dataset_name: x\n", "run.yaml, line 7: dataset_name is unknown; here it is 'data'"),
-        (WHOLE + "aa: 1\nbb: 2\n", "line 7: aa is unknown.*line 8: bb is unknown.*`tropd train --help`"),
+        (WHOLE + "aa: 1\nbb: 2\n", "line 7: aa is unknown.*\nrun.yaml, line 8: bb is unknown.*`tropd train --help`"),
         (WHOLE + "method: tropdd\n", r"run.yaml, line 7: method is 'tropdd', which is unknown \(did you mean 'tropd'"),
         (WHOLE + "method: opd\nfkl_top_k: 3\n", "run.yaml, line 8: fkl_top_k is 3, which would have no effect"),
         (WHOLE + "max_steps: many\n", "run.yaml, line 7: max_steps is 'many'; input should be a valid integer"),

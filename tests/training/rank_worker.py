@@ -44,3 +44,5 @@ def main(out: Path, methods: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    if torch.distributed.is_initialized():  # a process that just leaves may take its peers with it
+        torch.distributed.destroy_process_group()

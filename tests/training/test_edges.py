@@ -83,3 +83,11 @@ def test_half_precision_logits_are_not_rounded_on_the_cpu():
     hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (3, 9))
     expected = hidden.double() @ weight.double().t()
     torch.testing.assert_close(Head(weight).logits(hidden).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_fewer_prompts_than_a_step_takes_are_refused_instead_of_training_nothing(tmp_path, student, teacher):
+    trainer = build(tmp_path, student, teacher, "opd", per_device_train_batch_size=32)
+    with pytest.raises(
+        ValueError, match=r"the training data has 4 prompts, but one rollout batch takes 8 .*Lower per_de"
+    ):
+        trainer.train()

@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.steps < 0:
         raise ValueError(f"--steps is {options.steps}; use a number of optimiser steps, or leave it out.")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"--json is {str(options.json)!r}, but there is no folder {options.json.absolute().parent}.")
     configuration = resolve(options.config, options.overrides, output_dir=UNNAMED)
 
     from ..run.prepare import prepare

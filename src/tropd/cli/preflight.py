@@ -27,7 +27,7 @@ def show_findings(inputs: Any, everything: bool = False) -> None:
 
     found = inputs.findings if everything else [found for found in inputs.findings if found.level != "ok"]
     if found:
-        console.err().print(render_findings(found))
+        console.out().print(render_findings(found))
 
 
 def show_plan(inputs: Any, disk: bool) -> Any:

@@ -43,7 +43,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            self._note = note(logs)
+            self._note = note(logs) if args.logging_steps == 1 else f"(step {state.global_step}: {note(logs)})"
 
     def close(self) -> None:
         """Take the bar off the screen, whether training ended or failed."""

@@ -40,13 +40,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..run.configuration import resolve
-    from ..run.output import check_output_directory
+    from ..run.output import check_output_directory, check_same_run
 
     configuration = resolve(options.config, options.overrides)
     output_dir, resume = configuration.trainer["output_dir"], configuration.trainer.get("resume_from_checkpoint")
     checkpoint = check_output_directory(output_dir, resume)
 
     from ..run.prepare import prepare
+    from ..training.checkpoints import steps_of
     from .preflight import check_costs, show_data, show_findings
     from .quiet import quiet_libraries
 
@@ -55,6 +56,12 @@ def run(options: argparse.Namespace) -> int:
     show_data(inputs)
     show_findings(inputs)
     check_costs(inputs)
+    if checkpoint is not None:
+        if steps_of(checkpoint) >= inputs.args.max_steps > 0:
+            console.say(f"{output_dir} is complete ({inputs.args.max_steps} steps); raise max_steps to go on.")
+            return 0
+        for change in check_same_run(output_dir, inputs.args):
+            console.warn(change)
     return _train(inputs, checkpoint)
 
 
@@ -108,4 +115,5 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
             before=found.get("measurement") or {},
         ),
     )
+    trainer.accelerator.end_training()  # the processes of a run leave together
     return 0

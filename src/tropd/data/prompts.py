@@ -181,5 +181,6 @@ def _no_column(ours: str, theirs: str, there: list[str], part: str) -> str:
     suggestion = f" Did you mean {likely!r}?" if likely else ""
     return (
         f"{part} has no column {theirs!r} (it has: {', '.join(there)}).{suggestion} "
-        f"Set columns={{{ours!r}: {likely or '…'!r}}} with the name that holds it."
+        f"Set columns={{{ours!r}: {likely or '…'!r}}} with the name that holds it; on the command line: "
+        f"--columns.{ours} {likely or '…'}."
     )

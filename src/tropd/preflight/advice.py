@@ -94,7 +94,8 @@ def _advise_guidance(
     if not (method.guided or becomes_tropd) or reading != "cap":
         return
     length = median(response_lengths) if response_lengths else m.ended_length
-    if length is None:
+    # Where most rollouts are cut, the few that ended say nothing about how long responses are.
+    if length is None or (not response_lengths and m.truncated_share > TRUNCATED_SHARE):
         return
     schedule = "cosine" if becomes_tropd else method.guidance_schedule
     share = full_prefix_share(schedule, round(length), budget)

@@ -74,7 +74,8 @@ def _templates(
             "refusal",
             "chat template",
             f"{len(messages)} of {len(rows)} prompts are messages, but the student's tokenizer has no chat template to "
-            "render them with. Give plain-text prompts, or save a chat_template.jinja in the student's folder.",
+            "render them with. Give plain-text prompts (without chat), or save a chat_template.jinja in the student's "
+            "folder.",
         )
     if messages and settings.teacher_chat_template == "teacher" and not teacher.tokenizer.chat_template:
         yield Finding(

@@ -6,6 +6,7 @@ file, the command line. Mistakes are named by file and line.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Configuration:
         try:
             return TrOPDConfig(**{**defaults, **self.trainer})
         except ValueError as error:
-            raise at_place(error, self.places) from error
+            raise at_place(error, self.places, self.trainer) from error
 
 
 def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise: Any) -> Configuration:
@@ -125,6 +126,8 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
 def _read_yaml(path: Path) -> dict[str, Value]:
     import yaml
 
+    if path.is_dir():
+        raise ValueError(f"--config is {str(path)!r}, which is a folder; name a YAML file.")
     if not path.is_file():
         raise ValueError(_no_such_file(path))
     try:
@@ -212,16 +215,37 @@ def _check_method(written: Mapping[str, Value]) -> None:
     """Refuse an unknown method or a part it never reads, before TRL is imported."""
     types = _part_types()
     name = written.get("method", Value("tropd", ""))
+    if name.value in ("", None):
+        raise ValueError(_said(name.place, "method is empty; name one, such as tropd (`tropd methods` lists them)."))
+    _typed("method", name, str)
     parts = {key: _typed(key, written[key], types[key]) for key in SETTINGS if key in written}
     try:
         get_method(str(name.value), **parts)
     except ValueError as error:
-        raise at_place(error, {key: value.place for key, value in written.items()}, name.place) from error
+        places = {key: value.place for key, value in written.items()}
+        raise at_place(error, places, otherwise=name.place) from error
 
 
-def at_place(error: ValueError, places: Mapping[str, str], otherwise: str = "") -> ValueError:
-    """The error with the place where its field, the first word of its sentence, was written."""
-    return ValueError(_said(places.get(str(error).split(" ", 1)[0], otherwise), str(error)))
+def at_place(
+    error: ValueError, places: Mapping[str, str], values: Mapping[str, Any] | None = None, otherwise: str = ""
+) -> ValueError:
+    """The error with the place where its field was written.
+
+    The field is the first word of our sentences; of others', the one whose value they quote.
+    """
+    text = str(error)
+    if text.split(" ", 1)[0] in places:
+        return ValueError(_said(places[text.split(" ", 1)[0]], text))
+    quoted = [
+        name
+        for name, value in (values or {}).items()
+        if isinstance(value, str) and value and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)
+    ]
+    if len(quoted) == 1:
+        return ValueError(
+            _said(places.get(quoted[0], otherwise), f"{quoted[0]} is {(values or {})[quoted[0]]!r}: {text}")
+        )
+    return ValueError(_said(otherwise, text))
 
 
 def _said(place: str, sentence: str) -> str:
@@ -243,13 +267,18 @@ def _field_types() -> dict[str, Any]:
 
 
 def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> None:
+    if {"learning_rates", "methods"} <= written.keys():
+        place = written["methods"].place.split(",")[0]
+        raise ValueError(
+            f"{place} is a comparison: `python -m tropd.comparison --recipe {place} --teacher DIR --out DIR`."
+        )
     unknown = [
         _said(value.place, f"{name} is unknown{_hint(name, known)}")
         for name, value in written.items()
         if name not in known
     ]
     if unknown:
-        raise ValueError(". ".join(unknown) + ". `tropd train --help` lists the fields.")
+        raise ValueError("\n".join(unknown) + ". `tropd train --help` lists the fields.")
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
@@ -268,6 +297,11 @@ def _typed(name: str, written: Value, annotation: Any) -> Any:
         if bool not in kinds:
             raise ValueError(f"--{name} has no value; type one behind it.")
         return True
+    if isinstance(written.value, list) and not written.place and not kinds & {list, dict}:
+        more = ", ".join(repr(str(word)) for word in written.value[1:])
+        raise ValueError(
+            f"--{name} takes one value, and {more} belongs to no field; overrides look like `--field value`."
+        )
     try:
         value = _meant(written.value, kinds)
         return TypeAdapter(annotation, config={"coerce_numbers_to_str": True}).validate_python(value)

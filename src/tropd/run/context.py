@@ -33,18 +33,19 @@ class ContextFit:
         """The data that fit both contexts, and the tokens of each of their prompts as the student sees them."""
         if not isinstance(data.dataset[0]["prompt"], str) and self.student.tokenizer.chat_template is None:
             return data, []  # nothing can be rendered, which `compare_pair` refuses
-        budget = self._budget("student", self.student)
-        data, lengths = self._fit(data, self._student_lengths(data), budget, "prompt")
+        lengths = self._student_lengths(data)
+        budget = self._budget("student", self.student, lengths)
+        data, lengths = self._fit(data, lengths, budget, "prompt")
         contexts = TeacherContexts.configured(self.args, self.student.tokenizer, self.teacher.tokenizer)
         if self._teacher_sees_the_same(data, contexts):
-            teacher_budget = self._budget("teacher", self.teacher)
+            teacher_budget = self._budget("teacher", self.teacher, lengths)
             return self._fit(data, lengths, teacher_budget, "prompt")
         seen = [
             len(ids)
             for start, rows in _batches(data)
             for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
         ]
-        fitting, _ = self._fit(data, seen, self._budget("teacher", self.teacher), "teacher_prompt")
+        fitting, _ = self._fit(data, seen, self._budget("teacher", self.teacher, seen), "teacher_prompt")
         kept = set(fitting.places)
         return fitting, [length for length, place in zip(lengths, data.places, strict=True) if place in kept]
 
@@ -65,15 +66,17 @@ class ContextFit:
     def _teacher_sees_the_same(data: PromptData, contexts: TeacherContexts) -> bool:
         return contexts.as_student and "teacher_prompt" not in data.dataset.column_names
 
-    def _budget(self, role: str, files: ModelFiles) -> int:
+    def _budget(self, role: str, files: ModelFiles, lengths: list[int]) -> int:
         """Tokens that a prompt may have."""
         longest = self.args.max_completion_length
         if files.context_length is None:
             return sys.maxsize
         if files.context_length <= longest:
+            room = files.context_length - max(lengths)
+            most = f"Set it to at most {room}" if room > 0 else "Lower it"
             raise ValueError(
                 f"max_completion_length is {longest}, but the {role} was made for {files.context_length} positions "
-                "(max_position_embeddings), prompt included. Lower it."
+                f"(max_position_embeddings), prompt included. {most}."
             )
         return files.context_length - longest
 

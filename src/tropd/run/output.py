@@ -1,8 +1,12 @@
 """The output directory of a run: empty, or the one to go on with."""
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+from ..objective.methods import describe
 
 RECORDS = re.compile(r"(run|preflight)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing")
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
@@ -35,6 +39,35 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
             "with the run in it: --resume_from_checkpoint latest"
         )
     return None
+
+
+def check_same_run(output_dir: str, args: Any) -> list[str]:
+    """A run goes on by the method it began with; other settings that changed are told.
+
+    Raises:
+        ValueError: another method, or other parts of it.
+    """
+    path = Path(output_dir) / "run.json"
+    if not path.is_file():
+        return []
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    method = json.loads(json.dumps(describe(args.resolved_method())))
+    if begun["method"] != method:
+        differing = sorted(key for key in method | begun["method"] if method.get(key) != begun["method"].get(key))
+        changes = ", ".join(f"{key} {begun['method'].get(key)!r} → {method.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"the run in {output_dir} began with another method ({changes}). Go on with its own, or train anew in "
+            "another output_dir."
+        )
+    now = json.loads(json.dumps(args.to_dict(), default=str))
+    return [
+        f"{name} was {begun['configuration'][name]!r} when the run in {output_dir} began, and is {now[name]!r} now"
+        for name in sorted(now.keys() & begun["configuration"].keys())
+        if now[name] != begun["configuration"][name] and name not in FREE_TO_CHANGE
+    ]
+
+
+FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_to", "disable_tqdm", "max_steps")
 
 
 def _checkpoint(directory: Path, resume: str) -> str:

@@ -20,7 +20,7 @@ from .rewards import reward_function
 from .sources import check_evaluation, guidance_findings, load_evaluation, load_training
 
 ROWS_COMPARED = 16
-"""Rows whose prompts are rendered with both chat templates."""
+"""Rows whose prompts are rendered with both chat templates, beside the longest."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     data, lengths = fit.of(data)
     if evaluation is not None:
         evaluation, _ = fit.of(evaluation)
-    findings = compare(student, teacher, data, args)
+    longest_row = lengths.index(max(lengths)) if lengths else 0
+    findings = compare(student, teacher, [data.dataset[longest_row], *data.rows(ROWS_COMPARED)], args)
     check_enough_prompts(len(data), args)
     findings += guidance_findings(data, args)
     mean, longest = sum(lengths) / len(lengths), max(lengths)
@@ -98,7 +99,7 @@ def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
     return {"disable_tqdm": True, "use_cpu": True, "bf16": False}
 
 
-def compare(student: ModelFiles, teacher: ModelFiles, data: PromptData, args: Any) -> list[Finding]:
+def compare(student: ModelFiles, teacher: ModelFiles, rows: list[dict[str, Any]], args: Any) -> list[Finding]:
     """What the two models' files say about each other; a pair that cannot work is refused.
 
     Raises:
@@ -107,7 +108,7 @@ def compare(student: ModelFiles, teacher: ModelFiles, data: PromptData, args: An
     findings = compare_pair(
         student,
         teacher,
-        data.rows(ROWS_COMPARED),
+        rows,
         max_completion_length=args.max_completion_length,
         chat_template_kwargs=args.chat_template_kwargs,
         teacher_chat_template=args.teacher_chat_template,

@@ -59,6 +59,8 @@ class RunDirectoryCallback(TrainerCallback):
         if state.is_world_process_zero:
             if state.global_step == 0:
                 set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
+            else:  # how the run began stays on record
+                set_aside(args.output_dir, ("run.json",))
             write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
             drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
@@ -81,6 +83,7 @@ class RunDirectoryCallback(TrainerCallback):
                 self.trainer.accelerator.wait_for_everyone()
                 if args.should_save:
                     publish_files(args.output_dir, "model")
+            self.trainer.create_model_card()
 
     @staticmethod
     def _metrics_file(args) -> Path:

@@ -131,6 +131,11 @@ def _fault(file: Path, described: dict) -> str | None:
     return None
 
 
+def steps_of(folder: str | Path) -> int:
+    """Optimiser steps that had been taken when a checkpoint was written."""
+    return int(json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+
+
 def check_checkpoint(folder: str | Path) -> None:
     """Refuse a checkpoint that is not whole, and offer the one before it.
 

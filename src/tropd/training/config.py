@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from .settings import MethodSettings
+from .settings import check_ranges as _check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,19 @@ _GRPO_LOSS_SETTINGS = (
 )
 
 
+# Of the host's fields: those whose nonsense would end in another place, without a name.
+_HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_generations": (lambda n: n is None or n >= 1, "a prompt needs at least 1 rollout"),
+    "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
+    "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
+    "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
+    "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
+    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or leave it out for num_train_epochs"),
+    "learning_rate": (lambda rate: rate > 0, "it must be above 0, such as 5e-6"),
+    "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
+}
+
+
 @dataclass
 class TrOPDConfig(MethodSettings, GRPOConfig):
     """Everything a run needs besides its models and data: the fields of `MethodSettings`, and all of TRL's.
@@ -68,6 +83,7 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     def __post_init__(self) -> None:
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
+        _check_ranges(self, _HOST_RANGES)
         self._check_groups()
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()

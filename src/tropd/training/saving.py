@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
-from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk
+from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .run_directory import write_whole
 
 STATE = "tropd_state.json"
@@ -38,7 +38,19 @@ class WholeCheckpoints(GRPOTrainer):
         if resume_from_checkpoint and self.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
         self.resumed_from = resume_from_checkpoint or None
+        self._check_steps_left()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_steps_left(self) -> None:
+        """The host would take one step more than asked for."""
+        if self.resumed_from is None or self.args.max_steps < 1:
+            return
+        done = steps_of(self.resumed_from)
+        if done >= self.args.max_steps:
+            raise ValueError(
+                f"max_steps is {self.args.max_steps}, and checkpoint {self.resumed_from} is of step {done}: the run is "
+                "complete. Raise max_steps to go on."
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         directory = super()._get_output_dir(trial)

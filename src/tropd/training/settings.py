@@ -18,6 +18,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], str]]) -> None:
+    """Refuse a value that its field cannot have, by the field's name."""
+    for name, (allowed, sentence) in ranges.items():
+        value = getattr(settings, name)
+        if not allowed(value):
+            raise ValueError(f"{name} is {value}; {sentence}.")
+
+
 @dataclass
 class MethodSettings:
     """The method, its parts, the teacher, and what is written down; `TrOPDConfig` has these and all of TRL's fields.
@@ -65,7 +73,7 @@ class MethodSettings:
         save_final_model: write the model to `output_dir` when training ends.
     """
 
-    method: str = field(default="tropd", metadata={"help": "Distillation method, see tropd.METHODS."})
+    method: str = field(default="tropd", metadata={"help": "distillation method, see `tropd methods`"})
     gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
     outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
     outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})
@@ -108,10 +116,7 @@ class MethodSettings:
 
     def check_ranges(self) -> None:
         """Refuse a value that its field cannot have, with a sentence."""
-        for name, (allowed, sentence) in _RANGES.items():
-            value = getattr(self, name)
-            if not allowed(value):
-                raise ValueError(f"{name} is {value}; {sentence}.")
+        check_ranges(self, _RANGES)
         if self.addressed_sampling and (engine := self._engine_of_its_own()):
             raise ValueError(
                 f"addressed_sampling is True, but {engine} draws tokens with generators of its own, which cannot be "

@@ -34,6 +34,7 @@ from .errors import RolloutsCollapsed
 from .guards import check_gradient_norm, check_loss, check_teacher_scores, finite_softmax
 from .host import check_host, no_reward
 from .metrics import Totals
+from .model_card import write_card
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
 from .prefix_stage import PrefixStage
 from .ranks import Ranks
@@ -155,7 +156,7 @@ class TrOPDTrainer(WholeCheckpoints):
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
         """
         if hasattr(self.train_dataset, "__len__"):
-            check_enough_prompts(len(self.train_dataset), self.args)
+            check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
@@ -459,6 +460,11 @@ class TrOPDTrainer(WholeCheckpoints):
         if norm is not None and self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             check_gradient_norm(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Our card in the place of the host's, which knows no teacher."""
+        if self.is_world_process_zero():
+            write_card(self)
 
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""

@@ -1,0 +1,64 @@
+"""The card beside a trained model: what learned from what, how, and how far."""
+
+from pathlib import Path
+from typing import Any
+
+from .run_directory import write_whole
+
+CARD = """\
+---
+library_name: transformers
+tags:
+- tropd
+- on-policy-distillation
+- {method}
+{base_model}---
+
+# {student}, distilled from {teacher}
+
+Trained by `tropd` with method `{method}` ({summary}): the student wrote its own answers, the teacher scored
+every token.
+
+| | |
+|---|---|
+| student | {student} |
+| teacher | {teacher} |
+| optimiser steps | {steps} |
+| learning rate | {learning_rate:g}, {schedule} |
+| rollouts per prompt | {rollouts} |
+| longest response | {length} tokens |
+| seed | {seed} |
+
+`run.json` has every setting and version, `metrics.jsonl` the metrics, `rollouts/` sampled answers with each token's
+region.
+
+Source of `{method}`: {source}. See [Trust Region On-Policy Distillation](https://arxiv.org/abs/2606.01249).
+"""
+
+
+def write_card(trainer: Any) -> None:
+    """Write `README.md` into the run's directory, for the state that the trainer is in."""
+    args, method, student = trainer.args, trainer.method, _name(trainer.model)
+    is_local = Path(student).exists() or student == UNNAMED
+    text = CARD.format(
+        method=method.name,
+        summary=method.summary,
+        source=method.source,
+        student=student,
+        teacher=_name(trainer.teacher.model),
+        base_model="" if is_local else f"base_model: {student}\n",
+        steps=trainer.state.global_step,
+        learning_rate=args.learning_rate,
+        schedule=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        rollouts=args.num_generations,
+        length=args.max_completion_length,
+        seed=args.seed,
+    )
+    write_whole(Path(args.output_dir) / "README.md", text)
+
+
+UNNAMED = "a model without a name"
+
+
+def _name(model: Any) -> str:
+    return getattr(model.config, "_name_or_path", "") or UNNAMED
