@@ -261,7 +261,7 @@ MISTAKES = [
     ),
     Mistake("no rollouts", train(num_generations=0), ("num_generations is 0", "at least 1")),
     Mistake("no step", train(max_steps=0), ("max_steps is 0", "at least 1 step")),
-    Mistake("a negative learning rate", train(learning_rate=-1), ("learning_rate is -1.0", "above 0")),
+    Mistake("a negative learning rate", train(learning_rate=-1), ("learning_rate is -1.0", "cannot be negative")),
     Mistake("greedy rollouts", train(temperature=0), ("temperature is 0.0", "samples")),
     Mistake("a misspelt strategy", train(save_strategy="sometimes"), ("save_strategy is 'sometimes'",)),
     Mistake("a misspelt schedule", train(lr_scheduler_type="cosin"), ("lr_scheduler_type is 'cosin'",)),

@@ -53,7 +53,7 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
     "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
     "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or leave it out for num_train_epochs"),
-    "learning_rate": (lambda rate: rate > 0, "it must be above 0, such as 5e-6"),
+    "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
     "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
 }
 
