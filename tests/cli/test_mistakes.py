@@ -259,6 +259,11 @@ MISTAKES = [
         lambda at: ["train", *at.fields(), "--learning_rate"],
         ("--learning_rate has no value",),
     ),
+    Mistake(
+        "a reward that reads a column the data lacks",
+        train(reward_funcs="accuracy_reward"),
+        ("reward_funcs has 'accuracy_reward'", "a column 'solution' that the data has not (it has: prompt)"),
+    ),
     Mistake("no rollouts", train(num_generations=0), ("num_generations is 0", "at least 1")),
     Mistake("no step", train(max_steps=0), ("max_steps is 0", "at least 1 step")),
     Mistake("a negative learning rate", train(learning_rate=-1), ("learning_rate is -1.0", "cannot be negative")),

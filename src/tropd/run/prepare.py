@@ -16,7 +16,7 @@ from ..teacher.agreement import check_vocabularies
 from ..training.checks import check_enough_prompts
 from .configuration import Configuration
 from .context import ContextFit
-from .rewards import reward_function
+from .rewards import check_reward_columns, reward_function
 from .sources import check_evaluation, guidance_findings, load_evaluation, load_training
 
 ROWS_COMPARED = 16
@@ -85,6 +85,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     longest_row = lengths.index(max(lengths)) if lengths else 0
     findings = compare(student, teacher, [data.dataset[longest_row], *data.rows(ROWS_COMPARED)], args)
     check_enough_prompts(len(data), args)
+    check_reward_columns(rewards, data.dataset.column_names)
     findings += guidance_findings(data, args)
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return RunInputs(configuration, args, data, evaluation, rewards, student, teacher, findings, mean, longest)

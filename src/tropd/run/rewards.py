@@ -1,9 +1,13 @@
 """Reward functions by name."""
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+GIVEN_BY_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+"""Arguments that every reward function gets; the others are columns of the data."""
 
 
 def reward_function(name: str) -> Callable:
@@ -23,3 +27,24 @@ def reward_function(name: str) -> Callable:
             f"reward_funcs has {name!r}, but {error}. Name a function of trl.rewards, such as accuracy_reward, or a "
             "dotted path that Python can import from here, such as my_module.my_reward."
         ) from error
+
+
+def check_reward_columns(functions: Sequence[Callable], columns: Sequence[str]) -> None:
+    """Refuse a reward function that asks for a column which the data lacks.
+
+    Raises:
+        ValueError: with the function, the column, and the columns there are.
+    """
+    for function in functions:
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        ]
+        missing = [name for name in needed if name not in GIVEN_BY_TRL and name not in columns]
+        if missing:
+            raise ValueError(
+                f"reward_funcs has {getattr(function, '__name__', function)!r}, which reads a column {missing[0]!r} that the "
+                f"data has not (it has: {', '.join(columns)}). Add it to the data under this name, or use another reward."
+            )
