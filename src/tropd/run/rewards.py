@@ -44,7 +44,8 @@ def check_reward_columns(functions: Sequence[Callable], columns: Sequence[str]) 
         ]
         missing = [name for name in needed if name not in GIVEN_BY_TRL and name not in columns]
         if missing:
+            name = getattr(function, "__name__", function)
             raise ValueError(
-                f"reward_funcs has {getattr(function, '__name__', function)!r}, which reads a column {missing[0]!r} that the "
-                f"data has not (it has: {', '.join(columns)}). Add it to the data under this name, or use another reward."
+                f"reward_funcs has {name!r}, which reads a column {missing[0]!r} that the data has not (it has: "
+                f"{', '.join(columns)}). Add it to the data under this name, or use another reward."
             )
