@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..training.probe import is_sharded
+
 
 class AtStart(TrainerCallback):
     """Calls `look` on every process when training begins."""
@@ -14,11 +16,6 @@ class AtStart(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.look()
-
-
-def is_sharded(trainer: Any) -> bool:
-    """Does FSDP or DeepSpeed shard the student? They do so when training begins, and no sooner."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def look_when_ready(trainer: Any, look: Callable[[], None]) -> None:

@@ -30,6 +30,11 @@ DEFAULT_TOP_K = 64
 """k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
 
 
+def is_sharded(trainer: TrOPDTrainer) -> bool:
+    """Does FSDP or DeepSpeed shard the student? They do so when training begins, and no sooner."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
 def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     """Roll out and score `rows` with everything as in training, except that there are no teacher prefixes.
 
@@ -47,7 +52,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     """
     if len(rows) == 0:
         raise ValueError("rows is empty; a probe needs at least one row of the data set.")
-    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and not trainer.is_in_train:
+    if is_sharded(trainer) and not trainer.is_in_train:
         raise ValueError(
             "the student is to be sharded by FSDP or DeepSpeed, which happens only when training begins. Call probe in "
             "a callback's on_train_begin, or probe on one process."
