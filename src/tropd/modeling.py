@@ -46,11 +46,22 @@ def _unbound(method: Callable) -> Callable:
     return getattr(method, "__func__", lambda _, *args, **kwargs: method(*args, **kwargs))
 
 
+def head_rows(model: PreTrainedModel) -> int:
+    """Rows of the output layer: the token ids that the model can score. ZeRO-3 keeps the shape beside its shards."""
+    weight = model.get_output_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The output layer of a causal language model, with the scalings its configuration declares."""
     layer = model.get_output_embeddings()
     if layer is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            f"an adapter lies on the output layer of {type(model).__name__}, whose weights are read directly, so it "
+            "would have no effect. Merge it (model.merge_and_unload()), or leave the layer out of target_modules."
+        )
     config = model.config.get_text_config()
     return Head(
         weight=_whole(layer.weight),

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from .modeling import head_rows
+
 
 @torch.no_grad()
 def sample(
@@ -33,7 +35,7 @@ def sample(
     padding = [width - len(context) for context in contexts]
     input_ids = [[pad_id] * gap + list(context) for gap, context in zip(padding, contexts, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in padding]
-    rows_of_head = model.get_output_embeddings().weight.shape[0]
+    rows_of_head = head_rows(model)
     # What is left out here would be filled in from the model's own generation_config.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from ..evaluation.exact import exact_divergence, sample_responses
 from ..training.config import TrOPDConfig
-from ..training.errors import TrainingStopped
+from ..training.errors import NotFinite, RolloutsCollapsed
 from ..training.run_directory import write_whole
 from ..training.trainer import TrOPDTrainer
 from .pair import Text, eos_ids_of, load_model
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, cell: Cell, root: Path, texts: list[Text]) -> tuple[T
     )
     try:
         trainer.train()
-    except TrainingStopped as failure:
+    except (RolloutsCollapsed, NotFinite) as failure:
         # Both are findings about the method, published with the cell; anything else is a bug and travels.
         return trainer, str(failure)
     return trainer, None

@@ -30,6 +30,12 @@ SAMPLING_STREAM = 2
 EVALUATION_SAMPLING_STREAM = 3
 """Addressed draws of an evaluation's tokens."""
 
+PREFIX_STREAM = 4
+"""Addressed draws of teacher prefixes that are written in a training step; a prompt's row is its first rollout's."""
+
+RESPONSE_STREAM = 5
+"""Addressed draws of the teacher responses that are written before a run; the row is the line of their file."""
+
 Place = tuple[int, int]
 """(row in the whole step, position in the response) of the next token of a sequence."""
 

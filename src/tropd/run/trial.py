@@ -68,7 +68,7 @@ class _Watch(TrainerCallback):
         self._started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.taken.append((time.perf_counter() - self._started, peak_bytes()))
+        self.taken.append((max(time.perf_counter() - self._started, 0.0), peak_bytes()))
 
 
 def peak_bytes() -> int:

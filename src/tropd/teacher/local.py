@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import PackedResponses, expose_hidden_states, pack_responses
+from ..modeling import PackedResponses, expose_hidden_states, head_rows, pack_responses
 from ..objective.head import Head, entropy_of, gather_logps, logps_of, over_vocabulary, topk_of
 from ..sampling import sample, until_eos
 
@@ -68,7 +68,7 @@ class LocalTeacher:
     @property
     def vocab_size(self) -> int:
         """Rows of the head: the ids that this teacher can score and read."""
-        return self.model.get_output_embeddings().weight.shape[0]
+        return head_rows(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .checkpoints import ASIDE, clear_aside, publish_files, room_on_disk
+from .faults import log_written
 from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_description
 
 logger = logging.getLogger(__name__)
@@ -57,19 +58,21 @@ class RunDirectoryCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            if state.global_step == 0:
-                set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
-            else:  # how the run began stays on record
-                set_aside(args.output_dir, ("run.json",))
-            write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
-            drop_after_step(self._metrics_file(args), state.global_step)
+            with log_written("run.json or metrics.jsonl", state.global_step, args.output_dir):
+                if state.global_step == 0:
+                    set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
+                else:  # how the run began stays on record
+                    set_aside(args.output_dir, ("run.json",))
+                write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
+                drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
         self.trainer.restore_pending()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
             numbers = {key: value for key, value in logs.items() if _is_finite_number(value)}
-            append_jsonl(self._metrics_file(args), [{"step": state.global_step, **numbers}])
+            with log_written("metrics.jsonl", state.global_step, args.output_dir):
+                append_jsonl(self._metrics_file(args), [{"step": state.global_step, **numbers}])
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.guard.tripped:
@@ -83,7 +86,8 @@ class RunDirectoryCallback(TrainerCallback):
                 self.trainer.accelerator.wait_for_everyone()
                 if args.should_save:
                     publish_files(args.output_dir, "model")
-            self.trainer.create_model_card()
+            with log_written("README.md", state.global_step, args.output_dir):
+                self.trainer.create_model_card()
 
     @staticmethod
     def _metrics_file(args) -> Path:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .config import TrOPDConfig
+from .sharding import shards_teacher
 
 
 def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset: Any, options: dict[str, Any]) -> None:
@@ -18,10 +19,10 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
-    if student is teacher and not isinstance(student, str):
+    if student is teacher and not isinstance(student, str) and options.get("peft_config") is None:
         raise ValueError(
             "student and teacher are one and the same object, which would be frozen as the teacher; load the teacher "
-            "separately, or copy it."
+            "separately, copy it, or train an adapter (peft_config), whose base it may be."
         )
     _check_columns(train_dataset, options)
     guided = args.resolved_method().guided
@@ -85,13 +86,14 @@ def check_host_model(trainer: Any) -> None:
             "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
             "yet. For the latter set router_aux_loss_coef to 0."
         )
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    if plugin is not None and plugin.zero_stage == 3:
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
-            "DeepSpeed ZeRO-3 shards the output layers, which tropd does not gather yet. Use ZeRO-2, DDP or FSDP2."
+            "FSDP version 1 hides the output layer outside of its own forward pass, which tropd reads there. Set "
+            "fsdp_version: 2 in accelerate's configuration (fsdp_config: {version: 2} in the trainer's)."
         )
-    if trainer.is_fsdp_enabled and trainer.method.needs_full_teacher:
+    if trainer.method.needs_full_teacher and shards_teacher(trainer):
         raise ValueError(
-            f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where FSDP has it sharded; "
-            "that is not supported yet. Use DDP, or a method without a full-vocabulary divergence."
+            f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where it is sharded. With "
+            "FSDP set shard_teacher: false; else use ZeRO-2 or DDP, or a method without a full-vocabulary divergence."
         )

@@ -11,3 +11,19 @@ class RolloutsCollapsed(TrainingStopped, RuntimeError):
 
 class NotFinite(TrainingStopped, FloatingPointError):
     """A loss, a gradient, a softmax or all of a teacher's scores are not finite; the step was not taken."""
+
+
+class TeacherFailed(TrainingStopped, RuntimeError):
+    """The teacher raised, or did not give one score for each token it was asked for; nothing was learned from it."""
+
+
+class DataFailed(TrainingStopped, RuntimeError):
+    """The training data cannot be read on, or hold no whole rollout batch."""
+
+
+class LogNotWritten(TrainingStopped):
+    """A record of the run cannot be written; those before it are whole."""
+
+
+class ProcessLost(TrainingStopped, RuntimeError):
+    """Another process of the run ended or stopped answering."""

@@ -26,6 +26,16 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
+    "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
+    "log": ("self", "logs", "start_time"),
+    "_init_training_state": (
+        "self",
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ),
 }
 """Methods of `GRPOTrainer` that we replace, with the parameters we rely on."""
 

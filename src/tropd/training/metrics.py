@@ -96,6 +96,11 @@ class Totals:
         """Add to a metric that is a sum over the step and not a mean."""
         self._table[_ROW[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
 
+    def add_speed(self, name: str, tokens: float, seconds: float) -> None:
+        """Add tokens by the time they took, unless a clock says that they took none."""
+        if seconds > 0:
+            self.add(name, tokens, seconds)
+
     def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
         """Add a weighted mean; entries of weight zero may be anything, infinite included."""
         used = weights > 0

@@ -41,7 +41,7 @@ def batch_metrics(totals: Totals, signals: TokenSignals, student: StudentScores,
     totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
-    totals.add_mean("entropy/teacher", teacher.entropy, on_policy)
+    totals.add_mean("entropy/teacher", teacher.entropy, on_policy * teacher.entropy.isfinite())
     totals.add_mean("guidance/nll", -student.trainer_logp, signals.guidance_mask)
     totals.add_mean(
         "sampler/logp_gap",

@@ -1,6 +1,7 @@
 """The first stage of a guided step: one teacher prefix for each prompt, shared by its rollouts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ class PrefixStage:
         vocab_limit: the teacher writes ids below it.
         num_generations: rollouts of a prompt.
         teacher_may_write: a sharded teacher cannot write for one rank alone.
+        asking: what the teacher is asked in: turns its failure into a sentence.
+        drawing: what the teacher writes in, told the row of each response (of its prompt's first rollout in the whole
+            step): decides where the tokens come from; PyTorch's generator by default.
     """
 
     method: Method
@@ -45,6 +49,8 @@ class PrefixStage:
     vocab_limit: int
     num_generations: int
     teacher_may_write: bool = True
+    asking: Callable[[], AbstractContextManager[None]] = nullcontext
+    drawing: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda _: nullcontext()
 
     def prefixes_for(
         self, rows: Sequence[Row], first_row: int, fraction: float, gather: Callable[[list], list]
@@ -62,7 +68,7 @@ class PrefixStage:
         groups = [(first_row + i) // self.num_generations for i in range(len(rows))]
         owned = {group: i for i, group in enumerate(groups) if (first_row + i) % self.num_generations == 0}
         starts = prefixes(
-            self._responses([rows[i] for i in owned.values()], fraction),
+            self._responses([rows[i] for i in owned.values()], [first_row + i for i in owned.values()], fraction),
             reading=self.method.guidance_length,
             fraction=fraction,
             max_length=self.max_length,
@@ -71,13 +77,21 @@ class PrefixStage:
         shared = dict(gather(list(zip(owned, starts, strict=True))))
         return [shared[group] for group in groups]
 
-    def _responses(self, rows: list[Row], fraction: float) -> list[list[int]]:
-        """Each row's teacher response as ids without EOS: the data set's, else written by the teacher now."""
+    def _responses(self, rows: list[Row], numbers: list[int], fraction: float) -> list[list[int]]:
+        """Each row's teacher response as ids without EOS: the data set's, else written by the teacher now.
+
+        Args:
+            rows: the first rollout of each prompt.
+            numbers: theirs in the whole step.
+            fraction: α_t of the schedule.
+        """
         if not rows:
             return []
         prompt_ids = [list(ids) for ids in self.tokenize([row["prompt"] for row in rows])]
         missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
-        written = self._write([rows[i] for i in missing], [prompt_ids[i] for i in missing], fraction)
+        written = self._write(
+            [rows[i] for i in missing], [numbers[i] for i in missing], [prompt_ids[i] for i in missing], fraction
+        )
         found = dict(zip(missing, written, strict=True))
         return [found[i] if i in found else self._given(row, prompt_ids[i]) for i, row in enumerate(rows)]
 
@@ -92,23 +106,27 @@ class PrefixStage:
             )
         return ids
 
-    def _write(self, rows: list[Row], prompt_ids: list[list[int]], fraction: float) -> list[list[int]]:
+    def _write(
+        self, rows: list[Row], numbers: list[int], prompt_ids: list[list[int]], fraction: float
+    ) -> list[list[int]]:
         """Teacher samples, no longer than the prefix can use."""
         if not rows:
             return []
         if not self.teacher_may_write:
             raise ValueError(
-                f"prompt {rows[0]['prompt']!r:.60} has no teacher_response, and a teacher sharded by FSDP cannot write "
-                "one for a single rank. Generate the responses beforehand into a teacher_response column."
+                f"prompt {rows[0]['prompt']!r:.60} has no teacher_response, and a sharded teacher cannot write one "
+                "for a single rank. Generate the responses beforehand into a teacher_response column."
             )
         longest = self.max_length
         if self.method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + self.min_tail)
-        return self.teacher.write(
-            self.contexts.of(rows, prompt_ids),
-            pad_id=self.tokenizer.pad_token_id,
-            eos_ids=self.eos_ids,
-            max_new_tokens=longest,
-            temperature=self.temperature,
-            vocab_limit=self.vocab_limit,
-        )
+        contexts = self.contexts.of(rows, prompt_ids)
+        with self.asking(), self.drawing(numbers):
+            return self.teacher.write(
+                contexts,
+                pad_id=self.tokenizer.pad_token_id,
+                eos_ids=self.eos_ids,
+                max_new_tokens=longest,
+                temperature=self.temperature,
+                vocab_limit=self.vocab_limit,
+            )

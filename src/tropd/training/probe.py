@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ __all__ = ["Probe", "ProbeTimes", "ProbedPrompts", "ProbedTokens", "probe"]
 
 DEFAULT_TOP_K = 64
 """k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
+
+
+LEAST_SECONDS = 1e-9
+"""What a clock tells that has not gone forward: rates are made of these durations."""
 
 
 def is_sharded(trainer: TrOPDTrainer) -> bool:
@@ -135,7 +140,8 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
         teacher_entropy=teacher.entropy.float().cpu(),
         teacher_topk_mass=cumulative[:, -1].cpu(),
     )
-    seconds = (clock[1] - clock[0], clock[2] - clock[1], clock[3] - clock[2])
+    rolling, reading, scoring = (max(end - begin, LEAST_SECONDS) for begin, end in pairwise(clock))
+    seconds = (rolling, reading, scoring)
     return _Part(trainer.accelerator.process_index, rollouts, tokens, cumulative.sum(0).cpu(), seconds)
 
 

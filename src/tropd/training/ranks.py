@@ -1,5 +1,8 @@
 """Sums and collections over data-parallel ranks; on one process, the values themselves."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -26,3 +29,24 @@ class Ranks:
         padded = self._accelerator.pad_across_processes(local, dim=0)
         gathered = self._accelerator.gather(padded).view(len(count), -1)
         return torch.cat([row[:n] for row, n in zip(gathered, count.tolist(), strict=True)])
+
+    @contextmanager
+    def failing_together(self, elsewhere: Callable[[], Exception]) -> Iterator[None]:
+        """Leave the block with an exception on every rank where one rank does; `elsewhere()` on the others.
+
+        The block must not hold a collective operation.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        try:
+            failed = int(self.max(torch.tensor([failure is not None]).int())[0])
+        except Exception:  # a device that has failed cannot tell the others
+            if failure is None:
+                raise
+        if failure is not None:
+            raise failure
+        if failed:
+            raise elsewhere()

@@ -1,5 +1,6 @@
 """A run directory that explains itself: `run.json`, `metrics.jsonl`, `rollouts/`, checkpoints, the final model."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -25,13 +26,24 @@ def write_run_description(directory: str | Path, configuration: dict[str, Any], 
 
 
 def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records, one a line, and make them reach the disk."""
+    """Append records, one a line, and make them reach the disk: all of them, or none where the disk has no room."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-        stream.flush()
-        os.fsync(stream.fileno())
+    lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    # Without a buffer, which would be written once more when the file is closed.
+    with path.open("ab", buffering=0) as stream:
+        before = stream.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(lines.encode())
+            while left:
+                left = left[stream.write(left) :]
+            os.fsync(stream.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+                if not before:
+                    path.unlink()
+            raise
 
 
 def set_aside(directory: str | Path, names: Iterable[str]) -> None:
@@ -69,11 +81,15 @@ def write_whole(path: Path, text: str) -> None:
     """Write aside and rename, so that a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(path.suffix + ".partial")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _version(name: str) -> str | None:

@@ -12,7 +12,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
+from .clock import WallClock, correct_runtimes
+from .faults import data_read, processes_alive
 from .run_directory import write_whole
+from .stream import place_in_stream
 
 STATE = "tropd_state.json"
 """What Transformers' checkpoint does not hold: metrics of an unfinished logging window, and the collapse guard."""
@@ -25,6 +28,9 @@ class WholeCheckpoints(GRPOTrainer):
     guard: Any
     resumed_from: str | None = None
     _writing = False
+    _clocks: dict[str, WallClock]
+    _summed_before = 0
+    """Steps before this `train()` call whose losses are part of its `_total_loss_scalar`."""
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see `transformers.Trainer.train`.
@@ -32,6 +38,8 @@ class WholeCheckpoints(GRPOTrainer):
         Raises:
             ValueError: the checkpoint to resume from is missing, cut short or altered; the sentence offers another.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
+            DataFailed: the data cannot be read on, or a process that loads them was lost.
+            ProcessLost: another process of the run was lost.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
@@ -39,7 +47,33 @@ class WholeCheckpoints(GRPOTrainer):
             check_checkpoint(resume_from_checkpoint)
         self.resumed_from = resume_from_checkpoint or None
         self._check_steps_left()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._clocks["train"] = WallClock()
+        self._summed_before = 0
+        with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; see `transformers.Trainer.evaluate`."""
+        self._clocks["eval"] = WallClock()
+        return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
+
+        What the wall clock was set by meanwhile is taken out of durations.
+        """
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self._steps_summed, 1)
+        began = self._clocks.get("train" if "train_runtime" in logs else "eval")
+        if began is not None:
+            correct_runtimes(logs, began.set_by())
+        super().log(logs, start_time)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step; see `transformers.Trainer`."""
+        with data_read(self.state.global_step + 1, self.args.output_dir):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _check_steps_left(self) -> None:
         """The host would take one step more than asked for."""
@@ -105,33 +139,67 @@ class WholeCheckpoints(GRPOTrainer):
 
     # ------------------------------------------------------------------ what a later step reads
 
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Where the data go on; the host takes it that a stream has not been read more than once."""
+        place = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.resumed_from is None or hasattr(self.train_dataset, "__len__") or self.args.ignore_data_skip:
+            return place
+        return place_in_stream(self.resumed_from, self.args.gradient_accumulation_steps)
+
     def _pending_state(self) -> dict[str, Any]:
         return {
             "metrics": self._metrics["train"],
             "loss": float(self._tr_loss),
             "last_logged": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar,
+            "steps_summed": self._steps_summed,
             "guard": {
                 "steps_in_a_row": self.guard.steps_in_a_row,
                 "best_ended_share": self.guard.best_ended_share,
             },
         }
 
+    @property
+    def _steps_summed(self) -> int:
+        return self._summed_before + self.state.global_step - self._initial_global_step
+
     def restore_pending(self) -> None:
         """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
-        if self.resumed_from is None or not (path := Path(self.resumed_from) / STATE).is_file():
+        if self.resumed_from is None:
+            return
+        if not self.args.ignore_data_skip:
+            # A checkpoint of a stop inside a cycle: the cycle's end, and those after it, stay where they were.
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps % self._cycle
+        if not (path := Path(self.resumed_from) / STATE).is_file():
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         for name, values in state["metrics"].items():
             self._metrics["train"][name] = list(values)
         self._tr_loss = torch.tensor(state["loss"], device=self.args.device)
         self._globalstep_last_logged = state["last_logged"]
+        self._total_loss_scalar = state.get("total_loss", 0.0)
+        self._summed_before = state.get("steps_summed", 0)
         self.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         self.guard.best_ended_share = state["guard"]["best_ended_share"]
 
     @property
     def inside_cycle(self) -> bool:
         """Are there updates to come from the rollouts at hand? A checkpoint does not hold those."""
-        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        return self._step % self._cycle != 0
+
+    @property
+    def _cycle(self) -> int:
+        """Micro-batches that are learned from one batch of rollouts."""
+        return self.args.steps_per_generation * self.num_iterations
 
 
 class SaveBetweenCycles(TrainerCallback):

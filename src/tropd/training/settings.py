@@ -54,15 +54,17 @@ class MethodSettings:
         switch_at: fraction of training at which a two-stage method switches.
         teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
+        shard_teacher: with FSDP or DeepSpeed, shard the teacher as the student is; `False` keeps a whole copy on each
+            process, which is faster where it fits, and can write teacher prefixes while training.
         teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),
             `teacher` (the teacher's own), or a Jinja template.
         teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
         reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
             functions are only monitored.
-        addressed_sampling: draw a rollout's tokens from noise that depends on (seed, step, row, position) alone, so
-            that another split, padding or resumption draws the same ones (docs/reliability.md). `None`: wherever
-            Transformers' `generate` samples; `True`: the same, and engines that draw for themselves (vLLM, continuous
-            batching) are refused; `False`: PyTorch's generator of each rank.
+        addressed_sampling: draw a rollout's tokens, and a prefix that the teacher writes, from noise that depends on
+            (seed, step, row, position) alone, so that another split, padding or resumption draws the same ones
+            (docs/reliability.md). `None`: wherever Transformers' `generate` samples; `True`: the same, and engines
+            that draw for themselves (vLLM, continuous batching) are refused; `False`: PyTorch's generator of each rank.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
@@ -95,6 +97,7 @@ class MethodSettings:
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
+    shard_teacher: bool = field(default=True, metadata={"help": "With FSDP or DeepSpeed, shard the teacher too."})
     teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}

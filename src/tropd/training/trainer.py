@@ -13,24 +13,31 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation import GenerationMode
-from trl.models import prepare_deepspeed, prepare_fsdp
 
-from ..modeling import expose_hidden_states
+from ..modeling import expose_hidden_states, head_rows
 from ..objective.loss import student_terms, token_losses
 from ..objective.reduce import RegionCounts, reduce_losses, region_counts
 from ..objective.schedules import guidance_fraction
-from ..rollout.addressed import EVALUATION_SAMPLING_STREAM, SAMPLING_STREAM, AddressedNoise, Turns, decoding_through
+from ..rollout.addressed import (
+    EVALUATION_SAMPLING_STREAM,
+    PREFIX_STREAM,
+    SAMPLING_STREAM,
+    AddressedNoise,
+    Turns,
+    decoding_through,
+)
 from ..rollout.guidance import splice
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
-from ..teacher.local import LocalTeacher
+from ..teacher.local import TeacherScores
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RunDirectoryCallback
 from .checks import check_arguments, check_enough_prompts, check_host_model, has_rewards
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
+from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
 from .guards import check_gradient_norm, check_loss, check_teacher_scores, finite_softmax
 from .host import check_host, no_reward
 from .metrics import Totals
@@ -42,7 +49,19 @@ from .reading import read_rollouts, unpad
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
 from .saving import SaveBetweenCycles, WholeCheckpoints
-from .scoring import make_direct, make_gate, make_signals, score_student, score_teacher, split_micro_batches
+from .scoring import (
+    Gate,
+    StudentScores,
+    make_direct,
+    make_gate,
+    make_signals,
+    score_student,
+    score_teacher,
+    split_micro_batches,
+    without_unusable,
+)
+from .sharding import keep_outputs_exact, shards_teacher
+from .teachers import is_own_base, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +78,8 @@ class TrOPDTrainer(WholeCheckpoints):
 
     Args:
         model: the student: a folder, a Hub name or a loaded model.
-        teacher_model: the teacher, likewise; it must share the student's token ids.
+        teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
+            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: likewise.
@@ -108,9 +128,10 @@ class TrOPDTrainer(WholeCheckpoints):
         check_host()
         args = args or TrOPDConfig("tropd-output")
         self.method = args.resolved_method()
-        options = {"reward_funcs": reward_funcs, **kwargs}
+        options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
         check_arguments(args, model, teacher_model, train_dataset, options)
         self._monitors_rewards = has_rewards(options)
+        self.shares_base = is_own_base(model, teacher_model, options, args.teacher_model_init_kwargs)
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -122,12 +143,13 @@ class TrOPDTrainer(WholeCheckpoints):
             **kwargs,
         )
         check_host_model(self)
+        keep_outputs_exact(self.accelerator)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
-        self._student_vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        self._student_vocab_size = head_rows(self.model)
         self.teacher_tokenizer = teacher_processing_class
-        self.teacher = self._load_teacher(teacher_model)
+        self.teacher = load_teacher(self, teacher_model)
         if self.teacher_tokenizer is None:
             logger.warning(
                 "The teacher came without a tokenizer, so only vocabulary sizes are compared. Pass "
@@ -136,15 +158,15 @@ class TrOPDTrainer(WholeCheckpoints):
         check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
         self._contexts = TeacherContexts.configured(args, self._tokenizer, self.teacher_tokenizer)
         self._prefix_stage = self._make_prefix_stage()
-        self.guard = CollapseGuard(args.collapse_share, args.collapse_patience)
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
         self.ranks = Ranks(self.accelerator)
-        self._window = Totals()
-        self._build_seconds = 0.0
         self._tokens_learned = 0
+        self._forget_what_was_begun()
         self._evaluated_rows = 0
         self.stopped_by_signal = 0
+        self._clocks = {}
+        self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
 
@@ -157,10 +179,20 @@ class TrOPDTrainer(WholeCheckpoints):
         """
         if hasattr(self.train_dataset, "__len__"):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
+        self._forget_what_was_begun()
         output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
         return output
+
+    def _forget_what_was_begun(self) -> None:
+        """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
+        self._step = 0
+        self._buffered_inputs = None
+        self._metrics["train"].clear()
+        self._window = Totals()
+        self._build_seconds = 0.0
+        self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
@@ -168,24 +200,6 @@ class TrOPDTrainer(WholeCheckpoints):
         return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
-
-    def _load_teacher(self, teacher: "str | PreTrainedModel") -> LocalTeacher:
-        if isinstance(teacher, str):
-            trust = self.args.trust_remote_code
-            if self.teacher_tokenizer is None:
-                self.teacher_tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=trust)
-            options = {"dtype": "auto", "trust_remote_code": trust} | dict(self.args.teacher_model_init_kwargs or {})
-            teacher = AutoModelForCausalLM.from_pretrained(teacher, **options)
-        elif self.args.teacher_model_init_kwargs:
-            raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
-        if self.args.teacher_chat_template == "teacher" and self.teacher_tokenizer is None:
-            raise ValueError(
-                "teacher_chat_template is 'teacher', but the teacher has no tokenizer; pass teacher_processing_class, "
-                "or use 'student'."
-            )
-        local = LocalTeacher(teacher)
-        local.forward = self._prepare_frozen(teacher)
-        return local
 
     def _make_prefix_stage(self) -> PrefixStage:
         return PrefixStage(
@@ -201,16 +215,10 @@ class TrOPDTrainer(WholeCheckpoints):
             temperature=self.temperature,
             vocab_limit=self._student_vocab_size,
             num_generations=self.num_generations,
-            teacher_may_write=not self.is_fsdp_enabled,
+            teacher_may_write=not shards_teacher(self),
+            asking=lambda: teacher_asked(self._moment(), self.args.output_dir),
+            drawing=self._drawing_prefixes,
         )
-
-    def _prepare_frozen(self, model: PreTrainedModel) -> Any:
-        """The teacher on its device, sharded as the student is."""
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(model, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(model, self.accelerator)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -225,7 +233,7 @@ class TrOPDTrainer(WholeCheckpoints):
         if not self.model.training:
             return self._build_batch(generation_batch, windows=1)[0]
         steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+        if self._step % self._cycle == 0 or self._buffered_inputs is None:
             windows = steps // self.args.gradient_accumulation_steps
             started = time.perf_counter()
             self._buffered_inputs = self._build_batch(generation_batch, windows)
@@ -251,21 +259,12 @@ class TrOPDTrainer(WholeCheckpoints):
             gather=self.ranks.gather_ragged,
         )
         scored = time.perf_counter()
-        teacher = score_teacher(
-            self.teacher,
-            rollouts,
-            gate,
-            student,
-            pad_id=self._tokenizer.pad_token_id,
-            temperature=self.temperature,
-            rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
-            student_vocab_size=self._student_vocab_size,
-        )
+        teacher = self._score_teacher(rollouts, gate, student)
         finished = time.perf_counter()
         self._check_teacher(teacher.logp[gate.student_mask])
         signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
-        totals.add("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
-        totals.add("speed/teacher", teacher.logp.numel(), finished - scored)
+        totals.add_speed("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
+        totals.add_speed("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
         batch_metrics(totals, signals, student, teacher)
         metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
@@ -273,6 +272,34 @@ class TrOPDTrainer(WholeCheckpoints):
         if training:
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
         return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+
+    def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
+        """The teacher's scores, one for each token; where it fails on one rank, every rank stops."""
+        moment, directory = self._moment(), self.args.output_dir
+        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
+        together = (
+            nullcontext()
+            if shards_teacher(self)
+            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
+        )
+        with together, teacher_asked(moment, directory):
+            scores = score_teacher(
+                self.teacher,
+                rollouts,
+                gate,
+                student,
+                pad_id=self._tokenizer.pad_token_id,
+                temperature=self.temperature,
+                rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
+                student_vocab_size=self._student_vocab_size,
+            )
+            check_score_counts(scores, gate.student_mask.numel(), moment, directory)
+        return without_unusable(scores, gate.method)
+
+    def _moment(self) -> str:
+        """What is being done, for a sentence."""
+        done = self.state.global_step
+        return f"step {done + 1}" if self.model.training else f"the evaluation after step {done}"
 
     def _check_teacher(self, student_token_logps: Tensor) -> None:
         counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
@@ -355,6 +382,17 @@ class TrOPDTrainer(WholeCheckpoints):
         if fraction == 0.0:
             return [[] for _ in inputs]
         return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
+
+    def _drawing_prefixes(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside, the teacher draws one response for each row of the step by that row and the position.
+
+        With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
+        """
+        if self.args.addressed_sampling is False:
+            return nullcontext()
+        places = [(row, 0) for row in rows]
+        noise = AddressedNoise(seed=self.args.seed, step=self.state.global_step, stream=PREFIX_STREAM, places=places)
+        return decoding_through(self.teacher.model, noise)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
@@ -447,7 +485,7 @@ class TrOPDTrainer(WholeCheckpoints):
         started = time.perf_counter()
         output = super().training_step(model, inputs, num_items_in_batch)
         seconds = time.perf_counter() - started - self._build_seconds
-        self._window.add("speed/update", self._tokens_learned, seconds)
+        self._window.add_speed("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
             self._record_window()
@@ -481,15 +519,17 @@ class TrOPDTrainer(WholeCheckpoints):
             and self.state.global_step % every == 0
             and self.is_world_process_zero()
         ):
-            write_rollouts(
-                self.args.output_dir,
-                self.state.global_step + 1,
-                inputs,
-                losses,
-                student_logp,
-                self._tokenizer,
-                limit=self.args.rollouts_per_log,
-            )
+            step, directory = self.state.global_step + 1, self.args.output_dir
+            with log_written("rollouts/", step, directory):
+                write_rollouts(
+                    directory,
+                    step,
+                    inputs,
+                    losses,
+                    student_logp,
+                    self._tokenizer,
+                    limit=self.args.rollouts_per_log,
+                )
 
     # ------------------------------------------------------------------ metrics
 

@@ -1,0 +1,62 @@
+"""How the models lie over the processes: the frozen teacher, and what FSDP2 does to outputs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl.models import prepare_deepspeed, prepare_fsdp
+
+
+def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
+    """The teacher's forward pass on this process's device: sharded as the student is, or whole.
+
+    Args:
+        trainer: a built host.
+        model: the frozen teacher; sharded in place by FSDP2.
+    """
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)  # type: ignore[no-any-return]
+    if shards_teacher(trainer):
+        return prepare_fsdp(model, trainer.accelerator)  # type: ignore[return-value]
+    if trainer.is_fsdp_enabled:
+        return _whole(trainer.accelerator, model)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)  # type: ignore[no-any-return]
+
+
+def shards_teacher(trainer: Any) -> bool:
+    """Does each process hold only a part of the teacher?
+
+    Of DeepSpeed's stages, ZeRO-3 alone shards weights. A teacher that is the student's base lies as the student does.
+    """
+    zero3 = trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return bool(zero3 or (trainer.is_fsdp_enabled and (trainer.args.shard_teacher or trainer.shares_base)))
+
+
+def _whole(accelerator: Any, model: PreTrainedModel) -> Callable:
+    """accelerate prepares no second model beside one that FSDP shards, so this does what it would do."""
+    if not accelerator.verify_device_map(model):
+        model.to(accelerator.device)
+    return in_autocast(accelerator, model)
+
+
+def in_autocast(accelerator: Any, model: Callable) -> Callable:
+    """`model`, called in the run's mixed precision."""
+
+    def forward(**inputs: Any) -> Any:
+        with accelerator.autocast():
+            return model(**inputs)
+
+    return forward
+
+
+def keep_outputs_exact(accelerator: Any) -> None:
+    """Keep FSDP2 from casting what a forward pass returns to half precision.
+
+    accelerate's policy for bf16 does so, for logits that the model has computed in bf16 anyway. Our forward passes
+    return log-probabilities in float32: one of -20 nats would be off by 0.06.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    policy: Any = getattr(plugin, "mixed_precision_policy", None)
+    if getattr(policy, "output_dtype", None) is not None:
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)

@@ -1,0 +1,48 @@
+"""From the `teacher_model` argument to a teacher: loaded and spread over the processes, or the student's own base."""
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..teacher.base import BaseTeacher
+from ..teacher.local import LocalTeacher
+from .sharding import in_autocast, prepare_teacher
+
+
+def is_own_base(student: Any, teacher: Any, options: dict[str, Any], init_kwargs: Any) -> bool:
+    """Are student and teacher one model, with an adapter on the student to tell them apart?
+
+    Args:
+        student: a folder, a name or a model.
+        teacher: likewise.
+        options: the trainer's other arguments.
+        init_kwargs: `teacher_model_init_kwargs`; with some, the teacher is loaded beside the student.
+    """
+    same = student is teacher or (isinstance(student, str) and student == teacher)
+    return same and options.get("peft_config") is not None and not init_kwargs
+
+
+def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher:
+    """The teacher of a built trainer; sets its `teacher_tokenizer` where none was given.
+
+    Raises:
+        ValueError: settings that have no effect on this teacher.
+    """
+    args = trainer.args
+    if isinstance(teacher, str) and trainer.teacher_tokenizer is None:
+        trainer.teacher_tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=args.trust_remote_code)
+    if args.teacher_chat_template == "teacher" and trainer.teacher_tokenizer is None:
+        raise ValueError(
+            "teacher_chat_template is 'teacher', but the teacher has no tokenizer; pass teacher_processing_class, "
+            "or use 'student'."
+        )
+    if trainer.shares_base:
+        return BaseTeacher(trainer.model, in_autocast(trainer.accelerator, trainer.model))
+    if isinstance(teacher, str):
+        options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
+        teacher = AutoModelForCausalLM.from_pretrained(teacher, **options | dict(args.teacher_model_init_kwargs or {}))
+    elif args.teacher_model_init_kwargs:
+        raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
+    local = LocalTeacher(teacher)
+    local.forward = prepare_teacher(trainer, teacher)
+    return local
