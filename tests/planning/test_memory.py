@@ -155,6 +155,13 @@ def test_sharding_divides_weights_gradients_and_state(setup):
     assert copied["gradients"] == 2 * 4000  # data parallelism alone keeps all, and its buckets
 
 
+def test_a_teacher_that_is_not_sharded_is_whole_and_gathers_nothing(setup):
+    whole = replace(setup, num_processes=4, sharded=True, shard_teacher=False)
+    scoring = parts(whole, "teacher scoring")
+    assert (scoring["student weights"], scoring["teacher weights"]) == (1000, 12000)
+    assert "gathered layers" not in scoring and "gathered layers" in parts(whole, "student scoring")
+
+
 def test_vllm_has_its_own_cache_and_a_share_of_the_device(setup):
     served = estimate_memory(replace(setup, vllm="colocate", vllm_share=0.5))
     assert "KV cache" not in parts(replace(setup, vllm="server"), "rollout")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -64,6 +65,12 @@ def test_an_exposed_model_still_generates():
 def test_a_model_without_a_language_head_is_refused():
     with pytest.raises(ValueError, match="LlamaModel has no output embeddings; a causal language model is needed"):
         head_of(tiny.llama(0).model)
+
+
+def test_an_adapter_on_the_output_layer_is_refused():
+    model = get_peft_model(tiny.llama(1), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"adapter lies on the output layer .* Merge it"):
+        head_of(model)
 
 
 def test_entry_t_is_predicted_by_the_state_before_token_t():

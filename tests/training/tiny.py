@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -203,7 +204,7 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self._gradients = {
-            name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+            name: full(torch.zeros_like(p) if p.grad is None else p.grad).clone()
             for name, p in model.named_parameters()
             if p.requires_grad
         }
@@ -213,7 +214,18 @@ class Recorder(TrainerCallback):
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {name: full(p).clone() for name, p in model.named_parameters()}
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor without its graph, and whole where FSDP2 or ZeRO-3 shards it (then every rank must ask)."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def config(directory: Path | str, method: str = "tropd", **settings: Any) -> TrOPDConfig:

@@ -76,6 +76,7 @@ class Setup:
         lora: is an adapter trained instead of the weights?
         num_processes: processes that share a step.
         sharded: does FSDP divide weights, gradients and optimiser state among them?
+        shard_teacher: and the teacher's weights with them?
         top_k: the teacher's top-k kept for a token, 0 if none.
         loss: `tokens` (sampled and top-k terms), or a full-vocabulary `divergence` or `mixture` (GKD), for which the
             teacher's hidden states are kept.
@@ -103,6 +104,7 @@ class Setup:
     lora: bool = False
     num_processes: int = 1
     sharded: bool = False
+    shard_teacher: bool = True
     top_k: int = 0
     loss: str = "tokens"
     guided: bool = False
@@ -162,6 +164,7 @@ def read_setup(
         lora=lora_parameters is not None,
         num_processes=num_processes,
         sharded=bool(args.fsdp) if sharded is None else sharded,
+        shard_teacher=args.shard_teacher,
         top_k=max((stage.fkl_top_k or 0 for stage in stages if stage.needs_topk), default=0),
         loss=_loss(method),
         guided=method.guided,

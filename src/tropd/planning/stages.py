@@ -48,7 +48,7 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
     state = 0 if first_step else optimizer_bytes(setup)
     resident = {
         "student weights": _sharded(setup, setup.student.parameters * setup.weight_bytes) + _adapter_bytes(setup),
-        "teacher weights": _sharded(setup, setup.teacher.parameters * setup.teacher_bytes),
+        "teacher weights": _teacher_bytes(setup),
         "optimiser state": state,
         "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
     }
@@ -70,13 +70,18 @@ def _adapter_bytes(setup: Setup) -> int:
     return _sharded(setup, setup.trainable * setup.trainable_bytes) if setup.lora else 0
 
 
+def _teacher_bytes(setup: Setup) -> int:
+    whole = setup.teacher.parameters * setup.teacher_bytes
+    return _sharded(setup, whole) if setup.shard_teacher else whole
+
+
 def _sharded(setup: Setup, size: int) -> int:
     return -(-size // setup.shards)
 
 
 def _gathered(setup: Setup, shape: ModelShape, weight_bytes: int) -> int:
     """What FSDP holds whole while it computes: one layer, the embedding and the head."""
-    if not setup.sharded:
+    if not setup.sharded or (shape is setup.teacher and not setup.shard_teacher):
         return 0
     layer = shape.layer_parameters // shape.num_layers
     return (layer + shape.head_parameters + shape.embedding_parameters) * weight_bytes

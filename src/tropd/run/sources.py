@@ -80,8 +80,13 @@ def rows_without_response(data: PromptData) -> list[str]:
 
 
 def is_sharded(args: Any) -> bool:
-    """Will FSDP shard the models, by the configuration or by accelerate's launcher?"""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    """Will FSDP or DeepSpeed ZeRO-3 shard the student, by the configuration or by accelerate's launcher?"""
+    return uses_zero3(args) or bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def uses_zero3(args: Any) -> bool:
+    """Is it DeepSpeed ZeRO-3? It shards every model that is loaded."""
+    return getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
 
 
 def guidance_findings(data: PromptData, args: Any) -> list[Finding]:
@@ -99,9 +104,9 @@ def guidance_findings(data: PromptData, args: Any) -> list[Finding]:
     if not missing:
         return []
     which = "all prompts" if len(missing) == len(data) else f"{len(missing)} of {len(data)} prompts ({missing[0]}, …)"
-    if is_sharded(args):
+    if uses_zero3(args) or (is_sharded(args) and args.shard_teacher):
         raise ValueError(
-            f"{which} lack a teacher_response, and a teacher sharded by FSDP cannot write one while training. Let "
+            f"{which} lack a teacher_response, and a sharded teacher cannot write one while training. Let "
             "`tropd generate` write them, and leave out rows where it wrote nothing; or set guidance_schedule: none."
         )
     sentence = (
