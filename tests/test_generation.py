@@ -122,6 +122,19 @@ def test_the_seed_decides_the_file_and_the_callers_generator_is_left_alone(write
     assert longer[0] != longer[1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_the_batch_size_changes_no_response(write, batch_size):
+    """The teacher is in float32, where another padding moves its logits too little to move a draw here."""
+    settings = {"responses_per_prompt": 2, "max_new_tokens": 40}
+    whole, _ = write("whole.jsonl", batch_size=4, **settings)
+    assert len({tuple(record["teacher_response"]) for record in lines(whole)}) > 5, "responses to a prompt differ"
+    assert lines(write(f"{batch_size}.jsonl", batch_size=batch_size, **settings)[0]) == lines(whole)
+
+
+def test_any_whole_number_is_a_seed(write):
+    assert write(seed=-1)[1] == 5
+
+
 def test_several_responses_to_a_prompt_lie_side_by_side(write):
     file, added = write(responses_per_prompt=3, max_new_tokens=40, batch_size=8)
     assert added == 15

@@ -1,6 +1,5 @@
 """Teacher responses for a data set's prompts, where guidance takes its prefixes from."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from .data.refusals import BadRow, refusal
 from .preflight.files import ModelFiles
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
+from .rollout.addressed import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .sampling import sample, until_eos
 
 
@@ -140,7 +140,8 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
 def generate(model: PreTrainedModel, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
-    A batch depends on the settings, its number and its prompts alone, and the global generators stay as they were.
+    What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
+    global generators stay as they were.
 
     Args:
         model: the teacher; put in evaluation mode.
@@ -151,11 +152,9 @@ def generate(model: PreTrainedModel, teacher: ModelFiles, file: ResponseFile, ad
     model.eval()
     tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
     for number, rows in file.missing_batches():
-        seed = _batch_seed(file.settings.seed, number)
+        contexts = [file.prompts.contexts[row] for row in rows]
         try:
-            responses = _sample(
-                model, [file.prompts.contexts[row] for row in rows], file.settings, tokenizer, eos_ids, seed
-            )
+            responses = _sample(model, contexts, file.settings, tokenizer, eos_ids, first_line=file.done)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"batch {number} does not fit on {model.device} ({error}). Use a smaller batch_size, and another "
@@ -188,14 +187,11 @@ def _sample(
     settings: GenerationSettings,
     tokenizer: Any,
     eos_ids: list[int],
-    seed: int,
+    first_line: int,
 ) -> list[list[int]]:
-    on_gpu = model.device.type == "cuda"
-    with torch.random.fork_rng(devices=[model.device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            with torch.cuda.device(model.device):
-                torch.cuda.manual_seed(seed)
+    places = [(first_line + number, 0) for number in range(len(contexts))]
+    noise = AddressedNoise(seed=settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
+    with decoding_through(model, noise):
         return sample(
             model,
             contexts,
@@ -205,10 +201,6 @@ def _sample(
             temperature=settings.temperature,
             vocab_limit=max(tokenizer.get_vocab().values()) + 1,
         )
-
-
-def _batch_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7])
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:

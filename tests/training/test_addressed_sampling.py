@@ -1,4 +1,4 @@
-"""Rollouts by address through the trainer: splits, ranks, padding, resumption, prefixes, tools and adapters.
+"""Rollouts by address through the trainer: splits, ranks, padding, prefixes, tools and adapters.
 
 Run as a script, alone or through `torch.distributed.run`, this file is the worker of its own test of two ranks.
 """
@@ -26,19 +26,23 @@ from tropd.training.metrics import Totals
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
 PROMPTS = [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"]
+WRITTEN = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 4}
+"""Prefixes of several tokens, of responses that the teacher writes itself."""
 
 
 def made(tmp_path, method="opd", **options):
-    return build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), method, **options)
+    trainer = build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), method, **options)
+    trainer.state.max_steps = 1  # the schedules' end, for rollouts outside of training
+    return trainer
 
 
-def recorded(trainer) -> list[dict[int, list[int]]]:
+def recorded(trainer, of=lambda rollout: rollout.response) -> list[dict[int, list[int]]]:
     """What every later rollout of this rank writes: row to response, one record for each batch."""
     seen, roll_out = [], trainer._roll_out
 
     def and_note(*args):
         rollouts = roll_out(*args)
-        seen.append({rollout.row: rollout.response for rollout in rollouts})
+        seen.append({rollout.row: of(rollout) for rollout in rollouts})
         return rollouts
 
     trainer._roll_out = and_note
@@ -80,6 +84,25 @@ def reference_of_two_steps(tmp_path):
     return seen
 
 
+def prefix(rollout):
+    return rollout.response[: rollout.prefix_length]
+
+
+def test_micro_batches_begin_with_the_prefixes_of_one_batch(tmp_path):
+    """The teacher writes them, while PyTorch's generator is in another state in every run."""
+    seen = []
+    for size, accumulated in ((8, 1), (4, 2)):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 2}
+        options = {"rows": PROMPTS[:4], "callbacks": [Scrambles()]}
+        trainer = made(tmp_path / str(size), "tropd", **options, **settings, **WRITTEN)
+        seen.append(recorded(trainer, prefix))
+        trainer.train()
+    assert seen[0] == seen[1]
+    for batch in seen[0]:
+        assert batch[0] == batch[3] and batch[4] == batch[7], "the rollouts of a prompt share theirs"
+    assert len({tuple(batch[row]) for batch in seen[0] for row in (0, 4)}) == 4, "steps and prompts differ"
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Rollouts of one rank of eight and of two ranks of four: {"tropd": [steps], "eval": [batches]}."""
@@ -99,7 +122,7 @@ def seen_by(out: Path, count: int) -> dict:
     return json.loads((out / "seen.json").read_text())
 
 
-@pytest.mark.parametrize("part", ["guided", "unguided", "evaluation"])
+@pytest.mark.parametrize("part", ["guided", "written", "unguided", "evaluation"])
 def test_two_ranks_of_four_write_what_one_of_eight_writes(ranks, part):
     one, two = (seen[part] for seen in ranks)
     assert [len(batch) for batch in one] == [8, 8]
@@ -108,12 +131,13 @@ def test_two_ranks_of_four_write_what_one_of_eight_writes(ranks, part):
 
 
 def worker(out: Path) -> None:
-    """Two training steps with and without prefixes, and one evaluation; rank 0 writes all ranks' rollouts."""
+    """Two training steps with prefixes of the data, of the teacher and without, and one evaluation; rank 0 writes."""
     torch.set_num_threads(1)
     share = 8 // int(os.environ.get("WORLD_SIZE", "1"))
     seen = {}
-    for name, method in (("guided", "tropd"), ("unguided", "opd")):
-        trainer = made(out / name, method, rows=ROWS, per_device_train_batch_size=share, max_steps=2)
+    for name, method, rows in (("guided", "tropd", ROWS), ("written", "tropd", PROMPTS[:4]), ("unguided", "opd", ROWS)):
+        torch.seed()
+        trainer = made(out / name, method, rows=rows, per_device_train_batch_size=share, max_steps=2)
         batches = recorded(trainer)
         trainer.train()
         seen[name] = joined(batches)
@@ -137,26 +161,35 @@ def joined(batches):
 # ---------------------------------------------------------------------- addresses
 
 
-def test_a_rollout_depends_on_no_generator_and_moves_none(tmp_path):
-    trainer = made(tmp_path)
+@pytest.mark.parametrize("method", ["opd", "tropd"])
+def test_a_rollout_depends_on_no_generator_and_moves_none(tmp_path, method):
+    """With prefixes that the teacher writes, and without."""
+    trainer = made(tmp_path, method, **(WRITTEN if method == "tropd" else {}))
+    rows = [row for row in PROMPTS[:2] for _ in range(4)]
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = responses(trainer)
+    first = responses(trainer, rows)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert responses(trainer) == first
+    assert responses(trainer, rows) == first
     assert len({tuple(row) for row in first}) == 8, "rollouts of a prompt differ"
-    assert "generate" not in vars(trainer.model)
+    assert "generate" not in vars(trainer.model) and "generate" not in vars(trainer.teacher.model)
     assert trainer._turns is None
 
 
-def test_without_addresses_the_generator_of_the_rank_decides(tmp_path):
-    trainer = made(tmp_path, addressed_sampling=False)
+@pytest.mark.parametrize("part", ["rollouts", "prefixes"])
+def test_without_addresses_the_generator_of_the_rank_decides(tmp_path, part):
+    trainer = made(tmp_path, "tropd", addressed_sampling=False, **WRITTEN)
+    rows = [dict(row) for row in PROMPTS[:2] for _ in range(4)]
+    written = {
+        "rollouts": lambda: responses(trainer, [{**row, "teacher_response": "xy"} for row in rows]),
+        "prefixes": lambda: trainer._guidance_prefixes(rows, 0, Totals()),
+    }[part]
     torch.manual_seed(1)
-    first = responses(trainer)
-    assert responses(trainer) != first
+    first = written()
+    assert written() != first
     torch.manual_seed(1)
-    assert responses(trainer) == first
+    assert written() == first
 
 
 def test_seeds_steps_and_evaluation_write_something_else(tmp_path):
@@ -207,34 +240,6 @@ def test_an_evaluation_in_the_middle_leaves_training_as_it_was(tmp_path):
     assert len(seen) == 4, "two steps and an evaluation after each"
     assert [seen[0], seen[2]] == plain
     assert seen[1] not in plain
-
-
-@pytest.mark.parametrize(
-    ("num_prompts", "checkpoint"),
-    [
-        pytest.param(8, 2, id="inside the first epoch"),
-        pytest.param(4, 2, id="between two epochs"),
-        pytest.param(4, 3, id="inside the second epoch"),
-    ],
-)
-def test_a_resumed_run_rolls_out_the_same(tmp_path, num_prompts, checkpoint):
-    """Although the state of every generator is another one: each run scrambles PyTorch's before each step."""
-    settings = {
-        "rows": [{**row, "teacher_response": "xyz+"} for row in PROMPTS[:num_prompts]],
-        "max_steps": 4,
-        "shuffle_dataset": True,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "callbacks": [Scrambles()],
-    }
-    whole = made(tmp_path, "tropd", **settings)
-    seen = recorded(whole)
-    whole.train()
-    resumed = made(tmp_path, "tropd", **settings)
-    seen_again = recorded(resumed)
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint}"))
-    assert len({json.dumps(batch) for batch in seen}) == 4
-    assert seen_again == seen[checkpoint:]
 
 
 # ---------------------------------------------------------------------- what else there is

@@ -4,17 +4,14 @@ Models are float32. Two runs that compute the same numbers in the same order are
 order of sums differs, the gradients, which are of order 1, agree to 1e-5.
 """
 
-import json
 import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from training import tiny
 from training.tiny import (
     EOS,
-    build,
     clone,
     gradients_of,
     groups,
@@ -202,59 +199,3 @@ def test_a_student_that_is_its_teacher_is_still_moved_by_topk_and_prefix_terms(t
     tropd = run(tmp_path, student, student, "tropd", script=replay(RECORDED), rows=GUIDED_ROWS, guidance_beta=1.0)
     assert tropd.logs[0]["regions/num_outlier"] == 0
     assert largest(tropd.gradients) > 1e-2
-
-
-# ---------------------------------------------------------------------- resumed = uninterrupted
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
-@pytest.mark.parametrize(
-    ("method", "num_prompts", "checkpoint"),
-    [
-        pytest.param("tropd", 8, 2, id="tropd, inside the first epoch"),
-        pytest.param("reopold_2stage", 8, 2, id="reopold_2stage, at its switch"),
-        pytest.param("tropd", 4, 2, id="tropd, between two epochs"),
-        pytest.param("tropd", 4, 3, id="tropd, inside the second epoch"),
-    ],
-)
-def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, student, teacher, method, num_prompts, checkpoint):
-    """Sampling is real here; a step takes two prompts, four steps are a run, and it is cut off after the third."""
-    settings = {
-        "rows": [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"][:num_prompts],
-        "max_steps": 4,
-        "shuffle_dataset": True,
-        "save_strategy": "steps",
-        "save_steps": 1,
-    }
-
-    def trainer(name, *callbacks):
-        return build(tmp_path / name, clone(student), clone(teacher), method, callbacks=callbacks, **settings)
-
-    whole = trainer("whole")
-    whole.train()
-    trainer("parts", StopAfter(3)).train()
-    assert [record["step"] for record in metrics(tmp_path / "parts")] == [1, 2, 3]
-    resumed = trainer("parts")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{checkpoint}"))
-
-    assert largest_difference(tiny.weights_of(resumed.model), tiny.weights_of(whole.model)) == 0
-    assert largest_difference(tiny.weights_of(whole.model), tiny.weights_of(student)) > 0
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    assert [record["step"] for record in metrics(tmp_path / "parts")] == [1, 2, 3, 4]
-
-
-def metrics(directory):
-    """The logged steps without what a clock or the summary of a run writes."""
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in record.items() if not key.startswith("speed/") and key != "step_time"}
-        for record in records
-        if "loss" in record
-    ]
