@@ -6,29 +6,21 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.generation import GenerationMode
 
 from ..modeling import expose_hidden_states, head_rows
 from ..objective.loss import student_terms, token_losses
 from ..objective.reduce import RegionCounts, reduce_losses, region_counts
-from ..objective.schedules import guidance_fraction
 from ..rollout.addressed import (
-    EVALUATION_SAMPLING_STREAM,
-    PREFIX_STREAM,
-    SAMPLING_STREAM,
-    AddressedNoise,
     Turns,
-    decoding_through,
 )
-from ..rollout.guidance import splice
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
 from ..teacher.local import TeacherScores
@@ -38,17 +30,16 @@ from .checks import check_arguments, check_enough_prompts, check_host_model, has
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
-from .guards import check_gradient_norm, check_loss, check_teacher_scores, finite_softmax
+from .guards import check_gradient_norm, check_loss, check_teacher_scores
 from .host import check_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
-from .prefix_stage import PrefixStage
 from .ranks import Ranks
-from .reading import read_rollouts, unpad
+from .rolling_out import RollsOut
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
-from .saving import SaveBetweenCycles, WholeCheckpoints
+from .saving import SaveBetweenCycles
 from .scoring import (
     Gate,
     StudentScores,
@@ -69,7 +60,7 @@ EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
 
 
-class TrOPDTrainer(WholeCheckpoints):
+class TrOPDTrainer(RollsOut):
     """Distil `teacher_model` into `model` on the student's own rollouts.
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
@@ -165,7 +156,7 @@ class TrOPDTrainer(WholeCheckpoints):
         self._forget_what_was_begun()
         self._evaluated_rows = 0
         self.stopped_by_signal = 0
-        self._clocks = {}
+        self._clocks: dict[str, Any] = {}
         self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
@@ -200,25 +191,6 @@ class TrOPDTrainer(WholeCheckpoints):
         return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
-
-    def _make_prefix_stage(self) -> PrefixStage:
-        return PrefixStage(
-            method=self.method,
-            teacher=self.teacher,
-            contexts=self._contexts,
-            tokenizer=self._tokenizer,
-            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
-            eos_ids=self.eos_token_ids,
-            template_kwargs=self.chat_template_kwargs,
-            max_length=self.max_completion_length,
-            min_tail=self.args.guidance_min_tail,
-            temperature=self.temperature,
-            vocab_limit=self._student_vocab_size,
-            num_generations=self.num_generations,
-            teacher_may_write=not shards_teacher(self),
-            asking=lambda: teacher_asked(self._moment(), self.args.output_dir),
-            drawing=self._drawing_prefixes,
-        )
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -296,11 +268,6 @@ class TrOPDTrainer(WholeCheckpoints):
             check_score_counts(scores, gate.student_mask.numel(), moment, directory)
         return without_unusable(scores, gate.method)
 
-    def _moment(self) -> str:
-        """What is being done, for a sentence."""
-        done = self.state.global_step
-        return f"step {done + 1}" if self.model.training else f"the evaluation after step {done}"
-
     def _check_teacher(self, student_token_logps: Tensor) -> None:
         counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
         num_finite, num_tokens = self.ranks.sum(counts).tolist()
@@ -342,116 +309,6 @@ class TrOPDTrainer(WholeCheckpoints):
     def _rows_per_pass(self) -> int:
         args = self.args
         return args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-
-    # ------------------------------------------------------------------ rollouts
-
-    def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
-        """Teacher prefixes and student continuations for local rows, through the host's rollout."""
-        first_row = self._first_row(len(inputs))
-        starts = self._guidance_prefixes(inputs, first_row, totals)
-        self._pending_prefixes = starts
-        self._turns = Turns(first_row) if self.args.addresses_sampling() else None
-        with finite_softmax(self.state.global_step + 1, self.args.output_dir):
-            host = self._generate_and_score_completions(inputs)
-        self._pending_prefixes = self._turns = None
-        self._drop_host_metrics()
-        return read_rollouts(
-            host,
-            self._contexts.of(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
-            starts,
-            first_row=first_row,
-            eos_ids=self.eos_token_ids,
-            mask_truncated=self.args.mask_truncated_completions,
-            mask_repetitive=self.args.mask_repetitive_completions,
-        )
-
-    def _first_row(self, count: int) -> int:
-        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
-        if self.model.training:
-            return self.accelerator.process_index * count
-        before = self._evaluated_rows
-        self._evaluated_rows += self.accelerator.num_processes * count
-        return before + self.accelerator.process_index * count
-
-    def _guidance_prefixes(self, inputs: list[dict[str, Any]], first_row: int, totals: Totals) -> list[list[int]]:
-        """Where each local row starts; empty in evaluation, without guidance, and at the schedule's end."""
-        if not self.model.training or not self.method.guided:
-            return [[] for _ in inputs]
-        fraction = guidance_fraction(self.method.guidance_schedule, self.state.global_step, self.state.max_steps)
-        totals.add("guidance/fraction", fraction, 1)
-        if fraction == 0.0:
-            return [[] for _ in inputs]
-        return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
-
-    def _drawing_prefixes(self, rows: Sequence[int]) -> AbstractContextManager[None]:
-        """Inside, the teacher draws one response for each row of the step by that row and the position.
-
-        With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
-        """
-        if self.args.addressed_sampling is False:
-            return nullcontext()
-        places = [(row, 0) for row in rows]
-        noise = AddressedNoise(seed=self.args.seed, step=self.state.global_step, stream=PREFIX_STREAM, places=places)
-        return decoding_through(self.teacher.model, noise)
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
-        starts, self._pending_prefixes = self._pending_prefixes, None
-        starts = starts or [[] for _ in prompt_ids]
-        rest = images, multimodal_fields, num_generations, has_tool_images
-        if not any(starts):
-            with self._addressed(prompt_ids, starts):
-                written, logps = super()._generate_single_turn(prompt_ids, *rest)
-        else:
-            longest = self.max_completion_length - min(len(start) for start in starts)
-            contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
-            with self._generation_budget(longest), self._addressed(prompt_ids, starts):
-                continuations, logps = super()._generate_single_turn(contexts, *rest)
-            pairs = [
-                splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
-                for row, (start, continuation) in enumerate(zip(starts, continuations, strict=True))
-            ]
-            written = [ids for ids, _ in pairs]
-            logps = None if logps is None else [values for _, values in pairs]
-        if self._turns is not None:
-            self._turns.record(prompt_ids, written)
-        return written, logps
-
-    def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
-        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
-        if self._turns is None:
-            return nullcontext()
-        places = self._turns.places(prompt_ids)
-        if self.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
-            return nullcontext()
-        if places is None:
-            logger.warning(
-                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
-                "of this turn come from PyTorch's generator of this rank: another split of the step, or a resumed run, "
-                "may draw others."
-            )
-            return nullcontext()
-        noise = AddressedNoise(
-            seed=self.args.seed,
-            step=self.state.global_step,
-            stream=SAMPLING_STREAM if self.model.training else EVALUATION_SAMPLING_STREAM,
-            places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
-            synced_gpus=self.is_fsdp_enabled and self.accelerator.num_processes > 1,
-        )
-        return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
-
-    @contextmanager
-    def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
-        """Let Transformers' sampler write at most so many tokens; vLLM's writes on and is cut by `splice`."""
-        if self.use_vllm:
-            yield
-            return
-        before = self.generation_config.max_new_tokens
-        self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = max_new_tokens
-        try:
-            yield
-        finally:
-            self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = before
 
     # ------------------------------------------------------------------ loss
 
@@ -537,11 +394,3 @@ class TrOPDTrainer(WholeCheckpoints):
         mode = "train" if self.model.training else "eval"
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
-
-    def _drop_host_metrics(self) -> None:
-        """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name in list(metrics):
-            rewards = name.startswith("reward") or name == "frac_reward_zero_std"
-            if name.startswith("completions/") or (rewards and not self._monitors_rewards):
-                del metrics[name]

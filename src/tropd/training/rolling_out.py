@@ -1,0 +1,189 @@
+"""The rollout stage of a trainer: teacher prefixes and student continuations, through the host's own rollout."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers.generation import GenerationMode
+
+from ..objective.methods import Method
+from ..objective.schedules import guidance_fraction
+from ..rollout.addressed import (
+    EVALUATION_SAMPLING_STREAM,
+    PREFIX_STREAM,
+    SAMPLING_STREAM,
+    AddressedNoise,
+    Turns,
+    decoding_through,
+)
+from ..rollout.guidance import splice
+from .batch import Rollout
+from .faults import teacher_asked
+from .guards import finite_softmax
+from .metrics import Totals
+from .prefix_stage import PrefixStage
+from .reading import read_rollouts, unpad
+from .saving import WholeCheckpoints
+from .sharding import shards_teacher
+
+logger = logging.getLogger(__name__)
+
+
+class RollsOut(WholeCheckpoints):
+    """`GRPOTrainer` whose rollouts start from teacher prefixes and are drawn by row and position."""
+
+    model: Any
+    method: Method
+    teacher: Any
+    chat_template_kwargs: Any
+    max_completion_length: Any
+    num_generations: Any
+    _contexts: Any
+    _monitors_rewards: bool
+    _student_vocab_size: int
+    _prefix_stage: PrefixStage
+    _pending_prefixes: list[list[int]] | None
+    _turns: Turns | None
+    _evaluated_rows: int
+
+    def _make_prefix_stage(self) -> PrefixStage:
+        return PrefixStage(
+            method=self.method,
+            teacher=self.teacher,
+            contexts=self._contexts,
+            tokenizer=self._tokenizer,
+            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
+            eos_ids=self.eos_token_ids,
+            template_kwargs=self.chat_template_kwargs,
+            max_length=self.max_completion_length,
+            min_tail=self.args.guidance_min_tail,
+            temperature=self.temperature,
+            vocab_limit=self._student_vocab_size,
+            num_generations=self.num_generations,
+            teacher_may_write=not shards_teacher(self),
+            asking=lambda: teacher_asked(self._moment(), self.args.output_dir),
+            drawing=self._drawing_prefixes,
+        )
+
+    def _moment(self) -> str:
+        """What is being done, for a sentence."""
+        done = self.state.global_step
+        return f"step {done + 1}" if self.model.training else f"the evaluation after step {done}"
+
+    def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
+        """Teacher prefixes and student continuations for local rows, through the host's rollout."""
+        first_row = self._first_row(len(inputs))
+        starts = self._guidance_prefixes(inputs, first_row, totals)
+        self._pending_prefixes = starts
+        self._turns = Turns(first_row) if self.args.addresses_sampling() else None
+        with finite_softmax(self.state.global_step + 1, self.args.output_dir):
+            host = self._generate_and_score_completions(inputs)
+        self._pending_prefixes = self._turns = None
+        self._drop_host_metrics()
+        return read_rollouts(
+            host,
+            self._contexts.of(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            starts,
+            first_row=first_row,
+            eos_ids=self.eos_token_ids,
+            mask_truncated=self.args.mask_truncated_completions,
+            mask_repetitive=self.args.mask_repetitive_completions,
+        )
+
+    def _first_row(self, count: int) -> int:
+        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
+        if self.model.training:
+            return self.accelerator.process_index * count
+        before = self._evaluated_rows
+        self._evaluated_rows += self.accelerator.num_processes * count
+        return before + self.accelerator.process_index * count
+
+    def _guidance_prefixes(self, inputs: list[dict[str, Any]], first_row: int, totals: Totals) -> list[list[int]]:
+        """Where each local row starts; empty in evaluation, without guidance, and at the schedule's end."""
+        if not self.model.training or not self.method.guided:
+            return [[] for _ in inputs]
+        fraction = guidance_fraction(self.method.guidance_schedule, self.state.global_step, self.state.max_steps)
+        totals.add("guidance/fraction", fraction, 1)
+        if fraction == 0.0:
+            return [[] for _ in inputs]
+        return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
+
+    def _drawing_prefixes(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside, the teacher draws one response for each row of the step by that row and the position.
+
+        With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
+        """
+        if self.args.addressed_sampling is False:
+            return nullcontext()
+        places = [(row, 0) for row in rows]
+        noise = AddressedNoise(seed=self.args.seed, step=self.state.global_step, stream=PREFIX_STREAM, places=places)
+        return decoding_through(self.teacher.model, noise)
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
+        starts, self._pending_prefixes = self._pending_prefixes, None
+        starts = starts or [[] for _ in prompt_ids]
+        rest = images, multimodal_fields, num_generations, has_tool_images
+        if not any(starts):
+            with self._addressed(prompt_ids, starts):
+                written, logps = super()._generate_single_turn(prompt_ids, *rest)
+        else:
+            longest = self.max_completion_length - min(len(start) for start in starts)
+            contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
+            with self._generation_budget(longest), self._addressed(prompt_ids, starts):
+                continuations, logps = super()._generate_single_turn(contexts, *rest)
+            pairs = [
+                splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
+                for row, (start, continuation) in enumerate(zip(starts, continuations, strict=True))
+            ]
+            written = [ids for ids, _ in pairs]
+            logps = None if logps is None else [values for _, values in pairs]
+        if self._turns is not None:
+            self._turns.record(prompt_ids, written)
+        return written, logps
+
+    def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
+        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
+        if self._turns is None:
+            return nullcontext()
+        places = self._turns.places(prompt_ids)
+        if self.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
+            return nullcontext()
+        if places is None:
+            logger.warning(
+                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
+                "of this turn come from PyTorch's generator of this rank: another split of the step, or a resumed run, "
+                "may draw others."
+            )
+            return nullcontext()
+        noise = AddressedNoise(
+            seed=self.args.seed,
+            step=self.state.global_step,
+            stream=SAMPLING_STREAM if self.model.training else EVALUATION_SAMPLING_STREAM,
+            places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
+            synced_gpus=self.is_fsdp_enabled and self.accelerator.num_processes > 1,
+        )
+        return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
+
+    @contextmanager
+    def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
+        """Let Transformers' sampler write at most so many tokens; vLLM's writes on and is cut by `splice`."""
+        if self.use_vllm:
+            yield
+            return
+        before = self.generation_config.max_new_tokens
+        self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = max_new_tokens
+        try:
+            yield
+        finally:
+            self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = before
+
+    def _drop_host_metrics(self) -> None:
+        """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in list(metrics):
+            rewards = name.startswith("reward") or name == "frac_reward_zero_std"
+            if name.startswith("completions/") or (rewards and not self._monitors_rewards):
+                del metrics[name]
