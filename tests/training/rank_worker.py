@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training import tiny
 from training.tiny import EOS, PROMPTS, Recorder, full, recorded
+from tropd.training.probe import probe
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 GUIDED_ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in PROMPTS]
@@ -43,6 +44,7 @@ class Scenario:
         settings: of the configuration.
         options: of the trainer.
         resumed: several ranks stop after the first step, and fresh ones go on from its checkpoint.
+        probed: the pair is looked at when training begins.
     """
 
     method: str = "tropd"
@@ -52,6 +54,7 @@ class Scenario:
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     resumed: bool = False
+    probed: bool = False
 
 
 def one_step(method: str, **settings: Any) -> Scenario:
@@ -128,6 +131,7 @@ SCENARIOS: dict[str, Scenario] = {
         },
         resumed=True,
     ),
+    "probed": Scenario(settings={"max_steps": 3, **SGD}, probed=True),
     "replicated": Scenario(settings={"max_steps": 2, "shard_teacher": False, **SGD}),
     "no outliers": Scenario(rollouts=halves(extreme(outliers=True), extreme(outliers=False)), settings=HARD),
     "no trusted": Scenario(rollouts=halves(extreme(outliers=False), extreme(outliers=True)), settings=HARD),
@@ -203,7 +207,8 @@ def run(out: Path, scenario: Scenario, micro_batches: int) -> dict[str, Any]:
     if scenario.resumed and "RANK" in os.environ:
         built(out, scenario, micro_batches, StopAfter(1)).train()
         checkpoint = str(out / "checkpoint-1")
-    trainer = built(out, scenario, micro_batches, recorder)
+    probes = Probes()
+    trainer = probes.trainer = built(out, scenario, micro_batches, recorder, *([probes] if scenario.probed else []))
     batches = batches_of(trainer)
     before = teacher_weights(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -220,10 +225,22 @@ def run(out: Path, scenario: Scenario, micro_batches: int) -> dict[str, Any]:
         "gradients": [step.gradients for step in recorder.steps],
         "weights": {} if trainer.is_deepspeed_enabled else recorder.steps[-1].weights,
         "saved": load_file(out / "saved" / file) if (file := saved_in(out / "saved")) else {},
+        "probed": probes.tokens,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "guard": gather_object([(trainer.guard.steps_in_a_row, trainer.guard.best_ended_share)]),
         "teacher moved": max(float((after[name] - before[name]).abs().max()) for name in before),
     }
+
+
+class Probes(TrainerCallback):
+    """Probes the pair when training begins, as `tropd train` does."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.tokens: dict[str, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tokens = vars(probe(self.trainer, GUIDED_ROWS[:2]).tokens)
 
 
 def teacher_weights(trainer: Any) -> dict[str, Any]:

@@ -138,6 +138,16 @@ def test_a_resumed_split_really_was_interrupted(one, other, split):
     assert missed == (SPLITS[split][1] > 1)
 
 
+def test_a_probe_sees_what_one_process_sees_and_leaves_no_trace(one, other):
+    ours, theirs = one["probed"]["probed"], other["probed"]["probed"]
+    assert ours.keys() == theirs.keys() and len(ours["teacher_logp"]) > 20
+    for name, values in ours.items():
+        close(theirs[name], values, TOLERANCE, name)
+    for facts in (one, other):
+        for name, value in facts["tropd"]["saved"].items():
+            assert torch.equal(facts["probed"]["saved"][name], value), name
+
+
 KINDS = {"parts": "NO", "ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 
 
