@@ -1,0 +1,256 @@
+"""A whole optimiser step: ours beside TRL's `DistillationTrainer` at equal work, and our methods beside each other.
+
+    OMP_NUM_THREADS=1 python benchmarks/whole_step.py
+    python benchmarks/whole_step.py --device cuda --student 1024x28 --teacher 2560x36 --vocabulary 151936 --tokens 2048
+
+Random Llamas of the given width and number of layers; `gkd` with `jsd_beta` 1 and TRL's `beta` 1 are one loss, the
+reverse KL over the whole vocabulary on the student's own samples. Answers end at random (an end of sequence with
+probability 2/`tokens` at each position), so that lengths are mixed; prompts have 16 to 64 tokens. The trainers take
+turns; times are processor time of one thread (elapsed time on a GPU) for each token that the student wrote, medians
+over the steps after the first, with TRL at 1.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import DistillationConfig, DistillationTrainer
+
+from tropd import TrOPDConfig, TrOPDTrainer
+
+PAD, EOS = 0, 1
+PROMPT_TOKENS = (16, 64)
+
+
+@dataclass
+class Sizes:
+    """What a step is made of; `student` and `teacher` are width and layers."""
+
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+    vocabulary: int
+    rows: int
+    tokens: int
+    device: str
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments of both trainers."""
+        return {
+            "per_device_train_batch_size": self.rows,
+            "max_completion_length": self.tokens,
+            "learning_rate": 1e-6,
+            "gradient_checkpointing": False,
+            "use_cpu": self.device == "cpu",
+            "bf16": self.device == "cuda",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_steps": 1000,
+            "save_strategy": "no",
+            "shuffle_dataset": False,
+            "seed": 0,
+        }
+
+
+@dataclass
+class Clock(TrainerCallback):
+    """Seconds of each step, and of its stages, by the processor's clock or the device's."""
+
+    device: str
+    steps: list[dict[str, float]] = field(default_factory=list)
+    current: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.current, self.began = {"tokens": 0.0}, self.now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(self.current | {"step": self.now() - self.began})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = self.now()
+        try:
+            yield
+        finally:
+            self.current[name] = self.current.get(name, 0.0) + self.now() - began
+
+    def around(self, owner: Any, method: str, name: str, count: Callable[[Any], int] | None = None) -> None:
+        """Time `owner.method` as the stage `name`; `count` reads tokens from what it returns."""
+        ordinary = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                result = ordinary(*args, **kwargs)
+            if count is not None:
+                self.current["tokens"] += count(result)
+            return result
+
+        setattr(owner, method, timed)
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Words `<n>` for the first ids; the models have as many rows as asked for."""
+    words = {"<pad>": PAD, "<eos>": EOS} | {f"<{n}>": n for n in range(2, min(vocabulary, 1000))}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<2>"))
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+
+
+def llama(size: tuple[int, int], sizes: Sizes, seed: int) -> LlamaForCausalLM:
+    """A random model whose end of sequence has probability 2/`tokens` wherever it is."""
+    width, layers = size
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(width // 64, 1),
+        num_key_value_heads=max(width // 128, 1),
+        tie_word_embeddings=False,
+        max_position_embeddings=4 * sizes.tokens + 1024,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    model = LlamaForCausalLM(config)
+    head = torch.nn.Linear(width, sizes.vocabulary, bias=True)
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight)
+        head.weight[EOS] = 0.0
+        head.bias.zero_()
+        # The other logits are nearly normal with this variance, so their exponentials sum to V·exp(variance/2).
+        variance = float(head.weight[2:].pow(2).sum(-1).mean())
+        head.bias[EOS] = math.log(2 / sizes.tokens * sizes.vocabulary) + variance / 2
+    model.lm_head = head
+    return model.to(sizes.device, torch.bfloat16 if sizes.device == "cuda" else torch.float32)
+
+
+def prompts(count: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(*PROMPT_TOKENS, (count,), generator=generator).tolist()
+    words = [torch.randint(2, 1000, (length,), generator=generator).tolist() for length in lengths]
+    return Dataset.from_list([{"prompt": " ".join(f"<{n}>" for n in row)} for row in words])
+
+
+# ---------------------------------------------------------------------- the trainers
+
+
+def ours(method: str, sizes: Sizes, steps: int, out: Path, **settings: Any) -> Clock:
+    """Steps of one of our methods."""
+    clock = Clock(sizes.device)
+    args = TrOPDConfig(
+        str(out), method=method, max_steps=steps, num_generations=1, rollout_log_steps=0, save_final_model=False,
+        **sizes.common, **settings,
+    )  # fmt: skip
+    trainer = TrOPDTrainer(
+        llama(sizes.student, sizes, 0),
+        llama(sizes.teacher, sizes, 1),
+        args=args,
+        train_dataset=prompts(sizes.rows * steps),
+        processing_class=tokenizer(sizes.vocabulary),
+        callbacks=[clock],
+    )
+    clock.around(trainer, "_roll_out", "rollout", lambda rollouts: sum(r.student_length for r in rollouts))
+    clock.around(trainer, "_score_student", "student scoring")
+    clock.around(trainer, "_score_teacher", "teacher scoring")
+    trainer.train()
+    return clock
+
+
+def trl(sizes: Sizes, steps: int, out: Path) -> Clock:
+    """Steps of TRL's trainer with the same loss."""
+    clock = Clock(sizes.device)
+    trainer = DistillationTrainer(
+        model=llama(sizes.student, sizes, 0),
+        teacher_model=llama(sizes.teacher, sizes, 1),
+        args=DistillationConfig(str(out), beta=1.0, max_steps=steps, **sizes.common),
+        train_dataset=prompts(sizes.rows * steps),
+        processing_class=tokenizer(sizes.vocabulary),
+        callbacks=[clock],
+    )
+    count = lambda output: int(output["completion_mask"].sum())  # noqa: E731
+    clock.around(trainer, "_generate_and_score_completions", "rollout", count)
+    trainer.train()
+    return clock
+
+
+SHOWN = ("rollout", "student scoring", "teacher scoring")
+
+
+def summary(clocks: list[Clock]) -> dict[str, float]:
+    """Microseconds a student token, of the step and of each stage; the first step of each run warms up."""
+    steps = [step for clock in clocks for step in clock.steps[1:]]
+    micro = {name: [1e6 * step.get(name, 0.0) / step["tokens"] for step in steps] for name in ("step", *SHOWN)}
+    medians = {name: statistics.median(values) for name, values in micro.items()}
+    medians["update"] = medians["step"] - sum(medians[name] for name in SHOWN)
+    return medians | {"tokens a step": statistics.mean(step["tokens"] for step in steps), "steps": len(steps)}
+
+
+def pair(text: str) -> tuple[int, int]:
+    width, _, layers = text.partition("x")
+    return int(width), int(layers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", type=pair, default=(256, 4), help="width x layers, default 256x4")
+    parser.add_argument("--teacher", type=pair, default=(512, 4), help="width x layers, default 512x4")
+    parser.add_argument("--vocabulary", type=int, default=32_768)
+    parser.add_argument("--rows", type=int, default=16, help="sequences a step")
+    parser.add_argument("--tokens", type=int, default=128, help="longest answer; half of it on average")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn, the first not counted")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--methods", nargs="*", default=["gkd", "opd", "tropd"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = Sizes(options.student, options.teacher, options.vocabulary, options.rows, options.tokens, options.device)
+    clocks: dict[str, list[Clock]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.turns):
+            clocks.setdefault("trl", []).append(trl(sizes, options.steps, Path(folder)))
+            for method in options.methods:
+                settings = {"jsd_beta": 1.0} if method == "gkd" else {}
+                settings |= {"guidance_schedule": "none"} if method == "tropd" else {}
+                clocks.setdefault(method, []).append(ours(method, sizes, options.steps, Path(folder), **settings))
+    figures = {name: summary(runs) for name, runs in clocks.items()}
+    show(figures)
+    if options.out:
+        options.out.write_text(json.dumps({"sizes": vars(sizes), "figures": figures}, indent=2) + "\n")
+
+
+def show(figures: dict[str, dict[str, float]]) -> None:
+    names = ("step", *SHOWN, "update")
+    print(f"\n| | {' | '.join(f'{name}, µs/token' for name in names)} | step ÷ TRL | tokens a step |")
+    print("|---" * (len(names) + 3) + "|")
+    for name, row in figures.items():
+        cells = " | ".join(f"{row[key]:,.0f}" for key in names)
+        ratio = row["step"] / figures["trl"]["step"]
+        print(f"| {name} | {cells} | {ratio:.2f} | {row['tokens a step']:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
