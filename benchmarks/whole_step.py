@@ -157,18 +157,16 @@ def prompts(count: int) -> Dataset:
 # ---------------------------------------------------------------------- the trainers
 
 
-def ours(method: str, sizes: Sizes, steps: int, out: Path, **settings: Any) -> Clock:
-    """Steps of one of our methods."""
+def ours(method: str, sizes: Sizes, steps: int, out: Path, data: Dataset | None = None, **settings: Any) -> Clock:
+    """Steps of one of our methods, on `data` or on random prompts."""
     clock = Clock(sizes.device)
-    args = TrOPDConfig(
-        str(out), method=method, max_steps=steps, num_generations=1, rollout_log_steps=0, save_final_model=False,
-        **sizes.common, **settings,
-    )  # fmt: skip
+    fixed = {"max_steps": steps, "num_generations": 1, "rollout_log_steps": 0, "save_final_model": False}
+    args = TrOPDConfig(str(out), method=method, **(fixed | sizes.common | settings))
     trainer = TrOPDTrainer(
         llama(sizes.student, sizes, 0),
         llama(sizes.teacher, sizes, 1),
         args=args,
-        train_dataset=prompts(sizes.rows * steps),
+        train_dataset=data or prompts(sizes.rows * steps),
         processing_class=tokenizer(sizes.vocabulary),
         callbacks=[clock],
     )
@@ -224,7 +222,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--methods", nargs="*", default=["gkd", "opd", "tropd"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes = Sizes(options.student, options.teacher, options.vocabulary, options.rows, options.tokens, options.device)
@@ -238,8 +236,10 @@ def main() -> None:
                 clocks.setdefault(method, []).append(ours(method, sizes, options.steps, Path(folder), **settings))
     figures = {name: summary(runs) for name, runs in clocks.items()}
     show(figures)
-    if options.out:
-        options.out.write_text(json.dumps({"sizes": vars(sizes), "figures": figures}, indent=2) + "\n")
+    if options.json:
+        ratios = {name: row["step"] / figures["trl"]["step"] for name, row in figures.items() if name != "trl"}
+        record = {"sizes": vars(sizes), "figures": figures, "ratios": ratios}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def show(figures: dict[str, dict[str, float]]) -> None:
