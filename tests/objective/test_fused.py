@@ -180,12 +180,13 @@ def test_in_single_precision_too(name, option):
 
 
 @each_method
+@pytest.mark.parametrize("option", ["plain", "everything"])
 @pytest.mark.parametrize("native", [True, False])
-def test_bfloat16_is_near_the_exact_gradient(name, native, monkeypatch):
+def test_bfloat16_is_near_the_exact_gradient(name, option, native, monkeypatch):
     """Of the same bfloat16 inputs in float64: 1% of each gradient's norm; a bfloat16 number is known to 0.4%."""
     if not native:
         monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
-    case = a_case(get_method(name), "everything", torch.bfloat16)
+    case = a_case(get_method(name), option, torch.bfloat16)
     exact = _in_float64(case)
     ours, truth = case.fused(slice_tokens=4), exact.fused()
     assert ours.loss.dtype == torch.float32
@@ -212,6 +213,19 @@ def _in_float64(case: Case) -> Case:
     for leaf in again.leaves:
         leaf.requires_grad_(True)
     return again
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_near_certain_distributions_agree(beta):
+    """Logits up to a few hundred: most probabilities are 0 in float32."""
+    case = a_case(get_method("gkd", jsd_beta=beta), dtype=torch.float32)
+    case = replace(case, head=replace(case.head, logit_scale=50.0))
+    case.direct.teacher_head.weight.mul_(50.0)
+    exact = _in_float64(case)
+    paths = (case.fused().loss, case), (case.plain()[0], case), (exact.plain()[0], exact)
+    ours, plain, true = (torch.autograd.grad(loss, of.leaves) for loss, of in paths)
+    for mine, theirs, truth in zip(ours, plain, true, strict=True):
+        assert (mine - truth).norm() <= 2 * (theirs - truth).norm() + 1e-6 * truth.norm()
 
 
 # Held to the twins.

@@ -97,10 +97,15 @@ def slices_of(num_tokens: int, slice_tokens: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
-def blocks_of(logits_CV: Tensor) -> list[slice]:
-    """Rows that are worked on together, see `BLOCK_ELEMENTS`."""
+def block_rows(logits_CV: Tensor) -> int:
+    """How many rows are worked on together at most, see `BLOCK_ELEMENTS`."""
     elements = BLOCK_ELEMENTS["cpu" if logits_CV.device.type == "cpu" else "gpu"]
-    return slices_of(logits_CV.shape[0], max(1, elements // max(1, logits_CV.shape[1])))
+    return max(1, elements // max(1, logits_CV.shape[1]))
+
+
+def blocks_of(logits_CV: Tensor) -> list[slice]:
+    """The rows in blocks of at most `block_rows`."""
+    return slices_of(logits_CV.shape[0], block_rows(logits_CV))
 
 
 def _project_tile(raw_CT: Tensor, hidden_CH: Tensor, weight_TH: Tensor) -> None:
