@@ -56,8 +56,10 @@ def main() -> None:
         for name, way in ways.items():
             clocks = Clocks()
             with way(task, clocks) as run:
-                seconds[name].append(clocks.of("all", run))
-            parts[name] = clocks.parts()
+                clocks.begin()
+                run()
+                seconds[name].append(clocks.end("bookkeeping"))
+            parts[name] = clocks.parts
     report(task, seconds, parts, options)
 
 
@@ -97,7 +99,7 @@ class Task:
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
-                suppress_tokens=[EOS],
+                suppress_tokens=[PAD, EOS],
                 pad_token_id=PAD,
                 eos_token_id=EOS,
                 disable_compile=True,
@@ -109,49 +111,47 @@ class Task:
 
 
 class Clocks:
-    """Processor time of parts of a run; what a part calls counts for that part alone."""
+    """Processor time of the parts of a run; what a part calls counts for that part alone."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self.parts: dict[str, float] = {}
+        self._open: list[list[float]] = []
 
-    def of(self, name: str, call: Callable, *given: object, **named: object):
-        """The seconds of `call`, which are returned for "all", and what it returns otherwise."""
-        self._inner.append(0.0)
-        started = time.process_time()
-        result = call(*given, **named)
+    def begin(self) -> None:
+        self._open.append([time.process_time(), 0.0])
+
+    def end(self, name: str) -> float:
+        """The seconds since the last `begin`, those of parts inside included."""
+        started, inside = self._open.pop()
         seconds = time.process_time() - started
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds - self._inner.pop()
-        self._inner[-1] += seconds
-        return seconds if name == "all" else result
+        self.parts[name] = self.parts.get(name, 0.0) + seconds - inside
+        if self._open:
+            self._open[-1][1] += seconds
+        return seconds
 
-    def parts(self) -> dict[str, float]:
-        return {("bookkeeping" if name == "all" else name): seconds for name, seconds in self._seconds.items()}
-
-    def around(self, name: str | Callable[..., str], call: Callable) -> Callable:
-        """`call`, with its time noted; `name` may depend on what it is given."""
-
+    def around(self, name: str, call: Callable) -> Callable:
         def timed(*given, **named):
-            return self.of(name if isinstance(name, str) else name(*given, **named), call, *given, **named)
+            self.begin()
+            try:
+                return call(*given, **named)
+            finally:
+                self.end(name)
 
         return timed
 
 
 @contextmanager
 def timed_model(task: Task, clocks: Clocks) -> Iterator[None]:
-    """The forward passes are counted as those of contexts and those of single tokens."""
-    forward = task.model.forward
+    """Forward passes are counted as those of contexts and those of single tokens."""
 
-    def name(*_, input_ids, **__):
-        return "contexts" if input_ids.shape[1] > 1 else "tokens"
+    def name(*_, **given) -> str:
+        return "contexts" if given["input_ids"].shape[1] > 1 else "tokens"
 
-    timed = clocks.around(name, forward)
-
-    def signed(*given, logits_to_keep=0, position_ids=None, **named):
-        return timed(*given, logits_to_keep=logits_to_keep, position_ids=position_ids, **named)
-
-    with patch.object(task.model, "forward", signed), patch.object(task.model, "_validate_model_kwargs", lambda _: None):
-        signed.__signature__ = __import__("inspect").signature(forward)
+    before = task.model.register_forward_pre_hook(lambda *_: clocks.begin())
+    after = task.model.register_forward_hook(
+        lambda _, given, named, output: clocks.end(name(**named)) and None, with_kwargs=True
+    )
+    with before, after:
         yield
 
 
@@ -207,22 +207,17 @@ def ours(rows_at_once: int | None = None, without: Callable[[ExitStack], object]
         noise = AddressedNoise(0, 0, 2, places(task), rows_at_once=rows_at_once)
         with ExitStack() as stack:
             stack.enter_context(timed_model(task, clocks))
-            stack.enter_context(patch.object(race, "_run", clocks.around("draw", Race._run)))
-            race._run = lambda self, *given: clocks.of("draw", Race._run, self, *given)
+            stack.enter_context(patch.object(Race, "_run", clocks.around("draw", Race._run)))
             stack.enter_context(patch.object(addressed, "Race", race))
             for layer in ("move", "rebuild", "admit"):
-                call = clocks.around("moving rows", getattr(SlotLayer, layer))
-                stack.enter_context(patch.object(SlotLayer, layer, lambda *given, call=call: call(*given)))
+                timed = clocks.around("moving rows", getattr(SlotLayer, layer))
+                stack.enter_context(patch.object(SlotLayer, layer, timed))
             if without is not None:
                 without(stack)
             stack.enter_context(decoding_through(task.model, noise))
             yield task.generate
 
     return way
-
-
-def transformers_loop(task_stack: ExitStack) -> None:
-    raise NotImplementedError
 
 
 def sharing(stack: ExitStack) -> None:
@@ -247,11 +242,6 @@ def leaving(stack: ExitStack) -> None:
     """Rows stay until all have ended."""
     let_go = Batch.let_go
     stack.enter_context(patch.object(Batch, "let_go", lambda self: let_go(self) if bool(self.ended.all()) else None))
-    stack.enter_context(patch.object(decoding._Loop, "_write", clamped(decoding._Loop._write)))
-
-
-def clamped(write: Callable) -> Callable:
-    return write
 
 
 def in_place(stack: ExitStack) -> None:
@@ -280,7 +270,7 @@ WAYS = {
 def report(task: Task, seconds: dict[str, list[float]], parts: dict, options: argparse.Namespace) -> None:
     ends = task.ends.sort().values
     print(
-        f"{options.model}: {len(task.ids)} rows, contexts of {int(task.mask.sum(1).min())} to {task.ids.shape[1]} tokens, "
+        f"{options.model}: {len(task.ids)} rows, contexts of {int(task.mask.sum(1).min())} to {task.ids.shape[1]}, "
         f"{task.tokens} tokens in responses of {ends[0]} to {ends[-1]}, median {ends[len(ends) // 2]}\n"
     )
     medians = {name: statistics.median(times) for name, times in seconds.items()}

@@ -219,7 +219,9 @@ class _Loop:
             written: tokens that each of them, or the one with most, has written before.
             ended: [B], rows that had ended before and get padding.
         """
-        tokens = self.writing.draw(self._processed(logits, numbers, written), self.writing.keys[numbers, columns - self.width])
+        tokens = self.writing.draw(
+            self._processed(logits, numbers, written), self.writing.keys[numbers, columns - self.width]
+        )
         if ended is not None:
             tokens = torch.where(ended, self.writing.pad_id, tokens)
         self.ids[numbers, columns] = tokens

@@ -85,11 +85,15 @@ def _why_not_this_model(model: Any, input_ids: Tensor, given: dict[str, Any]) ->
     reasons = {
         "inputs that the model prepares in its own way": prepares is not GenerationMixin.prepare_inputs_for_generation,
         "attention in chunks": getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None,
-        "gradient checkpointing": model.training and model.is_gradient_checkpointing,
+        "gradient checkpointing": model.training and _checkpoints(model),
         "ids on another device than the model's": input_ids.device != model.device,
         "positions that are not counted from a mask": not _counts_from_mask(input_ids, given),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _checkpoints(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _counts_from_mask(input_ids: Tensor, given: dict[str, Any]) -> bool:

@@ -118,6 +118,7 @@ class SlotCache(Cache):
             self._set_columns(first=mine.end)
         if mine.rows + len(source) > mine.keys.shape[0] or width > mine.end:
             self._rebuild(slots, width, room)
+        self._set_columns(first=min(mine.first, mine.end - width))
         for ours, theirs in zip(self.layers, prefilled.layers, strict=True):
             ours.admit(theirs, source)
 
