@@ -7,7 +7,7 @@ other row. All rows end at the same column; what lies before a shorter one is pa
 B counts rows, W columns of a prefilled context, H heads, D their width.
 """
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class SlotLayer(CacheLayerMixin):
         window: how far back attention reaches here; `None` is the whole context. Keys behind it are kept, unseen,
             until the buffer grows: a window saves work here, and no memory.
     """
+
+    keys: Any  # tensors from `lazy_initialization` on; Transformers declares them optional
+    values: Any
 
     def __init__(self, window: int | None):
         super().__init__()
@@ -84,7 +87,7 @@ class SlotLayer(CacheLayerMixin):
         new[: self.rows, :, begin : begin + used.shape[2]] = used
         return new
 
-    def admit(self, prefilled: DynamicLayer, source: Tensor) -> None:
+    def admit(self, prefilled: Any, source: Tensor) -> None:
         """New rows: row `source[i]` of a prefilled layer, right-aligned, becomes the i-th of them."""
         end = self.rows + len(source)
         source = source.to(self.device)
@@ -96,18 +99,18 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """A `SlotLayer` for every layer of a prefilled cache; all of them have the same rows and columns in use."""
 
-    layers: list[SlotLayer]
+    layers: Any
 
-    def __init__(self, prefilled: DynamicCache):
+    def __init__(self, prefilled: Any):
         super().__init__(layers=[SlotLayer(getattr(layer, "sliding_window", None)) for layer in prefilled.layers])
         for ours, theirs in zip(self.layers, prefilled.layers, strict=True):
             ours.lazy_initialization(theirs.keys, theirs.values)
 
-    def admit(self, prefilled: DynamicCache, source: Tensor, width: int, slots: int, room: int) -> None:
+    def admit(self, prefilled: Any, source: Tensor, width: int, slots: int, room: int) -> None:
         """Add the rows `source` [B] of a cache that was prefilled with `width` columns.
 
         Args:
-            prefilled: of any number of rows.
+            prefilled: a `DynamicCache` of any number of rows.
             source: the row of it that each new row begins as.
             width: columns of `prefilled`.
             slots: rows to make room for, if buffers have to grow.
@@ -154,20 +157,13 @@ class SlotCache(Cache):
             layer.first = first
 
 
-def can_move_rows(cache: object) -> bool:
+def can_move_rows(cache: Any) -> bool:
     """Is this a new cache of attention over whole contexts or sliding windows, and of nothing else?
 
     Recurrent and convolutional states, compressed, quantised, offloaded and static caches have no columns to align
     rows by, or keep them elsewhere.
     """
-    return (
-        type(cache) is DynamicCache
-        and not cache.offloading
-        and bool(cache.layers)
-        and _all_of(cache.layers, (DynamicLayer, DynamicSlidingWindowLayer))
-        and not any(layer.is_initialized for layer in cache.layers)
-    )
-
-
-def _all_of(things: Iterable[object], kinds: tuple[type, ...]) -> bool:
-    return all(type(thing) in kinds for thing in things)
+    if type(cache) is not DynamicCache or cache.offloading or not cache.layers:
+        return False
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in kinds and not layer.is_initialized for layer in cache.layers)  # type: ignore[union-attr]
