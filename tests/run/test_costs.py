@@ -63,7 +63,8 @@ def test_time_follows_the_measured_length_of_a_response(inputs):
         response_tokens, scored_tokens = 1000, 1000
 
     short, long = (time_of(plan_of(made, response_tokens=n), Times).total for n in (16.0, 64.0))
-    assert long == pytest.approx(4 * short)
+    # Nearly: the head, whose share of the update falls as prompts weigh more, is not checkpointed.
+    assert long == pytest.approx(4 * short, rel=1e-3)
     assert time_of(plan_of(made, response_tokens=16.0), Times).parts["rollout"] == pytest.approx(8 * 16 / 500)
 
 

@@ -48,6 +48,9 @@ def test_a_setting_without_effect_is_refused_with_the_reason(method, settings, r
         ({"reward_mixing_weight": -1.0}, "reward_mixing_weight is -1.0; rewards are maximised"),
         ({"rollout_log_steps": -1}, "rollout_log_steps is -1; use 0 for never"),
         ({"teacher_batch_size": 0}, "teacher_batch_size is 0; use at least 1"),
+        ({"rollout_batch_size": 0}, "rollout_batch_size is 0; use at least 1, or None for all rollouts at once"),
+        ({"rollout_batch_size": 4, "addressed_sampling": False}, "rollout_batch_size is 4, but .*no effect"),
+        ({"rollout_batch_size": 4, "use_vllm": True}, "rollout_batch_size is 4, but .*vLLM .*no effect"),
     ],
 )
 def test_a_value_out_of_range_is_refused(settings, sentence):

@@ -79,10 +79,11 @@ def test_the_vocabularies_of_the_paper_padded_to_151936_and_152064_train(tmp_pat
 
 
 def test_half_precision_logits_are_not_rounded_on_the_cpu():
+    # Rounded to bfloat16, logits of up to 30 would be off by up to 0.06.
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (3, 9))
     expected = hidden.double() @ weight.double().t()
-    torch.testing.assert_close(Head(weight).logits(hidden).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(Head(weight).logits(hidden).double(), expected, rtol=0, atol=1e-4)
 
 
 def test_fewer_prompts_than_a_step_takes_are_refused_instead_of_training_nothing(tmp_path, student, teacher):

@@ -2,8 +2,10 @@
 
 Vocabulary-wide work never holds more than one slice: `over_vocabulary` projects a few tokens, hands their logits to
 a function that returns per-token values, and throws the logits away; the backward pass projects the same slice again.
+`scan_vocabulary` is its quick form for what needs no gradient, and `fused` that of the loss.
 
-Shapes: N tokens (already selected, no padding), C tokens of one slice, H hidden size, V vocabulary, K alternatives.
+Shapes: N tokens (already selected, no padding), C tokens of one slice, R rows of one block, H hidden size, V
+vocabulary, K alternatives.
 Entry n of every tensor describes token n: `hidden_NH[n]` is the state that *predicts* `token_ids_N[n]`.
 """
 
@@ -14,8 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLICE_ELEMENTS = 2**25
-"""Default size of one slice of logits, in elements: 128 MiB in float32."""
+from .products import (
+    add_weight_gradient,
+    blocks_of,
+    gradient_dtype,
+    narrowed_,
+    project_into,
+    slices_of,
+    states_gradient,
+    wide,
+)
+
+SLICE_ELEMENTS = 2**26
+"""Default size of one slice of logits, in elements: at most 256 MiB in float32."""
+
+SLICE_TOKENS = 384
+"""No slice has more tokens by default: enough for the products, 2.3% of the logits of 16,384 tokens."""
 
 LogitsFunction = Callable[[Tensor, slice], tuple[Tensor, ...]]
 """Maps float32 logits [C, V] and the slice of tokens they belong to onto per-token tensors [C, ...]."""
@@ -54,7 +70,11 @@ class Head:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of a few tokens, in float32 (float64 for float64 inputs)."""
-        return self.transform(_project(hidden_NH, self.weight, self.bias))
+        if not needs_gradient(hidden_NH, self):
+            return self.transform(project(hidden_NH, self.weight, self.bias))
+        dtype = wide(self.weight.dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return self.transform(F.linear(hidden_NH.to(self.weight.dtype).to(dtype), self.weight.to(dtype), bias))
 
     def transform(self, raw_NV: Tensor) -> Tensor:
         """Scale, softcap and temperature, applied to the raw projection."""
@@ -82,11 +102,38 @@ def over_vocabulary(
     Returns:
         The outputs of `function`, concatenated over tokens.
     """
-    if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
-        raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
+    check_states(hidden_NH, head)
     if slice_tokens is None:
-        slice_tokens = max(1, SLICE_ELEMENTS // head.vocab_size)
+        slice_tokens = default_slice_tokens(head.vocab_size)
     return _OverVocabulary.apply(hidden_NH, head.weight, head.bias, head, function, slice_tokens)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def scan_vocabulary(
+    function: LogitsFunction, hidden_NH: Tensor, head: Head, *, slice_tokens: int | None = None
+) -> tuple[Tensor, ...]:
+    """As `over_vocabulary`, without gradient: the logits of one slice are written over those of the last.
+
+    Args:
+        function: float32 logits [R, V] of a block of tokens and the block's place to a tuple of per-token tensors
+            [R, ...]. It may change the logits; what it returns must not be a view of them.
+        hidden_NH: [N, H].
+        head: the output layer.
+        slice_tokens: tokens projected at once; `function` sees at most so many of them.
+
+    Returns:
+        The outputs of `function`, concatenated over tokens.
+    """
+    check_states(hidden_NH, head)
+    slices = slices_of(hidden_NH.shape[0], slice_tokens or default_slice_tokens(head.vocab_size))
+    buffer_CV = slice_buffer(head.weight, slices)
+    parts = []
+    for tokens in slices:
+        raw_CV = project_into(buffer_CV[: tokens.stop - tokens.start], hidden_NH[tokens], head.weight, head.bias)
+        for rows in blocks_of(raw_CV):
+            place = slice(tokens.start + rows.start, tokens.start + rows.stop)
+            parts.append(function(head.transform(raw_CV[rows]), place))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def sampled_logps(
@@ -99,6 +146,15 @@ def sampled_logps(
     >>> bool(torch.isclose(-logp, entropy)), round(logp.item(), 4)
     (True, -1.3863)
     """
+
+    if not needs_gradient(hidden_NH, head):
+
+        def scan(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+            logits_RV, log_sum, entropy = normalise_(logits_RV)
+            return gather_logps(logits_RV, token_ids_N[tokens]) - log_sum, entropy
+
+        logp, entropy = scan_vocabulary(scan, hidden_NH, head, slice_tokens=slice_tokens)
+        return logp, entropy
 
     def logp_and_entropy(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logps_CV = logps_of(logits_CV)
@@ -120,12 +176,25 @@ def topk_logps(
     if not 1 <= k <= limit:
         raise ValueError(f"k is {k}; it must be between 1 and the shared vocabulary of {limit} entries")
 
-    def topk(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        return topk_of(logps_of(logits_CV), k, limit)
+    def topk(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+        return topk_of(logps_of(logits_RV), k, limit)
 
-    with torch.no_grad():
-        ids_NK, logp_NK = over_vocabulary(topk, hidden_NH, head, slice_tokens=slice_tokens)
+    ids_NK, logp_NK = scan_vocabulary(topk, hidden_NH, head, slice_tokens=slice_tokens)
     return ids_NK, logp_NK
+
+
+def normalise_(logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift each row's largest logit to 0, in place.
+
+    Returns:
+        the shifted logits [R, V], −inf raised to a finite number that exp sends to 0; the log of the sum of their
+        exponentials [R]; and the row's entropy [R], log Σ − Σ π·shifted, in nats. Row by row, shifted − log Σ = log π.
+    """
+    logits_RV -= logits_RV.amax(-1, keepdim=True)
+    logits_RV.clamp_(min=torch.finfo(logits_RV.dtype).min)
+    probs_RV = logits_RV.softmax(-1)
+    log_sum = -probs_RV.amax(-1).log()  # the likeliest token's probability is exp(0) over the sum
+    return logits_RV, log_sum, log_sum - probs_RV.mul_(logits_RV).sum(-1)
 
 
 def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
@@ -133,7 +202,7 @@ def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
 
     With `gather_logps`, `entropy_of` and `topk_of` this is the plain path that the sliced one is held to.
     """
-    return F.log_softmax(logits_NV.to(_wide(logits_NV.dtype)) / temperature, dim=-1)
+    return F.log_softmax(logits_NV.to(wide(logits_NV.dtype)) / temperature, dim=-1)
 
 
 def topk_of(logps_NV: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor]:
@@ -158,8 +227,8 @@ class _OverVocabulary(torch.autograd.Function):
         ctx.save_for_backward(hidden_NH, weight, bias)
         ctx.head, ctx.function, ctx.slice_tokens = head, function, slice_tokens
         parts = [
-            function(head.transform(_project(hidden_NH[tokens], weight, bias)), tokens)
-            for tokens in _slices(hidden_NH.shape[0], slice_tokens)
+            function(head.transform(project(hidden_NH[tokens], weight, bias)), tokens)
+            for tokens in slices_of(hidden_NH.shape[0], slice_tokens)
         ]
         outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(*[output for output in outputs if not output.is_floating_point()])
@@ -168,28 +237,62 @@ class _OverVocabulary(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
         hidden_NH, weight, bias = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden_NH) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if needs_bias else None
-        for tokens in _slices(hidden_NH.shape[0], ctx.slice_tokens):
-            hidden_CH = hidden_NH[tokens]
-            raw_grad_CV = _raw_logit_grad(ctx, hidden_CH, weight, bias, tokens, [grad[tokens] for grad in grads])
-            if raw_grad_CV is None:
-                continue
-            if grad_hidden is not None:
-                grad_hidden[tokens] = _matmul(raw_grad_CV.to(weight.dtype), weight).to(grad_hidden.dtype)
-            if grad_weight is not None:
-                _accumulate(grad_weight, raw_grad_CV, hidden_CH)
-            if grad_bias is not None:
-                grad_bias += raw_grad_CV.sum(0)
+        gradients = HeadGradients(hidden_NH, weight, bias, ctx.needs_input_grad[:3])
+        for tokens in slices_of(hidden_NH.shape[0], ctx.slice_tokens):
+            raw_grad_CV = _raw_logit_grad(
+                ctx, hidden_NH[tokens], weight, bias, tokens, [grad[tokens] for grad in grads]
+            )
+            if raw_grad_CV is not None:
+                gradients.add(tokens, raw_grad_CV)
+        return (*gradients.finished(), None, None, None)
+
+
+class HeadGradients:
+    """Gradients of the states, the weight and the bias, added up over slices in float32 (float64 for float64).
+
+    Args:
+        hidden_NH: [N, H].
+        weight: [V, H].
+        bias: [V] or `None`.
+        needs: which of the three are wanted.
+    """
+
+    def __init__(self, hidden_NH: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]):
+        self._inputs = hidden_NH, weight, bias
+        needs_hidden, needs_weight, needs_bias = needs
+        self.hidden = torch.zeros_like(hidden_NH) if needs_hidden else None
+        self.weight = torch.empty_like(weight, dtype=wide(weight.dtype)) if needs_weight else None
+        self.bias = torch.zeros_like(bias, dtype=wide(bias.dtype)) if needs_bias and bias is not None else None
+        self._weight_is_written = False
+
+    def add(self, tokens: slice, raw_grad_CV: Tensor) -> None:
+        """Add what one slice of tokens contributes; `raw_grad_CV`, the gradient of its raw logits, is overwritten."""
+        hidden_NH, weight, _ = self._inputs
+        if self.bias is not None:
+            self.bias += raw_grad_CV.sum(0)
+        grad_CV = narrowed_(raw_grad_CV, gradient_dtype(weight))
+        if self.hidden is not None:
+            self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
+        if self.weight is not None:
+            # Through the weight's dtype, in which the states were projected.
+            hidden_CH = hidden_NH[tokens].to(weight.dtype)
+            add_weight_gradient(self.weight, grad_CV, hidden_CH, first=not self._weight_is_written)
+            self._weight_is_written = True
+
+    def scale_(self, factor: float) -> None:
+        for gradient in (self.hidden, self.weight, self.bias):
+            if gradient is not None:
+                gradient.mul_(factor)
+
+    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three gradients in the dtypes of what they belong to; `None` where not wanted."""
+        _, weight, bias = self._inputs
+        if self.weight is not None and not self._weight_is_written:
+            self.weight.zero_()
         return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+            self.hidden,
+            None if self.weight is None else self.weight.to(weight.dtype),
+            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
         )
 
 
@@ -197,8 +300,8 @@ def _raw_logit_grad(ctx, hidden_CH, weight, bias, tokens, grads) -> Tensor | Non
     """Gradient of one slice's raw logits, or `None` where every upstream gradient is zero (nothing to project)."""
     if not any(bool(grad.any()) for grad in grads if grad.is_floating_point()):
         return None
+    raw_CV = project(hidden_CH, weight, bias)
     with torch.enable_grad():
-        raw_CV = _project(hidden_CH.detach(), weight.detach(), None if bias is None else bias.detach())
         raw_CV.requires_grad_(True)
         outputs = ctx.function(ctx.head.transform(raw_CV), tokens)
         pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
@@ -207,32 +310,31 @@ def _raw_logit_grad(ctx, hidden_CH, weight, bias, tokens, grads) -> Tensor | Non
     return torch.autograd.grad([out for out, _ in pairs], raw_CV, [grad for _, grad in pairs])[0]
 
 
-def _slices(num_tokens: int, slice_tokens: int) -> list[slice]:
-    # One empty slice for no tokens at all: the outputs keep their shapes and dtypes.
-    return [slice(start, start + slice_tokens) for start in range(0, max(num_tokens, 1), slice_tokens)]
+def check_states(hidden_NH: Tensor, head: Head) -> None:
+    """Refuse hidden states of another shape than this head projects."""
+    if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
+        raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def needs_gradient(hidden_NH: Tensor, head: Head) -> bool:
+    """Is anything going to be differentiated through this head?"""
+    inputs = (hidden_NH, head.weight, head.bias)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
-def _project(hidden_NH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    raw = _matmul(hidden_NH.to(weight.dtype), weight.t())
-    return raw if bias is None else raw + bias.to(raw.dtype)
+def default_slice_tokens(vocab_size: int) -> int:
+    """Tokens of one slice: at most `SLICE_TOKENS`, and at most `SLICE_ELEMENTS` logits."""
+    return max(1, min(SLICE_TOKENS, SLICE_ELEMENTS // vocab_size))
 
 
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, accumulated and returned in float32 (float64 for float64), never rounded to half precision."""
-    if left.is_cuda and left.dtype in (torch.float16, torch.bfloat16):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    wide = _wide(left.dtype)
-    return left.to(wide) @ right.to(wide)
+def slice_buffer(weight: Tensor, slices: list[slice]) -> Tensor:
+    """Room for the raw logits of the longest slice, [C, V]."""
+    tokens = max(piece.stop - piece.start for piece in slices)
+    return weight.new_empty(tokens, weight.shape[0], dtype=wide(weight.dtype))
 
 
-def _accumulate(grad_weight: Tensor, raw_grad_CV: Tensor, hidden_CH: Tensor) -> None:
-    """grad_weight += raw_gradᵀ @ hidden, without rounding a slice's product to half precision first."""
-    if hidden_CH.is_cuda and hidden_CH.dtype in (torch.float16, torch.bfloat16):
-        left = raw_grad_CV.t().to(hidden_CH.dtype)
-        torch.addmm(grad_weight, left, hidden_CH, out_dtype=torch.float32, out=grad_weight)
-    else:
-        grad_weight.addmm_(raw_grad_CV.t().to(grad_weight.dtype), hidden_CH.to(grad_weight.dtype))
+def project(hidden_NH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Raw logits [N, V] in float32 (float64 for float64), without gradient."""
+    with torch.no_grad():
+        raw_NV = weight.new_empty(hidden_NH.shape[0], weight.shape[0], dtype=wide(weight.dtype))
+        return project_into(raw_NV, hidden_NH, weight, bias)

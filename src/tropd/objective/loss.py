@@ -5,8 +5,9 @@ term, K the teacher's top-k, V vocabulary. Signals are detached numbers made whe
 student's terms carry gradient.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -46,6 +47,11 @@ class TokenSignals:
     def log_ratio(self) -> Tensor:
         """r = log π_T(x) − log π_old(x)."""
         return self.teacher_logp - self.rollout_logp
+
+    def __getitem__(self, tokens: slice | Tensor) -> "TokenSignals":
+        """The signals of some of the tokens."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[tokens] for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,12 @@ class TopKTerm:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        student_topk_logp = student_logps_CV.gather(-1, self.token_ids[rows].long())
-        value = self.function(student_topk_logp, self.teacher_logp[rows].to(student_topk_logp.dtype))
-        return value, student_topk_logp.detach().exp().sum(-1)
+        return self.of_selected(student_logps_CV.gather(-1, self.token_ids[rows].long()), rows)
+
+    def of_selected(self, student_topk_logp_CK: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """The same, from the student's log-probabilities [C, K] of `token_ids[rows]` alone."""
+        value = self.function(student_topk_logp_CK, self.teacher_logp[rows].to(student_topk_logp_CK.dtype))
+        return value, student_topk_logp_CK.detach().exp().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -113,10 +122,15 @@ class FullVocabularyTerm:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            teacher_logits_CV = self.teacher_head.logits(self.teacher_hidden[rows])
+        return self.of_logits(student_logps_CV, teacher_logits_CV)
+
+    def of_logits(self, student_logps_CV: Tensor, teacher_logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, from the teacher's ready logits [C, V_T] of the same tokens."""
         shared = min(student_logps_CV.shape[-1], self.teacher_head.vocab_size)
         with torch.no_grad():
-            teacher_logits = self.teacher_head.logits(self.teacher_hidden[rows])[:, :shared]
-            teacher_logps = F.log_softmax(teacher_logits, dim=-1).to(student_logps_CV.dtype)
+            teacher_logps = F.log_softmax(teacher_logits_CV[:, :shared], dim=-1).to(student_logps_CV.dtype)
         if shared < student_logps_CV.shape[-1]:
             student_logps_CV = F.log_softmax(student_logps_CV[:, :shared], dim=-1)
         value = self.function(student_logps_CV, teacher_logps)
@@ -132,7 +146,8 @@ def topk_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
     """What `method` computes on whole distributions."""
-    return lambda student, teacher: generalized_jsd(student, teacher, _set(method.jsd_beta))
+    # A partial, in which the fused loss recognises what it has a closed form for.
+    return functools.partial(generalized_jsd, beta=_set(method.jsd_beta))
 
 
 def student_terms(
@@ -166,6 +181,19 @@ def student_terms(
 
     logp, values, masses = over_vocabulary(terms, hidden_NH, head, slice_tokens=slice_tokens)
     return logp, values, masses.detach()
+
+
+def learned_from(method: Method, signals: TokenSignals) -> Tensor:
+    """bool [N]: the tokens whose loss under `method` can be other than zero, in value or gradient."""
+    learned = signals.trust_weight != 0
+    if method.outlier != "mask":
+        learned = learned | (signals.outlier_weight != 0)
+    if method.guidance_beta:
+        learned = learned | (signals.guidance_mask != 0)
+    if signals.reward_advantage is not None:
+        student = signals.trust_weight + signals.outlier_weight != 0
+        learned = learned | (student & (signals.reward_advantage != 0))
+    return learned
 
 
 def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, direct_N: Tensor) -> TokenLosses:

@@ -7,12 +7,9 @@ of all query heads, k width of all key/value heads, I intermediate size, L padde
 from .setup import Setup
 from .shape import ModelShape
 
-SCORING_SLICES = 5
-"""Float32 slices [C, V] alive at once while a slice is scored: logits, log-probs, and three for the entropy."""
-
-LOSS_SLICES = {"tokens": 5, "divergence": 10, "mixture": 15}
-"""The same in the loss's backward pass: with sampled and top-k terms, with a full-vocabulary forward or reverse KL, and
-with a full-vocabulary mixture (JSD)."""
+HEAD_BLOCKS = {"scoring": 4, "tokens": 2, "divergence": 6, "mixture": 6}
+"""Float32 blocks of logits alive beside the one slice [C, V]: in scoring, and in the loss with sampled and top-k terms,
+with a full-vocabulary KL and with a full-vocabulary mixture (JSD), whose slice is two of half the tokens."""
 
 SAMPLER_SLICES = 4
 """Float32 tensors [rows, V] alive while a token is drawn: logits, their copy, probabilities, and the draw's noise."""
@@ -97,17 +94,16 @@ def sampler_bytes(shape: ModelShape, rows: int) -> int:
     return SAMPLER_SLICES * 4 * rows * shape.vocab_size
 
 
-def slice_bytes(shape: ModelShape, num_tokens: int) -> int:
-    """One float32 slice of logits of the chunked head."""
-    from ..objective.head import SLICE_ELEMENTS
+def head_slice_bytes(setup: Setup, shape: ModelShape, num_tokens: int, use: str) -> int:
+    """The chunked head's one slice of float32 logits, and the blocks of it that are worked on; `use`: `HEAD_BLOCKS`."""
+    from ..objective.head import default_slice_tokens
+    from ..objective.products import BLOCK_ELEMENTS
 
-    slice_tokens = max(1, SLICE_ELEMENTS // shape.vocab_size)
-    return 4 * min(slice_tokens, num_tokens) * shape.vocab_size
+    rows = min(default_slice_tokens(shape.vocab_size), num_tokens)
+    block = min(max(1, BLOCK_ELEMENTS["gpu" if setup.on_gpu else "cpu"] // shape.vocab_size), rows)
+    return 4 * (rows + HEAD_BLOCKS[use] * block) * shape.vocab_size
 
 
 def head_copy_bytes(setup: Setup, shape: ModelShape, weight_bytes: int) -> int:
-    """Copies of the head's weight: in half precision under autocast; widened again where there is no GPU."""
-    narrow = 2 if setup.autocast and weight_bytes > 2 else 0
-    computed = 2 if setup.autocast else weight_bytes
-    widened = 4 if not setup.on_gpu and computed < 4 else 0
-    return shape.head_parameters * (narrow + widened)
+    """Half-precision copy of the head's weight under autocast over wider weights."""
+    return 2 * shape.head_parameters if setup.autocast and weight_bytes > 2 else 0

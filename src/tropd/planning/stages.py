@@ -7,14 +7,12 @@ the loss's backward pass in the head, the backward pass of the layers, and the o
 from dataclasses import dataclass
 
 from .activations import (
-    LOSS_SLICES,
-    SCORING_SLICES,
     head_copy_bytes,
+    head_slice_bytes,
     kv_cache_bytes,
     layer_backward_bytes,
     sampler_bytes,
     scoring_activations,
-    slice_bytes,
     training_activations,
 )
 from .setup import Setup
@@ -140,7 +138,7 @@ def _scoring(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int) -> d
     """The larger of one layer in flight, and the head's slices beside the last states."""
     work = setup.work
     states = rows * (2 * work.longest + work.longest_response) * shape.hidden_size * max(weight_bytes, 2)
-    slices = SCORING_SLICES * slice_bytes(shape, rows * work.longest_response)
+    slices = head_slice_bytes(setup, shape, rows * work.longest_response, "scoring")
     slices += head_copy_bytes(setup, shape, weight_bytes)
     layer = scoring_activations(setup, shape, weight_bytes, rows, work.longest)
     gathered = {"gathered layers": _gathered(setup, shape, weight_bytes)}
@@ -184,7 +182,7 @@ def _update(setup: Setup, state: int) -> dict[str, int]:
 
 def _head_backward(setup: Setup) -> dict[str, int]:
     work, student = setup.work, setup.student
-    slices = LOSS_SLICES[setup.loss] * slice_bytes(student, work.micro_rows * work.longest_response)
+    slices = head_slice_bytes(setup, student, work.micro_rows * work.longest_response, setup.loss)
     return {
         "activations": training_activations(setup),
         "head slices": slices + head_copy_bytes(setup, student, setup.weight_bytes),

@@ -131,10 +131,10 @@ def update_factor(setup: Setup) -> float:
     """FLOPs of forward and backward over those of scoring the same rows.
 
     The layers run forward once, backward twice as much (weights and inputs; inputs alone under an adapter), and forward
-    again under checkpointing. The head always runs forward again, slice by slice.
+    again under checkpointing. The head never runs forward again.
     """
     body = 1 + (1 if setup.lora else 2) + (1 if setup.checkpointing else 0)
-    head = 2 + (1 if setup.lora else 2)
+    head = 1 + (1 if setup.lora else 2)
     work, shape = setup.work, setup.student
     layers = _forward_flops(shape, 1, work.prompt_tokens, work.response_tokens, 0)
     return (body * layers + head * _head_flops(shape, work.response_tokens)) / (

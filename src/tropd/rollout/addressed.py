@@ -12,6 +12,7 @@ part at no more than 2δ/(1 + δ) of the tokens; `benchmarks/addressed_sampling.
 B counts sequences, V is the vocabulary, L the tokens that are asked for.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..objective.randomness import addressed_uniforms
+from .decoding import Writing, decode
+from .plain import why_plain
+
+logger = logging.getLogger(__name__)
 
 SAMPLING_STREAM = 2
 """Addressed draws of a training step's tokens; 0 and 1 are the trust gate's, in training and in evaluation."""
@@ -61,6 +66,7 @@ class AddressedNoise:
         stream: number of the use, see `objective.randomness`.
         places: where each sequence of the call goes on.
         synced_gpus: keep running until every rank has finished, as sharded weights need it.
+        rows_at_once: sequences that are decoded together, at most; `None` is all.
     """
 
     seed: int
@@ -68,6 +74,7 @@ class AddressedNoise:
     stream: int
     places: Sequence[Place]
     synced_gpus: bool = False
+    rows_at_once: int | None = None
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].
@@ -94,24 +101,53 @@ class AddressedNoise:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
         The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
+        The loop is ours where it can be, and Transformers' otherwise (`plain.why_plain`); both draw the same tokens.
 
         Raises:
             RuntimeError: a softmax that is not finite.
         """
         width = input_ids.shape[1]
-        keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
-        race = Race(keys, width)
-        generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
-        output = model._sample(
-            input_ids,
-            logits_processor=LogitsProcessorList([*logits_processor, race]),
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            synced_gpus=self.synced_gpus,
-            **model_kwargs,
-        )
+        race = Race(self.keys(int(generation_config.max_length) - width).to(input_ids.device), width)
+        why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        if why is None:
+            output = self._decode_here(model, input_ids, race, logits_processor, generation_config, model_kwargs)
+        else:
+            logger.debug("Transformers' own loop decodes, because of %s.", why)
+            generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
+            output = model._sample(
+                input_ids,
+                logits_processor=LogitsProcessorList([*logits_processor, race]),
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=self.synced_gpus,
+                **model_kwargs,
+            )
         race.check()
         return output
+
+    def _decode_here(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        race: "Race",
+        processors: LogitsProcessorList,
+        config: GenerationConfig,
+        given: dict[str, Any],
+    ) -> Tensor:
+        pad, eos = config._pad_token_tensor, config._eos_token_tensor
+        writing = Writing(
+            input_ids=input_ids,
+            attention_mask=given.get("attention_mask"),
+            keys=race.keys_BL,
+            draw=race.draw,
+            processors=processors,
+            eos_ids=None if eos is None else eos.to(input_ids.device),
+            pad_id=0 if pad is None else int(pad),
+            rows_at_once=self.rows_at_once,
+            synced_gpus=self.synced_gpus,
+            inputs={"logits_to_keep": 1} if "logits_to_keep" in given else {},
+        )
+        return decode(model, writing)
 
 
 class Race(LogitsProcessor):
@@ -127,10 +163,16 @@ class Race(LogitsProcessor):
         self._finite = torch.ones((), dtype=torch.bool, device=keys_BL.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        keys_B = self.keys_BL[:, input_ids.shape[1] - self.width]
-        largest_B = scores.amax(-1)
+        return self._run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
+
+    def draw(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
+        """A token for each row, with its key."""
+        return self._run(scores_BV, keys_B).argmax(-1)
+
+    def _run(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
+        largest_B = scores_BV.amax(-1)
         self._finite &= largest_B.isfinite().all()  # read once, at the end: each reading would wait for the device
-        return run_race(scores, keys_B, largest_B)
+        return run_race(scores_BV, keys_B, largest_B)
 
     def check(self) -> None:
         """Refuse what was drawn from scores with NaN or +∞, or with nothing but −∞.

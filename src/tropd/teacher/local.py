@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import PackedResponses, expose_hidden_states, head_rows, pack_responses
-from ..objective.head import Head, entropy_of, gather_logps, logps_of, over_vocabulary, topk_of
+from ..objective.head import Head, gather_logps, normalise_, scan_vocabulary, topk_of
 from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
@@ -168,20 +168,20 @@ def _score_states(
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
     index, ids, logps = [], [], []
 
-    def score(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        logps_CV = logps_of(logits_CV)
-        here, entropy = token_ids[tokens], entropy_of(logps_CV)
-        logp = gather_logps(logps_CV, here.clamp_min(0)).masked_fill(here < 0, -torch.inf)
+    def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+        logits_RV, log_sum, entropy = normalise_(logits_RV)
+        here = token_ids[tokens]
+        logp = (gather_logps(logits_RV, here.clamp_min(0)) - log_sum).masked_fill(here < 0, -torch.inf)
         if topk is not None:
-            place = slice(offset + tokens.start, offset + tokens.start + logp.numel())
+            place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
-            top_ids, top_logp = topk_of(logps_CV[rows], topk.k, topk.vocab_limit)
+            top_ids, top_logits = topk_of(logits_RV[rows], topk.k, topk.vocab_limit)
             index.append(rows + place.start)
             ids.append(top_ids.int())
-            logps.append(top_logp)
+            logps.append(top_logits - log_sum[rows].unsqueeze(-1))
         return logp, entropy
 
-    logp, entropy = over_vocabulary(score, states, head)
+    logp, entropy = scan_vocabulary(score, states, head)
     if topk is None:
         nothing = torch.empty(0, dtype=torch.long, device=states.device)
         return logp, entropy, nothing, nothing.view(0, 0).int(), logp.new_empty(0, 0)

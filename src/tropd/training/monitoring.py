@@ -66,7 +66,6 @@ def loss_metrics(
     window: Totals,
     batch: MicroBatch,
     losses: TokenLosses,
-    student_logp: Tensor,
     direct: Tensor,
     topk_mass: Tensor,
 ) -> None:

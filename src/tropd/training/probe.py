@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ..objective.head import logps_of, over_vocabulary
+from ..objective.head import logps_of, scan_vocabulary
 from ..teacher.local import TeacherScores, TopKRequest
 from .batch import Rollout, pack_for_student
 from .metrics import Totals
@@ -182,7 +182,7 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
                 trainer.model(
                     input_ids=packed.input_ids,
                     attention_mask=packed.attention_mask,
-                    on_hidden=lambda hidden, head, packed=packed, numbers=numbers: over_vocabulary(
+                    on_hidden=lambda hidden, head, packed=packed, numbers=numbers: scan_vocabulary(
                         numbers, packed.states(hidden), head.at_temperature(trainer.temperature)
                     ),
                 )

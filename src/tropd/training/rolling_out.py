@@ -118,7 +118,13 @@ class RollsOut(WholeCheckpoints):
         if self.args.addressed_sampling is False:
             return nullcontext()
         places = [(row, 0) for row in rows]
-        noise = AddressedNoise(seed=self.args.seed, step=self.state.global_step, stream=PREFIX_STREAM, places=places)
+        noise = AddressedNoise(
+            seed=self.args.seed,
+            step=self.state.global_step,
+            stream=PREFIX_STREAM,
+            places=places,
+            rows_at_once=self.args.rollout_batch_size,
+        )
         return decoding_through(self.teacher.model, noise)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
@@ -163,9 +169,18 @@ class RollsOut(WholeCheckpoints):
             step=self.state.global_step,
             stream=SAMPLING_STREAM if self.model.training else EVALUATION_SAMPLING_STREAM,
             places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
-            synced_gpus=self.is_fsdp_enabled and self.accelerator.num_processes > 1,
+            synced_gpus=self._weights_are_sharded_here(),
+            rows_at_once=self.args.rollout_batch_size,
         )
         return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
+
+    def _weights_are_sharded_here(self) -> bool:
+        """Does the student's forward pass need every rank, while it writes rollouts?"""
+        if self.accelerator.num_processes == 1:
+            return False
+        plugin: Any = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        zero3 = self.is_deepspeed_enabled and plugin.zero_stage == 3
+        return bool(self.is_fsdp_enabled or (zero3 and not self.args.ds3_gather_for_generation))
 
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:

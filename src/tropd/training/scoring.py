@@ -6,7 +6,7 @@ global and the loss only reads. N counts scored response tokens, row after row.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -272,15 +272,9 @@ def split_micro_batches(
     for size in sizes:
         rows = list(rollouts[row : row + size])
         tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
-        parts.append((rows, narrow_signals(signals, tokens), narrow_direct(direct, tokens)))
+        parts.append((rows, signals[tokens], narrow_direct(direct, tokens)))
         row, token = row + size, tokens.stop
     return parts
-
-
-def narrow_signals(signals: TokenSignals, tokens: slice) -> TokenSignals:
-    """The signals of a run of tokens."""
-    values = {field.name: getattr(signals, field.name) for field in fields(signals)}
-    return replace(signals, **{name: value[tokens] for name, value in values.items() if value is not None})
 
 
 def narrow_direct(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:

@@ -10,6 +10,7 @@ from ..objective.methods import SETTINGS, Method, get_method
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
+    "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
     "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
     "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
     "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
@@ -65,6 +66,9 @@ class MethodSettings:
             (seed, step, row, position) alone, so that another split, padding or resumption draws the same ones
             (docs/reliability.md). `None`: wherever Transformers' `generate` samples; `True`: the same, and engines
             that draw for themselves (vLLM, continuous batching) are refused; `False`: PyTorch's generator of each rank.
+        rollout_batch_size: rollouts that each process writes at once, at most, with Transformers' `generate` and
+            addressed sampling; as some end, waiting ones take their places, and what is written is the same. Lower it
+            where keys and values do not fit; `None` is all of a generation batch, and the fastest.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
@@ -106,6 +110,7 @@ class MethodSettings:
     addressed_sampling: bool | None = field(
         default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}
     )
+    rollout_batch_size: int | None = field(default=None, metadata={"help": "Rollouts written at once, per process."})
     mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
     collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
     collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
@@ -124,6 +129,13 @@ class MethodSettings:
             raise ValueError(
                 f"addressed_sampling is True, but {engine} draws tokens with generators of its own, which cannot be "
                 "addressed by row and position. Leave addressed_sampling out, or let Transformers' generate sample."
+            )
+
+        if self.rollout_batch_size is not None and not self.addresses_sampling():
+            raise ValueError(
+                f"rollout_batch_size is {self.rollout_batch_size}, but rollouts are not drawn by row and position "
+                f"({self._engine_of_its_own() or 'addressed_sampling is False'}), so it would have no effect. "
+                "Leave one of the two out."
             )
 
     def addresses_sampling(self) -> bool:

@@ -16,11 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, head_rows
-from ..objective.loss import student_terms, token_losses
-from ..objective.reduce import RegionCounts, reduce_losses, region_counts
-from ..rollout.addressed import (
-    Turns,
-)
+from ..objective.fused import FusedLoss, fused_loss
+from ..objective.reduce import RegionCounts, region_counts
+from ..rollout.addressed import Turns
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
 from ..teacher.local import TeacherScores
@@ -315,27 +313,31 @@ class TrOPDTrainer(RollsOut):
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
         packed = pack_for_student(inputs.rollouts, self._tokenizer.pad_token_id, self.accelerator.device)
+        logs_rollouts = self._logs_rollouts()
         with self.accelerator.autocast():
-            student_logp, direct, topk_mass = model(
+            terms = model(
                 input_ids=packed.input_ids,
                 attention_mask=packed.attention_mask,
-                on_hidden=lambda hidden, head: student_terms(
+                on_hidden=lambda hidden, head: fused_loss(
                     packed.states(hidden),
                     head.at_temperature(self.temperature),
                     packed.token_ids,
+                    inputs.method,
+                    inputs.signals,
+                    inputs.counts,
                     inputs.direct,
+                    every_token=logs_rollouts,
                 ),
             )
-        losses = token_losses(inputs.method, inputs.signals, student_logp, direct)
-        loss = reduce_losses(losses, inputs.counts, inputs.method.reduction)
-        check_loss(loss.item(), self.state.global_step + 1, self.args.output_dir)
-        self._tokens_learned = student_logp.numel()
-        loss_metrics(self._window, inputs, losses, student_logp, direct, topk_mass)
+        check_loss(terms.loss.item(), self.state.global_step + 1, self.args.output_dir)
+        self._tokens_learned = terms.student_logp.numel()
+        loss_metrics(self._window, inputs, terms.losses, terms.direct, terms.topk_mass)
         if not self.model.training:
             self._record_window()
-        self._log_rollouts(inputs, losses, student_logp)
+        if logs_rollouts:
+            self._log_rollouts(inputs, terms)
         # Data parallelism averages gradients over ranks; the counts are already global.
-        return loss * self.accelerator.num_processes
+        return terms.loss * self.accelerator.num_processes
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
         """One forward-backward; at the end of an optimiser step, the window's metrics."""
@@ -366,27 +368,29 @@ class TrOPDTrainer(RollsOut):
         self._record(self._window.collect(self.ranks.sum))
         self._window = Totals()
 
-    def _log_rollouts(self, inputs: MicroBatch, losses: Any, student_logp: Tensor) -> None:
+    def _logs_rollouts(self) -> bool:
+        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""
         every = self.args.rollout_log_steps
-        first = self._step % self.args.steps_per_generation == 0
-        if (
+        return bool(
             self.model.training
             and every
-            and first
+            and self._step % self.args.steps_per_generation == 0
             and self.state.global_step % every == 0
             and self.is_world_process_zero()
-        ):
-            step, directory = self.state.global_step + 1, self.args.output_dir
-            with log_written("rollouts/", step, directory):
-                write_rollouts(
-                    directory,
-                    step,
-                    inputs,
-                    losses,
-                    student_logp,
-                    self._tokenizer,
-                    limit=self.args.rollouts_per_log,
-                )
+        )
+
+    def _log_rollouts(self, inputs: MicroBatch, terms: FusedLoss) -> None:
+        step, directory = self.state.global_step + 1, self.args.output_dir
+        with log_written("rollouts/", step, directory):
+            write_rollouts(
+                directory,
+                step,
+                inputs,
+                terms.losses,
+                terms.student_logp,
+                self._tokenizer,
+                limit=self.args.rollouts_per_log,
+            )
 
     # ------------------------------------------------------------------ metrics
 

@@ -1,0 +1,169 @@
+"""The loss and its gradients in one pass over the student's head: no logits are projected twice.
+
+What a token weighs in the loss is known before the student's forward pass (the signals are detached and the counts
+global), so the gradient of a slice's logits can be formed while the slice is there. For everything that reads
+log-probabilities of selected tokens j alone (the sampled one, the teacher's top-k), with g_j = ∂loss/∂log π_j and
+a = logit_scale / temperature,
+
+    ∂loss/∂raw = a · (Σ_j g_j e_j − (Σ_j g_j) π_S)        and, with a softcap, · (1 − tanh²)
+
+The g_j come from autograd on the small [C, 1 + K] problem, through the same functions as the per-token path
+(`student_terms`, `token_losses`, `reduce_losses`), which this one is held to. A full-vocabulary divergence has closed
+forms of its own (`logit_gradients`), its teacher projected once; what has none is differentiated by autograd on a few
+rows at a time.
+
+Three products of the student's head then make the whole of it: logits, states' gradient, weight's gradient. Beyond
+inputs and outputs there are one slice of logits (two of half the tokens with a second distribution or a softcap), and
+the weight's gradient in float32, which waits for the backward pass.
+
+Shapes: N tokens, C of one slice, R rows of one block, H hidden size, V vocabulary, K alternatives.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .head import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
+from .logit_gradients import Divergence, SelectedTokens, Task, WholeDistributions, Worker
+from .loss import DirectTerm, TokenLosses, TokenSignals, TopKTerm, learned_from
+from .methods import Method
+from .products import project_into, slices_of
+from .reduce import RegionCounts, reduce_losses
+
+
+class FusedLoss(NamedTuple):
+    """The scalar loss, differentiable once, and detached per-token values [N].
+
+    A tuple, since FSDP and DDP look for the loss in what a model's forward returns.
+
+    Attributes:
+        loss: what `reduce_losses` makes of the regions' losses.
+        student_logp: log π_S of each token; NaN where the token was left out of the pass.
+        direct: the direct term, zero where the method has none.
+        topk_mass: the student's mass on the tokens that the direct term compares.
+        trust: the loss in the trust region; likewise `outlier`, `guidance` and `reward`.
+    """
+
+    loss: Tensor
+    student_logp: Tensor
+    direct: Tensor
+    topk_mass: Tensor
+    trust: Tensor
+    outlier: Tensor
+    guidance: Tensor
+    reward: Tensor
+
+    @property
+    def losses(self) -> TokenLosses:
+        return TokenLosses(self.trust, self.outlier, self.guidance, self.reward)
+
+
+def fused_loss(
+    hidden_NH: Tensor,
+    head: Head,
+    token_ids_N: Tensor,
+    method: Method,
+    signals: TokenSignals,
+    counts: RegionCounts,
+    direct: DirectTerm | None = None,
+    *,
+    every_token: bool = False,
+    slice_tokens: int | None = None,
+) -> FusedLoss:
+    """The loss of N tokens under `method`, differentiable in `hidden_NH`, `head.weight` and `head.bias`.
+
+    Equal to `student_terms`, `token_losses` and `reduce_losses` one after another. Gradients are computed here, in the
+    forward pass, where anything needs them, and scaled and handed out by the backward pass, once.
+
+    Args:
+        hidden_NH: [N, H].
+        head: the student's output layer, at the sampling temperature.
+        token_ids_N: the tokens.
+        method: the stage in force.
+        signals: [N] each, detached.
+        counts: token counts of the whole optimiser step.
+        direct: the divergence to differentiate directly, or `None`.
+        every_token: project tokens that cannot change the loss as well, for the sake of their `student_logp`.
+        slice_tokens: tokens per slice.
+    """
+    check_states(hidden_NH, head)
+    if slice_tokens is None:
+        slice_tokens = default_slice_tokens(head.vocab_size)
+    task = Task(method, signals, counts, token_ids_N, direct, slice_tokens)
+    kept = None if every_token else _kept_tokens(task)
+    if kept is not None:
+        hidden_NH, task = hidden_NH.index_select(0, kept), task.of(kept)
+    outputs = _Fused.apply(hidden_NH, head.weight, head.bias, head, task, needs_gradient(hidden_NH, head))
+    return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
+
+
+def _kept_tokens(task: Task) -> Tensor | None:
+    """Sorted positions of the tokens that the loss or the direct term reads; `None` where these are all."""
+    read = learned_from(task.method, task.signals)
+    if task.direct is not None:
+        read = read.index_fill(0, task.direct.index, True)
+    kept = read.nonzero().squeeze(-1)
+    return None if kept.numel() == read.numel() else kept
+
+
+def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
+    """Per-token values [M] back at their places among N tokens."""
+
+    def spread(values_M: Tensor, rest: float = 0.0) -> Tensor:
+        return values_M.new_full((num_tokens,), rest).index_copy(0, kept_M, values_M)
+
+    loss, student_logp, *others = terms
+    return FusedLoss(loss, spread(student_logp, torch.nan), *map(spread, others))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_NH, weight, bias, head, task, with_gradient):  # type: ignore[override]
+        needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
+        ctx.set_materialize_grads(False)
+        ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
+        columns = zip(*_slice_by_slice(hidden_NH, head, task, ctx.gradients), strict=True)
+        values = [torch.cat(column) for column in columns]
+        loss = reduce_losses(TokenLosses(*values[3:]), task.counts, task.method.reduction)
+        ctx.mark_non_differentiable(*values)
+        return loss, *values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, *_):  # type: ignore[override]
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "The gradients of this loss were handed out by an earlier backward pass and are no longer held; "
+                "compute the loss again."
+            )
+        factor = float(grad_loss)
+        if factor != 1.0:
+            gradients.scale_(factor)  # in place: nobody else holds them
+        return (*gradients.finished(), None, None, None)
+
+
+def _slice_by_slice(
+    hidden_NH: Tensor, head: Head, task: Task, gradients: HeadGradients | None
+) -> list[tuple[Tensor, ...]]:
+    """Per-token values of every slice, and the slices' gradients added to `gradients`."""
+    work = _worker_for(head, task)
+    two_buffers = work is not SelectedTokens or head.softcap is not None
+    slices = slices_of(hidden_NH.shape[0], max(1, task.slice_tokens // 2) if two_buffers else task.slice_tokens)
+    raw_CV, worker = slice_buffer(head.weight, slices), work(head, task, slices)
+    parts = []
+    for tokens in slices:
+        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[tokens], head.weight, head.bias)
+        values, raw_grad_CV = worker(here_CV, tokens, with_gradient=gradients is not None)
+        parts.append(values)
+        if gradients is not None:
+            gradients.add(tokens, raw_grad_CV)
+    return parts
+
+
+def _worker_for(head: Head, task: Task) -> type[Worker]:
+    if task.direct is None or isinstance(task.direct, TopKTerm):
+        return SelectedTokens
+    return Divergence if Divergence.can(head, task) else WholeDistributions

@@ -1,0 +1,302 @@
+"""What becomes of one slice of logits in the fused loss: per-token values, and the loss's gradient in their place.
+
+Three workers, each the quickest for what the loss reads: `SelectedTokens` (the sampled token, the teacher's top-k),
+`Divergence` (a generalised JSD on every token and nothing else), `WholeDistributions` (anything, by autograd).
+
+Shapes: C tokens of one slice, R rows of one block, M entries of the direct term, V vocabulary, K alternatives.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .divergences import generalized_jsd
+from .head import Head, gather_logps, slice_buffer
+from .loss import DirectTerm, FullVocabularyTerm, TokenLosses, TokenSignals, TopKTerm, token_losses
+from .methods import Method
+from .products import block_rows, blocks_of, project_into
+from .reduce import RegionCounts, reduce_losses
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of N tokens; see `fused_loss`."""
+
+    method: Method
+    signals: TokenSignals
+    counts: RegionCounts
+    token_ids: Tensor
+    direct: DirectTerm | None
+    slice_tokens: int
+
+    def of(self, kept_M: Tensor) -> "Task":
+        """The task of some of the tokens, which all tokens of the direct term are among."""
+        direct = self.direct
+        if direct is not None:
+            direct = replace(direct, index=torch.searchsorted(kept_M, direct.index))  # type: ignore[type-var]
+        return replace(self, signals=self.signals[kept_M], token_ids=self.token_ids[kept_M], direct=direct)
+
+
+class Worker:
+    """Turns the raw logits of one slice into per-token values, and into the loss's gradient in their place.
+
+    Args:
+        head: the student's output layer.
+        task: what is asked of the tokens.
+        slices: all slices that will come, for the room that is kept between them.
+    """
+
+    def __init__(self, head: Head, task: Task, slices: list[slice]):
+        self.head, self.task = head, task
+        # One copy to the host for all slices.
+        self._bounds = None if task.direct is None else task.direct.index.cpu()
+
+    def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Values in the order of `FusedLoss`, and the raw logits' gradient where one is wanted; overwrites `raw_CV`."""
+        raise NotImplementedError
+
+    def direct_rows(self, tokens: slice) -> tuple[slice, Tensor | None]:
+        """Which entries of the direct term fall into `tokens`, and at which of its rows; `None` for no entry."""
+        if self._bounds is None:
+            return slice(0, 0), None
+        start, stop = torch.searchsorted(self._bounds, torch.tensor([tokens.start, tokens.stop])).tolist()
+        assert self.task.direct is not None
+        rows = None if start == stop else self.task.direct.index[start:stop] - tokens.start
+        return slice(start, stop), rows
+
+    def losses(self, tokens: slice, student_logp: Tensor, direct: Tensor) -> tuple[TokenLosses, Tensor]:
+        """The tokens' losses, and what they add to the scalar."""
+        task = self.task
+        losses = token_losses(task.method, task.signals[tokens], student_logp, direct)
+        return losses, reduce_losses(losses, task.counts, task.method.reduction)
+
+
+class SelectedTokens(Worker):
+    """Sampled tokens and the teacher's top-k: the closed form at the head of this file, in place."""
+
+    def __init__(self, head: Head, task: Task, slices: list[slice]):
+        super().__init__(head, task, slices)
+        self._capped_CV = None if head.softcap is None else slice_buffer(head.weight, slices)
+
+    def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        ids, (entries, rows) = self.task.token_ids[tokens], self.direct_rows(tokens)
+        logits_CV, factor, slope_CV = self._transform_(raw_CV)
+        logits_CV -= logits_CV.amax(-1, keepdim=True)
+        sampled = gather_logps(logits_CV, ids)
+        place, alternatives = None, None
+        if rows is not None:
+            assert isinstance(self.task.direct, TopKTerm)
+            place = rows.unsqueeze(-1), self.task.direct.token_ids[entries].long()
+            alternatives = logits_CV[place]
+        sums = logits_CV.exp_().sum(-1)
+        sampled = sampled - sums.log()
+        if place is not None and alternatives is not None:
+            alternatives = alternatives - sums.log()[place[0]]
+        values, grads = self._small_problem(tokens, sampled, alternatives, rows, entries, with_gradient)
+        if grads is not None:
+            _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
+            if slope_CV is not None:
+                logits_CV *= slope_CV
+        return values, logits_CV
+
+    def _transform_(self, raw_CV: Tensor) -> tuple[Tensor, float, Tensor | None]:
+        """Logits, the constant factor of their derivative in `raw_CV`, and its factor by entry where there is one."""
+        head = self.head
+        factor = head.logit_scale / head.temperature
+        if head.softcap is None or self._capped_CV is None:
+            return raw_CV if factor == 1.0 else raw_CV.mul_(factor), factor, None
+        tanh_CV = raw_CV.mul_(head.logit_scale / head.softcap).tanh_()
+        capped_CV = torch.mul(tanh_CV, head.softcap / head.temperature, out=self._capped_CV[: raw_CV.shape[0]])
+        return capped_CV, factor, tanh_CV.square_().neg_().add_(1.0)
+
+    def _small_problem(self, tokens, sampled, alternatives, rows, entries, with_gradient):
+        """Per-token values from the selected log-probabilities, and the loss's gradients in these."""
+        leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives) if leaf is not None]
+        with torch.set_grad_enabled(with_gradient):
+            direct = mass = torch.zeros_like(sampled)
+            if alternatives is not None:
+                assert isinstance(self.task.direct, TopKTerm)
+                value, part = self.task.direct.of_selected(alternatives, entries)
+                direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
+            losses, total = self.losses(tokens, sampled, direct)
+        grads = torch.autograd.grad(total, leaves, materialize_grads=True) if with_gradient else None
+        return detached(sampled, direct, mass, losses), grads
+
+
+def _logit_gradient_(exp_CV, sums_C, factor, ids_C, place, sampled_grad_C, alternatives_grad_MK=None) -> None:
+    """exp_CV, whose rows sum to `sums_C`, becomes factor · (Σ_j g_j e_j − (Σ_j g_j) π)."""
+    total = sampled_grad_C
+    if place is not None:
+        total = total.index_add(0, place[0].squeeze(-1), alternatives_grad_MK.sum(-1))
+    exp_CV *= (-factor * total / sums_C).unsqueeze(-1)
+    exp_CV.scatter_add_(1, ids_C.unsqueeze(-1), (factor * sampled_grad_C).unsqueeze(-1))
+    if place is not None:
+        exp_CV.index_put_(place, factor * alternatives_grad_MK, accumulate=True)
+
+
+class WholeDistributions(Worker):
+    """Any direct term, by autograd on blocks of rows that fit the cache; the teacher is projected once a slice."""
+
+    def __init__(self, head: Head, task: Task, slices: list[slice]):
+        super().__init__(head, task, slices)
+        self._teacher_CV = (
+            slice_buffer(task.direct.teacher_head.weight, slices)
+            if isinstance(task.direct, FullVocabularyTerm)
+            else None
+        )
+
+    def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        entries, _ = self.direct_rows(tokens)
+        teacher_CV = self._project_teacher(entries)
+        parts = []
+        for block in blocks_of(raw_CV):
+            place = slice(tokens.start + block.start, tokens.start + block.stop)
+            parts.append(self._block(raw_CV[block], place, teacher_CV, entries.start, with_gradient))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), raw_CV
+
+    def _project_teacher(self, entries: slice) -> Tensor | None:
+        term = self.task.direct
+        if self._teacher_CV is None or not isinstance(term, FullVocabularyTerm):
+            return None
+        head, room = term.teacher_head, self._teacher_CV[: entries.stop - entries.start]
+        return project_into(room, term.teacher_hidden[entries], head.weight, head.bias)
+
+    def _block(self, raw_RV, tokens: slice, teacher_CV, first_entry: int, with_gradient: bool) -> tuple[Tensor, ...]:
+        entries, rows = self.direct_rows(tokens)
+        with torch.set_grad_enabled(with_gradient):
+            leaf_RV = raw_RV.detach().requires_grad_(with_gradient)
+            logps_RV = F.log_softmax(self.head.transform(leaf_RV), dim=-1)
+            sampled = gather_logps(logps_RV, self.task.token_ids[tokens])
+            direct = mass = torch.zeros_like(sampled)
+            if rows is not None:
+                compared = logps_RV if rows.numel() == len(raw_RV) else logps_RV[rows]
+                value, part = self._direct(compared, entries, teacher_CV, first_entry)
+                direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
+            losses, total = self.losses(tokens, sampled, direct)
+        if with_gradient:
+            (grad_RV,) = torch.autograd.grad(total, leaf_RV)
+            raw_RV.copy_(grad_RV)
+        return detached(sampled, direct, mass, losses)
+
+    def _direct(self, logps_CV: Tensor, entries: slice, teacher_CV: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+        term = self.task.direct
+        if teacher_CV is None or not isinstance(term, FullVocabularyTerm):
+            assert term is not None
+            return term(logps_CV, entries)
+        here_CV = teacher_CV[entries.start - first : entries.stop - first]
+        return term.of_logits(logps_CV, term.teacher_head.transform(here_CV))
+
+
+class Divergence(Worker):
+    """JSD_β on every token and nothing else, in closed form: with d the token's weight and p = π_S, q = π_T,
+
+        β = 1   d · p (f − Σ p f)            f = log p − log q
+        β = 0   d · (p − q)
+        else    d · (1 − β) p (f − Σ p f)    f = log p − log(β q + (1 − β) p)
+
+    is the gradient in the logits (GKD). Works on a few rows at a time, in place.
+    """
+
+    def __init__(self, head: Head, task: Task, slices: list[slice]):
+        super().__init__(head, task, slices)
+        assert isinstance(task.direct, FullVocabularyTerm)
+        self._term = task.direct
+        self._teacher_CV = slice_buffer(self._term.teacher_head.weight, slices)
+        self._beta = _beta_of(self._term)
+        self._scratch: list[Tensor] = []
+
+    @staticmethod
+    def can(head: Head, task: Task) -> bool:
+        """Does the loss read one divergence for each token, on one support, from logits that are finite?"""
+        term = task.direct
+        return (
+            isinstance(term, FullVocabularyTerm)
+            and _beta_of(term) is not None
+            and task.method.trust == "gkd"
+            and task.signals.reward_advantage is None
+            and term.index.numel() == task.token_ids.numel()
+            and head.vocab_size <= term.teacher_head.vocab_size
+            and head.softcap is None
+            and all(h.bias is None or bool(h.bias.isfinite().all()) for h in (head, term.teacher_head))
+        )
+
+    def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        teacher, room = self._term.teacher_head, self._teacher_CV[: raw_CV.shape[0]]
+        project_into(room, self._term.teacher_hidden[tokens], teacher.weight, teacher.bias)
+        if not self._scratch:
+            # The first slice need not be the longest, but its blocks are of the size that all have.
+            rows = block_rows(raw_CV)
+            self._scratch = [raw_CV.new_empty(rows, raw_CV.shape[1]) for _ in range(2)]
+        parts = [self._block_(raw_CV[rows], room[rows], tokens.start + rows.start) for rows in blocks_of(raw_CV)]
+        sampled, values, factors = (torch.cat(column) for column in zip(*parts, strict=True))
+        values.requires_grad_(with_gradient)
+        with torch.set_grad_enabled(with_gradient):
+            losses, total = self.losses(tokens, sampled, values)
+        if with_gradient:
+            (weights,) = torch.autograd.grad(total, values)
+            factors = factors * weights * (self.head.logit_scale / self.head.temperature)
+            raw_CV *= factors.unsqueeze(-1)
+        return detached(sampled, values, torch.ones_like(values), losses), raw_CV
+
+    def _block_(self, raw_RV: Tensor, teacher_raw_RV: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs of the sampled tokens and divergences, [R]; `raw_RV` times what comes third is their gradient."""
+        student_exp, teacher_exp = (scratch[: len(raw_RV)] for scratch in self._scratch)
+        student = self.head.transform(raw_RV)
+        student_sums = _shifted_(student, student_exp)
+        # In the student's precision, from the entries that both vocabularies have.
+        teacher = self._term.teacher_head.transform(teacher_raw_RV[:, : student.shape[1]]).to(student.dtype)
+        teacher_sums = _shifted_(teacher, teacher_exp)
+        ids = self.task.token_ids[first : first + len(raw_RV)]
+        student_log_sums, teacher_log_sums = student_sums.log(), teacher_sums.log()
+        sampled = gather_logps(student, ids) - student_log_sums.squeeze(-1)
+        factor = torch.ones_like(student_sums)
+        if self._beta == 0.0:
+            student_exp /= student_sums
+            teacher_exp /= teacher_sums
+            value = teacher.sub_(student).mul_(teacher_exp).sum(-1, keepdim=True) + student_log_sums - teacher_log_sums
+            torch.sub(student_exp, teacher_exp, out=raw_RV)
+        elif self._beta == 1.0:
+            gap = student.sub_(teacher).sub_(student_log_sums - teacher_log_sums)
+            value = torch.mul(student_exp, gap, out=teacher_exp).sum(-1, keepdim=True) / student_sums
+            # The mean is taken out twice: the first is rounded as a large gap is, whatever little remains.
+            rest = torch.mul(student_exp, gap.sub_(value), out=teacher_exp).sum(-1, keepdim=True) / student_sums
+            torch.mul(student_exp, gap.sub_(rest), out=raw_RV)
+            factor = 1 / student_sums
+        else:
+            student_exp /= student_sums
+            teacher_exp /= teacher_sums
+            value = self._mixture_(student.sub_(student_log_sums), teacher.sub_(teacher_log_sums), raw_RV)
+        return sampled, value.squeeze(-1), factor.squeeze(-1)
+
+    def _mixture_(self, student_logps: Tensor, teacher_logps: Tensor, gradient_RV: Tensor) -> Tensor:
+        beta, (student, teacher) = self._beta, (scratch[: len(student_logps)] for scratch in self._scratch)
+        assert beta is not None
+        mixture = (beta * teacher).add_(student, alpha=1 - beta)
+        # Where both underflow, their share is 0 whatever the logarithm.
+        mixture.clamp_(min=torch.finfo(mixture.dtype).tiny).log_()
+        teacher_part = teacher.mul_(teacher_logps.sub_(mixture)).sum(-1, keepdim=True)
+        gap = student_logps.sub_(mixture)
+        student_part = torch.mul(student, gap, out=teacher).sum(-1, keepdim=True)
+        torch.mul(student, gap.sub_(student_part).mul_(1 - beta), out=gradient_RV)
+        return beta * teacher_part + (1 - beta) * student_part
+
+
+def _beta_of(term: FullVocabularyTerm) -> float | None:
+    function = term.function
+    known = isinstance(function, functools.partial) and function.func is generalized_jsd
+    return function.keywords["beta"] if known else None  # type: ignore[attr-defined]
+
+
+def _shifted_(logits_RV: Tensor, exp_RV: Tensor) -> Tensor:
+    """Shift each row's largest logit to 0; its exponentials go to `exp_RV`, their sums [R, 1] are returned."""
+    logits_RV -= logits_RV.amax(-1, keepdim=True)
+    return torch.exp(logits_RV, out=exp_RV).sum(-1, keepdim=True)
+
+
+def detached(sampled: Tensor, direct: Tensor, mass: Tensor, losses: TokenLosses) -> tuple[Tensor, ...]:
+    """In the order of `FusedLoss`."""
+    values = (sampled, direct, mass, losses.trust, losses.outlier, losses.guidance, losses.reward)
+    return tuple(value.detach() for value in values)
