@@ -46,7 +46,7 @@ def test_an_adapter_is_counted_exactly(inputs):
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from tropd.run.assemble import adapter
+    from tropd.run.adapter import adapter
 
     settings = inputs(use_peft=True, lora_r=4).configuration.settings
     real = get_peft_model(AutoModelForCausalLM.from_pretrained(pair.student_path()), adapter(settings))

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -218,6 +219,7 @@ def run(out: Path, scenario: Scenario, micro_batches: int) -> dict[str, Any]:
     return {
         "kind": str(trainer.accelerator.distributed_type),
         "teacher kind": type(trainer.teacher.forward).__name__,
+        "teacher units": sum(isinstance(module, FSDPModule) for module in trainer.teacher.model.modules()),
         "batches": [
             {row: part[row] for rank_batches in everyone for part in [rank_batches[n]] for row in sorted(part)}
             for n in range(len(batches))
@@ -265,7 +267,7 @@ def shard_on_cpu(kind: str) -> dict[str, Any]:
             FSDP_VERSION="2",
             FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
             FSDP_RESHARD_AFTER_FORWARD="true",
-            FSDP_CPU_RAM_EFFICIENT_LOADING="false",
+            FSDP_CPU_RAM_EFFICIENT_LOADING="true",
             FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
         )
         return {}

@@ -156,6 +156,12 @@ def test_a_split_is_of_its_kind_and_fsdp2_shards_both_models_or_the_student_alon
         assert facts["kind"] == f"DistributedType.{KINDS[split]}"
         sharded = split == "fsdp2" and scenario not in ("gkd", "replicated", "base")
         assert facts["teacher kind"].startswith("FSDP") == sharded
+        # Units that are gathered one at a time: embedding, each layer, the tail, the rest.
+        assert (
+            facts["teacher units"] > 3
+            if sharded or (split, scenario) == ("fsdp2", "base")
+            else not facts["teacher units"]
+        )
 
 
 def test_the_scenarios_hold_what_their_names_say(one):

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from ..planning import HARDWARE
     from ..planning.fleet import plan_fleets
     from ..planning.known import config_by_name, shape_by_name
+    from ..run.adapter import shares_base
     from ..run.configuration import resolve
     from ..run.costs import adapter_parameters
     from .quiet import quiet_libraries
@@ -77,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         prompt_tokens=options.prompt_tokens,
         response_tokens=options.response_tokens,
         teacher_writes=False,
+        shares_base=shares_base(settings, args),
         lora_parameters=adapter_parameters(config_by_name(settings.student), settings) if settings.use_peft else None,
         max_steps=args.max_steps if args.max_steps > 0 else 1,
     )

@@ -59,6 +59,7 @@ def plan_run(
     lora_parameters: int | None = None,
     teacher_writes: bool = True,
     on_gpu: bool | None = None,
+    shares_base: bool = False,
     max_steps: int | None = None,
 ) -> RunPlan:
     """Memory, work and disk of a run.
@@ -76,6 +77,7 @@ def plan_run(
         teacher_writes: does the teacher write prefixes while training (no `teacher_response` column)? Only guided
             methods read it.
         on_gpu: `None`: as this machine and `args.use_cpu` say.
+        shares_base: is the teacher the base of the student's adapter, loaded once?
         max_steps: optimiser steps; `args.max_steps` by default.
 
     Raises:
@@ -99,5 +101,6 @@ def plan_run(
         lora_parameters=lora_parameters,
         teacher_writes=teacher_writes,
         on_gpu=on_gpu,
+        shares_base=shares_base,
     )
     return RunPlan(setup, estimate_memory(setup), step_work(setup), estimate_disk(args, setup, steps), steps)

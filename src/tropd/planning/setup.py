@@ -77,6 +77,7 @@ class Setup:
         num_processes: processes that share a step.
         sharded: does FSDP divide weights, gradients and optimiser state among them?
         shard_teacher: and the teacher's weights with them?
+        shares_base: is the teacher the base of the student's adapter, with no weights of its own?
         top_k: the teacher's top-k kept for a token, 0 if none.
         loss: `tokens` (sampled and top-k terms), or a full-vocabulary `divergence` or `mixture` (GKD), for which the
             teacher's hidden states are kept.
@@ -105,6 +106,7 @@ class Setup:
     num_processes: int = 1
     sharded: bool = False
     shard_teacher: bool = True
+    shares_base: bool = False
     top_k: int = 0
     loss: str = "tokens"
     guided: bool = False
@@ -138,6 +140,7 @@ def read_setup(
     lora_parameters: int | None = None,
     teacher_writes: bool = True,
     on_gpu: bool | None = None,
+    shares_base: bool = False,
 ) -> Setup:
     """The fields of a configuration that the estimates need; arguments as in `plan_run`."""
     if on_gpu is None:
@@ -154,7 +157,7 @@ def read_setup(
         teacher=teacher,
         work=_workload(args, prompt_tokens, response_tokens, longest_prompt),
         weight_bytes=weight_bytes,
-        teacher_bytes=_loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
+        teacher_bytes=weight_bytes if shares_base else _loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
         autocast=autocast,
         compute_bytes=2 if half else weight_bytes,
         checkpointing=bool(args.gradient_checkpointing),
@@ -165,6 +168,7 @@ def read_setup(
         num_processes=num_processes,
         sharded=bool(args.fsdp) if sharded is None else sharded,
         shard_teacher=args.shard_teacher,
+        shares_base=shares_base,
         top_k=max((stage.fkl_top_k or 0 for stage in stages if stage.needs_topk), default=0),
         loss=_loss(method),
         guided=method.guided,

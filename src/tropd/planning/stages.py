@@ -69,7 +69,7 @@ def _adapter_bytes(setup: Setup) -> int:
 
 
 def _teacher_bytes(setup: Setup) -> int:
-    whole = setup.teacher.parameters * setup.teacher_bytes
+    whole = 0 if setup.shares_base else setup.teacher.parameters * setup.teacher_bytes
     return _sharded(setup, whole) if setup.shard_teacher else whole
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .adapter import adapter
 from .prepare import RunInputs
 
 
@@ -21,17 +22,4 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
         reward_funcs=inputs.rewards or None,
         peft_config=adapter(settings) if settings.use_peft else None,
         callbacks=list(callbacks),
-    )
-
-
-def adapter(settings: Any) -> Any:
-    """The LoRA adapter of the settings."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..planning import ModelShape, Rates, RunPlan, StepTime, available_memory, check_disk, model_shape, plan_run
-from .assemble import adapter
+from .adapter import adapter, shares_base
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
 
@@ -37,6 +37,7 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
         sharded=is_sharded(args),
         lora_parameters=adapter_parameters(inputs.student.config, settings) if settings.use_peft else None,
         teacher_writes=bool(rows_without_response(inputs.data)),
+        shares_base=shares_base(settings, args),
         max_steps=num_steps(args, len(inputs.data)),
     )
 

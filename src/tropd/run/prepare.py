@@ -14,6 +14,7 @@ from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
 from ..teacher.agreement import check_vocabularies
 from ..training.checks import check_enough_prompts
+from .adapter import shares_base
 from .configuration import Configuration
 from .context import ContextFit
 from .rewards import check_reward_columns, reward_function
@@ -86,7 +87,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     findings = compare(student, teacher, [data.dataset[longest_row], *data.rows(ROWS_COMPARED)], args)
     check_enough_prompts(len(data), args)
     check_reward_columns(rewards, data.dataset.column_names)
-    findings += guidance_findings(data, args)
+    findings += guidance_findings(data, args, shares_base(settings, args))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return RunInputs(configuration, args, data, evaluation, rewards, student, teacher, findings, mean, longest)
 

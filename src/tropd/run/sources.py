@@ -89,8 +89,13 @@ def uses_zero3(args: Any) -> bool:
     return getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
 
 
-def guidance_findings(data: PromptData, args: Any) -> list[Finding]:
+def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) -> list[Finding]:
     """What the method will make of the teacher responses.
+
+    Args:
+        data: the training data.
+        args: the configuration.
+        shares_base: is the teacher the student's own base, sharded as the student is?
 
     Raises:
         ValueError: a sharded teacher would have to write.
@@ -104,7 +109,7 @@ def guidance_findings(data: PromptData, args: Any) -> list[Finding]:
     if not missing:
         return []
     which = "all prompts" if len(missing) == len(data) else f"{len(missing)} of {len(data)} prompts ({missing[0]}, …)"
-    if uses_zero3(args) or (is_sharded(args) and args.shard_teacher):
+    if uses_zero3(args) or (is_sharded(args) and (args.shard_teacher or shares_base)):
         raise ValueError(
             f"{which} lack a teacher_response, and a sharded teacher cannot write one while training. Let "
             "`tropd generate` write them, and leave out rows where it wrote nothing; or set guidance_schedule: none."

@@ -3,7 +3,8 @@
 from typing import Any
 
 from .config import TrOPDConfig
-from .sharding import shards_teacher
+from .own_base import why_not_shared
+from .sharding import shards_teacher, uses_zero3
 
 
 def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset: Any, options: dict[str, Any]) -> None:
@@ -19,11 +20,13 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
-    if student is teacher and not isinstance(student, str) and options.get("peft_config") is None:
-        raise ValueError(
-            "student and teacher are one and the same object, which would be frozen as the teacher; load the teacher "
-            "separately, copy it, or train an adapter (peft_config), whose base it may be."
-        )
+    if student is teacher and not isinstance(student, str):
+        why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
+        if why is not None:
+            raise ValueError(
+                "student and teacher are one and the same object. It can be both where an adapter (peft_config) on it "
+                f"is the student, and its base the teacher; but {why}. Load the teacher separately, or copy it."
+            )
     _check_columns(train_dataset, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
@@ -92,8 +95,25 @@ def check_host_model(trainer: Any) -> None:
             "FSDP version 1 hides the output layer outside of its own forward pass, which tropd reads there. Set "
             "fsdp_version: 2 in accelerate's configuration (fsdp_config: {version: 2} in the trainer's)."
         )
+    _check_whole_teacher(trainer)
     if trainer.method.needs_full_teacher and shards_teacher(trainer):
         raise ValueError(
             f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where it is sharded. With "
             "FSDP set shard_teacher: false; else use ZeRO-2 or DDP, or a method without a full-vocabulary divergence."
+        )
+
+
+def _check_whole_teacher(trainer: Any) -> None:
+    """Refuse `shard_teacher: false` where the teacher is sharded all the same."""
+    if trainer.args.shard_teacher:
+        return
+    if uses_zero3(trainer):
+        raise ValueError(
+            "shard_teacher is False, but DeepSpeed ZeRO-3 shards every model that is loaded. Remove it, or use FSDP2 "
+            "or ZeRO-2."
+        )
+    if trainer.shares_base and trainer.is_fsdp_enabled:
+        raise ValueError(
+            "shard_teacher is False, but the teacher is the student's own base, which FSDP2 shards as the student. "
+            "Remove it, or load the teacher separately: teacher_model_init_kwargs other than model_init_kwargs does."
         )

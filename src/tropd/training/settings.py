@@ -55,8 +55,8 @@ class MethodSettings:
         switch_at: fraction of training at which a two-stage method switches.
         teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
-        shard_teacher: with FSDP or DeepSpeed, shard the teacher as the student is; `False` keeps a whole copy on each
-            process, which is faster where it fits, and can write teacher prefixes while training.
+        shard_teacher: with FSDP2, shard the teacher as the student is; `False` keeps a whole copy on each process,
+            which is faster where it fits, and can write teacher prefixes while training. (ZeRO-3 always shards it.)
         teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),
             `teacher` (the teacher's own), or a Jinja template.
         teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
@@ -101,7 +101,7 @@ class MethodSettings:
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
-    shard_teacher: bool = field(default=True, metadata={"help": "With FSDP or DeepSpeed, shard the teacher too."})
+    shard_teacher: bool = field(default=True, metadata={"help": "With FSDP2, shard the teacher too."})
     teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}

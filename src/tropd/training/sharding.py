@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils import fsdp2_prepare_model
 from transformers import PreTrainedModel
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models import prepare_deepspeed
 
 
 def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
@@ -18,7 +19,8 @@ def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)  # type: ignore[no-any-return]
     if shards_teacher(trainer):
-        return prepare_fsdp(model, trainer.accelerator)  # type: ignore[return-value]
+        # Layer by layer, as the student: TRL's prepare_fsdp makes one unit, which each process would gather whole.
+        return fsdp2_prepare_model(trainer.accelerator, model).eval()  # type: ignore[no-any-return]
     if trainer.is_fsdp_enabled:
         return _whole(trainer.accelerator, model)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)  # type: ignore[no-any-return]
@@ -29,8 +31,13 @@ def shards_teacher(trainer: Any) -> bool:
 
     Of DeepSpeed's stages, ZeRO-3 alone shards weights. A teacher that is the student's base lies as the student does.
     """
-    zero3 = trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
-    return bool(zero3 or (trainer.is_fsdp_enabled and (trainer.args.shard_teacher or trainer.shares_base)))
+    lies_as_student = trainer.args.shard_teacher or trainer.shares_base
+    return bool(uses_zero3(trainer) or (trainer.is_fsdp_enabled and lies_as_student))
+
+
+def uses_zero3(trainer: Any) -> bool:
+    """Does DeepSpeed shard every model that is loaded?"""
+    return bool(trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
 
 def _whole(accelerator: Any, model: PreTrainedModel) -> Callable:

@@ -1,5 +1,6 @@
 """From the `teacher_model` argument to a teacher: loaded and spread over the processes, or the student's own base."""
 
+import logging
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -8,18 +9,7 @@ from ..teacher.base import BaseTeacher
 from ..teacher.local import LocalTeacher
 from .sharding import in_autocast, prepare_teacher
 
-
-def is_own_base(student: Any, teacher: Any, options: dict[str, Any], init_kwargs: Any) -> bool:
-    """Are student and teacher one model, with an adapter on the student to tell them apart?
-
-    Args:
-        student: a folder, a name or a model.
-        teacher: likewise.
-        options: the trainer's other arguments.
-        init_kwargs: `teacher_model_init_kwargs`; with some, the teacher is loaded beside the student.
-    """
-    same = student is teacher or (isinstance(student, str) and student == teacher)
-    return same and options.get("peft_config") is not None and not init_kwargs
+logger = logging.getLogger(__name__)
 
 
 def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher:
@@ -37,6 +27,7 @@ def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher
             "or use 'student'."
         )
     if trainer.shares_base:
+        logger.info("The teacher is the student's own base, with the adapter switched off; it is loaded once.")
         return BaseTeacher(trainer.model, in_autocast(trainer.accelerator, trainer.model))
     if isinstance(teacher, str):
         options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}

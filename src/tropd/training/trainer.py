@@ -33,6 +33,7 @@ from .host import check_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .own_base import is_own_base
 from .ranks import Ranks
 from .rolling_out import RollsOut
 from .rollout_log import write_rollouts
@@ -50,7 +51,7 @@ from .scoring import (
     without_unusable,
 )
 from .sharding import keep_outputs_exact, shards_teacher
-from .teachers import is_own_base, load_teacher
+from .teachers import load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class TrOPDTrainer(RollsOut):
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
         check_arguments(args, model, teacher_model, train_dataset, options)
         self._monitors_rewards = has_rewards(options)
-        self.shares_base = is_own_base(model, teacher_model, options, args.teacher_model_init_kwargs)
+        self.shares_base = is_own_base(model, teacher_model, peft_config, args)
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
