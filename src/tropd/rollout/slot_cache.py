@@ -139,13 +139,10 @@ class SlotCache(Cache):
 
     def keep(self, order: list[int]) -> None:
         """Let row i be what row `order[i]` is now; `order` has i itself wherever that row stays."""
-        moved = [slot for slot, source in enumerate(order) if slot != source]
+        targets = [slot for slot, source in enumerate(order) if slot != source]
+        moves = torch.tensor([targets, [order[slot] for slot in targets]], dtype=torch.long).to(self.layers[0].device)
         for layer in self.layers:
-            targets, sources = (
-                torch.tensor(slots, dtype=torch.long, device=layer.device)
-                for slots in (moved, [order[i] for i in moved])
-            )
-            layer.move(targets, sources, len(order))
+            layer.move(*moves.to(layer.device), rows=len(order))
 
     def _rebuild(self, slots: int, width: int, room: int) -> None:
         end = max(self.layers[0].get_seq_length(), width)
