@@ -17,7 +17,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 TEST := OMP_NUM_THREADS=2 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow bench check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ test: $(STAMP) ## The quick test suite
 test-slow: $(STAMP) ## The slow tests
 	@$(TEST) -m slow --timeout 1800 $(ARGS) || { code=$$?; \
 	  [ $$code -eq 5 ] || exit $$code; echo "There are no slow tests."; }
+
+bench: $(STAMP) ## Speed beside TRL on this CPU, as ratios; ARGS="--json bench.json" keeps them
+	@$(PY) benchmarks/suite.py $(ARGS)
 
 check: $(STAMP) ## Lint, formatting and types; run it before each commit
 	@$(PY) -m ruff check .

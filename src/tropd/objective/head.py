@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .products import (
     add_weight_gradient,
+    block_rows,
     blocks_of,
     gradient_dtype,
     narrowed_,
@@ -148,9 +149,10 @@ def sampled_logps(
     """
 
     if not needs_gradient(hidden_NH, head):
+        room = Room()
 
         def scan(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-            logits_RV, log_sum, entropy = normalise_(logits_RV)
+            logits_RV, log_sum, entropy = normalise_(logits_RV, room)
             return gather_logps(logits_RV, token_ids_N[tokens]) - log_sum, entropy
 
         logp, entropy = scan_vocabulary(scan, hidden_NH, head, slice_tokens=slice_tokens)
@@ -183,8 +185,26 @@ def topk_logps(
     return ids_NK, logp_NK
 
 
-def normalise_(logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift each row's largest logit to 0, in place.
+class Room:
+    """Memory for one block's temporaries, shared by the blocks of a pass.
+
+    Fresh ones would scatter the heap: a block's small results stay, and what is freed around them is seldom of the size
+    that the next block asks for. 16k tokens with a top-k on every fifth held 7 GB that way.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+
+    def for_rows(self, logits_RV: Tensor, num_rows: int | None = None) -> Tensor:
+        """An uninitialised [R, V] like `logits_RV`, or of `num_rows`; what was handed out before is overwritten."""
+        num_rows = len(logits_RV) if num_rows is None else num_rows
+        if self._kept is None or len(self._kept) < num_rows:
+            self._kept = logits_RV.new_empty(max(num_rows, block_rows(logits_RV)), logits_RV.shape[1])
+        return self._kept[:num_rows]
+
+
+def normalise_(logits_RV: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift each row's largest logit to 0, in place; `room` is for a temporary.
 
     Returns:
         the shifted logits [R, V], −inf raised to a finite number that exp sends to 0; the log of the sum of their
@@ -192,7 +212,7 @@ def normalise_(logits_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     logits_RV -= logits_RV.amax(-1, keepdim=True)
     logits_RV.clamp_(min=torch.finfo(logits_RV.dtype).min)
-    probs_RV = logits_RV.softmax(-1)
+    probs_RV = torch.softmax(logits_RV, -1, out=room.for_rows(logits_RV))
     log_sum = -probs_RV.amax(-1).log()  # the likeliest token's probability is exp(0) over the sum
     return logits_RV, log_sum, log_sum - probs_RV.mul_(logits_RV).sum(-1)
 

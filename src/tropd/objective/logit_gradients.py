@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd
-from .head import Head, gather_logps, slice_buffer
+from .head import Head, Room, gather_logps, slice_buffer
 from .loss import DirectTerm, FullVocabularyTerm, TokenLosses, TokenSignals, TopKTerm, token_losses
 from .methods import Method
-from .products import block_rows, blocks_of, project_into
+from .products import blocks_of, project_into
 from .reduce import RegionCounts, reduce_losses
 
 
@@ -151,11 +151,14 @@ class WholeDistributions(Worker):
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         entries, _ = self.direct_rows(tokens)
         teacher_CV = self._project_teacher(entries)
-        parts = []
+        # Written where there is room already: small results kept between large temporaries would scatter the heap.
+        values = raw_CV.new_empty(3, raw_CV.shape[0])
         for block in blocks_of(raw_CV):
             place = slice(tokens.start + block.start, tokens.start + block.stop)
-            parts.append(self._block(raw_CV[block], place, teacher_CV, entries.start, with_gradient))
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True)), raw_CV
+            self._block_(raw_CV[block], values[:, block], place, teacher_CV, entries.start, with_gradient)
+        sampled, direct, mass = values
+        losses, _ = self.losses(tokens, sampled, direct)
+        return detached(sampled, direct, mass, losses), raw_CV
 
     def _project_teacher(self, entries: slice) -> Tensor | None:
         term = self.task.direct
@@ -164,7 +167,7 @@ class WholeDistributions(Worker):
         head, room = term.teacher_head, self._teacher_CV[: entries.stop - entries.start]
         return project_into(room, term.teacher_hidden[entries], head.weight, head.bias)
 
-    def _block(self, raw_RV, tokens: slice, teacher_CV, first_entry: int, with_gradient: bool) -> tuple[Tensor, ...]:
+    def _block_(self, raw_RV, values_R, tokens: slice, teacher_CV, first_entry: int, with_gradient: bool) -> None:
         entries, rows = self.direct_rows(tokens)
         with torch.set_grad_enabled(with_gradient):
             leaf_RV = raw_RV.detach().requires_grad_(with_gradient)
@@ -175,11 +178,11 @@ class WholeDistributions(Worker):
                 compared = logps_RV if rows.numel() == len(raw_RV) else logps_RV[rows]
                 value, part = self._direct(compared, entries, teacher_CV, first_entry)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
-            losses, total = self.losses(tokens, sampled, direct)
+            _, total = self.losses(tokens, sampled, direct)
         if with_gradient:
-            (grad_RV,) = torch.autograd.grad(total, leaf_RV)
-            raw_RV.copy_(grad_RV)
-        return detached(sampled, direct, mass, losses)
+            raw_RV.copy_(torch.autograd.grad(total, leaf_RV)[0])
+        for row, value in zip(values_R, (sampled, direct, mass), strict=True):
+            row.copy_(value.detach())
 
     def _direct(self, logps_CV: Tensor, entries: slice, teacher_CV: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
         term = self.task.direct
@@ -206,7 +209,7 @@ class Divergence(Worker):
         self._term = task.direct
         self._teacher_CV = slice_buffer(self._term.teacher_head.weight, slices)
         self._beta = _beta_of(self._term)
-        self._scratch: list[Tensor] = []
+        self._rooms = Room(), Room()
 
     @staticmethod
     def can(head: Head, task: Task) -> bool:
@@ -226,13 +229,11 @@ class Divergence(Worker):
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         teacher, room = self._term.teacher_head, self._teacher_CV[: raw_CV.shape[0]]
         project_into(room, self._term.teacher_hidden[tokens], teacher.weight, teacher.bias)
-        if not self._scratch:
-            # The first slice need not be the longest, but its blocks are of the size that all have.
-            rows = block_rows(raw_CV)
-            self._scratch = [raw_CV.new_empty(rows, raw_CV.shape[1]) for _ in range(2)]
-        parts = [self._block_(raw_CV[rows], room[rows], tokens.start + rows.start) for rows in blocks_of(raw_CV)]
-        sampled, values, factors = (torch.cat(column) for column in zip(*parts, strict=True))
-        values.requires_grad_(with_gradient)
+        sampled, values, factors = columns = raw_CV.new_empty(3, raw_CV.shape[0])
+        for rows in blocks_of(raw_CV):
+            here = self._block_(raw_CV[rows], room[rows], tokens.start + rows.start)
+            columns[:, rows] = torch.stack(here)
+        values = values.clone().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
             losses, total = self.losses(tokens, sampled, values)
         if with_gradient:
@@ -243,7 +244,7 @@ class Divergence(Worker):
 
     def _block_(self, raw_RV: Tensor, teacher_raw_RV: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs of the sampled tokens and divergences, [R]; `raw_RV` times what comes third is their gradient."""
-        student_exp, teacher_exp = (scratch[: len(raw_RV)] for scratch in self._scratch)
+        student_exp, teacher_exp = (room.for_rows(raw_RV) for room in self._rooms)
         student = self.head.transform(raw_RV)
         student_sums = _shifted_(student, student_exp)
         # In the student's precision, from the entries that both vocabularies have.
@@ -268,11 +269,14 @@ class Divergence(Worker):
         else:
             student_exp /= student_sums
             teacher_exp /= teacher_sums
-            value = self._mixture_(student.sub_(student_log_sums), teacher.sub_(teacher_log_sums), raw_RV)
+            probs = student_exp, teacher_exp
+            value = self._mixture_(probs, student.sub_(student_log_sums), teacher.sub_(teacher_log_sums), raw_RV)
         return sampled, value.squeeze(-1), factor.squeeze(-1)
 
-    def _mixture_(self, student_logps: Tensor, teacher_logps: Tensor, gradient_RV: Tensor) -> Tensor:
-        beta, (student, teacher) = self._beta, (scratch[: len(student_logps)] for scratch in self._scratch)
+    def _mixture_(
+        self, probs: tuple[Tensor, Tensor], student_logps: Tensor, teacher_logps: Tensor, gradient_RV: Tensor
+    ) -> Tensor:
+        beta, (student, teacher) = self._beta, probs
         assert beta is not None
         mixture = (beta * teacher).add_(student, alpha=1 - beta)
         # Where both underflow, their share is 0 whatever the logarithm.

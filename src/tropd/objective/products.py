@@ -18,7 +18,7 @@ from torch import Tensor
 TILE_ROWS = 2048
 """Rows of the weight in one product on a CPU: 8 MiB in float32 at a hidden size of 1024."""
 
-BLOCK_ELEMENTS = {"cpu": 2**20, "gpu": 2**24}
+BLOCK_ELEMENTS = {"cpu": 2**18, "gpu": 2**24}
 """Logits that are worked on together: what a processor's cache holds; on a GPU more, so that launches are few."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import PackedResponses, expose_hidden_states, head_rows, pack_responses
-from ..objective.head import Head, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
 from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
@@ -166,16 +166,17 @@ def _score_states(
     states: Tensor, head: Head, token_ids: Tensor, offset: int, topk: TopKRequest | None
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
-    index, ids, logps = [], [], []
+    index, ids, logps, room = [], [], [], Room()
 
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        logits_RV, log_sum, entropy = normalise_(logits_RV)
+        logits_RV, log_sum, entropy = normalise_(logits_RV, room)
         here = token_ids[tokens]
         logp = (gather_logps(logits_RV, here.clamp_min(0)) - log_sum).masked_fill(here < 0, -torch.inf)
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
-            top_ids, top_logits = topk_of(logits_RV[rows], topk.k, topk.vocab_limit)
+            wanted_RV = torch.index_select(logits_RV, 0, rows, out=room.for_rows(logits_RV, rows.numel()))
+            top_ids, top_logits = topk_of(wanted_RV, topk.k, topk.vocab_limit)
             index.append(rows + place.start)
             ids.append(top_ids.int())
             logps.append(top_logits - log_sum[rows].unsqueeze(-1))
