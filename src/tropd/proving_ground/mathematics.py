@@ -1,0 +1,233 @@
+"""Mathematics: who has how many, worked out step by step in any order that the facts allow.
+
+    prompt    ben has 5 more than ann. ann has 7 coins. dan has as many as ann and ben together.
+              how many coins does dan have?
+    response  ann = 7
+              ben = 5 + ann = 5 + 7 = 12
+              dan = ann + ben = 7 + 12 = 19
+              so dan has 19 coins.
+
+Facts stand in no order. A step may come as soon as what it needs is known, its operands may be exchanged, twice may be
+written as a sum, and the names may be left out: many responses are right, so a good teacher is not certain.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from tropd.proving_ground.problems import Domain, Grade, listed, short
+
+NAMES = (
+    *("ann", "ben", "cleo", "dan", "eva", "fred", "gina", "hugo"),
+    *("ida", "jack", "kim", "leo", "mia", "noah", "olga", "paul"),
+)
+ITEMS = ("coins", "apples", "books", "stamps")
+MAX_VALUE = 50
+"""Largest number of a problem; every number up to it is one token."""
+LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (5, 6), 3: (6, 8), 4: (9, 11), 5: (13, 16)}
+"""Difficulty dial: level → fewest and most facts."""
+
+_SENTENCES = {
+    "given": "{name} has {number} {item}",
+    "more": "{name} has {number} more than {a}",
+    "fewer": "{name} has {number} fewer than {a}",
+    "twice": "{name} has twice as many as {a}",
+    "half": "{name} has half as many as {a}",
+    "together": "{name} has as many as {a} and {b} together",
+}
+_FIELDS = {"name": "[a-z]+", "number": "[0-9]+", "item": "[a-z]+", "a": "[a-z]+", "b": "[a-z]+"}
+_PATTERNS = {
+    kind: re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{_FIELDS[m[1]]})", text))
+    for kind, text in _SENTENCES.items()
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a problem says of one name: how many it has, or how to get there from `needs`."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...] = ()
+    number: int = 0
+
+    def value(self, values: dict[str, int]) -> int:
+        """Number that the fact gives, from the values of what it needs."""
+        known = [values[name] for name in self.needs]
+        if self.kind == "given":
+            return self.number
+        if self.kind == "half":
+            return known[0] // 2
+        return {"more": sum(known) + self.number, "fewer": sum(known) - self.number, "twice": 2 * sum(known)}.get(
+            self.kind, sum(known)
+        )
+
+    def forms(self) -> list[str]:
+        """Right-hand sides that say how to work it out, in names; '7' for a given number."""
+        a, number = self.needs[0] if self.needs else "", self.number
+        return {
+            "given": [f"{number}"],
+            "more": [f"{a} + {number}", f"{number} + {a}"],
+            "fewer": [f"{a} - {number}"],
+            "twice": [f"2 * {a}", f"{a} * 2", f"{a} + {a}"],
+            "half": [f"{a} / 2"],
+            "together": [f"{a} + {self.needs[-1]}", f"{self.needs[-1]} + {a}"],
+        }[self.kind]
+
+    def steps(self, values: dict[str, int]) -> list[str]:
+        """Every right way to write this step, given the values of all names."""
+        if self.kind == "given":
+            return [f"{self.name} = {self.number}"]
+        steps = []
+        for form in self.forms():
+            numbers = re.sub("[a-z]+", lambda m: str(values[m[0]]), form)
+            steps += [f"{self.name} = {form} = {numbers} = {values[self.name]}"]
+            steps += [f"{self.name} = {numbers} = {values[self.name]}"]
+        return steps
+
+
+@dataclass(frozen=True)
+class MathProblem:
+    """Facts in the order of the prompt, the item counted and the name asked for."""
+
+    facts: tuple[Fact, ...]
+    item: str
+    asked: str
+
+    @property
+    def prompt(self) -> str:
+        """Text given to a model."""
+        said = ". ".join(self._sentence(fact) for fact in self.facts)
+        return f"{said}. how many {self.item} does {self.asked} have?\n"
+
+    @property
+    def key(self) -> str:
+        """Facts in alphabetical order: item, question and order of the prompt make no new problem."""
+        return "; ".join(sorted(f"{fact.name} {fact.kind} {fact.number} {sorted(fact.needs)}" for fact in self.facts))
+
+    @cached_property
+    def values(self) -> dict[str, int]:
+        """How many every name has, or fewer names where the facts go round in a circle."""
+        values: dict[str, int] = {}
+        for _ in self.facts:
+            for fact in self.facts:
+                if all(name in values for name in fact.needs):
+                    values[fact.name] = fact.value(values)
+        return values
+
+    def _sentence(self, fact: Fact) -> str:
+        a, b = (*fact.needs, "", "")[:2]
+        return _SENTENCES[fact.kind].format(name=fact.name, number=fact.number, item=self.item, a=a, b=b)
+
+
+def draw(rng: random.Random, level: int) -> MathProblem:
+    """A problem of a level; every value lies between 1 and `MAX_VALUE`."""
+    count = rng.randint(*LEVELS[level])
+    names = rng.sample(NAMES, count)
+    facts: list[Fact] = []
+    values: dict[str, int] = {}
+    for place, name in enumerate(names):
+        fact = _draw_fact(rng, name, names[:place], values)
+        facts.append(fact)
+        values[name] = fact.value(values)
+    return MathProblem(tuple(rng.sample(facts, count)), rng.choice(ITEMS), names[-1])
+
+
+def parse(prompt: str) -> MathProblem:
+    """Problem behind a prompt, the inverse of `MathProblem.prompt`."""
+    *sentences, question = prompt.strip().split(". ")
+    asked = re.fullmatch(r"how many ([a-z]+) does ([a-z]+) have\?", question)
+    facts = [_parse_fact(sentence) for sentence in sentences]
+    problem = MathProblem(tuple(filter(None, facts)), asked[1], asked[2]) if asked and all(facts) else None
+    if problem is None or len({f.name for f in problem.facts}) < len(facts) or problem.asked not in problem.values:
+        raise ValueError(
+            f"prompt is {short(prompt)}; it is no set of facts with a question that they answer. "
+            "Write for example 'ann has 7 coins. ben has 5 more than ann. how many coins does ben have?'."
+        )
+    return problem
+
+
+def answer(problem: MathProblem) -> str:
+    """Number asked for."""
+    return str(problem.values[problem.asked])
+
+
+def solve(problem: MathProblem, rng: random.Random) -> str:
+    """One right response: every fact worked out, in an order and in forms drawn from `rng`."""
+    waiting, known, lines = list(problem.facts), set[str](), list[str]()
+    while waiting:
+        fact = rng.choice([fact for fact in waiting if known.issuperset(fact.needs)])
+        waiting.remove(fact)
+        known.add(fact.name)
+        lines.append(rng.choice(fact.steps(problem.values)))
+    return "\n".join([*lines, _ending(problem)])
+
+
+def judge(problem: MathProblem, response: str) -> Grade:
+    """Whether every step follows from the facts and the last line gives the right number."""
+    facts = {fact.name: fact for fact in problem.facts}
+    known = {fact.name for fact in problem.facts if fact.kind == "given"}
+    worked: set[str] = set()
+    *lines, ending = response.strip(" ").split("\n")
+    for line in lines:
+        name = line.split(" ")[0]
+        fault = _step_fault(problem, facts, known, worked, line)
+        if fault:
+            return Grade(False, fault)
+        worked.add(name)
+        known.add(name)
+    if ending != _ending(problem):
+        return Grade(False, f"The last line should be {_ending(problem)!r}, but it is {short(ending)}.")
+    if problem.asked not in worked:
+        return Grade(False, f"No step works out how many {problem.asked} has.")
+    return Grade(True, "Every step follows, and the answer is right.")
+
+
+def _step_fault(
+    problem: MathProblem, facts: dict[str, Fact], known: set[str], worked: set[str], line: str
+) -> str | None:
+    name, values = line.split(" ", maxsplit=1)[0], problem.values
+    if name not in facts:
+        return f"The line {short(line)} should start with a name of the problem."
+    if name in worked:
+        return f"The number of {name} is worked out a second time."
+    missing = [need for need in facts[name].needs if need not in known]
+    if missing:
+        return f"The step of {name} comes before {listed(missing)}, which it needs."
+    if line in facts[name].steps(values):
+        return None
+    result = line.rsplit(" = ", 1)[-1]
+    if result != str(values[name]):
+        return f"{name} has {values[name]} {problem.item} and not {short(result)}."
+    return f"The step of {name} should read like {facts[name].steps(values)[0]!r}, but it reads {short(line)}."
+
+
+def _draw_fact(rng: random.Random, name: str, earlier: list[str], values: dict[str, int]) -> Fact:
+    if not earlier or (len(earlier) < 3 and rng.random() < 0.3):
+        return Fact(name, "given", number=rng.randint(2, 20))
+    while True:
+        a, b = rng.choice(earlier[-4:]), rng.choice(earlier)
+        kind = rng.choice(("more", "fewer", "twice", "half", "together"))
+        needs = (a, b) if kind == "together" else (a,)
+        fact = Fact(name, kind, needs, rng.randint(1, 9) if kind in ("more", "fewer") else 0)
+        fits = 1 <= fact.value(values) <= MAX_VALUE and not (kind == "half" and values[a] % 2)
+        if fits and (kind != "together" or a != b):
+            return fact
+
+
+def _parse_fact(sentence: str) -> Fact | None:
+    for kind, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(sentence)
+        if match:
+            found = match.groupdict()
+            needs = tuple(found[key] for key in ("a", "b") if key in found)
+            return Fact(found["name"], kind, needs, int(found.get("number", 0)))
+    return None
+
+
+def _ending(problem: MathProblem) -> str:
+    return f"so {problem.asked} has {problem.values[problem.asked]} {problem.item}."
+
+
+MATHEMATICS = Domain("mathematics", draw, parse, answer, solve, judge)
