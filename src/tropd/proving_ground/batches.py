@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tropd.proving_ground.domains import find_domain
 
-BATCHES_IN_POOL = 16
+BATCHES_IN_POOL = 32
 TYPICAL_LENGTH = 80
 """Tokens of an average response. The loss of a batch is its sum over this many tokens a row, so that every token
 weighs the same, in a batch of short rows as in one of long rows."""

@@ -41,7 +41,7 @@ class Plan:
     steps: int
     learning_rate: float
     enough: float | None = None
-    batch_size: int = 32
+    batch_size: int = 16
     warmup_steps: int = 100
     steps_between_evaluations: int = 500
 

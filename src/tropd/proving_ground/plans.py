@@ -1,0 +1,31 @@
+"""How each model of the family is trained; the seed of a build is added to every mixture's."""
+
+from dataclasses import replace
+
+from tropd.proving_ground.batches import Mixture
+from tropd.proving_ground.domains import DOMAINS
+from tropd.proving_ground.family import GENERALIST, SPECIALISTS, STUDENT
+from tropd.proving_ground.learning import Plan
+
+TEACHER_AT_LEAST = 0.95
+"""Greedy accuracy wanted of a teacher on each of its domains."""
+STUDENT_BAND = (0.2, 0.5)
+"""Greedy accuracy wanted of a student on each domain."""
+
+
+def generalist_plan(seed: int) -> Plan:
+    """From random weights, all domains alike."""
+    return Plan(GENERALIST, Mixture(tuple((name, 1.0) for name in DOMAINS), seed), steps=5000, learning_rate=3e-3)
+
+
+def specialist_plan(domain: str, seed: int) -> Plan:
+    """From the generalist's weights, one domain alone."""
+    mixture = Mixture(((domain, 1.0),), seed + 1)
+    return Plan(SPECIALISTS[domain], mixture, steps=500, learning_rate=1e-3, warmup_steps=20)
+
+
+def student_plan(seed: int) -> Plan:
+    """From random weights, until every domain is inside the band."""
+    shares = {"mathematics": 1.0, "code": 1.0, "instructions": 1.0}
+    plan = Plan(STUDENT, Mixture(tuple(shares.items()), seed + 2), steps=3000, learning_rate=3e-3)
+    return replace(plan, enough=STUDENT_BAND[0], steps_between_evaluations=50)
