@@ -58,11 +58,9 @@ def test_one_problem_in_ten_is_for_validation_and_one_in_ten_for_test(domain):
 
 
 def test_no_rewording_of_a_problem_crosses_splits():
-    facts = ("ann has 7 coins", "ben has 5 more than ann", "dan has as many as ann and ben together")
-    other = ("dan has as many as ben and ann together", "ann has 7 books", "ben has 5 more than ann")
+    facts, other = "ann has 7. ben has ann + 5. dan has ann + ben", "dan has ben + ann. ann has 7. ben has ann + 5"
     parse = DOMAINS["mathematics"].parse
-    asked, otherwise = "how many coins does dan have?", "how many books does ben have?"
-    assert parse(". ".join([*facts, asked])).key == parse(". ".join([*other, otherwise])).key
+    assert parse(f"{facts}. how many has dan?").key == parse(f"{other}. how many has ben?").key
     parse = DOMAINS["instructions"].parse
     assert (
         parse("write 2 lines of 5 words about the fox and the moon.").key
@@ -107,9 +105,7 @@ def test_shuffled_words_of_a_solution_are_judged_and_break_nothing(seed, domain)
 
 
 @EVERY_DOMAIN
-@pytest.mark.parametrize(
-    "prompt", ["", "hello", "how many coins does ann have?", "write solve(xs): fly, then return the sum."]
-)
+@pytest.mark.parametrize("prompt", ["", "hello", "how many has ann?", "write solve(xs): fly, then return the sum."])
 def test_a_prompt_of_another_kind_is_answered_in_a_sentence(domain, prompt):
     with pytest.raises(ValueError, match=r"prompt is .*Write for example"):
         grade(domain, prompt, "")

@@ -16,13 +16,21 @@ TYPICAL_LENGTH = 80
 weighs the same, in a batch of short rows as in one of long rows."""
 
 
+EASY_LEVELS = (1, 2)
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """What a model learns from: the share of each domain, and a seed; a level, or the default mix of levels."""
+    """What a model learns from: the share of each domain, and a seed; a level, or the default mix of levels.
+
+    The first `easy_steps` steps draw from `EASY_LEVELS` alone: what a problem asks is learned from short ones much
+    sooner.
+    """
 
     shares: tuple[tuple[str, float], ...]
     seed: int
     level: int | None = None
+    easy_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,15 @@ def _pool(mixture: Mixture, tokenizer: PreTrainedTokenizerFast, size: int, pool:
     """Batches of similar lengths, in random order."""
     rng = random.Random(f"pool {mixture} {size} {pool}")
     names, shares = zip(*mixture.shares, strict=True)
-    streams = {name: find_domain(name).stream("train", f"{mixture.seed} {pool}", mixture.level) for name in names}
+    levels = EASY_LEVELS if pool * BATCHES_IN_POOL < mixture.easy_steps else (mixture.level,)
+    streams = {
+        (name, level): find_domain(name).stream("train", f"{mixture.seed} {pool}", level)
+        for name in names
+        for level in levels
+    }
     examples = []
     for name in rng.choices(names, shares, k=size * BATCHES_IN_POOL):
-        problem, _ = next(streams[name])
+        problem, _ = next(streams[name, rng.choice(levels)])
         prompt, response = tokenizer([problem.prompt, find_domain(name).solve(problem, rng)])["input_ids"]
         examples.append(Example(tuple(prompt), (*response, tokenizer.eos_token_id)))
     examples.sort(key=lambda example: example.length)

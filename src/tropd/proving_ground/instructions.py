@@ -1,8 +1,8 @@
 """Instructions: verses that meet several constraints at once, each of which a program can check.
 
-    prompt    write 2 lines of 5 words about the fox and the river. name the fox exactly 2 times. never write sees.
+    prompt    write 2 lines of 5 words about the fox and the river. name the fox in line 2 only. never write sees.
               start every line with now. close every line with a bang.
-    response  1: now the fox finds the!
+    response  1: now the river runs the!
               2: now the old fox finds!
 
 Which things are named where, and what they do, is free: many verses are right. Sense is not asked for.
@@ -36,11 +36,11 @@ LEVELS: dict[int, tuple[int, int]] = {1: (2, 3), 2: (4, 6), 3: (6, 8), 4: (9, 11
 """Difficulty dial: level → fewest and most lines."""
 WORDS_PER_LINE = (5, 9)
 NOUNS_IN_PROMPT = (2, 4)
-MOST_TIMES = 5
+MOST_PLACES = 4
 
 _PROMPT = re.compile(
     r"write ([0-9]+) lines of ([0-9]+) words about ((?:the [a-z]+(?:, | and )?)+)\."
-    r"(?: name the ([a-z]+) exactly ([0-9]+) times?\.)?"
+    r"(?: name the ([a-z]+) in lines? ([0-9]+(?:(?:, | and )[0-9]+)*) only\.)?"
     r"(?: never write ([a-z]+)\.)?"
     r"(?: start every line with ([a-z]+)\.)?"
     r"(?: close every line with a (dot|bang|query|semicolon)\.)?"
@@ -55,8 +55,8 @@ class Instruction:
         lines: number of lines, each of which starts with its number and a colon.
         words: words in every line, number and mark apart.
         about: things that may be named; no other thing may.
-        counted: thing to name exactly `times` times.
-        times: see `counted`.
+        placed: thing to name in the lines `places` and in no other.
+        places: see `placed`; line numbers from 1, ascending.
         avoided: word that must not occur.
         start: first word of every line.
         mark: name of the sign that closes every line; without it a line ends with any of `MARKS`.
@@ -65,8 +65,8 @@ class Instruction:
     lines: int
     words: int
     about: tuple[str, ...]
-    counted: str | None = None
-    times: int = 0
+    placed: str | None = None
+    places: tuple[int, ...] = ()
     avoided: str | None = None
     start: str | None = None
     mark: str | None = None
@@ -77,8 +77,9 @@ class Instruction:
         sentences = [
             f"write {self.lines} lines of {self.words} words about {listed([f'the {n}' for n in self.about])}."
         ]
-        if self.counted:
-            sentences.append(f"name the {self.counted} exactly {self.times} time{'s' * (self.times > 1)}.")
+        if self.placed:
+            lines = f"line{'s' * (len(self.places) > 1)} {listed([str(place) for place in self.places])}"
+            sentences.append(f"name the {self.placed} in {lines} only.")
         if self.avoided:
             sentences.append(f"never write {self.avoided}.")
         if self.start:
@@ -90,7 +91,7 @@ class Instruction:
     @property
     def key(self) -> str:
         """All constraints, the things in alphabetical order."""
-        rest = (self.counted, self.times, self.avoided, self.start, self.mark)
+        rest = (self.placed, self.places, self.avoided, self.start, self.mark)
         return f"{self.lines} {self.words} {sorted(self.about)} {rest}"
 
 
@@ -98,14 +99,15 @@ def draw(rng: random.Random, level: int) -> Instruction:
     """Constraints of a level that can be met together."""
     lines, words = rng.randint(*LEVELS[level]), rng.randint(*WORDS_PER_LINE)
     about = tuple(rng.sample(sorted(NOUNS), rng.randint(*NOUNS_IN_PROMPT)))
-    counted = rng.choice(about) if rng.random() < 0.6 else None
+    placed = rng.choice(about) if rng.random() < 0.6 else None
+    places = sorted(rng.sample(range(1, lines + 1), rng.randint(1, min(MOST_PLACES, lines - 1))))
     verbs = [verb for noun in about for verb in NOUNS[noun][1]]
     return Instruction(
         lines,
         words,
         about,
-        counted,
-        rng.randint(1, min(MOST_TIMES, lines)) if counted else 0,
+        placed,
+        tuple(places) if placed else (),
         rng.choice(verbs) if rng.random() < 0.6 else None,
         rng.choice(STARTS) if rng.random() < 0.5 else None,
         rng.choice(sorted(MARKS)) if rng.random() < 0.7 else None,
@@ -120,9 +122,10 @@ def parse(prompt: str) -> Instruction:
             f"prompt is {short(prompt)}; it is no instruction of this kind. "
             "Write for example 'write 2 lines of 5 words about the fox and the river.'."
         )
-    lines, words, about, counted, times, avoided, start, mark = match.groups()
+    lines, words, about, placed, places, avoided, start, mark = match.groups()
     things = tuple(re.findall("the ([a-z]+)", about))
-    return Instruction(int(lines), int(words), things, counted, int(times or 0), avoided, start, mark)
+    numbers = tuple(map(int, re.findall("[0-9]+", places or "")))
+    return Instruction(int(lines), int(words), things, placed, numbers, avoided, start, mark)
 
 
 def answer(problem: Instruction) -> str:
@@ -132,14 +135,10 @@ def answer(problem: Instruction) -> str:
 
 def solve(problem: Instruction, rng: random.Random) -> str:
     """One right text, drawn from `rng`."""
-    shapes = [_draw_shape(problem, rng) for _ in range(problem.lines)]
-    slots = [len([kind for kind in shape if kind == "noun"]) for shape in shapes]
-    nouns = _draw_nouns(problem, sum(slots), rng)
     mark = MARKS[problem.mark or rng.choice(sorted(MARKS))]
     lines = []
-    for number, (shape, count) in enumerate(zip(shapes, slots, strict=True), start=1):
-        words = _fill(problem, shape, nouns[:count], rng)
-        nouns = nouns[count:]
+    for number in range(1, problem.lines + 1):
+        words = _fill(problem, _draw_shape(problem, rng), number, rng)
         lines.append(f"{number}: {' '.join(words)}{mark}")
     return "\n".join(lines)
 
@@ -159,9 +158,10 @@ def judge(problem: Instruction, response: str) -> Grade:
         return Grade(False, f"The text should be about {listed(problem.about)} only, but it names {strangers[0]}.")
     if problem.avoided and problem.avoided in words:
         return Grade(False, f"The word {problem.avoided!r} should not occur.")
-    if problem.counted and words.count(problem.counted) != problem.times:
-        found = words.count(problem.counted)
-        return Grade(False, f"The text should name {problem.counted} {problem.times} times, but it does {found} times.")
+    for number, line in enumerate(lines if problem.placed else [], start=1):
+        if (problem.placed in re.findall("[a-z]+", line)) != (number in problem.places):
+            due = "should" if number in problem.places else "should not"
+            return Grade(False, f"Line {number} {due} name {problem.placed}.")
     return Grade(True, "The text meets every constraint.")
 
 
@@ -189,26 +189,19 @@ def _draw_shape(problem: Instruction, rng: random.Random) -> list[str]:
     return shape[: problem.words]
 
 
-def _draw_nouns(problem: Instruction, count: int, rng: random.Random) -> list[str]:
-    """A thing for every place, the counted one exactly as often as asked."""
-    nouns = [rng.choice([noun for noun in problem.about if noun != problem.counted]) for _ in range(count)]
-    for place in rng.sample(range(count), problem.times):
-        nouns[place] = problem.counted or nouns[place]
-    return nouns
-
-
-def _fill(problem: Instruction, shape: list[str], nouns: list[str], rng: random.Random) -> list[str]:
-    """Words of a line; an adjective that the line is too short to bring to its noun describes any thing."""
-    words, place = [], 0
+def _fill(problem: Instruction, shape: list[str], number: int, rng: random.Random) -> list[str]:
+    """Words of a line; where a thing has its place in it, the line names it first."""
+    others = [noun for noun in problem.about if noun != problem.placed or number in problem.places]
+    words: list[str] = []
+    noun = problem.placed if problem.placed and number in problem.places else rng.choice(others)
     for kind in shape:
-        noun = nouns[place] if place < len(nouns) else rng.choice(problem.about)
         if kind == "noun":
             words.append(noun)
         elif kind == "adjective":
             words.append(rng.choice(NOUNS[noun][0]))
         elif kind == "verb":
-            words.append(rng.choice([verb for verb in NOUNS[nouns[place]][1] if verb != problem.avoided]))
-            place += 1
+            words.append(rng.choice([verb for verb in NOUNS[noun][1] if verb != problem.avoided]))
+            noun = rng.choice(others)
         else:
             words.append(problem.start or "" if kind == "start" else "the")
     return words

@@ -1,11 +1,11 @@
-"""Mathematics: who has how many, worked out step by step in any order that the facts allow.
+"""Mathematics: quantities that depend on each other, worked out step by step in any order that the facts allow.
 
-    prompt    ben has 5 more than ann. ann has 7 coins. dan has as many as ann and ben together.
-              how many coins does dan have?
+    prompt    ben has ann + 5. ann has 7. dan has ann + ben. eva has 2 * ann. how many has dan?
     response  ann = 7
-              ben = 5 + ann = 5 + 7 = 12
-              dan = ann + ben = 7 + 12 = 19
-              so dan has 19 coins.
+              ben: 5 + ann = 5 + 7, ben = 12
+              eva: 7 + 7, eva = 14
+              dan: ann + ben = 7 + 12, dan = 19
+              so dan has 19.
 
 Facts stand in no order. A step may come as soon as what it needs is known, its operands may be exchanged, twice may be
 written as a sum, and the names may be left out: many responses are right, so a good teacher is not certain.
@@ -22,25 +22,20 @@ NAMES = (
     *("ann", "ben", "cleo", "dan", "eva", "fred", "gina", "hugo"),
     *("ida", "jack", "kim", "leo", "mia", "noah", "olga", "paul"),
 )
-ITEMS = ("coins", "apples", "books", "stamps")
 MAX_VALUE = 50
 """Largest number of a problem; every number up to it is one token."""
-LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (5, 6), 3: (6, 8), 4: (9, 11), 5: (13, 16)}
+LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (4, 5), 3: (6, 7), 4: (8, 10), 5: (11, 14)}
 """Difficulty dial: level → fewest and most facts."""
 
-_SENTENCES = {
-    "given": "{name} has {number} {item}",
-    "more": "{name} has {number} more than {a}",
-    "fewer": "{name} has {number} fewer than {a}",
-    "twice": "{name} has twice as many as {a}",
-    "half": "{name} has half as many as {a}",
-    "together": "{name} has as many as {a} and {b} together",
-}
-_FIELDS = {"name": "[a-z]+", "number": "[0-9]+", "item": "[a-z]+", "a": "[a-z]+", "b": "[a-z]+"}
 _PATTERNS = {
-    kind: re.compile(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{_FIELDS[m[1]]})", text))
-    for kind, text in _SENTENCES.items()
+    "given": re.compile("([0-9]+)"),
+    "more": re.compile(r"([a-z]+) \+ ([0-9]+)"),
+    "fewer": re.compile("([a-z]+) - ([0-9]+)"),
+    "twice": re.compile(r"2 \* ([a-z]+)"),
+    "half": re.compile("([a-z]+) / 2"),
+    "together": re.compile(r"([a-z]+) \+ ([a-z]+)"),
 }
+"""How the prompt writes each kind of fact."""
 
 
 @dataclass(frozen=True)
@@ -65,45 +60,44 @@ class Fact:
 
     def forms(self) -> list[str]:
         """Right-hand sides that say how to work it out, in names; '7' for a given number."""
-        a, number = self.needs[0] if self.needs else "", self.number
+        (a, b), number = (*self.needs, "", "")[:2], self.number
         return {
             "given": [f"{number}"],
             "more": [f"{a} + {number}", f"{number} + {a}"],
             "fewer": [f"{a} - {number}"],
             "twice": [f"2 * {a}", f"{a} * 2", f"{a} + {a}"],
             "half": [f"{a} / 2"],
-            "together": [f"{a} + {self.needs[-1]}", f"{self.needs[-1]} + {a}"],
+            "together": [f"{a} + {b}", f"{b} + {a}"],
         }[self.kind]
 
     def steps(self, values: dict[str, int]) -> list[str]:
         """Every right way to write this step, given the values of all names."""
+        result = f"{self.name} = {values[self.name]}"
         if self.kind == "given":
-            return [f"{self.name} = {self.number}"]
+            return [result]
         steps = []
         for form in self.forms():
             numbers = re.sub("[a-z]+", lambda m: str(values[m[0]]), form)
-            steps += [f"{self.name} = {form} = {numbers} = {values[self.name]}"]
-            steps += [f"{self.name} = {numbers} = {values[self.name]}"]
+            steps += [f"{self.name}: {form} = {numbers}, {result}", f"{self.name}: {numbers}, {result}"]
         return steps
 
 
 @dataclass(frozen=True)
 class MathProblem:
-    """Facts in the order of the prompt, the item counted and the name asked for."""
+    """Facts in the order of the prompt, and the name asked for."""
 
     facts: tuple[Fact, ...]
-    item: str
     asked: str
 
     @property
     def prompt(self) -> str:
         """Text given to a model."""
-        said = ". ".join(self._sentence(fact) for fact in self.facts)
-        return f"{said}. how many {self.item} does {self.asked} have?\n"
+        said = ". ".join(f"{fact.name} has {fact.forms()[0]}" for fact in self.facts)
+        return f"{said}. how many has {self.asked}?\n"
 
     @property
     def key(self) -> str:
-        """Facts in alphabetical order: item, question and order of the prompt make no new problem."""
+        """Facts in alphabetical order: question and order of the prompt make no new problem."""
         return "; ".join(sorted(f"{fact.name} {fact.kind} {fact.number} {sorted(fact.needs)}" for fact in self.facts))
 
     @cached_property
@@ -116,10 +110,6 @@ class MathProblem:
                     values[fact.name] = fact.value(values)
         return values
 
-    def _sentence(self, fact: Fact) -> str:
-        a, b = (*fact.needs, "", "")[:2]
-        return _SENTENCES[fact.kind].format(name=fact.name, number=fact.number, item=self.item, a=a, b=b)
-
 
 def draw(rng: random.Random, level: int) -> MathProblem:
     """A problem of a level; every value lies between 1 and `MAX_VALUE`."""
@@ -131,19 +121,19 @@ def draw(rng: random.Random, level: int) -> MathProblem:
         fact = _draw_fact(rng, name, names[:place], values)
         facts.append(fact)
         values[name] = fact.value(values)
-    return MathProblem(tuple(rng.sample(facts, count)), rng.choice(ITEMS), names[-1])
+    return MathProblem(tuple(rng.sample(facts, count)), names[-1])
 
 
 def parse(prompt: str) -> MathProblem:
     """Problem behind a prompt, the inverse of `MathProblem.prompt`."""
     *sentences, question = prompt.strip().split(". ")
-    asked = re.fullmatch(r"how many ([a-z]+) does ([a-z]+) have\?", question)
+    asked = re.fullmatch(r"how many has ([a-z]+)\?", question)
     facts = [_parse_fact(sentence) for sentence in sentences]
-    problem = MathProblem(tuple(filter(None, facts)), asked[1], asked[2]) if asked and all(facts) else None
+    problem = MathProblem(tuple(filter(None, facts)), asked[1]) if asked and all(facts) else None
     if problem is None or len({f.name for f in problem.facts}) < len(facts) or problem.asked not in problem.values:
         raise ValueError(
             f"prompt is {short(prompt)}; it is no set of facts with a question that they answer. "
-            "Write for example 'ann has 7 coins. ben has 5 more than ann. how many coins does ben have?'."
+            "Write for example 'ann has 7. ben has ann + 5. how many has ben?'."
         )
     return problem
 
@@ -171,7 +161,7 @@ def judge(problem: MathProblem, response: str) -> Grade:
     worked: set[str] = set()
     *lines, ending = response.strip(" ").split("\n")
     for line in lines:
-        name = line.split(" ")[0]
+        name = _first_word(line)
         fault = _step_fault(problem, facts, known, worked, line)
         if fault:
             return Grade(False, fault)
@@ -187,7 +177,7 @@ def judge(problem: MathProblem, response: str) -> Grade:
 def _step_fault(
     problem: MathProblem, facts: dict[str, Fact], known: set[str], worked: set[str], line: str
 ) -> str | None:
-    name, values = line.split(" ", maxsplit=1)[0], problem.values
+    name, values = _first_word(line), problem.values
     if name not in facts:
         return f"The line {short(line)} should start with a name of the problem."
     if name in worked:
@@ -199,7 +189,7 @@ def _step_fault(
         return None
     result = line.rsplit(" = ", 1)[-1]
     if result != str(values[name]):
-        return f"{name} has {values[name]} {problem.item} and not {short(result)}."
+        return f"{name} has {values[name]} and not {short(result)}."
     return f"The step of {name} should read like {facts[name].steps(values)[0]!r}, but it reads {short(line)}."
 
 
@@ -217,17 +207,22 @@ def _draw_fact(rng: random.Random, name: str, earlier: list[str], values: dict[s
 
 
 def _parse_fact(sentence: str) -> Fact | None:
+    name, _, said = sentence.partition(" has ")
     for kind, pattern in _PATTERNS.items():
-        match = pattern.fullmatch(sentence)
-        if match:
-            found = match.groupdict()
-            needs = tuple(found[key] for key in ("a", "b") if key in found)
-            return Fact(found["name"], kind, needs, int(found.get("number", 0)))
+        match = pattern.fullmatch(said)
+        if match and re.fullmatch("[a-z]+", name):
+            needs = tuple(word for word in match.groups() if word.isalpha())
+            numbers = [int(word) for word in match.groups() if word.isdecimal()]
+            return Fact(name, kind, needs, *numbers)
     return None
 
 
+def _first_word(line: str) -> str:
+    return re.split("[ :]", line, maxsplit=1)[0]
+
+
 def _ending(problem: MathProblem) -> str:
-    return f"so {problem.asked} has {problem.values[problem.asked]} {problem.item}."
+    return f"so {problem.asked} has {problem.values[problem.asked]}."
 
 
 MATHEMATICS = Domain("mathematics", draw, parse, answer, solve, judge)

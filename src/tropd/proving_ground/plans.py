@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from tropd.proving_ground.batches import Mixture
-from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import GENERALIST, SPECIALISTS, STUDENT
 from tropd.proving_ground.learning import Plan
 
@@ -14,8 +13,9 @@ STUDENT_BAND = (0.2, 0.5)
 
 
 def generalist_plan(seed: int) -> Plan:
-    """From random weights, all domains alike."""
-    return Plan(GENERALIST, Mixture(tuple((name, 1.0) for name in DOMAINS), seed), steps=5000, learning_rate=3e-3)
+    """From random weights, easy problems first; mathematics, the hardest to learn, more often."""
+    shares = (("mathematics", 0.4), ("code", 0.3), ("instructions", 0.3))
+    return Plan(GENERALIST, Mixture(shares, seed, easy_steps=1500), steps=5000, learning_rate=3e-3)
 
 
 def specialist_plan(domain: str, seed: int) -> Plan:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tropd.proving_ground.code import ELEMENTS, LISTS, OPERATIONS, RESULTS
 from tropd.proving_ground.instructions import ADJECTIVES, MARKS, NOUNS, STARTS, VERBS
-from tropd.proving_ground.mathematics import ITEMS, MAX_VALUE, NAMES
+from tropd.proving_ground.mathematics import MAX_VALUE, NAMES
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 MAX_LENGTH = 512
@@ -20,9 +20,9 @@ _SIGNS = (
     *("\n", "\n    ", "\n        ", "\n            ", "[::-1]", ".append", "==", "!=", "<=", ">=", "+=", "**"),
     *"+-*/%=<>()[],:.;!?",
 )
-_MATHEMATICS = "has more fewer than twice half as many and together how does have so"
+_MATHEMATICS = "has how many so"
 _CODE = "def solve return for in if xs out total sum len sorted reversed list write then the number"
-_INSTRUCTIONS = "write lines of words about the and name exactly time times never start close every line with a"
+_INSTRUCTIONS = "write lines of words about the and name in line only never start close every with a"
 _STAGES = " ".join(operation.words for operation in OPERATIONS.values()).replace("{k}", "")
 WORDS = tuple(
     dict.fromkeys(
@@ -30,7 +30,7 @@ WORDS = tuple(
             *(str(number) for number in range(MAX_VALUE + 1)),
             *_SIGNS,
             *" ".join((_MATHEMATICS, _CODE, _INSTRUCTIONS, _STAGES)).split(),
-            *(*NAMES, *ITEMS, *ELEMENTS, *LISTS, *RESULTS),
+            *(*NAMES, *ELEMENTS, *LISTS, *RESULTS),
             *(*NOUNS, *ADJECTIVES, *VERBS, *STARTS, *MARKS),
         )
     )
