@@ -1,5 +1,7 @@
 """The build repeats itself: batches are a function of the step, and an interruption changes no weight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Qwen3ForCausalLM
@@ -9,7 +11,7 @@ from tropd.proving_ground.batches import BATCHES_IN_POOL, Mixture, batch
 from tropd.proving_ground.build import load, save_folder
 from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import MODELS, student_config, teacher_config
-from tropd.proving_ground.learning import Plan, train
+from tropd.proving_ground.learning import Plan, Progress, train
 from tropd.proving_ground.measuring import distance, mean_entropy, roll_out
 from tropd.proving_ground.plans import generalist_plan, specialist_plan, student_plan
 from tropd.proving_ground.tokenizer import build_tokenizer
@@ -88,10 +90,25 @@ def test_the_pruned_student_is_the_generalist_without_a_layer_healed_by_sft(toke
     teacher = Qwen3ForCausalLM(teacher_config())
     last = teacher.model.layers[3].mlp.up_proj.weight.detach().clone()
     monkeypatch.setattr(healing, "BATCH_SIZE", 2)
-    student = healing.heal(teacher, tokenizer, seed=0, steps=2)
+    history = healing.heal(student := teacher, tokenizer, 0, lambda _: {"code": 0.1}, steps=2)
+    assert history == [(2, {"code": 0.1})]
     assert student.config.num_hidden_layers == len(student.model.layers) == len(healing.KEPT_LAYERS)
     change = (student.model.layers[-1].mlp.up_proj.weight - last).norm() / last.norm()
     assert 0 < change < 0.2
+
+
+def test_healing_stops_once_every_domain_is_good_enough(tokenizer, monkeypatch):
+    monkeypatch.setattr(healing, "BATCH_SIZE", 2)
+    monkeypatch.setattr(healing, "STEPS_BETWEEN_EVALUATIONS", 1)
+    found = iter([{"code": 0.5, "instructions": 0.1}, {"code": 0.6, "instructions": 0.25}])
+    assert len(healing.heal(Qwen3ForCausalLM(teacher_config()), tokenizer, 0, lambda _: next(found), steps=4)) == 2
+
+
+def test_a_domain_that_is_good_enough_rests_while_others_learn():
+    plan = replace(PLAN, enough=0.2)
+    shares = dict(learning._mixture_now(plan, Progress(history=[(3, {"code": 0.3, "instructions": 0.1})])).shares)
+    assert shares == {"mathematics": 1.0, "code": learning.RESTING_SHARE, "instructions": 1.0}
+    assert learning._mixture_now(plan, Progress()) == plan.mixture
 
 
 def test_a_saved_folder_loads_as_float32_and_measures_the_same(tokenizer, tmp_path):

@@ -26,7 +26,7 @@ from tropd.proving_ground import healing
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT, student_config, teacher_config
 from tropd.proving_ground.first_gradients import gradient_norms
-from tropd.proving_ground.learning import Accuracies, Plan, train
+from tropd.proving_ground.learning import Accuracies, train
 from tropd.proving_ground.measuring import MAX_NEW_TOKENS, accuracy, distance, mean_entropy
 from tropd.proving_ground.plans import generalist_plan, specialist_plan, student_plan
 from tropd.proving_ground.problems import LEVEL_SHARES
@@ -106,7 +106,7 @@ def _learn(name: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int) 
         student = name == STUDENT
         plan = student_plan(seed) if student else generalist_plan(seed)
         model = Qwen3ForCausalLM(student_config() if student else teacher_config())
-    progress = train(plan, model, tokenizer, out / "progress", _evaluation(plan, tokenizer))
+    progress = train(plan, model, tokenizer, out / "progress", _evaluation(list(dict(plan.mixture.shares)), tokenizer))
     save_folder(model, tokenizer, out / name)
     return {
         "from": GENERALIST if name in domains else "random weights",
@@ -122,15 +122,17 @@ def _learn(name: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int) 
 
 def _heal(name: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int) -> dict[str, Any]:
     started = time.monotonic()
-    model = healing.heal(load(out / GENERALIST), tokenizer, seed)
+    model = load(out / GENERALIST)
+    history = healing.heal(model, tokenizer, seed, _evaluation(list(DOMAINS), tokenizer))
     save_folder(model, tokenizer, out / name)
     return {
         "from": GENERALIST,
         "kept_layers": healing.KEPT_LAYERS,
-        "steps": healing.STEPS,
+        "steps": history[-1][0],
         "batch_size": healing.BATCH_SIZE,
         "learning_rate": healing.LEARNING_RATE,
         "training_seconds": round(time.monotonic() - started),
+        "validation_accuracy_greedy": history[-1][1],
     }
 
 
@@ -139,9 +141,8 @@ def load(folder: Path) -> Qwen3ForCausalLM:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def _evaluation(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Callable[[Qwen3ForCausalLM], Accuracies]:
-    domains = [name for name, _ in plan.mixture.shares]
-    return lambda model: {name: accuracy(model, tokenizer, name, "validation", VALIDATION_PROBLEMS) for name in domains}
+def _evaluation(domains: list[str], tokenizer: PreTrainedTokenizerFast) -> Callable[[Qwen3ForCausalLM], Accuracies]:
+    return lambda model: {d: accuracy(model, tokenizer, d, "validation", VALIDATION_PROBLEMS) for d in domains}
 
 
 def _measured(name: str, out: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def student_config() -> Qwen3Config:
     return _config(num_layers=3)
 
 
-def _config(num_layers: int, width: int = 128, num_heads: int = 4) -> Qwen3Config:
+def _config(num_layers: int, width: int = 128, num_heads: int = 8) -> Qwen3Config:
     tokenizer = build_tokenizer()
     return Qwen3Config(
         vocab_size=len(tokenizer),
@@ -45,7 +45,7 @@ def _config(num_layers: int, width: int = 128, num_heads: int = 4) -> Qwen3Confi
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
-        head_dim=32,
+        head_dim=width // num_heads,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,

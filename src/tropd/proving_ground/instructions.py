@@ -32,9 +32,9 @@ VERBS = tuple(sorted({word for _, words in NOUNS.values() for word in words}))
 STARTS = ("now", "then", "here", "soon", "once")
 MARKS = {"dot": ".", "bang": "!", "query": "?", "semicolon": ";"}
 """Signs that close a line, by their names in a prompt."""
-LEVELS: dict[int, tuple[int, int]] = {1: (2, 3), 2: (4, 6), 3: (6, 8), 4: (9, 11), 5: (12, 15)}
+LEVELS: dict[int, tuple[int, int]] = {1: (2, 4), 2: (5, 6), 3: (7, 9), 4: (10, 13), 5: (14, 18)}
 """Difficulty dial: level → fewest and most lines."""
-WORDS_PER_LINE = (5, 9)
+WORDS_PER_LINE = (4, 7)
 NOUNS_IN_PROMPT = (2, 4)
 MOST_PLACES = 4
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,9 @@ SECONDS_BETWEEN_SAVES = 60.0
 
 Accuracies = dict[str, float]
 
+RESTING_SHARE = 0.05
+"""Share of a domain that is good enough, relative to what it was."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,7 +36,8 @@ class Plan:
         steps: the length of the schedule.
         learning_rate: after the warm-up; a cosine takes it to 2% at the last step.
         enough: training ends at the first evaluation in which every domain of the mixture is at least as
-            accurate; `None` takes all steps.
+            accurate, and a domain that is there before the others is hardly trained meanwhile, so that none runs
+            ahead; `None` takes all steps.
     """
 
     name: str
@@ -69,7 +73,7 @@ def train(
     progress = _load_progress(path, model, optimizers)
     clock, last_save = time.monotonic() - progress.seconds, time.monotonic()
     while progress.step < plan.steps and not _has_enough(plan, progress):
-        data = batch(plan.mixture, tokenizer, plan.batch_size, progress.step)
+        data = batch(_mixture_now(plan, progress), tokenizer, plan.batch_size, progress.step)
         loss = _update(model, optimizers, data, plan.learning_rate * _rate_share(plan, progress.step))
         progress.step += 1
         if progress.step % plan.steps_between_evaluations == 0 or progress.step == plan.steps:
@@ -123,6 +127,18 @@ def _has_enough(plan: Plan, progress: Progress) -> bool:
     if plan.enough is None or not progress.history:
         return False
     return min(progress.history[-1][1].values()) >= plan.enough
+
+
+def _mixture_now(plan: Plan, progress: Progress) -> Mixture:
+    """The plan's mixture, or one in which domains rest that the last evaluation found good enough."""
+    if plan.enough is None or not progress.history:
+        return plan.mixture
+    reached, enough = progress.history[-1][1], plan.enough
+    shares = [
+        (name, share * (RESTING_SHARE if reached.get(name, 0.0) >= enough else 1.0))
+        for name, share in plan.mixture.shares
+    ]
+    return replace(plan.mixture, shares=tuple(shares))
 
 
 def _status_line(plan: Plan, progress: Progress, loss: float) -> str:

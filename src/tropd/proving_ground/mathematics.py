@@ -22,8 +22,8 @@ NAMES = (
     *("ann", "ben", "cleo", "dan", "eva", "fred", "gina", "hugo"),
     *("ida", "jack", "kim", "leo", "mia", "noah", "olga", "paul"),
 )
-MAX_VALUE = 50
-"""Largest number of a problem; every number up to it is one token."""
+MAX_VALUE = 30
+"""Largest number of a problem."""
 LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (4, 5), 3: (6, 7), 4: (8, 10), 5: (11, 14)}
 """Difficulty dial: level → fewest and most facts."""
 
@@ -195,7 +195,7 @@ def _step_fault(
 
 def _draw_fact(rng: random.Random, name: str, earlier: list[str], values: dict[str, int]) -> Fact:
     if not earlier or (len(earlier) < 3 and rng.random() < 0.3):
-        return Fact(name, "given", number=rng.randint(2, 20))
+        return Fact(name, "given", number=rng.randint(2, 12))
     while True:
         a, b = rng.choice(earlier[-4:]), rng.choice(earlier)
         kind = rng.choice(("more", "fewer", "twice", "half", "together"))

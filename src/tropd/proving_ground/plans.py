@@ -1,7 +1,5 @@
 """How each model of the family is trained; the seed of a build is added to every mixture's."""
 
-from dataclasses import replace
-
 from tropd.proving_ground.batches import Mixture
 from tropd.proving_ground.family import GENERALIST, SPECIALISTS, STUDENT
 from tropd.proving_ground.learning import Plan
@@ -15,7 +13,7 @@ STUDENT_BAND = (0.2, 0.5)
 def generalist_plan(seed: int) -> Plan:
     """From random weights, easy problems first; mathematics, the hardest to learn, more often."""
     shares = (("mathematics", 0.4), ("code", 0.3), ("instructions", 0.3))
-    return Plan(GENERALIST, Mixture(shares, seed, easy_steps=1500), steps=5000, learning_rate=3e-3)
+    return Plan(GENERALIST, Mixture(shares, seed, easy_steps=3000), steps=8000, learning_rate=3e-3)
 
 
 def specialist_plan(domain: str, seed: int) -> Plan:
@@ -25,7 +23,7 @@ def specialist_plan(domain: str, seed: int) -> Plan:
 
 
 def student_plan(seed: int) -> Plan:
-    """From random weights, until every domain is inside the band."""
-    shares = {"mathematics": 1.0, "code": 1.0, "instructions": 1.0}
-    plan = Plan(STUDENT, Mixture(tuple(shares.items()), seed + 2), steps=3000, learning_rate=3e-3)
-    return replace(plan, enough=STUDENT_BAND[0], steps_between_evaluations=50)
+    """From random weights, until every domain is inside the band; easy problems first."""
+    shares = (("mathematics", 0.4), ("code", 0.3), ("instructions", 0.3))
+    mixture = Mixture(shares, seed + 2, easy_steps=1500)
+    return Plan(STUDENT, mixture, steps=8000, learning_rate=3e-3, enough=0.25, steps_between_evaluations=250)

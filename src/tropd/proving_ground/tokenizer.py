@@ -9,9 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tropd.proving_ground.code import ELEMENTS, LISTS, OPERATIONS, RESULTS
 from tropd.proving_ground.instructions import ADJECTIVES, MARKS, NOUNS, STARTS, VERBS
-from tropd.proving_ground.mathematics import MAX_VALUE, NAMES
+from tropd.proving_ground.mathematics import NAMES
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+LARGEST_NUMBER = 50
+"""Every whole number up to it is one token; no problem writes a larger one."""
 MAX_LENGTH = 512
 """Room for prompt and response of the hardest level, and half as much again."""
 
@@ -27,7 +29,7 @@ _STAGES = " ".join(operation.words for operation in OPERATIONS.values()).replace
 WORDS = tuple(
     dict.fromkeys(
         (
-            *(str(number) for number in range(MAX_VALUE + 1)),
+            *(str(number) for number in range(LARGEST_NUMBER + 1)),
             *_SIGNS,
             *" ".join((_MATHEMATICS, _CODE, _INSTRUCTIONS, _STAGES)).split(),
             *(*NAMES, *ELEMENTS, *LISTS, *RESULTS),
