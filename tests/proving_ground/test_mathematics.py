@@ -4,10 +4,10 @@ import pytest
 
 from tropd.proving_ground.mathematics import judge, parse, solve
 
-PROMPT = "ben has ann + 5. ann has 7. dan has ann + ben. eva has 2 * ann. ida has ben / 2. how many has dan?\n"
+PROMPT = "ben = ann + 5. ann is 7. dan = ann + ben. eva = 2 * ann. ida = ben / 2. what is dan?\n"
 SOLUTION = (
-    "ann = 7\nben: 5 + ann = 5 + 7, ben = 12\neva: 2 * 7, eva = 14\ndan: ann + ben = 7 + 12, dan = 19\n"
-    "ida: ben / 2 = 12 / 2, ida = 6\nso dan has 19."
+    "ann is 7\nben = 5 + ann = 5 + 7, ben is 12\neva = 2 * ann = 2 * 7, eva is 14\n"
+    "dan = ann + ben = 7 + 12, dan is 19\nida = ben / 2 = 12 / 2, ida is 6\nso dan is 19."
 )
 
 
@@ -19,11 +19,10 @@ def test_the_example_is_right():
     "change",
     [
         ("5 + ann = 5 + 7", "ann + 5 = 7 + 5"),
-        ("5 + ann = 5 + 7", "7 + 5"),
-        ("2 * 7", "7 + 7"),
-        ("2 * 7", "ann * 2 = 7 * 2"),
-        ("ann = 7\n", ""),
-        ("\nida: ben / 2 = 12 / 2, ida = 6", ""),
+        ("2 * ann = 2 * 7", "ann + ann = 7 + 7"),
+        ("2 * ann = 2 * 7", "ann * 2 = 7 * 2"),
+        ("ann is 7\n", ""),
+        ("\nida = ben / 2 = 12 / 2, ida is 6", ""),
     ],
 )
 def test_other_forms_and_steps_that_nobody_asked_for_are_free(change):
@@ -34,14 +33,15 @@ def test_other_forms_and_steps_that_nobody_asked_for_are_free(change):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("ben = 12", "ben = 13"), "ben has 12 and not '13'."),
-        (("5 + ann = 5 + 7", "ann + ann - 2"), "The step of ben should read like 'ben: ann + 5 = 7 + 5, ben = 12'"),
-        (("ben: 5 + ann = 5 + 7, ben = 12\n", ""), "The step of dan comes before ben, which it needs."),
-        (("eva: 2 * 7, eva", "paul: 2 * 7, paul"), "The line 'paul: 2 * 7, paul = 14' should start with a name of the"),
-        (("eva: 2 * 7, eva = 14", "ann = 7"), "The number of ann is worked out a second time."),
-        (("dan: ann + ben = 7 + 12, dan = 19\n", ""), "No step works out how many dan has."),
-        (("so dan has 19", "so dan has 18"), "The last line should be 'so dan has 19.', but it is"),
-        (("\nso dan has 19.", ""), "The last line should be 'so dan has 19.', but it is 'ida"),
+        (("ben is 12", "ben is 13"), "ben is 12 and not '13'."),
+        (("5 + ann = 5 + 7", "ann + ann - 2"), "The step of ben should read like 'ben = ann + 5 = 7 + 5, ben is 12'"),
+        (("5 + ann = 5 + 7", "5 + 7"), "The step of ben should read like 'ben = ann + 5 = 7 + 5, ben is 12'"),
+        (("ben = 5 + ann = 5 + 7, ben is 12\n", ""), "The step of dan comes before ben, which it needs."),
+        (("eva", "paul"), "The line 'paul = 2 * ann = 2 * 7, paul is 14' should start with a name of the problem."),
+        (("eva = 2 * ann = 2 * 7, eva is 14", "ann is 7"), "The step of ann comes a second time."),
+        (("dan = ann + ben = 7 + 12, dan is 19\n", ""), "No step works out dan."),
+        (("so dan is 19", "so dan is 18"), "The last line should be 'so dan is 19.', but it is"),
+        (("\nso dan is 19.", ""), "The last line should be 'so dan is 19.', but it is 'ida"),
     ],
 )
 def test_a_wrong_step_gets_its_reason(change, reason):
@@ -53,11 +53,11 @@ def test_a_wrong_step_gets_its_reason(change, reason):
 
 def test_facts_that_go_round_in_a_circle_answer_nothing():
     with pytest.raises(ValueError, match="no set of facts with a question that they answer"):
-        parse("ann has ben + 5. ben has ann + 5. how many has ben?")
-    problem = parse("ann has ben + 5. ben has ann + 5. ida has 2. how many has ida?")
-    assert judge(problem, "ida = 2\nso ida has 2.").correct
+        parse("ann = ben + 5. ben = ann + 5. what is ben?")
+    problem = parse("ann = ben + 5. ben = ann + 5. ida is 2. what is ida?")
+    assert judge(problem, "ida is 2\nso ida is 2.").correct
     assert (
-        judge(problem, "ann: ben + 5 = 3 + 5, ann = 8\nso ida has 2.").reason
+        judge(problem, "ann = ben + 5 = 3 + 5, ann is 8\nso ida is 2.").reason
         == "The step of ann comes before ben, which it needs."
     )
 

@@ -1,14 +1,15 @@
 """Mathematics: quantities that depend on each other, worked out step by step in any order that the facts allow.
 
-    prompt    ben has ann + 5. ann has 7. dan has ann + ben. eva has 2 * ann. how many has dan?
-    response  ann = 7
-              ben: 5 + ann = 5 + 7, ben = 12
-              eva: 7 + 7, eva = 14
-              dan: ann + ben = 7 + 12, dan = 19
-              so dan has 19.
+    prompt    ben = ann + 5. ann is 7. dan = ann + ben. eva = 2 * ann. what is dan?
+    response  ann is 7
+              ben = 5 + ann = 5 + 7, ben is 12
+              eva = ann + ann = 7 + 7, eva is 14
+              dan = ann + ben = 7 + 12, dan is 19
+              so dan is 19.
 
 Facts stand in no order. A step may come as soon as what it needs is known, its operands may be exchanged, twice may be
-written as a sum, and the names may be left out: many responses are right, so a good teacher is not certain.
+written as a sum, and steps that the answer does not need may be left out: many responses are right, so a good teacher
+is not certain.
 """
 
 import random
@@ -24,23 +25,23 @@ NAMES = (
 )
 MAX_VALUE = 30
 """Largest number of a problem."""
-LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (4, 5), 3: (6, 7), 4: (8, 10), 5: (11, 14)}
+LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (4, 5), 3: (5, 6), 4: (7, 9), 5: (10, 13)}
 """Difficulty dial: level → fewest and most facts."""
 
 _PATTERNS = {
-    "given": re.compile("([0-9]+)"),
-    "more": re.compile(r"([a-z]+) \+ ([0-9]+)"),
-    "fewer": re.compile("([a-z]+) - ([0-9]+)"),
-    "twice": re.compile(r"2 \* ([a-z]+)"),
-    "half": re.compile("([a-z]+) / 2"),
-    "together": re.compile(r"([a-z]+) \+ ([a-z]+)"),
+    "given": re.compile("([a-z]+) is ([0-9]+)"),
+    "more": re.compile(r"([a-z]+) = ([a-z]+) \+ ([0-9]+)"),
+    "fewer": re.compile("([a-z]+) = ([a-z]+) - ([0-9]+)"),
+    "twice": re.compile(r"([a-z]+) = 2 \* ([a-z]+)"),
+    "half": re.compile("([a-z]+) = ([a-z]+) / 2"),
+    "together": re.compile(r"([a-z]+) = ([a-z]+) \+ ([a-z]+)"),
 }
 """How the prompt writes each kind of fact."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What a problem says of one name: how many it has, or how to get there from `needs`."""
+    """What a problem says of one name: its number, or how to get there from `needs`."""
 
     name: str
     kind: str
@@ -72,14 +73,18 @@ class Fact:
 
     def steps(self, values: dict[str, int]) -> list[str]:
         """Every right way to write this step, given the values of all names."""
-        result = f"{self.name} = {values[self.name]}"
+        result = f"{self.name} is {values[self.name]}"
         if self.kind == "given":
             return [result]
-        steps = []
-        for form in self.forms():
-            numbers = re.sub("[a-z]+", lambda m: str(values[m[0]]), form)
-            steps += [f"{self.name}: {form} = {numbers}, {result}", f"{self.name}: {numbers}, {result}"]
-        return steps
+        in_numbers = [re.sub("[a-z]+", lambda m: str(values[m[0]]), form) for form in self.forms()]
+        return [
+            f"{self.name} = {form} = {numbers}, {result}"
+            for form, numbers in zip(self.forms(), in_numbers, strict=True)
+        ]
+
+    def sentence(self) -> str:
+        """The fact as a prompt tells it."""
+        return f"{self.name} {'is' if self.kind == 'given' else '='} {self.forms()[0]}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ class MathProblem:
     @property
     def prompt(self) -> str:
         """Text given to a model."""
-        said = ". ".join(f"{fact.name} has {fact.forms()[0]}" for fact in self.facts)
-        return f"{said}. how many has {self.asked}?\n"
+        said = ". ".join(fact.sentence() for fact in self.facts)
+        return f"{said}. what is {self.asked}?\n"
 
     @property
     def key(self) -> str:
@@ -102,7 +107,7 @@ class MathProblem:
 
     @cached_property
     def values(self) -> dict[str, int]:
-        """How many every name has, or fewer names where the facts go round in a circle."""
+        """The number of every name, or of fewer names where the facts go round in a circle."""
         values: dict[str, int] = {}
         for _ in self.facts:
             for fact in self.facts:
@@ -127,13 +132,13 @@ def draw(rng: random.Random, level: int) -> MathProblem:
 def parse(prompt: str) -> MathProblem:
     """Problem behind a prompt, the inverse of `MathProblem.prompt`."""
     *sentences, question = prompt.strip().split(". ")
-    asked = re.fullmatch(r"how many has ([a-z]+)\?", question)
+    asked = re.fullmatch(r"what is ([a-z]+)\?", question)
     facts = [_parse_fact(sentence) for sentence in sentences]
     problem = MathProblem(tuple(filter(None, facts)), asked[1]) if asked and all(facts) else None
     if problem is None or len({f.name for f in problem.facts}) < len(facts) or problem.asked not in problem.values:
         raise ValueError(
             f"prompt is {short(prompt)}; it is no set of facts with a question that they answer. "
-            "Write for example 'ann has 7. ben has ann + 5. how many has ben?'."
+            "Write for example 'ann is 7. ben = ann + 5. what is ben?'."
         )
     return problem
 
@@ -161,7 +166,7 @@ def judge(problem: MathProblem, response: str) -> Grade:
     worked: set[str] = set()
     *lines, ending = response.strip(" ").split("\n")
     for line in lines:
-        name = _first_word(line)
+        name = line.split(" ", maxsplit=1)[0]
         fault = _step_fault(problem, facts, known, worked, line)
         if fault:
             return Grade(False, fault)
@@ -170,26 +175,26 @@ def judge(problem: MathProblem, response: str) -> Grade:
     if ending != _ending(problem):
         return Grade(False, f"The last line should be {_ending(problem)!r}, but it is {short(ending)}.")
     if problem.asked not in worked:
-        return Grade(False, f"No step works out how many {problem.asked} has.")
+        return Grade(False, f"No step works out {problem.asked}.")
     return Grade(True, "Every step follows, and the answer is right.")
 
 
 def _step_fault(
     problem: MathProblem, facts: dict[str, Fact], known: set[str], worked: set[str], line: str
 ) -> str | None:
-    name, values = _first_word(line), problem.values
+    name, values = line.split(" ", maxsplit=1)[0], problem.values
     if name not in facts:
         return f"The line {short(line)} should start with a name of the problem."
     if name in worked:
-        return f"The number of {name} is worked out a second time."
+        return f"The step of {name} comes a second time."
     missing = [need for need in facts[name].needs if need not in known]
     if missing:
         return f"The step of {name} comes before {listed(missing)}, which it needs."
     if line in facts[name].steps(values):
         return None
-    result = line.rsplit(" = ", 1)[-1]
+    result = line.rsplit(" is ", 1)[-1]
     if result != str(values[name]):
-        return f"{name} has {values[name]} and not {short(result)}."
+        return f"{name} is {values[name]} and not {short(result)}."
     return f"The step of {name} should read like {facts[name].steps(values)[0]!r}, but it reads {short(line)}."
 
 
@@ -207,22 +212,18 @@ def _draw_fact(rng: random.Random, name: str, earlier: list[str], values: dict[s
 
 
 def _parse_fact(sentence: str) -> Fact | None:
-    name, _, said = sentence.partition(" has ")
     for kind, pattern in _PATTERNS.items():
-        match = pattern.fullmatch(said)
-        if match and re.fullmatch("[a-z]+", name):
-            needs = tuple(word for word in match.groups() if word.isalpha())
-            numbers = [int(word) for word in match.groups() if word.isdecimal()]
+        match = pattern.fullmatch(sentence)
+        if match:
+            name, *words = match.groups()
+            needs = tuple(word for word in words if word.isalpha())
+            numbers = [int(word) for word in words if word.isdecimal()]
             return Fact(name, kind, needs, *numbers)
     return None
 
 
-def _first_word(line: str) -> str:
-    return re.split("[ :]", line, maxsplit=1)[0]
-
-
 def _ending(problem: MathProblem) -> str:
-    return f"so {problem.asked} has {problem.values[problem.asked]}."
+    return f"so {problem.asked} is {problem.values[problem.asked]}."
 
 
 MATHEMATICS = Domain("mathematics", draw, parse, answer, solve, judge)

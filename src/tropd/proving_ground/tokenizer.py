@@ -22,9 +22,9 @@ _SIGNS = (
     *("\n", "\n    ", "\n        ", "\n            ", "[::-1]", ".append", "==", "!=", "<=", ">=", "+=", "**"),
     *"+-*/%=<>()[],:.;!?",
 )
-_MATHEMATICS = "has how many so"
+_MATHEMATICS = "what is so"
 _CODE = "def solve return for in if xs out total sum len sorted reversed list write then the number"
-_INSTRUCTIONS = "write lines of words about the and name in line only never start close every with a"
+_INSTRUCTIONS = "write lines of words about the and line never start all other close every with a"
 _STAGES = " ".join(operation.words for operation in OPERATIONS.values()).replace("{k}", "")
 WORDS = tuple(
     dict.fromkeys(
