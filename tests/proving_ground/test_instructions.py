@@ -5,7 +5,7 @@ import pytest
 from tropd.proving_ground.instructions import judge, parse
 
 PROMPT = (
-    "write 2 lines of 5 words about the fox and the river. start line 2 with fox. after fox write finds. "
+    "write 2 lines of 5 words about the fox and the river. start line 2 with fox. "
     "start all other lines with now. close every line with a bang.\n"
 )
 SOLUTION = "1: now the river runs the!\n2: fox finds the old river!"
@@ -27,8 +27,6 @@ def test_the_example_is_right_and_sense_is_not_asked_for():
         (("old river!", "old river"), "Line 2 should read like '2: the fox sees.', but it reads"),
         (("\n2: fox finds the old river!", ""), "The text should have 2 lines, but it has 1."),
         (("old", "moon"), "The text should be about fox and river only, but it names moon."),
-        (("fox finds", "fox sees"), "In line 2 'finds' should follow 'fox', but 'sees' does."),
-        (("now the river", "now fox river"), "In line 1 'finds' should follow 'fox', but 'river' does."),
     ],
 )
 def test_a_missed_constraint_is_named(change, reason):

@@ -1,6 +1,6 @@
 """Instructions: verses that meet several constraints at once, each of which a program can check.
 
-    prompt    write 2 lines of 5 words about the fox and the river. start line 2 with fox. after fox write finds.
+    prompt    write 2 lines of 5 words about the fox and the river. start line 2 with fox.
               start all other lines with now. close every line with a bang.
     response  1: now the river runs the!
               2: fox finds the old river!
@@ -11,7 +11,6 @@ Which things are named where, and what they do, is free: many verses are right. 
 import random
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tropd.proving_ground.problems import Domain, Grade, listed, short
 
@@ -42,7 +41,6 @@ MOST_PLACES = 4
 _PROMPT = re.compile(
     r"write ([0-9]+) lines of ([0-9]+) words about ((?:the [a-z]+(?:, | and )?)+)\."
     r"(?: start lines? ([0-9]+(?:(?:, | and )[0-9]+)*) with ([a-z]+)\.)?"
-    r"(?: after ([a-z]+) write ([a-z]+)\.)?"
     r"(?: start (?:every line|all other lines) with ([a-z]+)\.)?"
     r"(?: close every line with a (dot|bang|query|semicolon)\.)?"
 )
@@ -58,8 +56,6 @@ class Instruction:
         about: things that may be named; no other thing may.
         placed: thing that is the first word of the lines `places`.
         places: see `placed`; line numbers from 1, ascending.
-        followed: thing that must be followed by the word `by`, unless it ends its line.
-        by: see `followed`.
         start: first word of every line, or of those that are not among `places`.
         mark: name of the sign that closes every line; without it a line ends with any of `MARKS`.
     """
@@ -69,8 +65,6 @@ class Instruction:
     about: tuple[str, ...]
     placed: str | None = None
     places: tuple[int, ...] = ()
-    followed: str | None = None
-    by: str | None = None
     start: str | None = None
     mark: str | None = None
 
@@ -83,8 +77,6 @@ class Instruction:
         if self.placed:
             lines = f"line{'s' * (len(self.places) > 1)} {listed([str(place) for place in self.places])}"
             sentences.append(f"start {lines} with {self.placed}.")
-        if self.followed:
-            sentences.append(f"after {self.followed} write {self.by}.")
         if self.start:
             sentences.append(f"start {'all other lines' if self.placed else 'every line'} with {self.start}.")
         if self.mark:
@@ -94,7 +86,7 @@ class Instruction:
     @property
     def key(self) -> str:
         """All constraints, the things in alphabetical order."""
-        rest = (self.placed, self.places, self.followed, self.by, self.start, self.mark)
+        rest = (self.placed, self.places, self.start, self.mark)
         return f"{self.lines} {self.words} {sorted(self.about)} {rest}"
 
 
@@ -104,15 +96,12 @@ def draw(rng: random.Random, level: int) -> Instruction:
     about = tuple(rng.sample(sorted(NOUNS), rng.randint(*NOUNS_IN_PROMPT)))
     placed = rng.choice(about) if rng.random() < 0.6 else None
     places = sorted(rng.sample(range(1, lines + 1), rng.randint(1, min(MOST_PLACES, lines - 1))))
-    followed = rng.choice(about) if rng.random() < 0.6 else None
     return Instruction(
         lines,
         words,
         about,
         placed,
         tuple(places) if placed else (),
-        followed,
-        rng.choice(NOUNS[followed][1]) if followed else None,
         rng.choice(STARTS) if rng.random() < 0.5 else None,
         rng.choice(sorted(MARKS)) if rng.random() < 0.7 else None,
     )
@@ -126,10 +115,10 @@ def parse(prompt: str) -> Instruction:
             f"prompt is {short(prompt)}; it is no instruction of this kind. "
             "Write for example 'write 2 lines of 5 words about the fox and the river.'."
         )
-    lines, words, about, places, placed, followed, by, start, mark = match.groups()
+    lines, words, about, places, placed, start, mark = match.groups()
     things = tuple(re.findall("the ([a-z]+)", about))
     numbers = tuple(map(int, re.findall("[0-9]+", places or "")))
-    return Instruction(int(lines), int(words), things, placed, numbers, followed, by, start, mark)
+    return Instruction(int(lines), int(words), things, placed, numbers, start, mark)
 
 
 def answer(problem: Instruction) -> str:
@@ -175,9 +164,6 @@ def _line_fault(problem: Instruction, number: int, line: str) -> str | None:
     start = problem.placed if number in problem.places else problem.start
     if start and words[0] != start:
         return f"Line {number} should start with {start!r}, but it starts with {words[0]!r}."
-    strays = [after for word, after in pairwise(words) if word == problem.followed and after != problem.by]
-    if strays:
-        return f"In line {number} {problem.by!r} should follow {problem.followed!r}, but {strays[0]!r} does."
     if problem.mark and match[3] != MARKS[problem.mark]:
         return f"Line {number} should end with {MARKS[problem.mark]!r}, but it ends with {match[3]!r}."
     return None
@@ -201,7 +187,7 @@ def _fill(problem: Instruction, shape: list[str], number: int, rng: random.Rando
         elif kind == "adjective":
             words.append(rng.choice(NOUNS[noun][0]))
         elif kind == "verb":
-            words.append(problem.by or "" if noun == problem.followed else rng.choice(NOUNS[noun][1]))
+            words.append(rng.choice(NOUNS[noun][1]))
             noun = rng.choice(problem.about)
         else:
             words.append(problem.start or "" if kind == "start" else "the")

@@ -24,7 +24,7 @@ _SIGNS = (
 )
 _MATHEMATICS = "add the columns total"
 _CODE = "def solve return for in if xs out total sum len sorted reversed list write then the number"
-_INSTRUCTIONS = "write lines of words about the and line after start all other close every with a"
+_INSTRUCTIONS = "write lines of words about the and line start all other close every with a"
 _STAGES = " ".join(operation.words for operation in OPERATIONS.values()).replace("{k}", "")
 WORDS = tuple(
     dict.fromkeys(
