@@ -22,7 +22,7 @@ SECONDS_BETWEEN_SAVES = 60.0
 
 Accuracies = dict[str, float]
 
-RESTING_SHARE = 0.05
+RESTING_SHARE = 0.3
 """Share of a domain that is good enough, relative to what it was."""
 
 

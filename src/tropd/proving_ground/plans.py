@@ -26,5 +26,5 @@ def specialist_plan(domain: str, seed: int) -> Plan:
 
 def student_plan(seed: int) -> Plan:
     """From random weights, until every domain is inside the band; easy problems first."""
-    mixture = Mixture(_ALIKE, seed + 2, easy_steps=1500)
-    return Plan(STUDENT, mixture, steps=8000, learning_rate=3e-3, enough=0.25, steps_between_evaluations=250)
+    mixture = Mixture(_ALIKE, seed + 2, easy_steps=1000)
+    return Plan(STUDENT, mixture, steps=3000, learning_rate=2e-3, enough=0.25, steps_between_evaluations=100)
