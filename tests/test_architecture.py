@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 OURS = {
     "objective": {"objective"},
     "rollout": {"rollout", "objective", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "sampling"},
-    "training": {"training", "objective", "rollout", "teacher", "modeling"},
+    "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
+    "training": {"training", "objective", "rollout", "teacher", "modeling", "packing"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "safetensors_header"},
     "preflight": {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import PackedResponses, expose_hidden_states, head_rows, pack_responses
+from ..modeling import expose_hidden_states, head_rows
 from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
@@ -56,14 +57,17 @@ class LocalTeacher:
     Args:
         model: a causal language model; put in evaluation mode, gradients switched off.
         forward: what is called for a forward pass: the model, or what accelerate, FSDP or DeepSpeed wrapped it in.
+        by_length: read rows of about one length together, in as many passes as pay; not with sharded weights, where
+            all processes must make the same passes.
     """
 
-    def __init__(self, model: PreTrainedModel, forward: Callable | None = None):
+    def __init__(self, model: PreTrainedModel, forward: Callable | None = None, by_length: bool = True):
         # An adapter's base model is where the forward is; `PeftModel` hands keyword arguments on to it.
         expose_hidden_states(getattr(model, "get_base_model", lambda: model)())
         model.eval().requires_grad_(False)
         self.model = model
         self.forward = forward or model
+        self.by_length = by_length
 
     @property
     def vocab_size(self) -> int:
@@ -104,7 +108,7 @@ class LocalTeacher:
         for start in range(0, len(contexts), step):
             rows = slice(start, start + step)
             packed = pack_responses(
-                list(contexts[rows]), list(responses[rows]), list(scored[rows]), pad_id, self.device
+                contexts[rows], responses[rows], scored[rows], pad_id, self.device, by_length=self.by_length
             )
             part, states, head = self._score_packed(packed, temperature, done, topk)
             parts.append(part)
@@ -120,8 +124,8 @@ class LocalTeacher:
 
         A student padded further than its teacher may sample such an id; nothing after it has a teacher's context.
         """
-        readable = (packed.input_ids < self.vocab_size).cumprod(-1).flatten()[packed.state_index + 1]
-        return torch.where(readable > 0, packed.token_ids, -1)
+        readable = torch.cat([(ids < self.vocab_size).cumprod(-1).flatten() for ids in packed.input_ids])
+        return torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
 
     def _score_packed(
         self, packed: PackedResponses, temperature: float, offset: int, topk: TopKRequest | None
@@ -134,7 +138,7 @@ class LocalTeacher:
             return _score_states(states, head, token_ids, offset, topk), states, head
 
         return self.forward(
-            input_ids=packed.input_ids.clamp_max(self.vocab_size - 1),
+            input_ids=tuple(ids.clamp_max(self.vocab_size - 1) for ids in packed.input_ids),
             attention_mask=packed.attention_mask,
             on_hidden=score,
         )

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import torch
 
-from ..modeling import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
+from ..packing import PackedResponses, pack_responses
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Rollout:
         external: for each response token, was it put there by a tool or an environment? `None`: none was.
         sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
             ids only.
+        sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
         reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
         ended: does the response end with an end-of-sequence token?
         repetitive: does it end in a repeating cycle?
@@ -47,6 +48,7 @@ class Rollout:
     prefix_length: int = 0
     external: list[bool] | None = None
     sampler_logps: list[float] | None = None
+    sampler_entropies: list[float] | None = None
     reward_advantage: float = 0.0
     ended: bool = False
     repetitive: bool = False
@@ -79,6 +81,7 @@ class MicroBatch:
         signals: [N] each.
         direct: the divergence to differentiate directly, or `None`.
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
+        unread: no pass has read these rollouts before this, their first update: the sampler's numbers stood in for it.
     """
 
     rollouts: list[Rollout]
@@ -86,14 +89,18 @@ class MicroBatch:
     signals: TokenSignals
     direct: DirectTerm | None
     counts: RegionCounts
+    unread: bool = False
 
 
-def pack_for_student(rollouts: list[Rollout], pad_id: int, device: torch.device) -> PackedResponses:
-    """Model inputs in the student's context."""
+def pack_for_student(
+    rollouts: list[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
+) -> PackedResponses:
+    """Model inputs in the student's context; several groups `by_length`, where they pay."""
     return pack_responses(
         [rollout.prompt_ids for rollout in rollouts],
         [rollout.response for rollout in rollouts],
         [rollout.scored for rollout in rollouts],
         pad_id,
         device,
+        by_length=by_length,
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..objective.loss import TokenLosses, TokenSignals, TopKTerm
+from ..objective.fused import FusedLoss
+from ..objective.loss import TokenSignals, TopKTerm
 from ..objective.reduce import reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
@@ -42,15 +43,20 @@ def batch_metrics(totals: Totals, signals: TokenSignals, student: StudentScores,
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
     totals.add_mean("entropy/teacher", teacher.entropy, on_policy * teacher.entropy.isfinite())
-    totals.add_mean("guidance/nll", -student.trainer_logp, signals.guidance_mask)
-    totals.add_mean(
-        "sampler/logp_gap",
-        (student.rollout_logp - student.trainer_logp).abs(),
-        on_policy * student.from_sampler,
-    )
+    reading_metrics(totals, signals, student.rollout_logp, student.trainer_logp, student.from_sampler)
     if teacher.topk_logp.numel():
         masses = teacher.topk_logp.exp().sum(-1)
         totals.add_mean("teacher/topk_mass", masses, torch.ones_like(masses))
+
+
+def reading_metrics(
+    totals: Totals, signals: TokenSignals, rollout_logp: Tensor, trainer_logp: Tensor, from_sampler: Tensor
+) -> None:
+    """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
+    read = trainer_logp.isfinite()
+    on_policy = signals.trust_weight + signals.outlier_weight
+    totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
+    totals.add_mean("sampler/logp_gap", (rollout_logp - trainer_logp).abs(), on_policy * from_sampler * read)
 
 
 def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -62,19 +68,19 @@ def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor
     return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
 
 
-def loss_metrics(
-    window: Totals,
-    batch: MicroBatch,
-    losses: TokenLosses,
-    direct: Tensor,
-    topk_mass: Tensor,
-) -> None:
-    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k."""
-    for name, value in reduced_parts(losses, batch.counts, batch.method.reduction).items():
+def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss) -> None:
+    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
+
+    The update of an unread batch is the first pass over it, and says what that pass would have said.
+    """
+    for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
         window.add_sum(f"loss/{name}", value.detach())
+    if batch.unread:
+        everywhere = torch.ones_like(terms.student_logp)
+        reading_metrics(window, batch.signals, batch.signals.rollout_logp, terms.student_logp, everywhere)
     if isinstance(batch.direct, TopKTerm):
         index = batch.direct.index
-        ones = torch.ones_like(index, dtype=direct.dtype)
+        ones = torch.ones_like(index, dtype=terms.direct.dtype)
         if batch.method.outlier_uses_fkl:
-            window.add_mean("kl/outlier_forward", direct.detach()[index], ones)
-        window.add_mean("student/topk_mass", topk_mass[index], ones)
+            window.add_mean("kl/outlier_forward", terms.direct[index], ones)
+        window.add_mean("student/topk_mass", terms.topk_mass[index], ones)

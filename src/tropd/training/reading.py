@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..rollout.notes import SamplerNotes
 from ..rollout.quality import is_collapsed, is_repetitive
 from .batch import Rollout
 
@@ -23,6 +24,7 @@ def read_rollouts(
     eos_ids: Sequence[int],
     mask_truncated: bool,
     mask_repetitive: bool,
+    notes: SamplerNotes | None = None,
 ) -> list[Rollout]:
     """One record for each row of what TRL's rollout returns.
 
@@ -34,6 +36,7 @@ def read_rollouts(
         eos_ids: every id that ends a response.
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
+        notes: what our own sampler knew of the tokens.
     """
     prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
     responses = unpad(host["completion_ids"], host["completion_mask"])
@@ -43,6 +46,7 @@ def read_rollouts(
         written = response[len(start) :]
         ended = bool(written) and written[-1] in eos_ids
         repetitive = is_repetitive(written)
+        noted = None if notes is None else notes.of(first_row + i, len(response))
         rollouts.append(
             Rollout(
                 row=first_row + i,
@@ -51,7 +55,8 @@ def read_rollouts(
                 response=response,
                 prefix_length=len(start),
                 external=None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist(),
-                sampler_logps=None if sampler is None else sampler[i][: len(response)].tolist(),
+                sampler_logps=noted.logps if noted else _logps_of(sampler, i, len(response)),
+                sampler_entropies=noted.entropies if noted else None,
                 reward_advantage=float(host["advantages"][i]),
                 ended=ended,
                 repetitive=repetitive,
@@ -60,3 +65,7 @@ def read_rollouts(
             )
         )
     return rollouts
+
+
+def _logps_of(sampler: Tensor | None, row: int, length: int) -> list[float] | None:
+    return None if sampler is None else sampler[row][:length].tolist()  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ from ..rollout.addressed import (
     decoding_through,
 )
 from ..rollout.guidance import splice
+from ..rollout.notes import SamplerNotes
 from .batch import Rollout
 from .faults import teacher_asked
 from .guards import finite_softmax
@@ -26,6 +27,7 @@ from .metrics import Totals
 from .prefix_stage import PrefixStage
 from .reading import read_rollouts, unpad
 from .saving import WholeCheckpoints
+from .scoring import notes_suffice
 from .sharding import shards_teacher
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class RollsOut(WholeCheckpoints):
     _prefix_stage: PrefixStage
     _pending_prefixes: list[list[int]] | None
     _turns: Turns | None
+    _notes: SamplerNotes | None
     _evaluated_rows: int
 
     def _make_prefix_stage(self) -> PrefixStage:
@@ -78,9 +81,10 @@ class RollsOut(WholeCheckpoints):
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
+        self._notes = notes = SamplerNotes(self.temperature) if notes_suffice(self) else None
         with finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
-        self._pending_prefixes = self._turns = None
+        self._pending_prefixes = self._turns = self._notes = None
         self._drop_host_metrics()
         return read_rollouts(
             host,
@@ -90,6 +94,7 @@ class RollsOut(WholeCheckpoints):
             eos_ids=self.eos_token_ids,
             mask_truncated=self.args.mask_truncated_completions,
             mask_repetitive=self.args.mask_repetitive_completions,
+            notes=notes,
         )
 
     def _first_row(self, count: int) -> int:
@@ -171,6 +176,7 @@ class RollsOut(WholeCheckpoints):
             places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
             synced_gpus=self._weights_are_sharded_here(),
             rows_at_once=self.args.rollout_batch_size,
+            notes=self._notes,
         )
         return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..objective.loss import TokenLosses
@@ -37,11 +38,14 @@ def write_rollouts(
 
 def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
     signals = batch.signals
+    rollout_logp = signals.rollout_logp
+    if batch.unread:  # a sampler does not know prefixes, and this first pass is the student that it sampled from
+        rollout_logp = torch.where(signals.guidance_mask > 0, student_logp, rollout_logp)
     columns = {
         "student_logp": student_logp,
-        "rollout_logp": signals.rollout_logp,
+        "rollout_logp": rollout_logp,
         "teacher_logp": signals.teacher_logp,
-        "log_ratio": signals.log_ratio,
+        "log_ratio": signals.teacher_logp - rollout_logp,
         "trust_weight": signals.trust_weight,
         "outlier_weight": signals.outlier_weight,
         "guidance": signals.guidance_mask,

@@ -7,6 +7,7 @@ global and the loss only reads. N counts scored response tokens, row after row.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,9 @@ class StudentScores:
     """The student before the update; all [N].
 
     Attributes:
-        rollout_logp: log π_old: the sampler's where it returned one, else the trainer's.
-        trainer_logp: the trainer's own.
+        rollout_logp: log π_old: the sampler's where there was no pass or the sampler was another engine, else the
+            trainer's.
+        trainer_logp: the trainer's own; NaN where no pass was made.
         from_sampler: where `rollout_logp` is the sampler's.
         entropy: nats.
     """
@@ -52,6 +54,29 @@ class StudentScores:
         )
 
 
+def notes_suffice(trainer: Any) -> bool:
+    """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
+
+    A model that computes in half precision rounds its logits to it, and the numbers noted with them: in bf16 a logit
+    of 20 by up to 0.06. The pass computes logits from the states in float32.
+    """
+    args = trainer.args
+    if args.rescore_rollouts is not None or not args.addresses_sampling():
+        return args.rescore_rollouts is False
+    exact = trainer.accelerator.mixed_precision == "no" and trainer.model.dtype in (torch.float32, torch.float64)
+    return bool(exact)
+
+
+def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
+    """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
+    logp = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
+    entropy = _column(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
+    known = logp.isfinite() & entropy.isfinite()
+    if not known[_student_mask(rollouts, device)].all():
+        return None
+    return StudentScores(logp, torch.full_like(logp, torch.nan), known, entropy)
+
+
 @torch.no_grad()
 def score_student(
     model: Callable,
@@ -61,12 +86,13 @@ def score_student(
     temperature: float,
     rows_per_pass: int,
     device,
+    by_length: bool = False,
 ) -> StudentScores:
     """The student's log-probabilities and entropies of its own rollouts, without gradient."""
     logps, entropies, numbers = [], [], []
     for start in range(0, len(rollouts), rows_per_pass):
         rows = list(rollouts[start : start + rows_per_pass])
-        packed = pack_for_student(rows, pad_id, device)
+        packed = pack_for_student(rows, pad_id, device, by_length=by_length)
         logp, entropy = model(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
@@ -76,19 +102,31 @@ def score_student(
         )
         logps.append(logp.float())
         entropies.append(entropy.float())
-        numbers.append(_sampler_logps(rows, logp.device))
+        numbers.append(_column(rows, [_of_another_engine(rollout) for rollout in rows], logp.device))
     trainer, sampler = torch.cat(logps), torch.cat(numbers)
     known = sampler.isfinite()
     return StudentScores(torch.where(known, sampler, trainer), trainer, known, torch.cat(entropies))
 
 
-def _sampler_logps(rollouts: list[Rollout], device) -> Tensor:
+def _of_another_engine(rollout: Rollout) -> list[float] | None:
+    """What vLLM says of its tokens. Our own sampler is the model of this pass, which says it more exactly."""
+    return rollout.sampler_logps if rollout.sampler_entropies is None else None
+
+
+def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:
+    """The numbers of the N tokens; NaN in rows without any."""
     values = [
-        math.nan if rollout.sampler_logps is None else rollout.sampler_logps[position]
-        for rollout in rollouts
+        math.nan if line is None else line[position]
+        for rollout, line in zip(rollouts, lines, strict=True)
         for position in rollout.scored_positions()
     ]
     return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _student_mask(rollouts: Sequence[Rollout], device: Any) -> Tensor:
+    """bool [N]: the tokens that the student wrote."""
+    marks = [position >= rollout.prefix_length for rollout in rollouts for position in rollout.scored_positions()]
+    return torch.tensor(marks, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True)
@@ -147,11 +185,7 @@ def make_gate(
 ) -> Gate:
     """The gate for a batch; `gather` collects a ragged [n] tensor from all ranks, for the global entropy quantile."""
     device = student.entropy.device
-    student_mask = torch.tensor(
-        [position >= rollout.prefix_length for rollout in rollouts for position in rollout.scored_positions()],
-        dtype=torch.bool,
-        device=device,
-    )
+    student_mask = _student_mask(rollouts, device)
     uniforms = _uniforms(rollouts, seed, step, stream).to(device) if method.gate == "bernoulli" else None
     threshold = None
     if method.gate == "student_entropy":
@@ -241,7 +275,8 @@ def make_signals(
         per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
         rewards = reward_weight * torch.tensor(per_token, dtype=torch.float32, device=trust.device)
     return TokenSignals(
-        rollout_logp=student.rollout_logp,
+        # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
+        rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
         trust_weight=trust,
         outlier_weight=outlier,

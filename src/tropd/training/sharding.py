@@ -35,6 +35,18 @@ def shards_teacher(trainer: Any) -> bool:
     return bool(uses_zero3(trainer) or (trainer.is_fsdp_enabled and lies_as_student))
 
 
+def reads_by_length(trainer: Any) -> bool:
+    """May a process read the rows of a micro-batch in as many passes of the student as pay there?
+
+    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, of
+    which reentrant checkpointing makes one for each pass.
+    """
+    args = trainer.args
+    reentrant = bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+    counts_gradients = trainer.accelerator.num_processes > 1 and reentrant
+    return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or counts_gradients)
+
+
 def uses_zero3(trainer: Any) -> bool:
     """Does DeepSpeed shard every model that is loaded?"""
     return bool(trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)

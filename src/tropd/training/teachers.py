@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..teacher.base import BaseTeacher
 from ..teacher.local import LocalTeacher
-from .sharding import in_autocast, prepare_teacher
+from .sharding import in_autocast, prepare_teacher, shards_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,13 @@ def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher
         )
     if trainer.shares_base:
         logger.info("The teacher is the student's own base, with the adapter switched off; it is loaded once.")
-        return BaseTeacher(trainer.model, in_autocast(trainer.accelerator, trainer.model))
+        forward = in_autocast(trainer.accelerator, trainer.model)
+        return BaseTeacher(trainer.model, forward, by_length=not shards_teacher(trainer))
     if isinstance(teacher, str):
         options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
         teacher = AutoModelForCausalLM.from_pretrained(teacher, **options | dict(args.teacher_model_init_kwargs or {}))
     elif args.teacher_model_init_kwargs:
         raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
-    local = LocalTeacher(teacher)
+    local = LocalTeacher(teacher, by_length=not shards_teacher(trainer))
     local.forward = prepare_teacher(trainer, teacher)
     return local

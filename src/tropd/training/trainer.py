@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..modeling import expose_hidden_states, head_rows
 from ..objective.fused import FusedLoss, fused_loss
 from ..objective.reduce import RegionCounts, region_counts
 from ..rollout.addressed import Turns
+from ..rollout.notes import SamplerNotes
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
 from ..teacher.local import TeacherScores
@@ -45,12 +47,14 @@ from .scoring import (
     make_direct,
     make_gate,
     make_signals,
+    notes_suffice,
     score_student,
     score_teacher,
+    scores_of_sampler,
     split_micro_batches,
     without_unusable,
 )
-from .sharding import keep_outputs_exact, shards_teacher
+from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
 from .teachers import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -150,6 +154,7 @@ class TrOPDTrainer(RollsOut):
         self._prefix_stage = self._make_prefix_stage()
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
+        self._notes: SamplerNotes | None = None
         self.ranks = Ranks(self.accelerator)
         self._tokens_learned = 0
         self._forget_what_was_begun()
@@ -209,7 +214,9 @@ class TrOPDTrainer(RollsOut):
             started = time.perf_counter()
             self._buffered_inputs = self._build_batch(generation_batch, windows)
             self._build_seconds = time.perf_counter() - started
-        return self._buffered_inputs[self._step % steps]
+        batch = self._buffered_inputs[self._step % steps]
+        first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
+        return batch if first_update else replace(batch, unread=False)
 
     def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
@@ -219,7 +226,8 @@ class TrOPDTrainer(RollsOut):
         started = time.perf_counter()
         rollouts = self._roll_out(inputs, totals)
         rolled_out = time.perf_counter()
-        student = self._score_student(rollouts)
+        known = self._known_to_sampler(rollouts)
+        student = self._score_student(rollouts) if known is None else known
         gate = make_gate(
             method,
             rollouts,
@@ -242,7 +250,8 @@ class TrOPDTrainer(RollsOut):
         self._record(metrics)
         if training:
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
-        return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+        direct = make_direct(method, signals, teacher)
+        return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
 
     def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
         """The teacher's scores, one for each token; where it fails on one rank, every rank stops."""
@@ -278,7 +287,7 @@ class TrOPDTrainer(RollsOut):
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
 
-    def _micro_batches(self, method, rollouts, signals, direct, windows: int) -> list[MicroBatch]:
+    def _micro_batches(self, method, rollouts, signals, direct, windows: int, unread: bool) -> list[MicroBatch]:
         per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)
         parts = split_micro_batches(rollouts, signals, direct, [per_batch] * (len(rollouts) // per_batch))
         per_window = len(parts) // windows
@@ -286,14 +295,22 @@ class TrOPDTrainer(RollsOut):
             self._global_counts([part[1] for part in parts[w * per_window :][:per_window]]) for w in range(windows)
         ]
         return [
-            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window])
+            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window], unread)
             for number, (rows, part_signals, part_direct) in enumerate(parts)
         ]
 
     def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
         return RegionCounts(*self.ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
 
-    def _score_student(self, rollouts: list[Rollout]):
+    def _known_to_sampler(self, rollouts: list[Rollout]) -> StudentScores | None:
+        """The student's scores as its sampler noted them, where it did so for every token of every rank."""
+        if not notes_suffice(self):
+            return None
+        scores = scores_of_sampler(rollouts, self.accelerator.device)
+        lacking = self.ranks.sum(torch.tensor([float(scores is None)])).item()
+        return None if lacking else scores
+
+    def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
         with self.accelerator.autocast():
             return score_student(
                 self.model,
@@ -302,6 +319,7 @@ class TrOPDTrainer(RollsOut):
                 temperature=self.temperature,
                 rows_per_pass=self._rows_per_pass,
                 device=self.accelerator.device,
+                by_length=reads_by_length(self),
             )
 
     @property
@@ -313,7 +331,12 @@ class TrOPDTrainer(RollsOut):
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
-        packed = pack_for_student(inputs.rollouts, self._tokenizer.pad_token_id, self.accelerator.device)
+        packed = pack_for_student(
+            inputs.rollouts,
+            self._tokenizer.pad_token_id,
+            self.accelerator.device,
+            by_length=reads_by_length(self),
+        )
         logs_rollouts = self._logs_rollouts()
         with self.accelerator.autocast():
             terms = model(
@@ -332,7 +355,7 @@ class TrOPDTrainer(RollsOut):
             )
         check_loss(terms.loss.item(), self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()
-        loss_metrics(self._window, inputs, terms.losses, terms.direct, terms.topk_mass)
+        loss_metrics(self._window, inputs, terms)
         if not self.model.training:
             self._record_window()
         if logs_rollouts:
