@@ -13,7 +13,7 @@ forms of its own (`logit_gradients`), its teacher projected once; what has none 
 rows at a time.
 
 Three products of the student's head then make the whole of it: logits, states' gradient, weight's gradient. Beyond
-inputs and outputs there are one slice of logits (two of half the tokens with a second distribution or a softcap), and
+inputs and outputs there are one slice of logits (two shorter ones with a second distribution or a softcap), and
 the weight's gradient in float32, which waits for the backward pass.
 
 Shapes: N tokens, C of one slice, R rows of one block, H hidden size, V vocabulary, K alternatives.
@@ -89,8 +89,6 @@ def fused_loss(
         slice_tokens: tokens per slice.
     """
     check_states(hidden_NH, head)
-    if slice_tokens is None:
-        slice_tokens = default_slice_tokens(head.vocab_size)
     task = Task(method, signals, counts, token_ids_N, direct, slice_tokens)
     kept = None if every_token else _kept_tokens(task)
     if kept is not None:
@@ -150,8 +148,9 @@ def _slice_by_slice(
 ) -> list[tuple[Tensor, ...]]:
     """Per-token values of every slice, and the slices' gradients added to `gradients`."""
     work = _worker_for(head, task)
-    two_buffers = work is not SelectedTokens or head.softcap is not None
-    slices = slices_of(hidden_NH.shape[0], max(1, task.slice_tokens // 2) if two_buffers else task.slice_tokens)
+    held = 2 if work is not SelectedTokens or head.softcap is not None else 1
+    size = task.slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, held)
+    slices = slices_of(hidden_NH.shape[0], size)
     raw_CV, worker = slice_buffer(head.weight, slices), work(head, task, slices)
     parts = []
     for tokens in slices:

@@ -30,7 +30,7 @@ class Task:
     counts: RegionCounts
     token_ids: Tensor
     direct: DirectTerm | None
-    slice_tokens: int
+    slice_tokens: int | None
 
     def of(self, kept_M: Tensor) -> "Task":
         """The task of some of the tokens, which all tokens of the direct term are among."""
