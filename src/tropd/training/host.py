@@ -22,11 +22,13 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "has_tool_images",
     ),
     "_get_train_sampler": ("self", "dataset"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
+    "get_eval_dataloader": ("self", "eval_dataset"),
     "log": ("self", "logs", "start_time"),
     "_init_training_state": (
         "self",
@@ -64,6 +66,8 @@ ATTRIBUTES = (
     "num_generations",
     "num_generations_eval",
     "num_iterations",
+    "reward_func_names",
+    "reward_funcs",
     "temperature",
     "use_vllm",
 )
