@@ -32,6 +32,7 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "get_eval_dataloader": ("self", "eval_dataset"),
     "log": ("self", "logs", "start_time"),
+    "save_model": ("self", "output_dir", "_internal_call"),
     "_init_training_state": (
         "self",
         "max_steps",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, p
 from .clock import WallClock, correct_runtimes
 from .faults import Reading, data_read, processes_alive
 from .run_directory import write_whole
+from .sharding import whole_weights
 from .stream import place_in_stream
 
 STATE = "tropd_state.json"
@@ -126,6 +128,11 @@ class WholeCheckpoints(GRPOTrainer):
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(os.path.join(directory, name))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
+        with nullcontext() if _internal_call else whole_weights(self.accelerator):
+            super().save_model(output_dir, _internal_call=_internal_call)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writing:  # the host asks while the checkpoint is still aside
