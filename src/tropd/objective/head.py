@@ -31,9 +31,9 @@ from .products import (
 SLICE_ELEMENTS = 2**26
 """Default size of what is held of logits at once, in elements: at most 256 MiB in float32."""
 
-SLICE_TOKENS = {"cpu": (192, 128), "elsewhere": (384, 192)}
+SLICE_TOKENS = {"cpu": (176, 128), "elsewhere": (384, 192)}
 """No slice has more tokens by default, alone or beside another of its size: enough for the products to be quick, and
-no more than 1.2% to 2.4% of the logits of 16,384 tokens at once."""
+1.1% to 2.4% of the logits of 16,384 tokens at once."""
 
 LogitsFunction = Callable[[Tensor, slice], tuple[Tensor, ...]]
 """Maps float32 logits [C, V] and the slice of tokens they belong to onto per-token tensors [C, ...]."""

@@ -17,7 +17,7 @@ class Workload:
     One rollout batch of `rollout_rows` serves `rollout_rows / update_rows · num_iterations` optimiser steps.
 
     Attributes:
-        rollout_rows: rows generated at once, then scored.
+        rollout_rows: rows of a rollout batch: generated, then scored.
         update_rows: rows whose gradient goes into one optimiser step.
         micro_rows: rows of one forward-backward and of one scoring pass of the student.
         teacher_rows: rows of one scoring pass of the teacher.
@@ -27,6 +27,7 @@ class Workload:
         response_tokens: mean length of a response, teacher prefix included.
         longest_prompt: tokens; memory is made from the longest.
         longest_response: tokens, `max_completion_length`.
+        rows_at_once: rows that are decoded together, at most (`rollout_batch_size`); `None` is all.
     """
 
     rollout_rows: int
@@ -39,6 +40,7 @@ class Workload:
     response_tokens: float
     longest_prompt: int
     longest_response: int
+    rows_at_once: int | None = None
 
     @property
     def longest(self) -> int:
@@ -47,8 +49,13 @@ class Workload:
 
     @property
     def prompts(self) -> int:
-        """Different prompts among the rows generated at once."""
+        """Different prompts among the rows of a rollout batch."""
         return max(1, self.rollout_rows // self.num_generations)
+
+    @property
+    def decoded_rows(self) -> int:
+        """Rows that are decoded together, each with its part of the KV cache."""
+        return min(self.rollout_rows, self.rows_at_once or self.rollout_rows)
 
     @property
     def rolled_rows(self) -> float:
@@ -203,6 +210,7 @@ def _workload(
         response_tokens=response if response_tokens is None else min(response_tokens, response),
         longest_prompt=round(prompt_tokens) if longest_prompt is None else longest_prompt,
         longest_response=response,
+        rows_at_once=args.rollout_batch_size,
     )
 
 

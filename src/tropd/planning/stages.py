@@ -94,17 +94,18 @@ def _larger(*moments: dict[str, int]) -> dict[str, int]:
 
 def _teacher_prefixes(setup: Setup) -> dict[str, int]:
     work = setup.work
-    return _generation(setup, setup.teacher, setup.teacher_bytes, work.prompts, work.longest_prompt)
+    rows = min(work.prompts, work.decoded_rows)
+    return _generation(setup, setup.teacher, setup.teacher_bytes, rows, work.longest_prompt)
 
 
 def _rollout(setup: Setup) -> dict[str, int]:
-    """All rows of the process at once. With vLLM their cache is vLLM's own."""
+    """The rows that the process decodes at once. With vLLM their cache is vLLM's own."""
     if setup.vllm is not None:
         return {}
     work = setup.work
     # At the start of the schedule nearly the whole sequence is a prefix, read in one pass.
     read = work.longest if setup.guided else work.longest_prompt
-    return _generation(setup, setup.student, setup.weight_bytes, work.rollout_rows, read)
+    return _generation(setup, setup.student, setup.weight_bytes, work.decoded_rows, read)
 
 
 def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int, read: int) -> dict[str, int]:

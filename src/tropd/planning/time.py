@@ -192,7 +192,8 @@ def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: float,
     prefill = _forward_flops(shape, rows, work.prompt_tokens, 0, 0)
     context = work.prompt_tokens + decoded / 2
     decode = rows * decoded * (2 * (shape.body_parameters + shape.head_parameters) + _attention_flops(shape, context))
-    batches = work.rolled_rows / work.rollout_rows  # the rows of one rollout batch decode together
+    batch = rows * work.rollout_rows / work.rolled_rows
+    batches = rows / min(batch, work.decoded_rows)  # rows that decode together
     size = setup.compute_bytes if setup.autocast else weight_bytes
     weights = (shape.body_parameters + shape.head_parameters) * _weight_traffic(setup, weight_bytes)
     cache = 2 * shape.num_layers * shape.kv_width * size * (1 if vllm else CACHE_TRAFFIC)

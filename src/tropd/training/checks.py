@@ -2,9 +2,16 @@
 
 from typing import Any
 
+from accelerate.utils import is_peft_model
+from torch import nn
+
 from .config import TrOPDConfig
 from .own_base import why_not_shared
 from .sharding import shards_teacher, uses_zero3
+
+OWN_BASE = (
+    "pass the base model, without an adapter, as both, and the adapter as peft_config; or load the teacher twice."
+)
 
 
 def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset: Any, options: dict[str, Any]) -> None:
@@ -21,6 +28,11 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
         ValueError: with the argument, why it cannot be, and what to type.
     """
     if student is teacher and not isinstance(student, str):
+        if is_peft_model(student):
+            raise ValueError(
+                "student and teacher are one and the same PeftModel. Its adapter is both models', and is not switched "
+                f"off for the teacher: {OWN_BASE}"
+            )
         why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
         if why is not None:
             raise ValueError(
@@ -89,6 +101,7 @@ def check_host_model(trainer: Any) -> None:
             "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
             "yet. For the latter set router_aux_loss_coef to 0."
         )
+    _check_adapter(trainer.model)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
@@ -117,3 +130,41 @@ def _check_whole_teacher(trainer: Any) -> None:
             "shard_teacher is False, but the teacher is the student's own base, which FSDP2 shards as the student. "
             "Remove it, or load the teacher separately: teacher_model_init_kwargs other than model_init_kwargs does."
         )
+
+
+def _check_adapter(student: Any) -> None:
+    """Refuse an adapter that puts tokens of its own before the prompt: a token's state would be another one's."""
+    adapter = student.active_peft_config if is_peft_model(student) else None
+    if adapter is not None and adapter.is_prompt_learning:
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise ValueError(
+            f"the student's adapter (peft_config) is {type(adapter).__name__}, of kind {kind}: it puts "
+            f"{adapter.num_virtual_tokens} virtual tokens before the prompt, and scores would be those of other "
+            "tokens. Use an adapter of the weights, such as LoraConfig."
+        )
+
+
+def check_teacher_apart(trainer: Any, teacher: Any) -> None:
+    """Refuse a teacher with weights of the student: it is frozen and, if they are trained, would change with them.
+
+    Args:
+        trainer: a built host.
+        teacher: a folder, a name or a model.
+
+    Raises:
+        ValueError: with one of the weights, and what to type.
+    """
+    if trainer.shares_base or isinstance(teacher, str):
+        return
+    ours, theirs = _weights(trainer.model), _weights(teacher)
+    shared = [name for place, name in theirs.items() if place in ours]
+    if shared:
+        raise ValueError(
+            f"teacher_model shares {len(shared)} of its {len(theirs)} weights with the student ({shared[0]}, …), so "
+            f"freezing it would freeze the student. Where the teacher is the base of the student's adapter: {OWN_BASE}"
+        )
+
+
+def _weights(model: nn.Module) -> dict[Any, str]:
+    """Where the parameters of a model are, with their names; a sharded or empty one has no address."""
+    return {(p.device, p.data_ptr() or id(p)): name for name, p in model.named_parameters()}

@@ -21,6 +21,7 @@ from ..teacher.local import TeacherScores, TopKRequest
 from .batch import Rollout, pack_for_student
 from .metrics import Totals
 from .no_trace import without_a_trace
+from .out_of_memory import SCORING
 from .probed import Probe, ProbedPrompts, ProbedTokens, ProbeTimes
 from .scoring import score_student
 from .trainer import TrOPDTrainer
@@ -149,15 +150,18 @@ def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherSco
     def everywhere(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    return trainer.teacher.score(
-        [rollout.teacher_context for rollout in rollouts],
-        [rollout.response for rollout in rollouts],
-        [rollout.scored for rollout in rollouts],
-        pad_id=trainer._tokenizer.pad_token_id,
-        temperature=trainer.temperature,
-        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
-        topk=TopKRequest(_top_k(trainer), _shared_vocabulary(trainer), everywhere),
-    )
+    with trainer.asking_teacher(sum(sum(rollout.scored) for rollout in rollouts)) as check:
+        scores = trainer.teacher.score(
+            [rollout.teacher_context for rollout in rollouts],
+            [rollout.response for rollout in rollouts],
+            [rollout.scored for rollout in rollouts],
+            pad_id=trainer._tokenizer.pad_token_id,
+            temperature=trainer.temperature,
+            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            topk=TopKRequest(_top_k(trainer), _shared_vocabulary(trainer), everywhere),
+        )
+        check(scores)
+    return scores
 
 
 def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +181,7 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
             masses = probs_CV.gather(-1, topk_ids[tokens].to(probs_CV.device).long()).sum(-1)
             return probs_CV.square().sum(-1), masses
 
-        with trainer.accelerator.autocast():
+        with trainer._memory_for(SCORING), trainer.accelerator.autocast():
             columns.append(
                 trainer.model(
                     input_ids=packed.input_ids,
@@ -220,18 +224,20 @@ def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedP
         for row, (ours, theirs) in enumerate(sorted(pairs))
     ]
     common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0}
-    with trainer.accelerator.autocast():
+    with trainer._memory_for(SCORING), trainer.accelerator.autocast():
         student = score_student(
             trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common
         )
     theirs = [list(context[1:]) for _, context in sorted(pairs)]
-    teacher = trainer.teacher.score(
-        [text.teacher_context for text in texts],
-        theirs,
-        [[True] * len(text) for text in theirs],
-        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
-        **common,
-    )
+    with trainer.asking_teacher(sum(map(len, theirs))) as check:
+        teacher = trainer.teacher.score(
+            [text.teacher_context for text in texts],
+            theirs,
+            [[True] * len(text) for text in theirs],
+            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            **common,
+        )
+        check(teacher)
     return ProbedPrompts(len(pairs), student.trainer_logp.float().cpu(), teacher.logp.float().cpu())
 
 

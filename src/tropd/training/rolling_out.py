@@ -21,9 +21,10 @@ from ..rollout.addressed import (
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
 from .batch import Rollout
-from .faults import teacher_asked
+from .faults import PREFLIGHT, rewards_given, teacher_asked
 from .guards import finite_softmax
 from .metrics import Totals
+from .out_of_memory import EVALUATED_ROWS, TRAINED_ROWS, WRITING, enough_memory
 from .prefix_stage import PrefixStage
 from .reading import read_rollouts, unpad
 from .saving import WholeCheckpoints
@@ -50,6 +51,7 @@ class RollsOut(WholeCheckpoints):
     _turns: Turns | None
     _notes: SamplerNotes | None
     _evaluated_rows: int
+    in_preflight = False
 
     def _make_prefix_stage(self) -> PrefixStage:
         return PrefixStage(
@@ -72,8 +74,20 @@ class RollsOut(WholeCheckpoints):
 
     def _moment(self) -> str:
         """What is being done, for a sentence."""
-        done = self.state.global_step
-        return f"step {done + 1}" if self.model.training else f"the evaluation after step {done}"
+        if self.in_preflight:
+            return PREFLIGHT
+        return self._step_ahead() if self.model.training else self._evaluation()
+
+    def _step_ahead(self) -> str:
+        return f"step {self.state.global_step + 1}"
+
+    def _evaluation(self) -> str:
+        return f"the evaluation after step {self.state.global_step}"
+
+    def _memory_for(self, work: str) -> AbstractContextManager[None]:
+        """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
+        trained = self.model.training or self.in_preflight
+        return enough_memory(work, self._moment, self.args, TRAINED_ROWS if trained else EVALUATED_ROWS)
 
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
@@ -82,7 +96,7 @@ class RollsOut(WholeCheckpoints):
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
         self._notes = notes = SamplerNotes(self.temperature) if notes_suffice(self) else None
-        with finite_softmax(self.state.global_step + 1, self.args.output_dir):
+        with self._memory_for(WRITING), finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
         self._pending_prefixes = self._turns = self._notes = None
         self._drop_host_metrics()
@@ -154,6 +168,12 @@ class RollsOut(WholeCheckpoints):
         if self._turns is not None:
             self._turns.record(prompt_ids, written)
         return written, logps
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """The host's rewards; a reward function that fails stops the run in a sentence."""
+        functions = list(zip(self.reward_func_names, self.reward_funcs, strict=True))
+        with rewards_given(functions, self._moment(), self.args.output_dir):
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""

@@ -234,8 +234,8 @@ def score_teacher(
 def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     """Scores in which a token without a usable entropy, where `method` reads it, or top-k has no score at all.
 
-    Such a token leaves the loss and is counted like one whose log-probability is not finite. −inf in a top-k is a
-    probability of zero.
+    Such a token leaves the loss and is counted like one whose log-probability is not finite; its top-k goes with it,
+    so that no mean is over it. −inf in a top-k is a probability of zero.
     """
     topk = scores.topk_logp
     usable = (topk < torch.inf).all(-1) & ((topk > -torch.inf).any(-1) | (topk.shape[-1] == 0))
@@ -243,12 +243,13 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     if method.teacher_entropy_tau is not None:
         lacking |= ~scores.entropy.isfinite()
     lacking[scores.topk_index[~usable]] = True
+    read = ~lacking[scores.topk_index]
     return replace(
         scores,
         logp=scores.logp.masked_fill(lacking, torch.nan),
-        topk_index=scores.topk_index[usable],
-        topk_ids=scores.topk_ids[usable],
-        topk_logp=topk[usable],
+        topk_index=scores.topk_index[read],
+        topk_ids=scores.topk_ids[read],
+        topk_logp=topk[read],
     )
 
 

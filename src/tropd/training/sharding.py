@@ -1,6 +1,7 @@
 """How the models lie over the processes: the frozen teacher, and what FSDP2 does to outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -79,3 +80,18 @@ def keep_outputs_exact(accelerator: Any) -> None:
     policy: Any = getattr(plugin, "mixed_precision_policy", None)
     if getattr(policy, "output_dtype", None) is not None:
         plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+@contextmanager
+def whole_weights(accelerator: Any) -> Iterator[None]:
+    """Inside, the host saves a model that FSDP shards as one; with `SHARDED_STATE_DICT` it would save nothing."""
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    before = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(before)

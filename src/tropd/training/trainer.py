@@ -6,8 +6,8 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..teacher.context import TeacherContexts
 from ..teacher.local import TeacherScores
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RunDirectoryCallback
-from .checks import check_arguments, check_enough_prompts, check_host_model, has_rewards
+from .checks import check_arguments, check_enough_prompts, check_host_model, check_teacher_apart, has_rewards
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
@@ -35,6 +35,7 @@ from .host import check_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
 from .rolling_out import RollsOut
@@ -137,6 +138,7 @@ class TrOPDTrainer(RollsOut):
             **kwargs,
         )
         check_host_model(self)
+        check_teacher_apart(self, teacher_model)
         keep_outputs_exact(self.accelerator)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
@@ -171,11 +173,13 @@ class TrOPDTrainer(RollsOut):
         Raises:
             ValueError: fewer prompts than a rollout batch takes, or a checkpoint that is not whole.
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
+            TrainingStopped: something failed that the run cannot go on without; its kinds are in `errors`.
         """
         if hasattr(self.train_dataset, "__len__"):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
-        output = super().train(*args, **kwargs)
+        with enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS):
+            output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
         return output
@@ -192,7 +196,8 @@ class TrOPDTrainer(RollsOut):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self._evaluated_rows = 0
-        return super().evaluate(*args, **kwargs)
+        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
+            return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
 
@@ -255,14 +260,7 @@ class TrOPDTrainer(RollsOut):
 
     def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
         """The teacher's scores, one for each token; where it fails on one rank, every rank stops."""
-        moment, directory = self._moment(), self.args.output_dir
-        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = (
-            nullcontext()
-            if shards_teacher(self)
-            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
-        )
-        with together, teacher_asked(moment, directory):
+        with self.asking_teacher(gate.student_mask.numel()) as check:
             scores = score_teacher(
                 self.teacher,
                 rollouts,
@@ -273,8 +271,24 @@ class TrOPDTrainer(RollsOut):
                 rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
                 student_vocab_size=self._student_vocab_size,
             )
-            check_score_counts(scores, gate.student_mask.numel(), moment, directory)
+            check(scores)
         return without_unusable(scores, gate.method)
+
+    @contextmanager
+    def asking_teacher(self, num_tokens: int) -> Iterator[Callable[[TeacherScores], None]]:
+        """Inside, the teacher scores `num_tokens`; yields what refuses another number of scores.
+
+        Where it fails on one rank, every rank leaves the block with a sentence.
+        """
+        moment, directory = self._moment(), self.args.output_dir
+        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
+        together = (
+            nullcontext()
+            if shards_teacher(self)
+            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
+        )
+        with together, teacher_asked(moment, directory):
+            yield lambda scores: check_score_counts(scores, num_tokens, moment, directory)
 
     def _check_teacher(self, student_token_logps: Tensor) -> None:
         counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
@@ -311,7 +325,7 @@ class TrOPDTrainer(RollsOut):
         return None if lacking else scores
 
     def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
-        with self.accelerator.autocast():
+        with self._memory_for(SCORING), self.accelerator.autocast():
             return score_student(
                 self.model,
                 rollouts,
