@@ -40,6 +40,7 @@ def sample(
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=True,
+        use_cache=True,
         temperature=temperature,
         top_k=0,
         top_p=1.0,

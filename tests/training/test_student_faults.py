@@ -161,6 +161,9 @@ LEARNING = r"Lower per_device_train_batch_size .*, or set gradient_checkpointing
     ],
 )
 def test_a_student_without_memory_stops_with_what_to_lower(train, tmp_path, monkeypatch, name, when, advice):
+    settings = {"rescore_rollouts": True} if name == "score_student" else {}
+    callbacks = [NoMemoryForTheUpdate()] if name == "the update" else []
+
     def prepare(trainer):
         owner = training if name == "score_student" else trainer
         if hasattr(owner, name):
@@ -172,10 +175,10 @@ def test_a_student_without_memory_stops_with_what_to_lower(train, tmp_path, monk
             OutOfMemory, match=rf"^memory ran out in {when} \(OutOfMemoryError: CUDA out of.*\); {KEPT}\. {advice}"
         ) as caught,
     ):
-        train(prepare=prepare, callbacks=[NoMemoryForTheUpdate()] if name == "the update" else [])
+        train(prepare=prepare, callbacks=callbacks, **settings)
     assert caught.value.__cause__ is NO_MEMORY and isinstance(caught.value, TrainingStopped)
     assert steps_saved(tmp_path / "run") == [1]
-    assert_it_goes_on_as_if_nothing_had_happened(train, tmp_path)
+    assert_it_goes_on_as_if_nothing_had_happened(train, tmp_path, **settings)
 
 
 def test_checkpointing_that_is_on_is_not_advised(train):
@@ -188,7 +191,7 @@ def test_checkpointing_that_is_on_is_not_advised(train):
     ("name", "when"), [("_roll_out", ""), ("_compute_loss", ""), ("score_student", " while the student was scored")]
 )
 def test_an_evaluation_without_memory_is_told_of_its_own_batch_size(train, monkeypatch, name, when):
-    trainer = train(max_steps=1)
+    trainer = train(max_steps=1, rescore_rollouts=True)
     owner = training if name == "score_student" else trainer
     monkeypatch.setattr(owner, name, without_memory(getattr(owner, name), call=1))
     with pytest.raises(

@@ -72,6 +72,14 @@ class RollsOut(WholeCheckpoints):
             drawing=self._drawing_prefixes,
         )
 
+    def _write_with_a_cache(self) -> None:
+        """Let Transformers keep keys and values, whatever the model's configuration says.
+
+        Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
+        """
+        if not self.use_vllm and "use_cache" not in (self.args.generation_kwargs or {}):
+            self.generation_config.use_cache = self.generation_kwargs["use_cache"] = True
+
     def _moment(self) -> str:
         """What is being done, for a sentence."""
         if self.in_preflight:

@@ -152,6 +152,7 @@ class TrOPDTrainer(RollsOut):
                 "teacher_processing_class to have the token ids compared too."
             )
         check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
+        self._write_with_a_cache()
         self._contexts = TeacherContexts.configured(args, self._tokenizer, self.teacher_tokenizer)
         self._prefix_stage = self._make_prefix_stage()
         self._pending_prefixes: list[list[int]] | None = None
