@@ -15,8 +15,8 @@ from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabula
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
 
-WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
-"""(teacher_logp [C], teacher_entropy [C], their slice of the N tokens) → bool [C]: which need the teacher's top-k."""
+WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
+"""(teacher_logp [C], teacher_entropy [C], their places among the N tokens) → bool [C]: which need the teacher's top-k."""
 
 
 @dataclass(frozen=True)

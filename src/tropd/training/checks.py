@@ -5,6 +5,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from ..teacher.local import LocalTeacher
 from .config import TrOPDConfig
 from .own_base import why_not_shared
 from .sharding import shards_teacher, uses_zero3
@@ -154,7 +155,7 @@ def check_teacher_apart(trainer: Any, teacher: Any) -> None:
     Raises:
         ValueError: with one of the weights, and what to type.
     """
-    if trainer.shares_base or isinstance(teacher, str):
+    if trainer.shares_base or isinstance(teacher, (str, LocalTeacher)):
         return
     ours, theirs = _weights(trainer.model), _weights(teacher)
     shared = [name for place, name in theirs.items() if place in ours]

@@ -45,7 +45,7 @@ class StudentScores:
     from_sampler: Tensor
     entropy: Tensor
 
-    def __getitem__(self, tokens: slice) -> "StudentScores":
+    def __getitem__(self, tokens: slice | Tensor) -> "StudentScores":
         return StudentScores(
             self.rollout_logp[tokens],
             self.trainer_logp[tokens],
@@ -150,7 +150,7 @@ class Gate:
         student: StudentScores,
         teacher_logp: Tensor,
         teacher_entropy: Tensor,
-        tokens: slice = slice(None),
+        tokens: slice | Tensor = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """Trust and outlier weights of the tokens in `tokens`; both zero on tokens without a finite teacher score."""
         here = student[tokens]
@@ -253,8 +253,8 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     )
 
 
-def _wants_topk(gate: Gate, student: StudentScores) -> Callable[[Tensor, Tensor, slice], Tensor]:
-    def wanted(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+def _wants_topk(gate: Gate, student: StudentScores) -> Callable[[Tensor, Tensor, slice | Tensor], Tensor]:
+    def wanted(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         trust, outlier = gate.weights(student, logp, entropy, tokens)
         return (trust + outlier if gate.method.trust == "jsd" else outlier) > 0
 

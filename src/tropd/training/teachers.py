@@ -12,7 +12,7 @@ from .sharding import in_autocast, prepare_teacher, shards_teacher
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher:
+def load_teacher(trainer: Any, teacher: "str | PreTrainedModel | LocalTeacher") -> LocalTeacher:
     """The teacher of a built trainer; sets its `teacher_tokenizer` where none was given.
 
     Raises:
@@ -30,6 +30,10 @@ def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher
         logger.info("The teacher is the student's own base, with the adapter switched off; it is loaded once.")
         forward = in_autocast(trainer.accelerator, trainer.model)
         return BaseTeacher(trainer.model, forward, by_length=not shards_teacher(trainer))
+    if isinstance(teacher, LocalTeacher):
+        if shards_teacher(trainer):
+            raise ValueError("a teacher that is built already cannot be sharded; set shard_teacher: false.")
+        return teacher
     if isinstance(teacher, str):
         options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
         teacher = AutoModelForCausalLM.from_pretrained(teacher, **options | dict(args.teacher_model_init_kwargs or {}))

@@ -23,7 +23,7 @@ from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
 from ..teacher.agreement import check_vocabularies
 from ..teacher.context import TeacherContexts
-from ..teacher.local import TeacherScores
+from ..teacher.local import LocalTeacher, TeacherScores
 from .batch import MicroBatch, Rollout, pack_for_student
 from .callbacks import CollapseGuard, RunDirectoryCallback
 from .checks import check_arguments, check_enough_prompts, check_host_model, check_teacher_apart, has_rewards
@@ -74,7 +74,8 @@ class TrOPDTrainer(RollsOut):
     Args:
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
-            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded.
+            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. A
+            `LocalTeacher` that is built already, such as `SeveralTeachers`, is taken as it is.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: likewise.
@@ -110,7 +111,7 @@ class TrOPDTrainer(RollsOut):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher_model: "str | PreTrainedModel",
+        teacher_model: "str | PreTrainedModel | LocalTeacher",
         args: TrOPDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
