@@ -20,7 +20,7 @@ def sample(
     temperature: float = 1.0,
     vocab_limit: int | None = None,
 ) -> list[list[int]]:
-    """One continuation of each context from the whole softmax, or the likeliest one token by token, as token ids up to and with the first ending.
+    """One continuation of each context from the whole softmax, as token ids up to and with the first ending.
 
     Args:
         model: a causal language model.

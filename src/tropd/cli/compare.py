@@ -117,7 +117,9 @@ class _Screen:
 
     def show(self, progress: "Progress") -> None:
         if self.status is not None:
-            self.status.update(f"{progress.done}/{progress.total} cells; {'; '.join(progress.running)}{_left(progress)}")
+            self.status.update(
+                f"{progress.done}/{progress.total} cells; {'; '.join(progress.running)}{_left(progress)}"
+            )
         if progress.ended is None:
             return
         how = _outcome(progress.result) if progress.ended.cell is not None else "ready"

@@ -33,9 +33,7 @@ class Forecast:
         min_tail: tokens left to the student.
     """
 
-    def __init__(
-        self, method: Method, response_lengths: Sequence[int], max_length: int, rows: int, min_tail: int = 1
-    ):
+    def __init__(self, method: Method, response_lengths: Sequence[int], max_length: int, rows: int, min_tail: int = 1):
         self.method, self.lengths, self.max_length = method, list(response_lengths), max_length
         self.rows, self.min_tail = rows, min_tail
         self._by_percent = [self._mean_tail(percent / 100) for percent in range(101)]
@@ -83,7 +81,7 @@ class Forecast:
 
 
 class TokenBudget(TrainerCallback):
-    """Ends a run at the step whose end is nearest to `budget`, and keeps `state.max_steps`, which schedules read, there.
+    """Ends a run at the step whose end is nearest to `budget`; `state.max_steps`, which schedules read, is kept there.
 
     Attributes:
         written: tokens the student wrote so far.

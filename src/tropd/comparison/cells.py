@@ -81,8 +81,7 @@ def choose_learning_rate(plan: Plan, setting: str, label: str, results: Mapping[
     scored = [
         (-score if higher_is_better else score, cell.learning_rate)
         for cell in cells
-        if not results[cell.name].get("failure")
-        and (score := score_of(results[cell.name], plan.select_on)) is not None
+        if not results[cell.name].get("failure") and (score := score_of(results[cell.name], plan.select_on)) is not None
     ]
     return min(scored)[1] if scored else None
 

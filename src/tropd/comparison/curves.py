@@ -85,7 +85,9 @@ def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curv
 
 def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> Line:
     """Accuracy at the few moments it was measured, in %."""
-    runs = [[(p["step"], 100 * p["scores"]["accuracy"]) for p in cell["points"]] for cell in cells if cell.get("points")]
+    runs = [
+        [(p["step"], 100 * p["scores"]["accuracy"]) for p in cell["points"]] for cell in cells if cell.get("points")
+    ]
     length = min(map(len, runs), default=0)
     rows = [[run[n] for run in runs] for n in range(length)]
     values = [[value for _, value in row] for row in rows]

@@ -1,11 +1,11 @@
 """Where a comparison keeps what: the one place that knows the names of its files.
 
-    state.json           the plan, and the hardware as the user describes it
-    settings/NAME/       student, prompts.json, before.json
-    cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
-    running/             tasks under way; what a kill leaves there is thrown away
-    logs/NAME.txt        what a task printed, tracebacks included
-    results.json, tables.md, report.html
+state.json           the plan, and the hardware as the user describes it
+settings/NAME/       student, prompts.json, before.json
+cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
+running/             tasks under way; what a kill leaves there is thrown away
+logs/NAME.txt        what a task printed, tracebacks included
+results.json, tables.md, report.html
 """
 
 import fcntl

@@ -61,7 +61,9 @@ class Ruler:
 
     def _right(self, model: Any, texts: Sequence[Text]) -> dict[str, str]:
         return {
-            part: "".join(str(int(is_right(part, text.prompt, response))) for text, response in self._greedy(model, mine))
+            part: "".join(
+                str(int(is_right(part, text.prompt, response))) for text, response in self._greedy(model, mine)
+            )
             for part, mine in _by_part(texts).items()
             if part in DOMAIN_NAMES
         }

@@ -28,8 +28,8 @@ def _intro(results: Mapping[str, Any]) -> str:
     plan = results["plan"]
     return (
         f"Each run ends when its student has written {plan['student_tokens']:,} tokens. For one seed all methods see "
-        "the same prompts in the same order; a method with teacher prefixes takes more steps for its tokens. Scores are "
-        "of test problems, mean ± standard error over seeds; Δ is the paired difference to "
+        "the same prompts in the same order; a method with teacher prefixes takes more steps for its tokens. Scores "
+        "are of test problems, mean ± standard error over seeds; Δ is the paired difference to "
         f"{plan['reference']} with a 95% bootstrap interval, * where it excludes zero."
     )
 
@@ -99,7 +99,11 @@ def _differences(setting: Mapping[str, Any], reference: str, numbers: Mapping[st
     charts = []
     for metric, factor, title in (
         ("accuracy", 100, f"Accuracy, difference to {reference} (points; right is better)"),
-        ("student_states/reverse_kl", 1, f"Reverse KL on student states, difference to {reference} (nats; left is better)"),
+        (
+            "student_states/reverse_kl",
+            1,
+            f"Reverse KL on student states, difference to {reference} (nats; left is better)",
+        ),
     ):
         rows = [
             (label, numbers[label], factor * d["mean"], _times(factor, d["low"]), _times(factor, d["high"]))
@@ -115,7 +119,10 @@ def _times(factor: float, value: float | None) -> float | None:
 
 
 def _charts(
-    setting: Mapping[str, Any], cells: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Mapping[str, int], layout: Layout
+    setting: Mapping[str, Any],
+    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    numbers: Mapping[str, int],
+    layout: Layout,
 ) -> list[str]:
     runs = {label: [read_steps(layout.cell(cell["name"])) for cell in mine] for label, mine in cells.items()}
     if not any(steps for mine in runs.values() for steps in mine):

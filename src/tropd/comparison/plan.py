@@ -268,7 +268,9 @@ def _check_label(where: str, label: Any) -> None:
 def _check_choice(plan: Plan) -> None:
     known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
     if plan.select_on not in known:
-        raise ValueError(f"select_on is {plan.select_on!r}{_nearest(plan.select_on, known)}; choose {', '.join(known)}.")
+        raise ValueError(
+            f"select_on is {plan.select_on!r}{_nearest(plan.select_on, known)}; choose {', '.join(known)}."
+        )
     ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
     if plan.select_on == "accuracy" and ungraded:
         raise ValueError(
@@ -284,7 +286,9 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{where} has {key!r}, which is unknown{_nearest(str(key), known)}. Known: {_list(known)}.")
+            raise ValueError(
+                f"{where} has {key!r}, which is unknown{_nearest(str(key), known)}. Known: {_list(known)}."
+            )
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:

@@ -22,9 +22,7 @@ class Points:
 
     trainer: Any = None
 
-    def __init__(
-        self, measure: Callable[[Any], dict[str, float]], budget: int, number: int, start: dict[str, float]
-    ):
+    def __init__(self, measure: Callable[[Any], dict[str, float]], budget: int, number: int, start: dict[str, float]):
         self.measure, self.budget, self.number = measure, budget, number
         self.found: list[dict[str, Any]] = [{"step": 0, "student_tokens": 0, "scores": start}] if number else []
         self.seconds = 0.0

@@ -37,8 +37,7 @@ def _before(plan: Plan, setting: Setting, folder: Path, texts: Splits) -> dict[s
     found: dict[str, Any] = {}
     for name, models in (("teacher", ruler.teachers), ("student", dict.fromkeys(setting.parts, student))):
         by_part = [
-            ruler.measure(models[part], [text for text in texts["test"] if text.part == part])
-            for part in setting.parts
+            ruler.measure(models[part], [text for text in texts["test"] if text.part == part]) for part in setting.parts
         ]
         found[name] = _together([measured.scores for measured in by_part])
     found["point"] = ruler.accuracy(student, point_texts(plan, setting, texts["validation"]))

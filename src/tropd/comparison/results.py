@@ -1,4 +1,4 @@
-"""Everything that a comparison found, as plain data: what tables and report are made of, and what results.json holds."""
+"""Everything that a comparison found, as plain data: what results.json holds, and tables and report are made of."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,9 @@ def _differences(
     scored: Sequence[Mapping[str, Any]], references: Mapping[int, Mapping[str, Any]], metrics: Sequence[str]
 ) -> dict[str, Any]:
     """Value − the reference's, seed by seed, over the seeds that both have."""
-    matched = [(cell, references[cell["seed"]]) for cell in scored if (references.get(cell["seed"]) or {}).get("scores")]
+    matched = [
+        (cell, references[cell["seed"]]) for cell in scored if (references.get(cell["seed"]) or {}).get("scores")
+    ]
     found: dict[str, Any] = {}
     for name in metrics:
         if matched and all(name in ours["scores"] and name in theirs["scores"] for ours, theirs in matched):

@@ -101,12 +101,12 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
 
 
 def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    changed = [
-        name for name in now if name not in (*MAY_GROW, *MAY_CHANGE) and now[name] != earlier.get(name)
-    ]
+    changed = [name for name in now if name not in (*MAY_GROW, *MAY_CHANGE) and now[name] != earlier.get(name)]
     for field in MAY_GROW:
         shared = now[field].keys() & earlier[field].keys()
-        changed += [f"{field}.{name}" for name in now[field] if name in shared and now[field][name] != earlier[field][name]]
+        changed += [
+            f"{field}.{name}" for name in now[field] if name in shared and now[field][name] != earlier[field][name]
+        ]
     return changed
 
 

@@ -17,10 +17,11 @@ from .cells import Cell, count_cells, next_cells, pairs
 from .layout import RESULT, Layout
 from .plan import Plan
 
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-} | {"TOKENIZERS_PARALLELISM": "false"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
 LOOK_EVERY = 0.2
+WORKER = (sys.executable, "-m", "tropd.comparison.worker")
+"""What is started for a task, told the comparison's folder and the file of the task."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Schedule:
         only: which settings and methods; all by default.
         lock: descriptor that workers inherit, so that the folder stays locked until the last of them is gone.
         report: told when a worker starts and when one ends.
+        command: what does the work.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Schedule:
         only: Sequence[str] = (),
         lock: int | None = None,
         report: Callable[[Progress], None] = lambda progress: None,
+        command: Sequence[str] = WORKER,
     ):
         self.plan, self.layout, self.jobs, self.lock, self.report = plan, layout, jobs, lock, report
+        self.command = command
         self.pairs = pairs(plan, only)
         self.workers: list[Worker] = []
         self.unprepared: set[str] = set()
@@ -130,7 +134,7 @@ class Schedule:
         (file := folder / f"{task.name}.json").write_text(json.dumps(described), encoding="utf-8")
         with log.open("w", encoding="utf-8") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "tropd.comparison.worker", str(self.layout.root), str(file)],
+                [*self.command, str(self.layout.root), str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

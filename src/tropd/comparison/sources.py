@@ -97,7 +97,7 @@ def _file_prompts(setting: Setting, plan: Plan) -> dict[str, list[dict[str, Any]
         rows = list(load_prompts(setting.data[split], limit=plan.prompts[split]).dataset)
         if len(rows) < plan.prompts[split]:
             raise ValueError(
-                f"prompts.{split} is {plan.prompts[split]}, but {setting.data[split]} has {len(rows)} prompts. Lower it."
+                f"prompts.{split} is {plan.prompts[split]}, but {setting.data[split]} has {len(rows)}. Lower it."
             )
         kept = ("prompt", "teacher_response")
         found[split] = [{"part": "data"} | {name: row[name] for name in kept if name in row} for row in rows]

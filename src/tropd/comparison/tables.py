@@ -62,7 +62,9 @@ def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
     names = [f"accuracy/{part}" for part in setting["parts"]]
     columns = [*names, "accuracy"] if len(names) > 1 else names
     head = ["method", *setting["parts"], *(["average"] if len(names) > 1 else []), f"Δ to {reference}"]
-    rows = [[name, *(_plain(scores.get(column), 100, 1) for column in columns), ""] for name, scores in _before(setting)]
+    rows = [
+        [name, *(_plain(scores.get(column), 100, 1) for column in columns), ""] for name, scores in _before(setting)
+    ]
     for label, method in setting["methods"].items():
         values = [_mean(method["metrics"].get(column), 100, 1) for column in columns]
         rows.append([_row_name(label, method), *values, _difference(method["differences"].get(columns[-1]), 100, 1)])
@@ -75,7 +77,9 @@ def distance_table(setting: Mapping[str, Any], reference: str) -> Table | None:
     if not shown:
         return None
     head = ["method", *(title for _, title in shown), *(f"Δ {title} to {reference}" for _, title in shown[:2])]
-    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown), "", ""] for name, scores in _before(setting)]
+    rows = [
+        [name, *(_plain(scores.get(column), 1, 3) for column, _ in shown), "", ""] for name, scores in _before(setting)
+    ]
     for label, method in setting["methods"].items():
         values = [_mean(method["metrics"].get(name), 1, 3) for name, _ in shown]
         differences = [_difference(method["differences"].get(name), 1, 3) for name, _ in shown[:2]]
@@ -106,14 +110,23 @@ def run_table(setting: Mapping[str, Any]) -> Table:
 def grid_table(setting: Mapping[str, Any]) -> Table:
     """What every rate of the grid scored on validation prompts."""
     rates = list(next(iter(setting["methods"].values()))["grid"])
-    rows = [[label, *(_plain(method["grid"][rate], 1, 3) for rate in rates)] for label, method in setting["methods"].items()]
+    rows = [
+        [label, *(_plain(method["grid"][rate], 1, 3) for rate in rates)] for label, method in setting["methods"].items()
+    ]
     return ["method", *rates], rows
 
 
 def cell_table(results: Mapping[str, Any]) -> Table:
     """A row for each cell: reported ones were measured on test prompts, those of the grid on validation prompts."""
     columns = [("accuracy", 100, 1), ("student_states/reverse_kl", 1, 4), ("student_states/forward_kl", 1, 4)]
-    head = ["cell", "steps", "student tokens", "accuracy (%)", "reverse KL, student states", "forward KL, student states"]
+    head = [
+        "cell",
+        "steps",
+        "student tokens",
+        "accuracy (%)",
+        "reverse KL, student states",
+        "forward KL, student states",
+    ]
     rows = []
     for name, cell in results["cells"].items():
         scores = cell.get("scores") or {}
@@ -129,7 +142,9 @@ def _before(setting: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]
 
 
 def _row_name(label: str, method: Mapping[str, Any]) -> str:
-    notes = [f"{method[kind]} {word}" for kind, word in (("failures", "ended early"), ("errors", "failed")) if method[kind]]
+    notes = [
+        f"{method[kind]} {word}" for kind, word in (("failures", "ended early"), ("errors", "failed")) if method[kind]
+    ]
     return f"{label} ({', '.join(notes)})" if notes else label
 
 

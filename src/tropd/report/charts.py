@@ -34,7 +34,9 @@ class Line:
     highs: Sequence[float]
 
 
-def line_chart(title: str, lines: Sequence[Line], *, log: bool = False, zero: bool = False, x_label: str = "step") -> str:
+def line_chart(
+    title: str, lines: Sequence[Line], *, log: bool = False, zero: bool = False, x_label: str = "step"
+) -> str:
     """Lines with bands; on a logarithmic axis what is not above 0 is left out. Without any point a sentence says so."""
     shown = [kept for line in lines if (kept := _positive(line) if log else line).xs]
     if not shown:
@@ -107,8 +109,10 @@ def _line(line: Line, xs: Axis, ys: Axis) -> str:
         f'stroke-dasharray="{style.dashes}"/>'
     )
     # Lines that lie on each other are told apart by markers at different places.
-    spread = range(line.number * 2 % max(len(middle) // MARKERS_A_LINE, 1), len(middle), max(len(middle) // MARKERS_A_LINE, 1))
-    marks = "".join(marker(style.marker, *middle[n], style.colour) for n in spread)
+    every = max(len(middle) // MARKERS_A_LINE, 1)
+    marks = "".join(
+        marker(style.marker, *middle[n], style.colour) for n in range(2 * line.number % every, len(middle), every)
+    )
     return f"<g><title>{escape(line.label)}</title>{band}{curve}{marks}</g>"
 
 
@@ -123,7 +127,9 @@ def _grid(xs: Axis, ys: Axis, x_label: str) -> str:
     for tick in _few(xs):
         parts.append(f'<text x="{xs(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{label(tick)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     return "".join(parts)
 
 
@@ -156,6 +162,6 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 def _svg(height: float, title: str, body: str) -> str:
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" '
-        f'aria-label="{escape(title)}">{body}</svg></figure>'
+        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {WIDTH} {height:g}" '
+        f'role="img" aria-label="{escape(title)}">{body}</svg></figure>'
     )

@@ -14,8 +14,8 @@ nav a { margin-right: 1rem; display: inline-block; padding: .3rem 0; }
 a { color: #0060a0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .8rem 0; font-size: .9rem; }
 dt { color: var(--faint); } dd { margin: 0; }
-.wide { overflow-x: auto; margin: .5rem 0; border: 1px solid var(--rule); }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
+.wide { overflow-x: auto; margin: .5rem 0; border: 1px solid var(--rule); width: fit-content; max-width: 100%; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { background: var(--wash); font-weight: 600; white-space: normal; min-width: 5.5rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--wash); }
@@ -25,9 +25,10 @@ table.words td { text-align: left; white-space: normal; min-width: 9rem; overflo
 figure { margin: 0; } figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .1rem; }
 .chart { width: 100%; height: auto; display: block; }
 .chart text { font: 11.5px system-ui, "Liberation Sans", sans-serif; fill: var(--faint); }
-.chart .grid { stroke: #e6e6e6; } .chart .axis { stroke: #8a8a8a; } .chart .zero { stroke: #555; stroke-dasharray: 3 2; }
-ul.legend, ul.regions { list-style: none; padding: 0; margin: .5rem 0; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem;
-  font-size: .9rem; }
+.chart .grid { stroke: #e6e6e6; } .chart .axis { stroke: #8a8a8a; }
+.chart .zero { stroke: #555; stroke-dasharray: 3 2; }
+ul.legend, ul.regions { list-style: none; padding: 0; margin: .5rem 0; display: flex; flex-wrap: wrap;
+  gap: .3rem 1.2rem; font-size: .9rem; }
 ul.legend li { display: flex; align-items: center; gap: .4rem; }
 .key { width: 40px; height: 12px; }
 details { border: 1px solid var(--rule); margin: .4rem 0; }

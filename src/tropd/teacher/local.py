@@ -16,7 +16,7 @@ from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
-"""(teacher_logp [C], teacher_entropy [C], their places among the N tokens) → bool [C]: which need the teacher's top-k."""
+"""(teacher_logp [C], teacher_entropy [C], places among the N tokens) → bool [C]: which need the teacher's top-k."""
 
 
 @dataclass(frozen=True)

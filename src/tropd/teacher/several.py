@@ -52,7 +52,9 @@ class SeveralTeachers(LocalTeacher):
         for name, rows in self._rows_of(contexts).items():
             index = torch.cat([torch.arange(ends[row], ends[row + 1]) for row in rows]).to(self.device)
             scores = self.teachers[name].score(
-                *([column[row] for row in rows] for column in (contexts, responses, scored)),
+                [contexts[row] for row in rows],
+                [responses[row] for row in rows],
+                [scored[row] for row in rows],
                 topk=_of_these_tokens(topk, index),
                 **options,
             )

@@ -147,7 +147,7 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
 
 
 def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherScores:
-    def everywhere(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+    def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
     with trainer.asking_teacher(sum(sum(rollout.scored) for rollout in rollouts)) as check:

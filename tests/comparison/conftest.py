@@ -1,0 +1,43 @@
+"""A small plan as plain data, and a comparison whose workers train nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tropd.comparison.layout import Layout
+from tropd.comparison.plan import read_plan
+from tropd.comparison.run import publish, record_plan
+from tropd.comparison.schedule import Schedule
+
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+@pytest.fixture
+def plan_data():
+    return {
+        "settings": {"one": {"domains": ["additions"], "student": "additions-student", "teacher": "additions-teacher"}},
+        "methods": {"opd": None, "tropd": {"guidance_beta": 0.01}},
+        "seeds": [1, 2],
+        "student_tokens": 1000,
+        "prompts": {"train": 8, "validation": 4, "test": 4},
+        "max_length": 16,
+        "learning_rates": [1.0e-3, 3.0e-3],
+        "prompts_per_step": 2,
+        "rollouts_per_prompt": 2,
+    }
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Runs what is missing of a plan with fake workers; the layout."""
+
+    def run(data, jobs=2, report=lambda progress: None, **options) -> Layout:
+        layout, plan = Layout(tmp_path / "out"), read_plan(data)
+        with layout.locked() as lock:
+            record_plan(plan, layout, None)
+            Schedule(plan, layout, jobs, lock=lock, report=report, command=FAKE_WORKER, **options).run()
+        publish(layout)
+        return layout
+
+    return run
