@@ -1,6 +1,7 @@
 """A small plan as plain data, and a comparison whose workers train nothing."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ from tropd.comparison.schedule import Schedule
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
-@pytest.fixture
-def plan_data():
+def plan_as_data():
     return {
         "settings": {"one": {"domains": ["additions"], "student": "additions-student", "teacher": "additions-teacher"}},
         "methods": {"opd": None, "tropd": {"guidance_beta": 0.01}},
@@ -28,16 +28,34 @@ def plan_data():
     }
 
 
+def compare_in(out, data, jobs=2, report=lambda progress: None, **options) -> Layout:
+    """Runs what is missing of a plan with fake workers."""
+    layout, plan = Layout(out), read_plan(data)
+    with layout.locked() as lock:
+        record_plan(plan, layout, None)
+        Schedule(plan, layout, jobs, lock=lock, report=report, command=FAKE_WORKER, **options).run()
+    publish(layout)
+    return layout
+
+
+@pytest.fixture
+def plan_data():
+    return plan_as_data()
+
+
+@pytest.fixture(scope="session")
+def whole_plan():
+    """The same, not to be changed."""
+    return plan_as_data()
+
+
 @pytest.fixture
 def compared(tmp_path):
-    """Runs what is missing of a plan with fake workers; the layout."""
+    """Compares in a folder of the test's own."""
+    return partial(compare_in, tmp_path / "out")
 
-    def run(data, jobs=2, report=lambda progress: None, **options) -> Layout:
-        layout, plan = Layout(tmp_path / "out"), read_plan(data)
-        with layout.locked() as lock:
-            record_plan(plan, layout, None)
-            Schedule(plan, layout, jobs, lock=lock, report=report, command=FAKE_WORKER, **options).run()
-        publish(layout)
-        return layout
 
-    return run
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Layout:
+    """The whole plan, done; not to be changed."""
+    return compare_in(tmp_path_factory.mktemp("finished"), plan_as_data())

@@ -15,9 +15,9 @@ def method(results, label):
     return results["settings"]["one"]["methods"][label]
 
 
-def test_means_errors_and_differences_are_those_of_the_cells(compared, plan_data):
+def test_means_errors_and_differences_are_those_of_the_cells(finished):
     """The fake cells: reverse KL is 1 / (1 + letters + seed) + rate, `opd` has 3 letters of 10 right, `tropd` 5."""
-    results = collect(compared(plan_data))
+    results = collect(finished)
     kl = method(results, "opd")["metrics"]["student_states/reverse_kl"]
     values = [1 / 5 + 1e-3, 1 / 6 + 1e-3]
     assert kl["mean"] == pytest.approx(sum(values) / 2)
@@ -41,23 +41,23 @@ def test_a_bootstrap_draws_seeds_and_problems():
     assert bootstrap_interval([[0.3]]).low != bootstrap_interval([[0.3]]).low, "one number has no interval (nan)"
 
 
-def test_the_tables_have_the_layout_of_the_paper(compared, plan_data):
-    text = (compared(plan_data).root / "tables.md").read_text()
+def test_the_tables_have_the_layout_of_the_paper(finished):
+    text = (finished.root / "tables.md").read_text()
     assert "| method | additions | Δ to opd |" in text
     assert "| opd | 30.0 ± 0.0 | – |" in text
     assert "| tropd | 50.0 ± 0.0 | +20.0 [" in text
     assert "| tropd | 0.001† | 2 of 2 | 8 | 1,000 | 0 | 0.0 |" in text, "a rate at the edge of the grid is marked"
 
 
-def test_results_json_has_every_cell_and_survives_json(compared, plan_data):
-    layout = compared(plan_data)
+def test_results_json_has_every_cell_and_survives_json(finished):
+    layout = finished
     written = json.loads((layout.root / "results.json").read_text())
     assert set(written["cells"]) == set(layout.results()) and written["plan"]["seeds"] == [1, 2]
     assert written["environments"] and written == json.loads(json.dumps(collect(layout)))
 
 
-def test_a_text_with_a_pipe_stays_in_its_cell(compared, plan_data):
-    results = collect(compared(plan_data))
+def test_a_text_with_a_pipe_stays_in_its_cell(finished):
+    results = collect(finished)
     results["cells"]["a"] = {"failure": "x | y\nz", "error": None, "scores": None}
     assert "| a | failure | x \\| y z |" in tables_markdown(results)
 
@@ -67,13 +67,13 @@ def report(layout):
     return (layout.root / "report.html").read_text()
 
 
-def test_what_a_model_wrote_never_becomes_part_of_the_page(compared, plan_data):
-    page = report(compared(plan_data))
+def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
+    page = report(finished)
     assert "<script" not in page and "&lt;script&gt;alert(&#x27;a rollout&#x27;)&lt;/script&gt;" in page
 
 
-def test_the_page_needs_no_other_file(compared, plan_data):
-    page = report(compared(plan_data))
+def test_the_page_needs_no_other_file(finished):
+    page = report(finished)
     assert not any(word in page for word in ("http:", "https:", "src=", "@import", "url("))
     assert page.count("<figure>") == 11, "nine charts over steps, two of differences"
 

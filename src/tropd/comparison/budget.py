@@ -54,6 +54,8 @@ class Forecast:
             ratio: tokens of a step by the forecast's.
         """
         missing = (budget - written) / ratio
+        if not self.method.guided:
+            return done + max(math.ceil(missing / self.tokens(0, 1)), 1)
 
         def enough(steps: int) -> bool:
             return sum(self.tokens(step, steps) for step in range(done, steps)) >= missing
