@@ -1,6 +1,7 @@
 """A worker that trains nothing: `python fake_worker.py ROOT TASK.json`. What it writes looks like a cell's.
 
-FAKE_SECONDS is how long a cell takes; FAKE_CRASH names a cell whose process dies, FAKE_ERROR one that raises.
+FAKE_SECONDS is how long a cell takes; FAKE_CRASH names a cell whose process dies, FAKE_ERROR a cell or a
+setting that raises.
 """
 
 import json
@@ -17,6 +18,8 @@ HOSTILE = "<script>alert('a rollout')</script>"
 
 
 def prepare(plan, name, layout):
+    if os.environ.get("FAKE_ERROR") == name:
+        raise RuntimeError("the fake setting could not")
     folder = layout.running(name)
     scores = {"accuracy": 0.25, "accuracy/additions": 0.25, "student_states/reverse_kl": 1.5}
     write_whole(folder / "before.json", json.dumps({"teacher": scores, "student": scores, "point": {}}))

@@ -48,7 +48,7 @@ def test_a_run_ends_at_the_step_nearest_to_its_budget(length):
 
 
 def test_a_guided_run_ends_its_schedule_where_its_budget_ends():
-    """The student writes half as much as the forecast, so the run is longer; its last prefixes are short all the same."""
+    """The student writes half of the forecast, so the run is longer; its last prefixes are short all the same."""
     guided = forecast("tropd", lengths=(30,), guidance_length="share")
     budget, fractions = TokenBudget(guided, 6000), []
 

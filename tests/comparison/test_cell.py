@@ -75,7 +75,7 @@ def test_a_cell_is_measured_on_test_problems_and_followed_on_validation_problems
     result = cells["opd"][1]
     assert result["failure"] is None and result["error"] is None
     assert len(result["right"]["additions"]) == 3 and {"accuracy", "student_states/reverse_kl"} <= set(result["scores"])
-    assert [point["step"] for point in result["points"]][0] == 0 and len(result["points"]) == 3
+    assert result["points"][0]["step"] == 0 and len(result["points"]) == 3
     assert result["points"][-1]["student_tokens"] <= result["student_tokens"]
 
 

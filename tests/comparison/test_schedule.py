@@ -104,5 +104,17 @@ def test_a_plan_may_grow_and_may_not_change(compared, plan_data):
     grown = plan_data | {"seeds": [1, 2, 3], "methods": {**plan_data["methods"], "fkl": None}}
     record_plan(read_plan(grown), layout, None)
     for change in ({"max_length": 32}, {"methods": {"opd": {"ratio_clip": 0.2}}}):
-        with pytest.raises(ValueError, match="another plan: (max_length|methods.opd) changed"):
+        with pytest.raises(ValueError, match=r"another plan: (max_length|methods\.opd) changed"):
             record_plan(read_plan(plan_data | change), layout, None)
+
+
+def test_a_setting_that_cannot_be_prepared_is_said_and_tried_again(compared, plan_data, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "one")
+    seen = []
+    layout = compared(plan_data, report=seen.append)
+    assert not layout.results() and not seen[-1].well
+    assert "the fake setting could not" in collect(layout)["settings"]["one"]["error"]
+    assert "could not be prepared" in (layout.root / "report.html").read_text()
+    monkeypatch.delenv("FAKE_ERROR")
+    assert len(compared(plan_data).results()) == 8
+    assert collect(layout)["settings"]["one"]["error"] is None

@@ -105,6 +105,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self.status = console.err().status("starting") if console.err().is_terminal else None
+        self.begun = False
 
     def __enter__(self) -> "_Screen":
         if self.status is not None:
@@ -116,13 +117,16 @@ class _Screen:
             self.status.stop()
 
     def show(self, progress: "Progress") -> None:
+        if not self.begun:
+            console.say(f"{progress.total} cells, {progress.done} done already{_left(progress)}")
+            self.begun = True
         if self.status is not None:
             self.status.update(
                 f"{progress.done}/{progress.total} cells; {'; '.join(progress.running)}{_left(progress)}"
             )
         if progress.ended is None:
             return
-        how = _outcome(progress.result) if progress.ended.cell is not None else "ready"
+        how = _outcome(progress.result) if progress.ended.cell is not None else "ready" if progress.well else "failed"
         console.say(f"{progress.done}/{progress.total} cells  {progress.ended.words}: {how}{_left(progress)}")
 
 
@@ -160,17 +164,20 @@ def _end(results: dict[str, Any], out: Path) -> int:
     errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
     unprepared = sum(bool(setting["error"]) for setting in results["settings"].values())
     if errors:
-        console.warn(f"{errors} cells failed; {out / 'logs'} has their last words, and --retry-failed runs them again.")
+        many = "1 cell" if errors == 1 else f"{errors} cells"
+        console.warn(f"{many} failed; {out / 'logs'} has the last words, and --retry-failed runs again what failed.")
     return 1 if errors or unprepared else 0
 
 
 def _show(name: str, what: str, head: list[str], rows: list[list[str]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{name}: {what}", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    console.out().print(f"[bold]{escape(name)}[/bold]: {what}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(head):
         table.add_column(title, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.out().print(table, soft_wrap=False)
     console.out().print()

@@ -53,6 +53,7 @@ class Progress:
         done: cells that have ended.
         total: cells of the whole comparison.
         ended: the task that ended last, or `None` when a worker was started.
+        well: did it end well? A cell that collapsed did.
         result: of that cell, if it was one.
         running: what is being worked on.
         seconds_left: forecast from the cells done so far; `None` before the first.
@@ -61,6 +62,7 @@ class Progress:
     done: int
     total: int
     ended: Task | None
+    well: bool
     result: Mapping[str, Any] | None
     running: Sequence[str]
     seconds_left: float | None
@@ -98,6 +100,7 @@ class Schedule:
     def run(self) -> None:
         """Work until everything is done; workers are stopped where this is interrupted."""
         self.layout.forget_running()
+        self._tell(None)
         try:
             while True:
                 while len(self.workers) < self.jobs and (task := self._next()) is not None:
@@ -110,6 +113,7 @@ class Schedule:
             for worker in self.workers:
                 worker.process.kill()
                 worker.process.wait()
+            self.layout.forget_running()
 
     def _next(self) -> Task | None:
         """The first task of the plan that is neither done nor under way, and whose needs are met."""
@@ -176,11 +180,17 @@ class Schedule:
                 done=min(len(done), total),
                 total=total,
                 ended=ended,
+                well=ended is None or self._ended_well(ended, results),
                 result=None if ended is None else results.get(ended.name),
                 running=[worker.task.words for worker in self.workers],
                 seconds_left=self._seconds_left(results),
             )
         )
+
+    def _ended_well(self, task: Task, results: Mapping[str, Any]) -> bool:
+        if task.cell is None:
+            return self.layout.is_ready(task.name)
+        return not results.get(task.name, {"error": True}).get("error")
 
     def _seconds_left(self, results: Mapping[str, Any]) -> float | None:
         """Cells that are missing, each as long as those of its setting and method took so far, else as long as any."""

@@ -36,10 +36,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _prepare(plan: Plan, name: str, layout: Layout) -> None:
-    from ..cli.quiet import quiet_libraries
     from .prepare import prepare
 
-    quiet_libraries()
     prepare(plan, name, layout.running(name))
     _move(layout.running(name), layout.setting(name))
 
@@ -47,11 +45,9 @@ def _prepare(plan: Plan, name: str, layout: Layout) -> None:
 def _run(plan: Plan, cell: Cell, layout: Layout) -> None:
     import torch
 
-    from ..cli.quiet import quiet_libraries
     from .cell import run_cell
     from .environment import environment
 
-    quiet_libraries()
     torch.set_num_threads(1)
     folder = layout.running(cell.name)
     result = run_cell(plan, cell, layout.setting(cell.setting), folder) | {"environment": environment()}
