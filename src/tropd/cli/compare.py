@@ -149,16 +149,18 @@ def _outcome(result: Any) -> str:
 
 def _end(results: dict[str, Any], out: Path) -> int:
     """The tables that matter most, where everything is, and what failed."""
-    from ..comparison.tables import accuracy_table, distance_table
+    from ..comparison.tables import accuracy_table, difference_table
 
     for name, setting in results["settings"].items():
         if setting["error"]:
             console.warn(f"{name} could not be prepared: {setting['error']}")
             continue
         reference = results["plan"]["reference"]
-        table = accuracy_table(setting, reference) if setting["graded"] else distance_table(setting, reference)
-        if table is not None:
-            _show(name, "accuracy on test problems, %" if setting["graded"] else "distance to the teacher", *table)
+        if setting["graded"]:
+            _show(name, "accuracy on test problems, %", *accuracy_table(setting, reference))
+        elif (table := difference_table(setting, reference)) is not None:
+            head, rows = table
+            _show(name, f"distance to the teacher beside {reference}", head[:3], [row[:3] for row in rows])
     for file in ("results.json", "tables.md", "report.html"):
         console.out().print(f"written  {out / file}", markup=False)
     errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
@@ -170,14 +172,11 @@ def _end(results: dict[str, Any], out: Path) -> int:
 
 
 def _show(name: str, what: str, head: list[str], rows: list[list[str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    console.out().print(f"[bold]{escape(name)}[/bold]: {what}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, title in enumerate(head):
-        table.add_column(title, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.out().print(table, soft_wrap=False)
-    console.out().print()
+    """A table as wide as its words: in a log it is read whole, whatever the width of a screen."""
+    screen = console.out()
+    screen.print(f"{name}: {what}", markup=False)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        screen.print("  ".join(cells).rstrip(), markup=False)
+    screen.print()

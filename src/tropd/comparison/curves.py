@@ -67,20 +67,10 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
 
 
 def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:
-    """Mean, smallest and largest over seeds at each step that all runs reached; many steps become averages of a few."""
+    """Mean, smallest and largest over seeds, step by step; many steps become the averages of a few."""
     columns = [[(step["step"], value) for step in run if (value := curve.value(step)) is not None] for run in runs]
-    columns = [thinned(column) for column in columns if column]
-    length = min(map(len, columns), default=0)
-    rows = [[column[n] for column in columns] for n in range(length)]
-    values = [[value for _, value in row] for row in rows]
-    return Line(
-        label,
-        number,
-        xs=[fmean(step for step, _ in row) for row in rows],
-        means=[fmean(row) for row in values],
-        lows=[min(row) for row in values],
-        highs=[max(row) for row in values],
-    )
+    rows = [(x, (mean, low, high)) for x, mean, low, high in _over_seeds([column for column in columns if column])]
+    return _as_line(label, number, thinned(rows))
 
 
 def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> Line:
@@ -88,19 +78,38 @@ def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> 
     runs = [
         [(p["step"], 100 * p["scores"]["accuracy"]) for p in cell["points"]] for cell in cells if cell.get("points")
     ]
-    length = min(map(len, runs), default=0)
-    rows = [[run[n] for run in runs] for n in range(length)]
-    values = [[value for _, value in row] for row in rows]
-    xs = [fmean(step for step, _ in row) for row in rows]
-    return Line(label, number, xs, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+    return _as_line(label, number, [(x, (mean, low, high)) for x, mean, low, high in _over_seeds(runs)])
 
 
-def thinned(column: Sequence[tuple[float, float]], most: int = POINTS_A_LINE) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of its neighbours.
+Column = Sequence[tuple[float, float]]
 
-    >>> thinned([(1, 1.0), (2, 3.0), (3, 5.0), (4, 7.0)], most=2)
-    [(1.5, 2.0), (3.5, 6.0)]
+
+def _over_seeds(columns: Sequence[Column]) -> list[tuple[float, float, float, float]]:
+    """Step, mean, smallest and largest, for as long as at least half of the runs go on; one may have ended early."""
+    found = []
+    for n in range(max(map(len, columns), default=0)):
+        row = [column[n] for column in columns if len(column) > n]
+        if 2 * len(row) < len(columns):
+            break
+        values = [value for _, value in row]
+        found.append((fmean(step for step, _ in row), fmean(values), min(values), max(values)))
+    return found
+
+
+def _as_line(label: str, number: int, rows: Sequence[tuple[float, tuple[float, ...]]]) -> Line:
+    means, lows, highs = ([values[place] for _, values in rows] for place in range(3))
+    return Line(label, number, [x for x, _ in rows], means, lows, highs)
+
+
+def thinned(rows: Sequence[tuple[float, tuple[float, ...]]], most: int = POINTS_A_LINE) -> list[tuple[float, tuple]]:
+    """At most so many rows, each the mean of its neighbours.
+
+    >>> thinned([(1, (1.0, 0.0)), (2, (3.0, 0.0)), (3, (5.0, 1.0)), (4, (7.0, 1.0))], most=2)
+    [(1.5, (2.0, 0.0)), (3.5, (6.0, 1.0))]
     """
-    size = -(-len(column) // most)
-    groups = [column[start : start + size] for start in range(0, len(column), size)]
-    return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
+    size = max(-(-len(rows) // most), 1)
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [
+        (fmean(x for x, _ in group), tuple(map(fmean, zip(*(values for _, values in group), strict=True))))
+        for group in groups
+    ]

@@ -11,7 +11,7 @@ from ..report.rollouts import Sample
 from .curves import CURVES, line_of, points_line, read_steps
 from .layout import Layout
 from .results import failed_cells, reported
-from .tables import accuracy_table, cell_table, distance_table, grid_table, run_table
+from .tables import accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
 
 TOKENS_SHOWN = 400
 """Of a rollout; the rest is cut."""
@@ -74,20 +74,29 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
 
 def _about(setting: Mapping[str, Any]) -> str:
     student = setting["student"]
-    who = student if isinstance(student, str) else f"the teacher's layers {student['keep_layers']}"
+    layers = None if isinstance(student, str) else ", ".join(map(str, student["keep_layers"]))
+    who = _name(student) if layers is None else f"the teacher's layers {layers}"
     teachers = setting["teachers"]
-    whom = "; ".join(f"{part}: {teacher}" for part, teacher in teachers.items()) if teachers else setting["teacher"]
+    whom = "; ".join(f"{part}: {_name(of)}" for part, of in teachers.items()) or _name(setting["teacher"])
     what = ", ".join(setting["domains"]) or ("the teacher's own texts" if setting["stories"] else "prompts from files")
     return f"Student: {who}. Teacher{'s' if teachers else ''}: {whom}. Prompts: {what}."
+
+
+def _name(model: str) -> str:
+    """What to call a model; of a folder somewhere on a machine its own name."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Table]:
     tables = []
     if setting["graded"]:
         tables.append(Table("Accuracy on test problems (%)", *accuracy_table(setting, plan["reference"])))
-    if (distances := distance_table(setting, plan["reference"])) is not None:
+    if (distances := distance_table(setting)) is not None:
         note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
         tables.append(Table("Distance to the teacher", *distances, note=note))
+    if (differences := difference_table(setting, plan["reference"])) is not None:
+        title = f"Distance: paired differences to {plan['reference']}"
+        tables.append(Table(title, *differences, note="Negative is closer to the teacher."))
     tables.append(Table("Runs", *run_table(setting), note="Means over seeds. † the rate is at the edge of the grid."))
     if any(method["grid"] for method in setting["methods"].values()):
         tables.append(Table(f"Learning rates: validation {plan['select_on']}", *grid_table(setting)))
@@ -136,13 +145,13 @@ def _charts(
 
 
 def _samples(cells: Mapping[str, Sequence[Mapping[str, Any]]], layout: Layout) -> list[Sample]:
-    """Of each method's first seed a rollout from the start of its run and one from the end."""
+    """Of each method's first seed a rollout from the start of its run, one from its middle and one from its end."""
     samples = []
     for label, mine in cells.items():
         if not mine:
             continue
         files = sorted((layout.cell(mine[0]["name"]) / "rollouts").glob("step-*.jsonl"))
-        for file in dict.fromkeys([*files[:1], *files[-1:]]):
+        for file in dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]):
             samples += _sample(f"{label}, seed {mine[0]['seed']}", file)
     return samples
 

@@ -45,9 +45,11 @@ def _setting_tables(results: Mapping[str, Any], setting: Mapping[str, Any]) -> l
     parts = []
     if setting["graded"]:
         parts += ["### Accuracy on test problems (%)\n", _table(*accuracy_table(setting, reference))]
-    distances = distance_table(setting, reference)
+    distances = distance_table(setting)
     if distances is not None:
         parts += ["### Distance to the teacher (exact, nats a token; total variation in [0, 1])\n", _table(*distances)]
+    if (differences := difference_table(setting, reference)) is not None:
+        parts += [f"### Distance: paired differences to {reference} (negative is closer)\n", _table(*differences)]
     parts += ["### Runs\n", _table(*run_table(setting))]
     if any(method["grid"] for method in setting["methods"].values()):
         parts += [f"### Learning rates (validation {results['plan']['select_on']})\n", _table(*grid_table(setting))]
@@ -71,20 +73,32 @@ def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
     return head, rows
 
 
-def distance_table(setting: Mapping[str, Any], reference: str) -> Table | None:
+def distance_table(setting: Mapping[str, Any]) -> Table | None:
     """Exact divergences; `None` where none were measured."""
-    shown = [(name, title) for name, title in DISTANCES if any(name in scores for _, scores in _before(setting))]
+    shown = _distances(setting)
     if not shown:
         return None
-    head = ["method", *(title for _, title in shown), *(f"Δ {title} to {reference}" for _, title in shown[:2])]
-    rows = [
-        [name, *(_plain(scores.get(column), 1, 3) for column, _ in shown), "", ""] for name, scores in _before(setting)
-    ]
+    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown)] for name, scores in _before(setting)]
     for label, method in setting["methods"].items():
-        values = [_mean(method["metrics"].get(name), 1, 3) for name, _ in shown]
-        differences = [_difference(method["differences"].get(name), 1, 3) for name, _ in shown[:2]]
-        rows.append([_row_name(label, method), *values, *differences])
-    return head, rows
+        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(name), 1, 3) for name, _ in shown)])
+    return ["method", *(title for _, title in shown)], rows
+
+
+def difference_table(setting: Mapping[str, Any], reference: str) -> Table | None:
+    """Differences of the divergences to the reference; `None` where there is nothing to compare."""
+    shown = _distances(setting)
+    others = {label: method for label, method in setting["methods"].items() if label != reference}
+    if not shown or not others:
+        return None
+    rows = [
+        [_row_name(label, method), *(_difference(method["differences"].get(name), 1, 3) for name, _ in shown)]
+        for label, method in others.items()
+    ]
+    return ["method", *(f"Δ {title}" for _, title in shown)], rows
+
+
+def _distances(setting: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, title) for name, title in DISTANCES if any(name in scores for _, scores in _before(setting))]
 
 
 def run_table(setting: Mapping[str, Any]) -> Table:

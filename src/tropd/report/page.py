@@ -92,7 +92,8 @@ def _section(number: int, section: Section) -> str:
         note = f'<p class="note">{escape(section.charts_note)}</p>' if section.charts_note else ""
         parts.append(f'<h3>Over the runs</h3>{note}{section.legend}<div class="charts">{"".join(section.charts)}</div>')
     if section.samples:
-        shown = "".join(sample_html(sample, opened=n == 0) for n, sample in enumerate(section.samples))
+        most = max(section.samples, key=lambda sample: len({token["region"] for token in sample.tokens}))
+        shown = "".join(sample_html(sample, opened=sample is most) for sample in section.samples)
         note = "r = log π_T − log π_S of a token is shown where a pointer rests on it. The prompt is grey."
         parts.append(f'<h3>Sample rollouts</h3>{regions_legend()}<p class="note">{note}</p>{shown}')
     return "".join(parts) + "</section>\n"

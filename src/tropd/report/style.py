@@ -15,13 +15,18 @@ a { color: #0060a0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .8rem 0; font-size: .9rem; }
 dt { color: var(--faint); } dd { margin: 0; }
 .wide { overflow-x: auto; margin: .5rem 0; border: 1px solid var(--rule); width: fit-content; max-width: 100%; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { background: var(--wash); font-weight: 600; white-space: normal; min-width: 5.5rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--wash); }
 tr:last-child td { border-bottom: 0; }
 table.words td { text-align: left; white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: .6rem 1.2rem; }
+@media (max-width: 40rem) {
+  td:first-child { white-space: normal; max-width: 9rem; }
+  th, td { padding: .35rem .5rem; }
+}
+.charts { margin-top: .8rem; display: grid; gap: .6rem 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 figure { margin: 0; } figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .1rem; }
 .chart { width: 100%; height: auto; display: block; }
 .chart text { font: 11.5px system-ui, "Liberation Sans", sans-serif; fill: var(--faint); }
