@@ -92,6 +92,8 @@ def test_the_grid_chooses_the_best_rate_that_did_not_fail(plan_data):
     assert chosen({1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}) == 1e-2
     assert chosen({1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}, failed=[1e-2]) == 1e-3
     assert chosen({1e-4: 0.2, 1e-3: 0.2, 1e-2: None}) == 1e-4, "of equals the smaller"
+    everywhere = {1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}
+    assert chosen(everywhere, failed=everywhere) == 1e-2, "all collapsed: a row all the same"
     assert chosen(dict.fromkeys([1e-4, 1e-3, 1e-2])) is None
 
 

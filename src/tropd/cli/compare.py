@@ -66,12 +66,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..comparison.plan import load_plan
 
-    jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
+    jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; at least one run is under way. Use 1 or more, or leave it out.")
     plan = load_plan(options.plan, options.teacher)
     results = _report_only(plan, options) if options.report_only else _compare(plan, options, jobs)
     return _end(results, options.out)
+
+
+def _cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any]:

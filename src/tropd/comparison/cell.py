@@ -86,7 +86,7 @@ def make_trainer(
     )
     trainer = TrOPDTrainer(
         student,
-        _teacher(plan.settings[cell.setting], ruler, texts),
+        _teacher(plan.settings[cell.setting], ruler, texts, args.device),
         args=args,
         train_dataset=Dataset.from_list([text.as_row() for text in texts]),
         processing_class=AutoTokenizer.from_pretrained(student),
@@ -97,12 +97,12 @@ def make_trainer(
     return trainer
 
 
-def _teacher(setting: Setting, ruler: Ruler, texts: Sequence[Text]) -> Any:
+def _teacher(setting: Setting, ruler: Ruler, texts: Sequence[Text], device: Any) -> Any:
     """The one teacher, or several that each read the prompts of their part."""
     if not setting.teachers:
         return ruler.teachers[setting.parts[0]]
     part_of = {tuple(text.prompt_ids): text.part for text in texts}
-    teachers = {part: LocalTeacher(model) for part, model in ruler.teachers.items()}
+    teachers = {part: LocalTeacher(model.to(device)) for part, model in ruler.teachers.items()}
     return SeveralTeachers(teachers, lambda context: part_of[tuple(context)])
 
 

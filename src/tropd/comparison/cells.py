@@ -70,20 +70,21 @@ def pairs(plan: Plan, only: Sequence[str] = ()) -> list[tuple[str, str]]:
 
 
 def choose_learning_rate(plan: Plan, setting: str, label: str, results: Mapping[str, Any]) -> float | None:
-    """The grid's best rate by `select_on` on validation prompts, the smaller of two equals; a failed run is never best.
+    """The grid's best rate by `select_on` on validation prompts, the smaller of two equals.
 
-    `None`: every run of the grid failed. `results` holds each of its cells by name.
+    A run that ended early, such as by collapse, is best only where all did. `None`: no run could be measured. `results`
+    holds each cell of the grid by name.
     """
     cells = grid_cells(plan, setting, label)
     if not cells:
         return plan.learning_rates[0]
-    higher_is_better = plan.select_on == "accuracy"
+    sign = -1 if plan.select_on == "accuracy" else 1
     scored = [
-        (-score if higher_is_better else score, cell.learning_rate)
+        (bool(results[cell.name].get("failure")), sign * score, cell.learning_rate)
         for cell in cells
-        if not results[cell.name].get("failure") and (score := score_of(results[cell.name], plan.select_on)) is not None
+        if (score := score_of(results[cell.name], plan.select_on)) is not None
     ]
-    return min(scored)[1] if scored else None
+    return min(scored)[-1] if scored else None
 
 
 def score_of(result: Mapping[str, Any], metric: str) -> float | None:
@@ -106,7 +107,9 @@ def next_cells(plan: Plan, pair: tuple[str, str], results: Mapping[str, Any]) ->
     return [*grid, *([] if rate is None else report_cells(plan, *pair, rate))], rate
 
 
-def count_cells(plan: Plan, num_pairs: int) -> int:
-    """Cells of a whole comparison of so many (setting, method) pairs."""
-    grid = 0 if len(plan.learning_rates) == 1 else len(plan.learning_rates)
-    return num_pairs * (grid + len(plan.seeds))
+def count_cells(plan: Plan, pair: tuple[str, str], results: Mapping[str, Any]) -> int:
+    """How many cells a setting and method will have had: none is reported where no rate could be chosen."""
+    grid = grid_cells(plan, *pair)
+    known, rate = next_cells(plan, pair, results)
+    undecided = rate is None and any(cell.name not in results for cell in grid)
+    return len(grid) + len(plan.seeds) if undecided else len(known)

@@ -1,5 +1,6 @@
 """How good a model is on a setting's texts: greedy accuracy by domain, exact distance to its teacher."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -49,7 +50,7 @@ class Ruler:
     def measure(self, model: Any, texts: Sequence[Text]) -> Measured:
         """Accuracy where there are graders, and divergences on the first `divergence_prompts` of each part."""
         right = self._right(model, texts)
-        scores = _shares(right)
+        scores = _shares(right)  # a divergence that is not finite is no score, and is left out
         for part, mine in _by_part(texts).items():
             for name, value in self._divergences(model, part, mine[: self.plan.divergence_prompts]).items():
                 scores[f"{name}/{part}"] = value
@@ -102,7 +103,8 @@ class Ruler:
             states: exact_divergence(model, self.teachers[part], prompts, rows, pad_id=pad).as_dict()
             for states, rows in responses.items()
         }
-        return {f"{states}/{name}": found[states][name] for states in found for name in DIVERGENCES}
+        values = {f"{states}/{name}": found[states][name] for states in found for name in DIVERGENCES}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..model_folder import check_model_folder
 from .layout import Layout
 from .names import model_folder
-from .plan import Plan
+from .plan import Plan, read_plan
 from .schedule import Progress, Schedule
 
 MAY_GROW = ("settings", "methods")
@@ -96,6 +96,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
             )
         for field in MAY_GROW:  # what a shorter plan leaves out stays in the results
             described[field] = state["plan"][field] | described[field]
+        read_plan(described)  # what each of two plans may ask for, both together may not
         hardware = hardware or state.get("hardware")
     layout.write_state({"plan": described, "hardware": hardware})
 

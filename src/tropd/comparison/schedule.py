@@ -170,15 +170,10 @@ class Schedule:
 
     def _tell(self, ended: Task | None) -> None:
         results = self.layout.results()
-        mine = {setting: set() for setting, _ in self.pairs}  # type: dict[str, set[str]]
-        for setting, label in self.pairs:
-            mine[setting].add(label)
-        done = [r for r in results.values() if r["label"] in mine.get(r["setting"], ())]
-        total = count_cells(self.plan, len(self.pairs))
         self.report(
             Progress(
-                done=min(len(done), total),
-                total=total,
+                done=sum(self._done(pair, results) for pair in self.pairs),
+                total=sum(count_cells(self.plan, pair, results) for pair in self.pairs),
                 ended=ended,
                 well=ended is None or self._ended_well(ended, results),
                 result=None if ended is None else results.get(ended.name),
@@ -186,6 +181,10 @@ class Schedule:
                 seconds_left=self._seconds_left(results),
             )
         )
+
+    def _done(self, pair: tuple[str, str], results: Mapping[str, Any]) -> int:
+        """Cells of a pair that have ended; one of a rate that is no longer chosen does not count."""
+        return sum(cell.name in results for cell in next_cells(self.plan, pair, results)[0])
 
     def _ended_well(self, task: Task, results: Mapping[str, Any]) -> bool:
         if task.cell is None:
@@ -202,10 +201,10 @@ class Schedule:
         if not took:
             return None
         left = 0.0
-        for setting, label in self.pairs:
-            known = next(took[key] for key in ((setting, label), setting, None) if key in took)
-            ended = sum((r["setting"], r["label"]) == (setting, label) for r in results.values())
-            left += max(count_cells(self.plan, 1) - ended, 0) * sum(known) / len(known)
+        for pair in self.pairs:
+            known = next(took[key] for key in (pair, pair[0], None) if key in took)
+            missing = count_cells(self.plan, pair, results) - self._done(pair, results)
+            left += missing * sum(known) / len(known)
         under_way = sum(time.monotonic() - worker.started for worker in self.workers)
         return max(left - under_way, 0.0) / self.jobs
 
