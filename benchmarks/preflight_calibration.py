@@ -21,7 +21,7 @@ from preflight_pairs import STORY_STUDENTS, with_another_vocabulary, with_random
 from transformers import AutoTokenizer, TrainerCallback
 
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.comparison.plan import load_plan
+from tropd.comparison.reading import load_plan
 from tropd.comparison.sources import load_model
 from tropd.comparison.sources import stories as own_texts
 from tropd.preflight.measure import measure

@@ -8,8 +8,8 @@ from transformers import Qwen3ForCausalLM
 
 from tropd.comparison.cell import run_cell
 from tropd.comparison.cells import Cell
-from tropd.comparison.plan import read_plan
 from tropd.comparison.prepare import prepare, read_setting
+from tropd.comparison.reading import read_plan
 from tropd.comparison.sources import make_texts
 from tropd.proving_ground.family import _config
 from tropd.proving_ground.tokenizer import build_tokenizer

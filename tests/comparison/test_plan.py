@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tropd.comparison.cells import Cell, choose_learning_rate, grid_cells, next_cells, pairs
-from tropd.comparison.plan import load_plan, read_plan
+from tropd.comparison.reading import load_plan, read_plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

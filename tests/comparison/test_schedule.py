@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tropd.comparison.layout import RESULT, Layout
-from tropd.comparison.plan import read_plan
+from tropd.comparison.reading import read_plan
 from tropd.comparison.results import collect
 from tropd.comparison.run import _forget_errors, record_plan
 
@@ -18,7 +18,7 @@ PARENT = """
 import json, sys
 from pathlib import Path
 from tropd.comparison.layout import Layout
-from tropd.comparison.plan import read_plan
+from tropd.comparison.reading import read_plan
 from tropd.comparison.run import record_plan
 from tropd.comparison.schedule import Schedule
 out, worker, data = sys.argv[1:]

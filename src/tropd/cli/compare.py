@@ -64,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..comparison.plan import load_plan
+    from ..comparison.reading import load_plan
 
     jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:

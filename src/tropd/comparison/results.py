@@ -9,7 +9,8 @@ from typing import Any
 from ..evaluation.statistics import bootstrap_interval, estimate
 from .cells import REPORT, grid_cells, next_cells, score_of
 from .layout import Layout
-from .plan import DIVERGENCES, STATES, Plan, Setting, read_plan
+from .plan import DIVERGENCES, STATES, Plan, Setting
+from .reading import read_plan
 
 FORMAT = 1
 

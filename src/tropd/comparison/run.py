@@ -9,7 +9,8 @@ from typing import Any
 from ..model_folder import check_model_folder
 from .layout import Layout
 from .names import model_folder
-from .plan import Plan, read_plan
+from .plan import Plan
+from .reading import read_plan
 from .schedule import Progress, Schedule
 
 MAY_GROW = ("settings", "methods")

@@ -16,7 +16,8 @@ from typing import Any
 from ..training.run_directory import write_whole
 from .cells import Cell
 from .layout import RESULT, Layout
-from .plan import Plan, read_plan
+from .plan import Plan
+from .reading import read_plan
 
 
 def main(arguments: list[str]) -> int:
