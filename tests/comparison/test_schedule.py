@@ -44,11 +44,14 @@ def test_every_cell_runs_once_and_the_reported_ones_at_the_chosen_rate(compared,
     assert all(0 <= left <= cells * 2.0 / 2 for cells, left in forecasts), "cells of 2 s on two workers"
 
 
-def test_a_killed_comparison_goes_on_where_it_was(compared, plan_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(compared, plan_data, tmp_path, monkeypatch, number):
     out = tmp_path / "out"
-    monkeypatch.setenv("FAKE_SECONDS", "0.7")
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
     worker = str(Path(__file__).with_name("fake_worker.py"))
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(out), worker, json.dumps(plan_data)])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(out), worker, json.dumps(plan_data)], stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while len(done := sorted(out.glob(f"cells/*/{RESULT}"))) < 2:
@@ -56,12 +59,12 @@ def test_a_killed_comparison_goes_on_where_it_was(compared, plan_data, tmp_path,
             time.sleep(0.05)
         time.sleep(0.2)  # the next cells are under way
     finally:
-        parent.send_signal(signal.SIGKILL)
+        parent.send_signal(number)
         parent.wait()
     before = {file: file.stat().st_mtime_ns for file in done}
     monkeypatch.setenv("FAKE_SECONDS", "0")
     layout = compared(plan_data)
-    assert len(layout.results()) == 8
+    assert len(layout.results()) == 8 and not any(cell["error"] for cell in layout.results().values())
     assert before == {file: file.stat().st_mtime_ns for file in done}, "what was done is not done again"
     assert not list((out / "running").glob("*/")), "what was under way is gone"
 

@@ -127,7 +127,7 @@ class _Screen:
             self.begun = True
         if self.status is not None:
             self.status.update(
-                f"{progress.done}/{progress.total} cells; {'; '.join(progress.running)}{_left(progress)}"
+                f"{progress.done}/{progress.total} cells{_left(progress)}: {', '.join(progress.running)}"
             )
         if progress.ended is None:
             return

@@ -19,7 +19,9 @@ from .plan import Plan
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
-LOOK_EVERY = 0.2
+LOOK_EVERY, TELL_EVERY = 0.2, 5.0
+"""Seconds between two looks at the workers, and between two forecasts of the time left."""
+
 WORKER = (sys.executable, "-m", "tropd.comparison.worker")
 """What is started for a task, told the comparison's folder and the file of the task."""
 
@@ -52,7 +54,7 @@ class Progress:
     Attributes:
         done: cells that have ended.
         total: cells of the whole comparison.
-        ended: the task that ended last, or `None` when a worker was started.
+        ended: the task that has just ended; `None` where none has.
         well: did it end well? A cell that collapsed did.
         result: of that cell, if it was one.
         running: what is being worked on.
@@ -77,7 +79,7 @@ class Schedule:
         jobs: workers at once.
         only: which settings and methods; all by default.
         lock: descriptor that workers inherit, so that the folder stays locked until the last of them is gone.
-        report: told when a worker starts and when one ends.
+        report: told when a worker starts, when one ends, and now and then between.
         command: what does the work.
     """
 
@@ -148,8 +150,12 @@ class Schedule:
             )
 
     def _wait_for_one(self) -> None:
+        told = time.monotonic()
         while (worker := next((w for w in self.workers if w.process.poll() is not None), None)) is None:
             time.sleep(LOOK_EVERY)
+            if time.monotonic() - told > TELL_EVERY:
+                self._tell(None)
+                told = time.monotonic()
         self.workers.remove(worker)
         self._take_in(worker)
         self._tell(worker.task)
