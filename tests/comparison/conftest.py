@@ -14,7 +14,11 @@ from tropd.comparison.schedule import Schedule
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
+RATES = [1.0e-3, 3.0e-3]
+
+
 def plan_as_data():
+    """One rate, so without a grid: two methods with two seeds, four cells."""
     return {
         "settings": {"one": {"domains": ["additions"], "student": "additions-student", "teacher": "additions-teacher"}},
         "methods": {"opd": None, "tropd": {"guidance_beta": 0.01}},
@@ -22,7 +26,7 @@ def plan_as_data():
         "student_tokens": 1000,
         "prompts": {"train": 8, "validation": 4, "test": 4},
         "max_length": 16,
-        "learning_rates": [1.0e-3, 3.0e-3],
+        "learning_rates": RATES[:1],
         "prompts_per_step": 2,
         "rollouts_per_prompt": 2,
     }
@@ -57,5 +61,5 @@ def compared(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Layout:
-    """The whole plan, done; not to be changed."""
-    return compare_in(tmp_path_factory.mktemp("finished"), plan_as_data())
+    """The plan with a grid, done; not to be changed."""
+    return compare_in(tmp_path_factory.mktemp("finished"), plan_as_data() | {"learning_rates": RATES})

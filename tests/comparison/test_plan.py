@@ -7,6 +7,7 @@ import pytest
 from tropd.comparison.cells import Cell, choose_learning_rate, grid_cells, next_cells, pairs
 from tropd.comparison.reading import load_plan, read_plan
 
+RATES = [1.0e-3, 3.0e-3]
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -98,12 +99,12 @@ def test_the_grid_chooses_the_best_rate_that_did_not_fail(plan_data):
 
 
 def test_accuracy_is_better_when_larger(plan_data):
-    plan = read_plan(plan_data | {"select_on": "accuracy"})
+    plan = read_plan(plan_data | {"select_on": "accuracy", "learning_rates": RATES})
     assert choose_learning_rate(plan, "one", "opd", results(plan, {1e-3: 0.3, 3e-3: 0.2})) == 1e-3
 
 
 def test_reported_cells_are_known_once_the_grid_is_done(plan_data):
-    plan = read_plan(plan_data)
+    plan = read_plan(plan_data | {"learning_rates": RATES})
     cells, rate = next_cells(plan, ("one", "opd"), {})
     assert rate is None and {cell.kind for cell in cells} == {"grid"}
     cells, rate = next_cells(plan, ("one", "opd"), results(plan, {1e-3: 0.1, 3e-3: 0.2}))
@@ -111,7 +112,7 @@ def test_reported_cells_are_known_once_the_grid_is_done(plan_data):
 
 
 def test_one_rate_needs_no_grid(plan_data):
-    plan = read_plan(plan_data | {"learning_rates": [1e-3]})
+    plan = read_plan(plan_data)
     assert [cell.kind for cell in next_cells(plan, ("one", "opd"), {})[0]] == ["report", "report"]
 
 

@@ -31,7 +31,7 @@ with layout.locked() as lock:
 
 def test_every_cell_runs_once_and_the_reported_ones_at_the_chosen_rate(compared, plan_data):
     seen = []
-    layout = compared(plan_data, report=seen.append)
+    layout = compared(plan_data | {"learning_rates": [1.0e-3, 3.0e-3]}, report=seen.append)
     assert set(layout.results()) == {
         f"one--{label}--{end}"
         for label in ("opd", "tropd")
@@ -64,7 +64,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(compared, plan_data,
     before = {file: file.stat().st_mtime_ns for file in done}
     monkeypatch.setenv("FAKE_SECONDS", "0")
     layout = compared(plan_data)
-    assert len(layout.results()) == 8 and not any(cell["error"] for cell in layout.results().values())
+    assert len(layout.results()) == 4 and not any(cell["error"] for cell in layout.results().values())
     assert before == {file: file.stat().st_mtime_ns for file in done}, "what was done is not done again"
     assert not list((out / "running").glob("*/")), "what was under way is gone"
 
@@ -80,7 +80,7 @@ def test_a_cell_that_raises_is_written_down_and_the_others_go_on(compared, plan_
     monkeypatch.setenv("FAKE_ERROR", failing)
     layout = compared(plan_data)
     cells = collect(layout)["cells"]
-    assert len(cells) == 8 and cells[failing]["error"] == "RuntimeError: the fake cell could not"
+    assert len(cells) == 4 and cells[failing]["error"] == "RuntimeError: the fake cell could not"
     assert "Traceback" in layout.log(failing).read_text()
     assert collect(layout)["settings"]["one"]["methods"]["tropd"]["seeds"] == [2]
     assert "the fake cell could not" in (layout.root / "tables.md").read_text()
@@ -92,10 +92,10 @@ def test_a_cell_that_raises_is_written_down_and_the_others_go_on(compared, plan_
 
 
 def test_a_worker_that_dies_without_a_word_is_written_down(compared, plan_data, monkeypatch):
-    dying = "one--opd--grid-lr0.003-seed0"
+    dying = "one--opd--report-lr0.001-seed2"
     monkeypatch.setenv("FAKE_CRASH", dying)
     cells = compared(plan_data).results()
-    assert "signal 9" in cells[dying]["error"] and len(cells) == 8
+    assert "signal 9" in cells[dying]["error"] and len(cells) == 4
 
 
 def test_only_runs_what_it_names(compared, plan_data):
@@ -119,5 +119,5 @@ def test_a_setting_that_cannot_be_prepared_is_said_and_tried_again(compared, pla
     assert "the fake setting could not" in collect(layout)["settings"]["one"]["error"]
     assert "could not be prepared" in (layout.root / "report.html").read_text()
     monkeypatch.delenv("FAKE_ERROR")
-    assert len(compared(plan_data).results()) == 8
+    assert len(compared(plan_data).results()) == 4
     assert collect(layout)["settings"]["one"]["error"] is None
