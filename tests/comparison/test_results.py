@@ -59,7 +59,7 @@ def test_results_json_has_every_cell_and_survives_json(finished):
 def test_a_text_with_a_pipe_stays_in_its_cell(finished):
     results = collect(finished)
     results["cells"]["a"] = {"failure": "x | y\nz", "error": None, "scores": None}
-    assert "| a | failure | x \\| y z |" in tables_markdown(results)
+    assert "| a | ended early | x \\| y z |" in tables_markdown(results)
 
 
 def report(layout):

@@ -125,12 +125,10 @@ def _paired(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> li
 
 def failed_cells(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(cell, what kind of ending, its words) of every cell that did not end well, those of the grid included."""
-    found = []
-    for name, cell in results["cells"].items():
-        for kind in ("failure", "error"):
-            if cell.get(kind):
-                found.append((name, kind, cell[kind]))
-    return found
+    kinds = (("failure", "ended early"), ("error", "failed"))
+    return [
+        (name, words, cell[kind]) for name, cell in results["cells"].items() for kind, words in kinds if cell.get(kind)
+    ]
 
 
 def reported(results: Mapping[str, Any], setting: str) -> dict[str, list[dict[str, Any]]]:

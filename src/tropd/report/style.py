@@ -20,6 +20,7 @@ th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-b
 th { background: var(--wash); font-weight: 600; white-space: normal; min-width: 5.5rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--wash); }
 tr:last-child td { border-bottom: 0; }
+table.words th { text-align: left; }
 table.words td { text-align: left; white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   td:first-child { white-space: normal; max-width: 9rem; }
