@@ -173,7 +173,9 @@ def with_several_teachers(case: Case, owners: Tensor) -> Case:
     terms = []
     for number, (width, size) in enumerate([(3, SIZE), (4, SIZE - 4), (2, SIZE + 6)]):
         index = case.direct.index[owner == number]
-        weight, states = (torch.randn(rows, width, generator=random, dtype=torch.float64) for rows in (size, len(index)))
+        weight, states = (
+            torch.randn(rows, width, generator=random, dtype=torch.float64) for rows in (size, len(index))
+        )
         terms.append(FullVocabularyTerm(index, states, Head(weight, temperature=0.9), case.direct.function))
     return replace(case, direct=SeveralTerms(tuple(terms)))
 

@@ -151,7 +151,9 @@ def _slice_by_slice(
     hidden_NH: Tensor, head: Head, task: Task, gradients: HeadGradients | None
 ) -> list[tuple[Tensor, ...]]:
     """Per-token values of every slice, and the slices' gradients added to `gradients`."""
-    return [part for run, of_run in task.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)]
+    return [
+        part for run, of_run in task.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)
+    ]
 
 
 def _slices_of_run(

@@ -39,6 +39,7 @@ class Rollout:
         repetitive: does it end in a repeating cycle?
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
+        teacher: the name of the teacher that scores it; `None` where there is one, without a name.
     """
 
     row: int
@@ -54,6 +55,7 @@ class Rollout:
     repetitive: bool = False
     collapsed: bool = False
     included: bool = True
+    teacher: str | None = None
 
     @cached_property
     def scored(self) -> list[bool]:

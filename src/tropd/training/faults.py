@@ -79,8 +79,9 @@ def teacher_asked(moment: str, directory: str) -> Iterator[None]:
     except TrainingStopped:
         raise
     except Exception as error:
+        which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
         raise TeacherFailed(
-            f"the teacher failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+            f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
             f"{left(moment, directory)}. {_teacher_advice(error)} {go_on(directory, moment)}."
         ) from error
 
@@ -114,8 +115,8 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
         "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
         "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
     }
-    if scores.hidden is not None:
-        counts["hidden"] = (len(scores.hidden), num_tokens, "tokens")
+    if scores.states:
+        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
     for name, (given, wanted, of) in counts.items():
         if given != wanted:
             raise TeacherFailed(

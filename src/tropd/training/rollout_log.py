@@ -67,6 +67,7 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         "step": step,
         "row": rollout.row,
         "prompt": tokenizer.decode(rollout.prompt_ids),
+        **({} if rollout.teacher is None else {"teacher": rollout.teacher}),
         "teacher_context": tokenizer.decode(rollout.teacher_context),
         "response": tokenizer.decode(rollout.response),
         "prefix_length": rollout.prefix_length,

@@ -16,15 +16,18 @@ from ..objective.head import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
+    SeveralTerms,
     TokenSignals,
     TopKTerm,
     full_function,
+    narrowed,
     topk_function,
 )
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.regions import top_share_threshold, trust_weight
-from ..teacher.local import LocalTeacher, TeacherScores, TopKRequest
+from ..teacher.local import TeacherScores, TopKRequest, WantsTopK
+from ..teacher.several import Teachers
 from .batch import Rollout, pack_for_student
 
 
@@ -45,7 +48,7 @@ class StudentScores:
     from_sampler: Tensor
     entropy: Tensor
 
-    def __getitem__(self, tokens: slice) -> "StudentScores":
+    def __getitem__(self, tokens: slice | Tensor) -> "StudentScores":
         return StudentScores(
             self.rollout_logp[tokens],
             self.trainer_logp[tokens],
@@ -150,7 +153,7 @@ class Gate:
         student: StudentScores,
         teacher_logp: Tensor,
         teacher_entropy: Tensor,
-        tokens: slice = slice(None),
+        tokens: slice | Tensor = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """Trust and outlier weights of the tokens in `tokens`; both zero on tokens without a finite teacher score."""
         here = student[tokens]
@@ -203,7 +206,7 @@ def _uniforms(rollouts: Sequence[Rollout], seed: int, step: int, stream: int) ->
 
 
 def score_teacher(
-    teacher: LocalTeacher,
+    teachers: Teachers,
     rollouts: Sequence[Rollout],
     gate: Gate,
     student: StudentScores,
@@ -213,13 +216,14 @@ def score_teacher(
     rows_per_pass: int,
     student_vocab_size: int,
 ) -> TeacherScores:
-    """One teacher pass: the sampled log-prob everywhere, the top-k only where the method reads it."""
+    """One pass of each row's teacher: the sampled log-prob everywhere, the top-k only where the method reads it."""
     request = None
     if gate.method.needs_topk:
         assert gate.method.fkl_top_k is not None
-        limit = min(student_vocab_size, teacher.vocab_size)
-        request = TopKRequest(min(gate.method.fkl_top_k, limit), limit, _wants_topk(gate, student))
-    return teacher.score(
+        k = min(gate.method.fkl_top_k, teachers.shared_vocabulary(student_vocab_size))
+        request = TopKRequest(k, student_vocab_size, _wants_topk(gate, student))
+    return teachers.score(
+        [rollout.teacher for rollout in rollouts],
         [rollout.teacher_context for rollout in rollouts],
         [rollout.response for rollout in rollouts],
         [rollout.scored for rollout in rollouts],
@@ -253,8 +257,14 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     )
 
 
-def _wants_topk(gate: Gate, student: StudentScores) -> Callable[[Tensor, Tensor, slice], Tensor]:
-    def wanted(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """For each name of a teacher, bool [N]: the tokens of its rows."""
+    owners = [rollout.teacher for rollout in rollouts for _ in rollout.scored_positions()]
+    return {name: torch.tensor([owner == name for owner in owners], dtype=torch.bool, device=device) for name in names}
+
+
+def _wants_topk(gate: Gate, student: StudentScores) -> WantsTopK:
+    def wanted(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         trust, outlier = gate.weights(student, logp, entropy, tokens)
         return (trust + outlier if gate.method.trust == "jsd" else outlier) > 0
 
@@ -289,10 +299,12 @@ def make_signals(
 def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
     """The directly differentiated term of the batch, where the method has one."""
     if method.needs_full_teacher:
-        assert teacher.hidden is not None
-        assert teacher.head is not None
-        index = (signals.trust_weight + signals.outlier_weight > 0).nonzero().squeeze(-1)
-        return FullVocabularyTerm(index, teacher.hidden[index], teacher.head, full_function(method))
+        learned, function = signals.trust_weight + signals.outlier_weight > 0, full_function(method)
+        terms = []
+        for states in teacher.states:
+            read = learned[states.index]
+            terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
+        return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
         return TopKTerm(teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method))
     return None
@@ -308,24 +320,6 @@ def split_micro_batches(
     for size in sizes:
         rows = list(rollouts[row : row + size])
         tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
-        parts.append((rows, signals[tokens], narrow_direct(direct, tokens)))
+        parts.append((rows, signals[tokens], narrowed(direct, tokens)))
         row, token = row + size, tokens.stop
     return parts
-
-
-def narrow_direct(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
-    """The direct term of a run of tokens, its index counted from the run's start."""
-    if direct is None:
-        return None
-    index = direct.index
-    inside = (index >= tokens.start) & (index < tokens.stop)
-    shifted = index[inside] - tokens.start
-    if isinstance(direct, TopKTerm):
-        return replace(
-            direct,
-            index=shifted,
-            token_ids=direct.token_ids[inside],
-            teacher_logp=direct.teacher_logp[inside],
-        )
-    assert isinstance(direct, FullVocabularyTerm)
-    return replace(direct, index=shifted, teacher_hidden=direct.teacher_hidden[inside])

@@ -53,7 +53,8 @@ class MethodSettings:
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
-        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
+        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
+            them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
         shard_teacher: with FSDP2, shard the teacher as the student is; `False` keeps a whole copy on each process,
             which is faster where it fits, and can write teacher prefixes while training. (ZeRO-3 always shards it.)
@@ -106,7 +107,9 @@ class MethodSettings:
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
     shard_teacher: bool = field(default=True, metadata={"help": "With FSDP2, shard the teacher too."})
-    teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
+    teacher_chat_template: str | dict[str, str] = field(
+        default="student", metadata={"help": "student, teacher or a template; of several: name to one."}
+    )
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )
