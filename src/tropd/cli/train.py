@@ -83,7 +83,7 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     found: dict[str, Any] = {}
 
     def look() -> None:
-        found.update(show_probe(trainer, inputs)[1])
+        found.update(show_probe(trainer, inputs).found)
         if trainer.is_world_process_zero():
             save_found(found, inputs.args.output_dir)
 

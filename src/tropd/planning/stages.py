@@ -70,6 +70,7 @@ def _adapter_bytes(setup: Setup) -> int:
 
 def _teacher_bytes(setup: Setup) -> int:
     whole = 0 if setup.shares_base else setup.teacher.parameters * setup.teacher_bytes
+    whole += sum(held.bytes for held in setup.beside)
     return _sharded(setup, whole) if setup.shard_teacher else whole
 
 

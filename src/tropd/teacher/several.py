@@ -14,12 +14,7 @@ from torch import Tensor
 
 from .context import TeacherContexts
 from .local import LocalTeacher, TeacherScores, TopKRequest
-
-COLUMN = "teacher"
-"""The column of the data that names each row's teacher, where there are several."""
-
-Name = str | None
-"""A teacher's name; `None` is the only teacher of a run, which needs none and meets every row."""
+from .names import COLUMN, Name, rows_by_name, why_unknown
 
 
 @dataclass(frozen=True)
@@ -121,28 +116,6 @@ class Teachers:
         counts = [len(rows_of.get(name, [])) for name in self.by_name]
         passes = torch.tensor([math.ceil(count / (rows_per_pass or max(count, 1))) for count in counts])
         return dict(zip(self.by_name, (self.most(passes) if self.most else passes).tolist(), strict=True))
-
-
-def why_unknown(value: Any, names: Sequence[str]) -> str | None:
-    """What is wrong with the teacher that a row names, to follow its place; `None`: nothing."""
-    if isinstance(value, str) and value in names:
-        return None
-    known = f"the teachers are {', '.join(names)}."
-    if value is None:
-        return f"names no teacher (its {COLUMN!r} is missing or None); {known}"
-    return f"names the teacher {value!r:.60}, which is unknown; {known}"
-
-
-def rows_by_name(names: Sequence[Name]) -> dict[Name, list[int]]:
-    """The numbers of each teacher's rows, in their order.
-
-    >>> rows_by_name(["math", "code", "math"])
-    {'math': [0, 2], 'code': [1]}
-    """
-    rows: dict[Name, list[int]] = {}
-    for row, name in enumerate(names):
-        rows.setdefault(name, []).append(row)
-    return rows
 
 
 def joined(parts: Sequence[tuple[Tensor, TeacherScores]]) -> TeacherScores:

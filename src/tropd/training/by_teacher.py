@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..teacher.several import Name
+from ..teacher.names import Name
 
 FIELDS = ("teacher_model_init_kwargs", "teacher_chat_template", "teacher_chat_template_kwargs")
 """Fields of `TrOPDConfig` that take one value for all teachers, or one for each name."""
@@ -79,6 +79,19 @@ def _own(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> An
             "one for each name."
         )
     return value.get(name, "student" if by_names_alone else None)
+
+
+def distinct(args: Any, teachers: Mapping[Name, Any]) -> list[Name]:
+    """The names of teachers that are loaded: of those that are one model, loaded alike, the first."""
+    loaded: dict[Any, Name] = {}
+    for name, model in teachers.items():
+        loaded.setdefault(loading_key(args_of(args, name, teachers), model), name)
+    return list(loaded.values())
+
+
+def loading_key(args: Any, model: Any) -> Any:
+    """Equal for two teachers of which one copy is enough."""
+    return model if isinstance(model, str) else id(model), str(args.teacher_model_init_kwargs)
 
 
 def of_teacher(given: Any, name: Name) -> Any:

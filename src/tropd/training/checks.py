@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from torch import nn
 
-from ..teacher.several import COLUMN, Name, why_unknown
+from ..teacher.names import COLUMN, Name, why_unknown
 from .by_teacher import args_of
 from .config import TrOPDConfig
 from .own_base import why_not_shared

@@ -8,7 +8,8 @@ from typing import Any
 from ..objective.methods import Method
 from ..rollout.guidance import prefixes, response_ids
 from ..teacher.local import LocalTeacher
-from ..teacher.several import Teachers, naming, rows_by_name
+from ..teacher.names import rows_by_name
+from ..teacher.several import Teachers, naming
 
 Row = dict[str, Any]
 

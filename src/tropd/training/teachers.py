@@ -10,8 +10,9 @@ from ..teacher.agreement import check_vocabularies
 from ..teacher.base import BaseTeacher
 from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
-from ..teacher.several import Name, Teachers
-from .by_teacher import args_of, of_teacher
+from ..teacher.names import Name, called
+from ..teacher.several import Teachers
+from .by_teacher import args_of, loading_key, of_teacher
 from .sharding import in_autocast, prepare_teacher, shards_teacher
 
 logger = logging.getLogger(__name__)
@@ -37,29 +38,20 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
     for name, model in given.items():
         args = args_of(trainer.args, name, given)
         tokenizer = found[name] = _tokenizer(model, of_teacher(tokenizers, name), args, name)
-        key = model if isinstance(model, str) else id(model), str(args.teacher_model_init_kwargs)
+        key = loading_key(args, model)
         if key not in loaded:
             loaded[key] = _load(trainer, model, args, own_base=name in trainer.own_bases)
         teachers[name] = loaded[key]
         if tokenizer is None:
             logger.warning(
-                "%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
+                "T%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
                 "teacher_processing_class to have the token ids compared too.",
-                called(name, start=True),
+                called(name)[1:],
             )
         _check_vocabulary(trainer, name, tokenizer, teachers[name])
         contexts[name] = TeacherContexts.configured(args, trainer._tokenizer, tokenizer)
     most = trainer.ranks.max if len(given) > 1 and shards_teacher(trainer) else None
     return Teachers(teachers, contexts, most), found
-
-
-def called(name: Name, start: bool = False) -> str:
-    """A teacher in a sentence.
-
-    >>> called(None), called("math", start=True)
-    ('the teacher', "The teacher 'math'")
-    """
-    return ("The" if start else "the") + (" teacher" if name is None else f" teacher {name!r}")
 
 
 def model_name(model: Any) -> str:

@@ -22,6 +22,7 @@ from ..objective.reduce import RegionCounts, region_counts
 from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
 from ..teacher.local import LocalTeacher, TeacherScores
+from ..teacher.names import called
 from .batch import MicroBatch, Rollout, pack_for_student
 from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback
@@ -63,7 +64,7 @@ from .scoring import (
     without_unusable,
 )
 from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
-from .teachers import called, load_teachers
+from .teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
