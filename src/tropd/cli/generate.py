@@ -202,7 +202,8 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
     if not mine:
         names = sorted({str(row["teacher"]) for row in rows if row.get("teacher") is not None})
         raise ValueError(
-            f"rows_of is {teacher!r}, but no row has that name in a teacher column (there: {', '.join(names) or 'none'})."
+            f"rows_of is {teacher!r}, but no row has that name in a teacher column (there: {', '.join(names) or 'none'}"
+            ")."
         )
     return [rows[number] for number in mine], [data.places[number] for number in mine]
 
