@@ -3,6 +3,7 @@
 N counts scored response tokens, row after row, of all teachers.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -150,10 +151,9 @@ def naming(name: Name) -> Iterator[None]:
 
 def _places(rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
     """Where the tokens of `rows` are among all N."""
-    first = [0]
-    for count in tokens:
-        first.append(first[-1] + count)
-    return torch.tensor([n for row in rows for n in range(first[row], first[row + 1])], dtype=torch.long)
+    bounds = [0, *itertools.accumulate(tokens)]
+    nothing = torch.empty(0, dtype=torch.long)
+    return torch.cat([nothing, *(torch.arange(bounds[row], bounds[row + 1]) for row in rows)])
 
 
 def _narrowed(topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | None = None) -> TopKRequest | None:

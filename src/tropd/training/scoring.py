@@ -259,8 +259,9 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
 
 def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
     """For each name of a teacher, bool [N]: the tokens of its rows."""
-    owners = [rollout.teacher for rollout in rollouts for _ in rollout.scored_positions()]
-    return {name: torch.tensor([owner == name for owner in owners], dtype=torch.bool, device=device) for name in names}
+    lengths = torch.tensor([sum(rollout.scored) for rollout in rollouts])
+    rows = {name: torch.tensor([rollout.teacher == name for rollout in rollouts]) for name in names}
+    return {name: mine.repeat_interleave(lengths).to(device) for name, mine in rows.items()}
 
 
 def _wants_topk(gate: Gate, student: StudentScores) -> WantsTopK:
