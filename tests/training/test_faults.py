@@ -153,9 +153,11 @@ def test_a_teacher_that_gives_another_number_of_scores_is_refused_with_both_coun
     counts = []
 
     def change(scores):
-        values = getattr(scores, name)
+        of = scores.states[0] if name == "hidden" else scores
+        values = getattr(of, name)
         counts.extend([len(values) + 1 if longer else len(values) - 1, len(values)])
-        return changed(scores, **{name: torch.cat([values, values[:1]]) if longer else values[:-1]})
+        spoiled = changed(of, **{name: torch.cat([values, values[:1]]) if longer else values[:-1]})
+        return changed(scores, states=(spoiled,)) if name == "hidden" else spoiled
 
     with pytest.raises(TeacherFailed) as caught:
         train(method="gkd" if name == "hidden" else "fkl", prepare=on_call(2, change))
