@@ -53,6 +53,22 @@ def test_a_run_names_the_teacher_of_everything(workspace, tropd):
     assert "distilled from teacher (math), other (code)" in (out / "README.md").read_text()
 
 
+def test_a_run_that_goes_on_with_other_teachers_says_so(workspace, tropd):
+    saved = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    assert tropd("train", *fields(workspace, **saved)).code == 0
+    resumed = fields(workspace, **saved | {"max_steps": 2}, resume_from_checkpoint="latest")
+    same = tropd("train", *resumed)
+    assert same.code == 0 and "teacher was" not in same.err + same.out
+    other = tropd(
+        "train",
+        *fields(workspace, **saved | {"max_steps": 3}, resume_from_checkpoint="latest"),
+        "--teacher.math",
+        "other",
+    )
+    assert other.code == 0
+    assert "teacher was {'math': 'teacher', 'code': 'other'} when the run" in " ".join((other.err + other.out).split())
+
+
 def test_a_check_looks_at_each_pair_and_counts_both_teachers(workspace, tropd):
     words = fields(workspace, output_dir=None, preflight_prompts=2, max_completion_length=72)
     outcome = tropd("check", *words, "--json", "found.json")

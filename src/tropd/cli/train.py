@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         if steps_of(checkpoint) >= inputs.args.max_steps > 0:
             console.say(f"{output_dir} is complete ({inputs.args.max_steps} steps); raise max_steps to go on.")
             return 0
-        for change in check_same_run(output_dir, inputs.args):
+        for change in check_same_run(output_dir, inputs.args, inputs.configuration.settings.teacher):
             console.warn(change)
     return _train(inputs, checkpoint)
 

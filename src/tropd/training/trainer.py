@@ -77,7 +77,8 @@ class TrOPDTrainer(RollsOut):
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
     ids: where teacher prefixes come from; without it the teacher writes them) and `teacher_prompt` (what the teacher
-    sees instead of `prompt`). Other columns are handed to the reward functions.
+    sees instead of `prompt`); with several teachers, `teacher` names each row's. Other columns are handed to the reward
+    functions.
 
     Args:
         model: the student: a folder, a Hub name or a loaded model.
