@@ -342,7 +342,6 @@ def main() -> None:
             row |= timed(bench, peers, options.repeats, device)
             print(f"{setting}: {row['losses']}", file=sys.stderr, flush=True)
             rows.append(row)
-            print(table(rows[-1:]), flush=True)
         if options.json:
             Path(options.json).write_text(json.dumps({"torch": torch.__version__, "rows": [*rows, row]}, indent=1))
     if rows:

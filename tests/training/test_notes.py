@@ -163,3 +163,14 @@ def test_a_logged_prefix_has_the_log_probability_of_the_pass_that_reads_it(tmp_p
 def test_the_setting_is_refused_where_no_sampler_of_ours_notes_anything(tmp_path):
     with pytest.raises(ValueError, match=r"rescore_rollouts is False, but .* \(addressed_sampling is False\)"):
         config(tmp_path, rescore_rollouts=False, addressed_sampling=False)
+
+
+def test_the_hosts_own_pass_over_several_updates_is_not_made(tmp_path, student, teacher):
+    """TRL would compute log-probabilities that only its own loss reads."""
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=tiny.replay(tiny.recorded(8)))
+    calls = []
+    trainer.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    trainer.args.steps_per_generation, trainer.num_iterations = 1, 2
+    trainer.model.train()
+    trainer._roll_out([{"prompt": prompt} for prompt in tiny.PROMPTS for _ in range(2)], Totals())
+    assert calls == []
