@@ -27,7 +27,8 @@ def draw_head(place: Any, rows: list[dict[str, Any]]) -> None:
         place.bar([n + number * width for n in range(len(rows))], heights, width, label=label)
     place.set_xticks([n + 0.4 - width / 2 for n in range(len(rows))], [WORK[row["setting"]["work"]] for row in rows])
     place.set(title="output layer", ylabel="time ÷ that of the matrix products")
-    place.legend(fontsize="small", frameon=False)
+    place.set_ylim(top=1.45 * place.get_ylim()[1])  # room for the legend
+    place.legend(fontsize="small", frameon=False, ncols=2, loc="upper center")
 
 
 def draw_rollouts(place: Any, seconds: dict[str, list[float]]) -> None:
