@@ -229,9 +229,9 @@ def sharing(stack: ExitStack) -> None:
         __eq__ = object.__eq__
         __hash__ = None
 
-    contexts = decoding._contexts
+    contexts = decoding.contexts_of
     stack.enter_context(
-        patch.object(decoding, "_contexts", lambda *given: [Unlike(context) for context in contexts(*given)])
+        patch.object(decoding, "contexts_of", lambda *given: [Unlike(context) for context in contexts(*given)])
     )
 
 
