@@ -103,8 +103,8 @@ class Setup:
             teacher's hidden states are kept.
         guided: do rollouts start from a teacher prefix?
         teacher_writes: does the teacher write those prefixes while training?
-        scoring_passes: passes of the student over each rollout; TRL makes a second one for its own importance ratios
-            with vLLM, or where rollouts serve several updates.
+        scoring_passes: passes of the student over each rollout: none where what the sampler notes suffices; TRL makes a
+            second one for its own importance ratios with vLLM.
         vllm: `None`, `colocate` or `server`.
         vllm_share: share of the device that a colocated vLLM takes.
         on_gpu: is it a CUDA device?
@@ -197,7 +197,7 @@ def read_setup(
         loss=_loss(method),
         guided=method.guided,
         teacher_writes=method.guided and teacher_writes,
-        scoring_passes=2 if _host_scores(args) else 1,
+        scoring_passes=_host_scores(args) + (not _sampler_suffices(args, half, weight_bytes)),
         vllm=args.vllm_mode if args.use_vllm else None,
         vllm_share=args.vllm_gpu_memory_utilization if args.use_vllm and args.vllm_mode == "colocate" else 0.0,
         on_gpu=on_gpu,
@@ -254,9 +254,14 @@ def _loss(method: "Method") -> str:
 
 def _host_scores(args: "TrOPDConfig") -> bool:
     """Does TRL compute log-probs of its own (`GRPOTrainer._generate_and_score_completions`)?"""
-    assert args.steps_per_generation is not None, "GRPOConfig fills it"
-    aligned = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0
-    return not aligned or bool(args.use_vllm and args.vllm_importance_sampling_correction)
+    return bool(args.use_vllm and args.vllm_importance_sampling_correction)
+
+
+def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> bool:
+    """Does what the sampler notes stand in for our own pass (`training.scoring.notes_suffice`)?"""
+    if args.rescore_rollouts is not None or not args.addresses_sampling():
+        return args.rescore_rollouts is False
+    return not half and weight_bytes > 2
 
 
 def _has_cuda() -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import expose_hidden_states, head_rows
+from ..modeling import expose_hidden_states, head_rows, rotates_by_length
 from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
@@ -80,7 +80,7 @@ class LocalTeacher:
         model.eval().requires_grad_(False)
         self.model = model
         self.forward = forward or model
-        self.by_length = by_length
+        self.by_length = by_length and not rotates_by_length(model)
 
     @property
     def vocab_size(self) -> int:

@@ -192,6 +192,8 @@ def data_read(step: int, directory: str, which: str = "training") -> Iterator[No
     except TrainingStopped:
         raise
     except Exception as error:
+        if _is_lost_peer(error):  # the host may hand out a stream's batches from one process
+            raise
         raise _data_failed(error, step, directory, which) from error
 
 
@@ -234,6 +236,8 @@ class Reading:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..objective.fused import FusedLoss
-from ..objective.loss import TokenSignals, TopKTerm
+from ..objective.loss import TokenSignals, TopKTerm, learned_from
 from ..objective.reduce import reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
@@ -101,9 +101,10 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss) -> None:
     """
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
         window.add_sum(f"loss/{name}", value.detach())
-    if batch.unread:
-        everywhere = torch.ones_like(terms.student_logp)
-        reading_metrics(window, batch.signals, batch.signals.rollout_logp, terms.student_logp, everywhere)
+    if batch.unread and batch.first_update:
+        read = learned_from(batch.method, batch.signals)  # others are projected for the rollout log alone
+        student_logp = torch.where(read, terms.student_logp, torch.nan)
+        reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
     if isinstance(batch.direct, TopKTerm):
         index = batch.direct.index
         ones = torch.ones_like(index, dtype=terms.direct.dtype)

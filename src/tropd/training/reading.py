@@ -48,7 +48,9 @@ def read_rollouts(
         written = response[len(start) :]
         ended = bool(written) and written[-1] in eos_ids
         repetitive = is_repetitive(written)
-        noted = None if notes is None else notes.of(first_row + i, len(response))
+        noted = None
+        if notes is not None and sampler is None:
+            noted = notes.of(first_row + i, prompt_ids[i], response)
         rollouts.append(
             Rollout(
                 row=first_row + i,

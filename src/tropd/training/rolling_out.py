@@ -178,6 +178,12 @@ class RollsOut(WholeCheckpoints):
             self._turns.record(prompt_ids, written)
         return written, logps
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """The host's rewards; a reward function that fails stops the run in a sentence."""
         functions = list(zip(self.reward_func_names, self.reward_funcs, strict=True))

@@ -4,14 +4,17 @@ Everything is known for the whole optimiser step before its first update, so ent
 global and the loss only reads. N counts scored response tokens, row after row.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..modeling import rotates_by_length
 from ..objective.head import sampled_logps
 from ..objective.loss import (
     DirectTerm,
@@ -29,6 +32,8 @@ from ..objective.regions import top_share_threshold, trust_weight
 from ..teacher.local import TeacherScores, TopKRequest, WantsTopK
 from ..teacher.several import Teachers
 from .batch import Rollout, pack_for_student
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,24 @@ class StudentScores:
 def notes_suffice(trainer: Any) -> bool:
     """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
 
-    A model that computes in half precision rounds its logits to it, and the numbers noted with them: in bf16 a logit
-    of 20 by up to 0.06. The pass computes logits from the states in float32.
+    A model that computes in half precision, or from quantised weights, rounds its logits, and the numbers noted with
+    them: in bf16 a logit of 20 by up to 0.06. The pass computes logits from the states in float32. Where the rotary
+    embedding depends on the batch, both are right, of different models.
     """
     args = trainer.args
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         return args.rescore_rollouts is False
-    exact = trainer.accelerator.mixed_precision == "no" and trainer.model.dtype in (torch.float32, torch.float64)
-    return bool(exact)
+    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trainer.model.parameters())
+    return bool(exact and trainer.accelerator.mixed_precision == "no" and not rotates_by_length(trainer.model))
+
+
+@cache
+def warn_of_a_pass() -> None:
+    """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
+    logger.warning(
+        "rescore_rollouts is False, but the sampler noted nothing of some rollouts (docs/rollouts.md says where "
+        "Transformers' own loop writes them), so a pass of the student reads these batches after all."
+    )
 
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:

@@ -71,9 +71,9 @@ class MethodSettings:
             addressed sampling; as some end, waiting ones take their places, and what is written is the same. Lower it
             where keys and values do not fit; `None` is all of a generation batch, and the fastest.
         rescore_rollouts: read each rollout in a pass of the student before the update, for log π_old and entropies.
-            `None`: only where what the sampler noted does not do, which with Transformers' `generate`, addressed
-            sampling and a student that computes in float32 it does; `False`: also in half precision, where the
-            sampler's log-probabilities are rounded (docs/performance.md); `True`: always.
+            `None`: only where what the sampler notes does not do; with Transformers' `generate`, addressed sampling
+            and a student that computes in float32 it does. `False`: not where the sampler notes anything, in half
+            precision too, where it is rounded (docs/performance.md). `True`: always.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no

@@ -61,6 +61,7 @@ from .scoring import (
     scores_of_sampler,
     split_micro_batches,
     tokens_of_teachers,
+    warn_of_a_pass,
     without_unusable,
 )
 from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
@@ -251,7 +252,7 @@ class TrOPDTrainer(RollsOut):
             self._build_seconds = time.perf_counter() - started
         batch = self._buffered_inputs[self._step % steps]
         first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
-        return batch if first_update else replace(batch, unread=False)
+        return batch if first_update else replace(batch, first_update=False)
 
     def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
@@ -357,6 +358,8 @@ class TrOPDTrainer(RollsOut):
             return None
         scores = scores_of_sampler(rollouts, self.accelerator.device)
         lacking = self.ranks.sum(torch.tensor([float(scores is None)])).item()
+        if lacking and self.args.rescore_rollouts is False:
+            warn_of_a_pass()
         return None if lacking else scores
 
     def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
