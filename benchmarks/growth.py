@@ -142,7 +142,7 @@ def show(axis: str, points: list[dict[str, float]]) -> None:
     )
     print("|---" * (len(COSTS) + 1) + "|")
     for costs in points:
-        print(f"| {costs['size']:,.4g} | " + " | ".join(f"{costs[cost]:,.0f}" for cost in COSTS) + " |")
+        print(f"| {number(costs['size'])} | " + " | ".join(f"{costs[cost]:,.0f}" for cost in COSTS) + " |")
     found = exponents(points)
     print(
         "| exponent | " + " | ".join(f"{found[cost]:.2f}" if cost in found else "" for cost in COSTS) + " |", flush=True
@@ -152,6 +152,11 @@ def show(axis: str, points: list[dict[str, float]]) -> None:
 def label(axis: str) -> str:
     """What a point's size counts."""
     return f"tokens written, by {WRITTEN[axis]}" if axis in WRITTEN else axis
+
+
+def number(size: float) -> str:
+    """A size for people: a whole number, or a share."""
+    return f"{size:,.0f}" if size >= 1 else f"{size:g}"
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -166,17 +171,28 @@ def plot(record: dict[str, Any], path: Path) -> None:
         points = record[axis]["points"]
         values = [one["size"] for one in points]
         for cost in (*SHOWN, "update"):
-            place.plot(values, [one[cost] for one in points], marker="o", markersize=3, label=cost)
+            if points[0][cost] > 0:
+                place.plot(values, [one[cost] for one in points], marker="o", markersize=3, label=cost)
         linear = [points[-1]["step"] * value / values[-1] for value in values]
         place.plot(values, [one["step"] for one in points], color="black", marker="o", markersize=3, label="step")
         place.plot(values, linear, color="grey", linestyle=":", label="linear")
         place.set(xscale="log", yscale="log", xlabel=label(axis), ylabel="ms of processor time a step")
-        place.set_xticks(values, [f"{value:.3g}" for value in values])
+        place.set_xticks(values, [number(value) for value in values])
         place.minorticks_off()
+        draw_memory(place, values, points)
     for place in places.flat[len(axes) :]:
         place.axis("off")
-    places.flat[0].legend(fontsize="small", frameon=False)
+    places.flat[0].legend(fontsize="small", frameon=False, loc="upper left")
     figure.savefig(path)
+
+
+def draw_memory(place: Any, values: list[float], points: list[dict[str, float]]) -> None:
+    """Megabytes, against an axis of their own on the right."""
+    beside = place.twinx()
+    beside.plot(values, [one["memory"] for one in points], color="tab:brown", linestyle="--")
+    beside.set(yscale="log", ylabel="MB of memory (dashed)", ylim=(50, 1000))
+    beside.set_yticks([100, 200, 500], ["100", "200", "500"])
+    beside.minorticks_off()
 
 
 def main() -> None:

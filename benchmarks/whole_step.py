@@ -134,8 +134,9 @@ def llama(size: tuple[int, int], sizes: Sizes, seed: int) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=EOS,
     )
-    model = LlamaForCausalLM(config)
-    head = torch.nn.Linear(width, sizes.vocabulary, bias=True)
+    with torch.device(sizes.device):  # billions of random numbers take a CPU minutes
+        model = LlamaForCausalLM(config)
+        head = torch.nn.Linear(width, sizes.vocabulary, bias=True)
     with torch.no_grad():
         head.weight.copy_(model.lm_head.weight)
         head.weight[EOS] = 0.0

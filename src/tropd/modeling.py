@@ -61,6 +61,17 @@ def _unbound(method: Callable) -> Callable:
     return getattr(method, "__func__", lambda _, *args, **kwargs: method(*args, **kwargs))
 
 
+def rotates_by_length(model: PreTrainedModel) -> bool:
+    """Do the frequencies of the rotary embedding depend on the longest row read together?
+
+    Then keys that a cache keeps, and rows of another batch, have other ones than the model gives them elsewhere.
+    """
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    several = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
+    return any(rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope") for rope in several)
+
+
 def head_rows(model: PreTrainedModel) -> int:
     """Rows of the output layer: the token ids that the model can score. ZeRO-3 keeps the shape beside its shards."""
     weight = model.get_output_embeddings().weight

@@ -96,18 +96,22 @@ def models(tmp_path):
     return tmp_path
 
 
-def test_several_teachers_each_teach_their_domain(models, plan_data):
+@pytest.mark.parametrize("method", ["tropd", "gkd"])
+def test_several_teachers_each_teach_their_domain(models, plan_data, method):
     setting = {
         "domains": ["mathematics", "code"],
         "student": str(models / "student"),
         "teachers": {"mathematics": str(models / "a"), "code": str(models / "b")},
     }
-    plan = read_plan(plan_data | SMALL | {"settings": {"one": setting}, "student_tokens": 80, "points": 0})
+    changes = {"settings": {"one": setting}, "methods": {"opd": None, method: None}, "student_tokens": 80, "points": 0}
+    plan = read_plan(plan_data | SMALL | changes)
     prepare(plan, "one", models / "setting")
     texts, before = read_setting(models / "setting")
     assert [text.part for text in texts["train"][:4]] == ["mathematics", "code", "mathematics", "code"]
     assert before["teacher"]["student_states/reverse_kl/code"] == pytest.approx(0.0, abs=1e-6)
-    result = run_cell(plan, Cell("one", "tropd", 1e-3, 1, "report"), models / "setting", models / "cell")
+    result = run_cell(plan, Cell("one", method, 1e-3, 1, "report"), models / "setting", models / "cell")
+    logged = [json.loads(line) for line in (models / "cell/metrics.jsonl").read_text().splitlines()]
+    assert all(any(f"teacher/{part}/num_tokens" in line for line in logged) for part in ("mathematics", "code"))
     mean = sum(result["scores"][f"student_states/reverse_kl/{part}"] for part in ("mathematics", "code")) / 2
     assert result["scores"]["student_states/reverse_kl"] == pytest.approx(mean)
 

@@ -68,12 +68,6 @@ def test_a_wrong_setting_is_refused_in_a_sentence(plan_data, changes, message):
         read_plan(plan_data)
 
 
-def test_a_method_that_reads_whole_distributions_is_refused_with_several_teachers(plan_data):
-    setting = {"domains": ["code"], "student": "s", "teachers": {"code": "t"}}
-    with pytest.raises(ValueError, match=r"methods.gkd reads the teacher's whole distribution"):
-        read_plan(plan_data | {"settings": {"several": setting}, "methods": {"opd": None, "gkd": None}})
-
-
 def results(plan, scores, failed=()):
     return {
         cell.name: {

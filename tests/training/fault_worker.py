@@ -60,7 +60,7 @@ def preflight(put: Set) -> None:
 
 
 def student(put: Set) -> None:
-    """The student has no memory left for the scoring of its second batch."""
+    """The student has no memory left for the scoring of its second batch; wants `rescore_rollouts`."""
     put(trainer, "score_student", at_second_call(trainer.score_student, NO_MEMORY))
 
 

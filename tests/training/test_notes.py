@@ -1,5 +1,7 @@
 """What the sampler notes of its tokens stands in for a pass of the student over its rollouts, and says the same."""
 
+import json
+
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -7,8 +9,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from training import tiny
 from training.test_addressed_sampling import parsed, with_tools  # noqa: F401  (a fixture)
 from training.tiny import EOS, PAD, build, clone, config, ids, run
+from tropd.modeling import rotates_by_length
 from tropd.training.metrics import Totals
-from tropd.training.scoring import scores_of_sampler
+from tropd.training.scoring import notes_suffice, scores_of_sampler
+from tropd.training.sharding import reads_by_length
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
 GUIDED = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 2, "rows": ROWS}
@@ -136,6 +140,61 @@ def test_a_pass_is_made_where_they_do_not(tmp_path, monkeypatch, student, teache
     assert calls == [8]
 
 
+def test_notes_belong_to_the_tokens_that_were_drawn(tmp_path, student, teacher):
+    """A host, or a user's function, that puts other tokens in their place gets a pass of the student over them."""
+
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd")
+    write = trainer._generate_single_turn
+
+    def edited(*given, **named):
+        written, logps = write(*given, **named)
+        return [[*row[:2], 9, *row[3:]] for row in written], logps
+
+    trainer._generate_single_turn = edited
+    calls = passes(trainer)
+    trainer.train()
+    assert calls == [8]
+    (batch,) = trainer._buffered_inputs
+    found = trainer._score_student(batch.rollouts)
+    assert found.rollout_logp.isfinite().all() and not found.from_sampler.any()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_rotary_embedding_that_depends_on_the_batch_gets_a_pass(tmp_path, teacher, kind):
+    model = tiny.llama(seed=1)
+    assert not rotates_by_length(model)
+    model.config.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    assert rotates_by_length(model)
+    trainer = build(tmp_path, tiny.llama(seed=1), clone(teacher), "opd")
+    trainer.model.config.rope_parameters = model.config.rope_parameters
+    assert not notes_suffice(trainer) and not reads_by_length(trainer)
+
+
+def test_layers_in_half_precision_behind_a_float32_embedding_get_a_pass(tmp_path, student, teacher):
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd")
+    assert notes_suffice(trainer)
+    trainer.model.model.layers[1].mlp.to(torch.bfloat16)
+    assert trainer.model.dtype == torch.float32 and not notes_suffice(trainer)
+
+
+def test_at_a_later_update_a_logged_prefix_has_no_log_probability_of_the_sampler(tmp_path, student, teacher):
+    settings = {"max_steps": 2, "num_iterations": 2, "rollout_log_steps": 1}
+    run(tmp_path, student, teacher, "tropd", **GUIDED, **settings)
+    known = []
+    for file in sorted((tmp_path / "rollouts").glob("*.jsonl")):
+        tokens = [token for line in file.read_text().splitlines() for token in json.loads(line)["tokens"]]
+        prefix = [token for token in tokens if token["region"] == "guidance"]
+        known.append({token["rollout_logp"] is not None for token in prefix})
+        assert all((token["log_ratio"] is None) == (token["rollout_logp"] is None) for token in prefix)
+    assert known == [{True}, {False}]
+
+
+def test_prefixes_that_are_read_for_the_log_alone_make_no_metric(tmp_path, student, teacher):
+    settings = {"max_steps": 2, "guidance_beta": 0.0, "rollout_log_steps": 2}
+    logs = run(tmp_path, student, teacher, "tropd", **GUIDED, **settings).logs
+    assert not any("guidance/nll" in entry for entry in logs)
+
+
 def test_half_precision_takes_them_if_it_is_told_to(tmp_path, student, teacher):
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", bf16=True, rescore_rollouts=False)
     calls = passes(trainer)
@@ -145,8 +204,6 @@ def test_half_precision_takes_them_if_it_is_told_to(tmp_path, student, teacher):
 
 
 def test_a_logged_prefix_has_the_log_probability_of_the_pass_that_reads_it(tmp_path, student, teacher):
-    import json
-
     tokens = {}
     for name, rescore in (("notes", None), ("pass", True)):
         run(tmp_path / name, student, teacher, "tropd", **GUIDED, rescore_rollouts=rescore, rollout_log_steps=1)
@@ -163,3 +220,14 @@ def test_a_logged_prefix_has_the_log_probability_of_the_pass_that_reads_it(tmp_p
 def test_the_setting_is_refused_where_no_sampler_of_ours_notes_anything(tmp_path):
     with pytest.raises(ValueError, match=r"rescore_rollouts is False, but .* \(addressed_sampling is False\)"):
         config(tmp_path, rescore_rollouts=False, addressed_sampling=False)
+
+
+def test_the_hosts_own_pass_over_several_updates_is_not_made(tmp_path, student, teacher):
+    """TRL would compute log-probabilities that only its own loss reads."""
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=tiny.replay(tiny.recorded(8)))
+    calls = []
+    trainer.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    trainer.args.steps_per_generation, trainer.num_iterations = 1, 2
+    trainer.model.train()
+    trainer._roll_out([{"prompt": prompt} for prompt in tiny.PROMPTS for _ in range(2)], Totals())
+    assert calls == []

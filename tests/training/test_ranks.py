@@ -29,7 +29,7 @@ SPLITS = {
 """Name to kind, ranks, and micro-batches of a rank."""
 
 # DeepSpeed takes its own steps, before anyone could see their gradients, and takes bf16 on GPUs alone.
-NOT_RUN = {"zero2": {"bf16"}, "zero3": {"bf16", "gkd", "replicated"}}
+NOT_RUN = {"zero2": {"bf16"}, "zero3": {"bf16", "gkd", "teachers' heads", "replicated"}}
 
 FLOAT32 = [name for name in SCENARIOS if name != "bf16"]
 # log π_old is noted while decoding, over keys and values of one token after another, which rounds by up to 2.4e-5.
@@ -157,7 +157,7 @@ KINDS = {"parts": "NO", "ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED
 def test_a_split_is_of_its_kind_and_fsdp2_shards_both_models_or_the_student_alone(other, split):
     for scenario, facts in other.items():
         assert facts["kind"] == f"DistributedType.{KINDS[split]}"
-        sharded = split == "fsdp2" and scenario not in ("gkd", "replicated", "base")
+        sharded = split == "fsdp2" and scenario not in ("gkd", "teachers' heads", "replicated", "base")
         assert facts["teacher kind"].startswith("FSDP") == sharded
         # Units that are gathered one at a time: embedding, each layer, the tail, the rest.
         assert (

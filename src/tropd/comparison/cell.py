@@ -10,8 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
 
 from ..run.prepare import hardware_defaults
-from ..teacher.local import LocalTeacher
-from ..teacher.several import SeveralTeachers
+from ..teacher.names import COLUMN
 from ..training.config import TrOPDConfig
 from ..training.errors import NotFinite, RolloutsCollapsed
 from ..training.trainer import TrOPDTrainer
@@ -61,7 +60,7 @@ def make_trainer(
     plan: Plan, cell: Cell, student: str, ruler: Ruler, texts: Sequence[Text], budget: TokenBudget, folder: Path
 ) -> TrOPDTrainer:
     """The trainer of a cell; for one seed the prompts come in the same order whatever the method is."""
-    parts = dict(plan.methods[cell.label])
+    setting, parts = plan.settings[cell.setting], dict(plan.methods[cell.label])
     args = TrOPDConfig(
         **{
             "output_dir": str(folder),
@@ -86,9 +85,9 @@ def make_trainer(
     )
     trainer = TrOPDTrainer(
         student,
-        _teacher(plan.settings[cell.setting], ruler, texts, args.device),
+        ruler.teachers if setting.teachers else ruler.teachers[setting.parts[0]],
         args=args,
-        train_dataset=Dataset.from_list([text.as_row() for text in texts]),
+        train_dataset=Dataset.from_list([_row(text, setting) for text in texts]),
         processing_class=AutoTokenizer.from_pretrained(student),
         teacher_processing_class=ruler.tokenizer,
         callbacks=[budget],
@@ -97,13 +96,9 @@ def make_trainer(
     return trainer
 
 
-def _teacher(setting: Setting, ruler: Ruler, texts: Sequence[Text], device: Any) -> Any:
-    """The one teacher, or several that each read the prompts of their part."""
-    if not setting.teachers:
-        return ruler.teachers[setting.parts[0]]
-    part_of = {tuple(text.prompt_ids): text.part for text in texts}
-    teachers = {part: LocalTeacher(model.to(device)) for part, model in ruler.teachers.items()}
-    return SeveralTeachers(teachers, lambda context: part_of[tuple(context)])
+def _row(text: Text, setting: Setting) -> dict[str, Any]:
+    """As the trainer's data set has it; where there are several teachers, a part's teacher has the part's name."""
+    return text.as_row() | ({COLUMN: text.part} if setting.teachers else {})
 
 
 def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:

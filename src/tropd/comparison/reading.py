@@ -144,15 +144,9 @@ def _check_methods(plan: Plan) -> None:
     for label in plan.methods:
         _check_label("methods", label)
         try:
-            method = plan.method_of(label)
+            plan.method_of(label)
         except ValueError as error:
             raise ValueError(f"methods.{label}: {error}") from error
-        several = [name for name, setting in plan.settings.items() if setting.teachers]
-        if method.needs_full_teacher and several:
-            raise ValueError(
-                f"methods.{label} reads the teacher's whole distribution for every token, which several teachers "
-                f"(settings.{several[0]}) cannot give at once. Leave out the method or the setting."
-            )
     if plan.reference not in plan.methods:
         raise ValueError(
             f"reference is {plan.reference!r}, which is none of the methods ({', '.join(plan.methods)}). Name one."

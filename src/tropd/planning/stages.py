@@ -50,7 +50,8 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
         "optimiser state": state,
         "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
     }
-    stages = [("rollout", _rollout(setup)), ("student scoring", _student_scoring(setup))]
+    stages = [("rollout", _rollout(setup))]
+    stages += [("student scoring", _student_scoring(setup))] if setup.scoring_passes else []
     stages += [("teacher scoring", _teacher_scoring(setup)), ("update", _update(setup, state))]
     if setup.teacher_writes:
         stages.insert(0, ("teacher prefixes", _teacher_prefixes(setup)))
@@ -70,6 +71,7 @@ def _adapter_bytes(setup: Setup) -> int:
 
 def _teacher_bytes(setup: Setup) -> int:
     whole = 0 if setup.shares_base else setup.teacher.parameters * setup.teacher_bytes
+    whole += sum(held.bytes for held in setup.beside)
     return _sharded(setup, whole) if setup.shard_teacher else whole
 
 

@@ -118,7 +118,8 @@ def step_work(setup: Setup) -> dict[str, Work]:
         prompts = rolled / work.num_generations
         stages["teacher prefixes"] = _generation(setup, teacher, setup.teacher_bytes, prompts, vllm=False)
     stages["rollout"] = _generation(setup, student, setup.weight_bytes, rolled, vllm=setup.vllm is not None)
-    stages["student scoring"] = _scoring(setup, student, setup.weight_bytes, passes * rolled, work.micro_rows)
+    if passes:
+        stages["student scoring"] = _scoring(setup, student, setup.weight_bytes, passes * rolled, work.micro_rows)
     stages["teacher scoring"] = _scoring(setup, teacher, setup.teacher_bytes, rolled, work.teacher_rows)
     scoring = _scoring(setup, student, setup.weight_bytes, updated, work.micro_rows)
     factor = update_factor(setup)
@@ -148,12 +149,10 @@ def time_from_rates(setup: Setup, rates: Rates) -> StepTime:
     rolled = work.rolled_rows * work.response_tokens
     updated = work.update_rows * work.response_tokens
     update = rates.update or rates.student_scoring / update_factor(setup)
-    parts = {
-        "rollout": rolled / rates.rollout,
-        "student scoring": setup.scoring_passes * rolled / rates.student_scoring,
-        "teacher scoring": rolled / rates.teacher_scoring,
-        "update": updated / update,
-    }
+    parts = {"rollout": rolled / rates.rollout}
+    if setup.scoring_passes:
+        parts["student scoring"] = setup.scoring_passes * rolled / rates.student_scoring
+    parts |= {"teacher scoring": rolled / rates.teacher_scoring, "update": updated / update}
     if setup.teacher_writes:
         relative = setup.teacher.active_parameters / setup.student.active_parameters
         writing = rates.teacher_writing or rates.rollout / relative

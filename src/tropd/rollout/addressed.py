@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..objective.randomness import addressed_uniforms
-from .decoding import Writing, decode
+from .decoding import Writing, contexts_of, decode
 from .notes import SamplerNotes
 from .plain import why_plain
 
@@ -153,7 +153,9 @@ class AddressedNoise:
         )
         written = decode(model, writing)
         if self.notes is not None and written.logps is not None and written.entropies is not None:
-            self.notes.add(self.places, written.logps, written.entropies)
+            contexts = contexts_of(input_ids, writing.attention_mask)
+            tokens = writing.behind(written.ids)
+            self.notes.add(self.places, contexts, tokens, written.logps, written.entropies)
         return written.ids
 
 

@@ -71,6 +71,10 @@ class Writing:
     inputs: dict[str, Any]
     temperature: float | None = None
 
+    def behind(self, ids: Tensor) -> Tensor:
+        """What of [R, W + L'] was written behind the contexts."""
+        return ids[:, self.input_ids.shape[1] :]
+
 
 class Written(NamedTuple):
     """What one call has written.
@@ -115,7 +119,7 @@ class _Loop:
             self.entropies = torch.full_like(self.logps, torch.nan)
         self.room = Room()
         self.reads_ids = any(type(one) in READ_IDS for one in writing.processors)
-        self.contexts = _contexts(writing.input_ids, writing.attention_mask)
+        self.contexts = contexts_of(writing.input_ids, writing.attention_mask)
         # Taken from the end: the longest first, and those that are the same side by side.
         self.waiting = sorted(range(count), key=lambda row: (len(self.contexts[row]), self.contexts[row], -row))
         self.groups: list[_Group] = []
@@ -291,7 +295,7 @@ class _Loop:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 
-def _contexts(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+def contexts_of(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     """Each row's ids without padding."""
     rows = input_ids.tolist()
     if mask is None:

@@ -39,6 +39,7 @@ class Rollout:
         repetitive: does it end in a repeating cycle?
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
+        teacher: the name of the teacher that scores it; `None` where there is one, without a name.
     """
 
     row: int
@@ -54,6 +55,7 @@ class Rollout:
     repetitive: bool = False
     collapsed: bool = False
     included: bool = True
+    teacher: str | None = None
 
     @cached_property
     def scored(self) -> list[bool]:
@@ -81,7 +83,8 @@ class MicroBatch:
         signals: [N] each.
         direct: the divergence to differentiate directly, or `None`.
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
-        unread: no pass has read these rollouts before this, their first update: the sampler's numbers stood in for it.
+        unread: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
+        first_update: is this the update by which the student first moves away from the one that sampled?
     """
 
     rollouts: list[Rollout]
@@ -90,6 +93,7 @@ class MicroBatch:
     direct: DirectTerm | None
     counts: RegionCounts
     unread: bool = False
+    first_update: bool = True
 
 
 def pack_for_student(

@@ -79,8 +79,9 @@ def teacher_asked(moment: str, directory: str) -> Iterator[None]:
     except TrainingStopped:
         raise
     except Exception as error:
+        which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
         raise TeacherFailed(
-            f"the teacher failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+            f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
             f"{left(moment, directory)}. {_teacher_advice(error)} {go_on(directory, moment)}."
         ) from error
 
@@ -114,8 +115,8 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
         "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
         "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
     }
-    if scores.hidden is not None:
-        counts["hidden"] = (len(scores.hidden), num_tokens, "tokens")
+    if scores.states:
+        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
     for name, (given, wanted, of) in counts.items():
         if given != wanted:
             raise TeacherFailed(
@@ -191,6 +192,8 @@ def data_read(step: int, directory: str, which: str = "training") -> Iterator[No
     except TrainingStopped:
         raise
     except Exception as error:
+        if _is_lost_peer(error):  # the host may hand out a stream's batches from one process
+            raise
         raise _data_failed(error, step, directory, which) from error
 
 
@@ -233,6 +236,8 @@ class Reading:
         return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
         return getattr(self.loader, name)
 
 

@@ -151,14 +151,15 @@ def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherSco
         return torch.ones_like(logp, dtype=torch.bool)
 
     with trainer.asking_teacher(sum(sum(rollout.scored) for rollout in rollouts)) as check:
-        scores = trainer.teacher.score(
+        scores = trainer.teachers.score(
+            [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
             [rollout.response for rollout in rollouts],
             [rollout.scored for rollout in rollouts],
             pad_id=trainer._tokenizer.pad_token_id,
             temperature=trainer.temperature,
             rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
-            topk=TopKRequest(_top_k(trainer), _shared_vocabulary(trainer), everywhere),
+            topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
         )
         check(scores)
     return scores
@@ -200,7 +201,7 @@ def _top_k(trainer: TrOPDTrainer) -> int:
 
 
 def _shared_vocabulary(trainer: TrOPDTrainer) -> int:
-    return min(trainer._student_vocab_size, trainer.teacher.vocab_size)
+    return trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
 
 
 # ---------------------------------------------------------------------- all batches and ranks
@@ -218,19 +219,21 @@ def _joined(parts: Sequence[_Part]) -> ProbedTokens:
 
 def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:
     """Both models' reading of the distinct prompts; every rank reads all, so that sharded forwards keep step."""
-    pairs = {(tuple(rollout.prompt_ids), tuple(rollout.teacher_context)) for rollout in rollouts}
+    seen = {(tuple(r.prompt_ids), tuple(r.teacher_context), r.teacher) for r in rollouts}
+    pairs = sorted(seen, key=lambda pair: (pair[0], pair[1], pair[2] or ""))
     texts = [
-        Rollout(row=row, prompt_ids=list(ours[:1]), teacher_context=list(theirs[:1]), response=list(ours[1:]))
-        for row, (ours, theirs) in enumerate(sorted(pairs))
+        Rollout(row, list(ours[:1]), list(theirs[:1]), response=list(ours[1:]), teacher=teacher)
+        for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
     common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0}
     with trainer._memory_for(SCORING), trainer.accelerator.autocast():
         student = score_student(
             trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common
         )
-    theirs = [list(context[1:]) for _, context in sorted(pairs)]
+    theirs = [list(context[1:]) for _, context, _ in pairs]
     with trainer.asking_teacher(sum(map(len, theirs))) as check:
-        teacher = trainer.teacher.score(
+        teacher = trainer.teachers.score(
+            [text.teacher for text in texts],
             [text.teacher_context for text in texts],
             theirs,
             [[True] * len(text) for text in theirs],

@@ -18,6 +18,7 @@ def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
 def read_rollouts(
     host: dict[str, Any],
     contexts: Sequence[list[int]],
+    teachers: Sequence[str | None],
     starts: Sequence[list[int]],
     *,
     first_row: int,
@@ -31,6 +32,7 @@ def read_rollouts(
     Args:
         host: the output of `_generate_and_score_completions`.
         contexts: what the teacher sees, row by row.
+        teachers: the name of each row's teacher.
         starts: the teacher prefixes that the responses begin with.
         first_row: number of the first row in the whole step.
         eos_ids: every id that ends a response.
@@ -46,7 +48,9 @@ def read_rollouts(
         written = response[len(start) :]
         ended = bool(written) and written[-1] in eos_ids
         repetitive = is_repetitive(written)
-        noted = None if notes is None else notes.of(first_row + i, len(response))
+        noted = None
+        if notes is not None and sampler is None:
+            noted = notes.of(first_row + i, prompt_ids[i], response)
         rollouts.append(
             Rollout(
                 row=first_row + i,
@@ -62,6 +66,7 @@ def read_rollouts(
                 repetitive=repetitive,
                 collapsed=is_collapsed(written, eos_ids, guided=bool(start)),
                 included=not (mask_truncated and not ended) and not (mask_repetitive and repetitive),
+                teacher=teachers[i],
             )
         )
     return rollouts

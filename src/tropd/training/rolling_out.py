@@ -20,6 +20,8 @@ from ..rollout.addressed import (
 )
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
+from ..teacher.local import LocalTeacher
+from ..teacher.several import Teachers
 from .batch import Rollout
 from .faults import PREFLIGHT, rewards_given, teacher_asked
 from .guards import finite_softmax
@@ -39,11 +41,10 @@ class RollsOut(WholeCheckpoints):
 
     model: Any
     method: Method
-    teacher: Any
+    teachers: Teachers
     chat_template_kwargs: Any
     max_completion_length: Any
     num_generations: Any
-    _contexts: Any
     _monitors_rewards: bool
     _student_vocab_size: int
     _prefix_stage: PrefixStage
@@ -56,8 +57,7 @@ class RollsOut(WholeCheckpoints):
     def _make_prefix_stage(self) -> PrefixStage:
         return PrefixStage(
             method=self.method,
-            teacher=self.teacher,
-            contexts=self._contexts,
+            teachers=self.teachers,
             tokenizer=self._tokenizer,
             tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
             eos_ids=self.eos_token_ids,
@@ -110,7 +110,8 @@ class RollsOut(WholeCheckpoints):
         self._drop_host_metrics()
         return read_rollouts(
             host,
-            self._contexts.of(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            self.teachers.contexts_for(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            [self.teachers.name_for(row) for row in inputs],
             starts,
             first_row=first_row,
             eos_ids=self.eos_token_ids,
@@ -137,7 +138,7 @@ class RollsOut(WholeCheckpoints):
             return [[] for _ in inputs]
         return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
 
-    def _drawing_prefixes(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+    def _drawing_prefixes(self, teacher: LocalTeacher, rows: Sequence[int]) -> AbstractContextManager[None]:
         """Inside, the teacher draws one response for each row of the step by that row and the position.
 
         With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
@@ -152,7 +153,7 @@ class RollsOut(WholeCheckpoints):
             places=places,
             rows_at_once=self.args.rollout_batch_size,
         )
-        return decoding_through(self.teacher.model, noise)
+        return decoding_through(teacher.model, noise)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
@@ -176,6 +177,12 @@ class RollsOut(WholeCheckpoints):
         if self._turns is not None:
             self._turns.record(prompt_ids, written)
         return written, logps
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         """The host's rewards; a reward function that fails stops the run in a sentence."""

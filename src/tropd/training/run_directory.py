@@ -14,10 +14,13 @@ from ..objective.methods import Method, describe
 PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
 
 
-def write_run_description(directory: str | Path, configuration: dict[str, Any], method: Method) -> None:
-    """Write `run.json`: the resolved method, the whole configuration, versions and platform."""
+def write_run_description(
+    directory: str | Path, configuration: dict[str, Any], method: Method, teacher: Any = None
+) -> None:
+    """Write `run.json`: the resolved method, the teacher or teachers by name, the configuration, versions, platform."""
     description = {
         "method": describe(method),
+        "teacher": teacher,
         "configuration": configuration,
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -4,28 +4,36 @@ Everything is known for the whole optimiser step before its first update, so ent
 global and the loss only reads. N counts scored response tokens, row after row.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..modeling import rotates_by_length
 from ..objective.head import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
+    SeveralTerms,
     TokenSignals,
     TopKTerm,
     full_function,
+    narrowed,
     topk_function,
 )
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.regions import top_share_threshold, trust_weight
-from ..teacher.local import LocalTeacher, TeacherScores, TopKRequest
+from ..teacher.local import TeacherScores, TopKRequest, WantsTopK
+from ..teacher.several import Teachers
 from .batch import Rollout, pack_for_student
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,24 @@ class StudentScores:
 def notes_suffice(trainer: Any) -> bool:
     """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
 
-    A model that computes in half precision rounds its logits to it, and the numbers noted with them: in bf16 a logit
-    of 20 by up to 0.06. The pass computes logits from the states in float32.
+    A model that computes in half precision, or from quantised weights, rounds its logits, and the numbers noted with
+    them: in bf16 a logit of 20 by up to 0.06. The pass computes logits from the states in float32. Where the rotary
+    embedding depends on the batch, both are right, of different models.
     """
     args = trainer.args
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         return args.rescore_rollouts is False
-    exact = trainer.accelerator.mixed_precision == "no" and trainer.model.dtype in (torch.float32, torch.float64)
-    return bool(exact)
+    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trainer.model.parameters())
+    return bool(exact and trainer.accelerator.mixed_precision == "no" and not rotates_by_length(trainer.model))
+
+
+@cache
+def warn_of_a_pass() -> None:
+    """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
+    logger.warning(
+        "rescore_rollouts is False, but the sampler noted nothing of some rollouts (docs/rollouts.md says where "
+        "Transformers' own loop writes them), so a pass of the student reads these batches after all."
+    )
 
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
@@ -203,7 +221,7 @@ def _uniforms(rollouts: Sequence[Rollout], seed: int, step: int, stream: int) ->
 
 
 def score_teacher(
-    teacher: LocalTeacher,
+    teachers: Teachers,
     rollouts: Sequence[Rollout],
     gate: Gate,
     student: StudentScores,
@@ -213,13 +231,14 @@ def score_teacher(
     rows_per_pass: int,
     student_vocab_size: int,
 ) -> TeacherScores:
-    """One teacher pass: the sampled log-prob everywhere, the top-k only where the method reads it."""
+    """One pass of each row's teacher: the sampled log-prob everywhere, the top-k only where the method reads it."""
     request = None
     if gate.method.needs_topk:
         assert gate.method.fkl_top_k is not None
-        limit = min(student_vocab_size, teacher.vocab_size)
-        request = TopKRequest(min(gate.method.fkl_top_k, limit), limit, _wants_topk(gate, student))
-    return teacher.score(
+        k = min(gate.method.fkl_top_k, teachers.shared_vocabulary(student_vocab_size))
+        request = TopKRequest(k, student_vocab_size, _wants_topk(gate, student))
+    return teachers.score(
+        [rollout.teacher for rollout in rollouts],
         [rollout.teacher_context for rollout in rollouts],
         [rollout.response for rollout in rollouts],
         [rollout.scored for rollout in rollouts],
@@ -253,7 +272,14 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     )
 
 
-def _wants_topk(gate: Gate, student: StudentScores) -> Callable[[Tensor, Tensor, slice | Tensor], Tensor]:
+def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """For each name of a teacher, bool [N]: the tokens of its rows."""
+    lengths = torch.tensor([sum(rollout.scored) for rollout in rollouts])
+    rows = {name: torch.tensor([rollout.teacher == name for rollout in rollouts]) for name in names}
+    return {name: mine.repeat_interleave(lengths).to(device) for name, mine in rows.items()}
+
+
+def _wants_topk(gate: Gate, student: StudentScores) -> WantsTopK:
     def wanted(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         trust, outlier = gate.weights(student, logp, entropy, tokens)
         return (trust + outlier if gate.method.trust == "jsd" else outlier) > 0
@@ -289,10 +315,12 @@ def make_signals(
 def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
     """The directly differentiated term of the batch, where the method has one."""
     if method.needs_full_teacher:
-        assert teacher.hidden is not None
-        assert teacher.head is not None
-        index = (signals.trust_weight + signals.outlier_weight > 0).nonzero().squeeze(-1)
-        return FullVocabularyTerm(index, teacher.hidden[index], teacher.head, full_function(method))
+        learned, function = signals.trust_weight + signals.outlier_weight > 0, full_function(method)
+        terms = []
+        for states in teacher.states:
+            read = learned[states.index]
+            terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
+        return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
         return TopKTerm(teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method))
     return None
@@ -308,24 +336,6 @@ def split_micro_batches(
     for size in sizes:
         rows = list(rollouts[row : row + size])
         tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
-        parts.append((rows, signals[tokens], narrow_direct(direct, tokens)))
+        parts.append((rows, signals[tokens], narrowed(direct, tokens)))
         row, token = row + size, tokens.stop
     return parts
-
-
-def narrow_direct(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
-    """The direct term of a run of tokens, its index counted from the run's start."""
-    if direct is None:
-        return None
-    index = direct.index
-    inside = (index >= tokens.start) & (index < tokens.stop)
-    shifted = index[inside] - tokens.start
-    if isinstance(direct, TopKTerm):
-        return replace(
-            direct,
-            index=shifted,
-            token_ids=direct.token_ids[inside],
-            teacher_logp=direct.teacher_logp[inside],
-        )
-    assert isinstance(direct, FullVocabularyTerm)
-    return replace(direct, index=shifted, teacher_hidden=direct.teacher_hidden[inside])

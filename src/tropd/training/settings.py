@@ -53,7 +53,8 @@ class MethodSettings:
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
-        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
+        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
+            them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
         shard_teacher: with FSDP2, shard the teacher as the student is; `False` keeps a whole copy on each process,
             which is faster where it fits, and can write teacher prefixes while training. (ZeRO-3 always shards it.)
@@ -70,9 +71,9 @@ class MethodSettings:
             addressed sampling; as some end, waiting ones take their places, and what is written is the same. Lower it
             where keys and values do not fit; `None` is all of a generation batch, and the fastest.
         rescore_rollouts: read each rollout in a pass of the student before the update, for log π_old and entropies.
-            `None`: only where what the sampler noted does not do, which with Transformers' `generate`, addressed
-            sampling and a student that computes in float32 it does; `False`: also in half precision, where the
-            sampler's log-probabilities are rounded (docs/performance.md); `True`: always.
+            `None`: only where what the sampler notes does not do; with Transformers' `generate`, addressed sampling
+            and a student that computes in float32 it does. `False`: not where the sampler notes anything, in half
+            precision too, where it is rounded (docs/performance.md). `True`: always.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
@@ -106,7 +107,9 @@ class MethodSettings:
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
     shard_teacher: bool = field(default=True, metadata={"help": "With FSDP2, shard the teacher too."})
-    teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
+    teacher_chat_template: str | dict[str, str] = field(
+        default="student", metadata={"help": "student, teacher or a template; of several: name to one."}
+    )
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )

@@ -9,6 +9,8 @@ from accelerate.utils import fsdp2_prepare_model
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
 
+from ..modeling import rotates_by_length
+
 
 def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
     """The teacher's forward pass on this process's device: sharded as the student is, or whole.
@@ -45,6 +47,8 @@ def reads_by_length(trainer: Any) -> bool:
     args = trainer.args
     reentrant = bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
     counts_gradients = trainer.accelerator.num_processes > 1 and reentrant
+    if rotates_by_length(trainer.model):
+        return False
     return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or counts_gradients)
 
 

@@ -6,7 +6,7 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,12 +21,19 @@ from ..objective.fused import FusedLoss, fused_loss
 from ..objective.reduce import RegionCounts, region_counts
 from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
-from ..teacher.agreement import check_vocabularies
-from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher, TeacherScores
+from ..teacher.names import called
 from .batch import MicroBatch, Rollout, pack_for_student
+from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback
-from .checks import check_arguments, check_enough_prompts, check_host_model, check_teacher_apart, has_rewards
+from .checks import (
+    check_arguments,
+    check_enough_prompts,
+    check_host_model,
+    check_teacher_apart,
+    check_teacher_column,
+    has_rewards,
+)
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
@@ -53,10 +60,12 @@ from .scoring import (
     score_teacher,
     scores_of_sampler,
     split_micro_batches,
+    tokens_of_teachers,
+    warn_of_a_pass,
     without_unusable,
 )
 from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
-from .teachers import load_teacher
+from .teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -69,25 +78,28 @@ class TrOPDTrainer(RollsOut):
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
     ids: where teacher prefixes come from; without it the teacher writes them) and `teacher_prompt` (what the teacher
-    sees instead of `prompt`). Other columns are handed to the reward functions.
+    sees instead of `prompt`); with several teachers, `teacher` names each row's. Other columns are handed to the reward
+    functions.
 
     Args:
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
-            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. A
-            `LocalTeacher` that is built already, such as `SeveralTeachers`, is taken as it is.
+            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or a
+            mapping from names to teachers: each row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: likewise.
         processing_class: the student's tokenizer; loaded from the model by default.
-        teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default.
+        teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default. For several
+            teachers a mapping from their names, or one for all.
         reward_funcs: verifiable rewards, as TRL's; monitored, and mixed into the policy gradient by
             `reward_mixing_weight`.
         peft_config: an adapter for the student.
         kwargs: everything else of `trl.GRPOTrainer`: callbacks, optimizers, tools, environments, `rollout_func`.
 
     Raises:
-        ValueError: models that do not share a vocabulary, or settings that contradict each other.
+        ValueError: models that do not share a vocabulary, settings that contradict each other, or a row that names no
+            teacher of the run.
     """
 
     _tag_names = ["trl", "tropd"]  # noqa: RUF012
@@ -111,7 +123,7 @@ class TrOPDTrainer(RollsOut):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher_model: "str | PreTrainedModel | LocalTeacher",
+        teacher_model: "str | PreTrainedModel | Mapping[str, str | PreTrainedModel]",
         args: TrOPDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -125,9 +137,18 @@ class TrOPDTrainer(RollsOut):
         args = args or TrOPDConfig("tropd-output")
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
-        check_arguments(args, model, teacher_model, train_dataset, options)
+        check_names(teacher_model)
+        teachers = named(teacher_model)
+        check_settings(args, teachers)
+        check_arguments(args, model, teachers, train_dataset, options)
+        check_teacher_column(train_dataset, teachers, "the training data")
+        check_teacher_column(eval_dataset, teachers, "the evaluation data")
         self._monitors_rewards = has_rewards(options)
-        self.shares_base = is_own_base(model, teacher_model, peft_config, args)
+        self.own_bases = {
+            name
+            for name, teacher in teachers.items()
+            if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
+        }
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -139,27 +160,19 @@ class TrOPDTrainer(RollsOut):
             **kwargs,
         )
         check_host_model(self)
-        check_teacher_apart(self, teacher_model)
+        check_teacher_apart(self, teachers)
         keep_outputs_exact(self.accelerator)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._student_vocab_size = head_rows(self.model)
-        self.teacher_tokenizer = teacher_processing_class
-        self.teacher = load_teacher(self, teacher_model)
-        if self.teacher_tokenizer is None:
-            logger.warning(
-                "The teacher came without a tokenizer, so only vocabulary sizes are compared. Pass "
-                "teacher_processing_class to have the token ids compared too."
-            )
-        check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
+        self.ranks = Ranks(self.accelerator)
+        self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self._write_with_a_cache()
-        self._contexts = TeacherContexts.configured(args, self._tokenizer, self.teacher_tokenizer)
         self._prefix_stage = self._make_prefix_stage()
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
         self._notes: SamplerNotes | None = None
-        self.ranks = Ranks(self.accelerator)
         self._tokens_learned = 0
         self._forget_what_was_begun()
         self._evaluated_rows = 0
@@ -191,7 +204,7 @@ class TrOPDTrainer(RollsOut):
         self._step = 0
         self._buffered_inputs = None
         self._metrics["train"].clear()
-        self._window = Totals()
+        self._window = Totals(self.teachers.names)
         self._build_seconds = 0.0
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience)
 
@@ -202,6 +215,22 @@ class TrOPDTrainer(RollsOut):
             return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
+
+    @property
+    def shares_base(self) -> bool:
+        """Is a teacher the base of the student's adapter?"""
+        return bool(self.own_bases)
+
+    @property
+    def teacher(self) -> LocalTeacher:
+        """The teacher, where there is one."""
+        return self.teachers.only
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer of the teacher, where there is one."""
+        (tokenizer,) = self.teacher_tokenizers.values()
+        return tokenizer
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -223,13 +252,13 @@ class TrOPDTrainer(RollsOut):
             self._build_seconds = time.perf_counter() - started
         batch = self._buffered_inputs[self._step % steps]
         first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
-        return batch if first_update else replace(batch, unread=False)
+        return batch if first_update else replace(batch, first_update=False)
 
     def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
         training = self.model.training
         method = self.method.stage(self.state.global_step / max(self.state.max_steps, 1))
-        totals = Totals()
+        totals = Totals(self.teachers.names)
         started = time.perf_counter()
         rollouts = self._roll_out(inputs, totals)
         rolled_out = time.perf_counter()
@@ -247,12 +276,13 @@ class TrOPDTrainer(RollsOut):
         scored = time.perf_counter()
         teacher = self._score_teacher(rollouts, gate, student)
         finished = time.perf_counter()
-        self._check_teacher(teacher.logp[gate.student_mask])
+        of_teachers = tokens_of_teachers(rollouts, self.teachers.names, teacher.logp.device)
+        self._check_teachers(teacher.logp, gate.student_mask, of_teachers)
         signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
         totals.add_speed("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
         totals.add_speed("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
-        batch_metrics(totals, signals, student, teacher)
+        batch_metrics(totals, signals, student, teacher, of_teachers)
         metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
         self._record(metrics)
         if training:
@@ -261,10 +291,10 @@ class TrOPDTrainer(RollsOut):
         return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
 
     def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
-        """The teacher's scores, one for each token; where it fails on one rank, every rank stops."""
+        """The teachers' scores, one for each token; where one fails on one rank, every rank stops."""
         with self.asking_teacher(gate.student_mask.numel()) as check:
             scores = score_teacher(
-                self.teacher,
+                self.teachers,
                 rollouts,
                 gate,
                 student,
@@ -292,10 +322,14 @@ class TrOPDTrainer(RollsOut):
         with together, teacher_asked(moment, directory):
             yield lambda scores: check_score_counts(scores, num_tokens, moment, directory)
 
-    def _check_teacher(self, student_token_logps: Tensor) -> None:
-        counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
-        num_finite, num_tokens = self.ranks.sum(counts).tolist()
-        check_teacher_scores(num_finite, num_tokens, self.state.global_step + 1, self.args.output_dir)
+    def _check_teachers(self, logp: Tensor, student_mask: Tensor, of_teachers: dict[str, Tensor]) -> None:
+        """Stop where a teacher has no finite score for any token of its rows."""
+        owned = list(of_teachers.values()) or [torch.ones_like(student_mask)]
+        counts = torch.tensor(
+            [[(logp.isfinite() & mine & student_mask).sum(), (mine & student_mask).sum()] for mine in owned]
+        )
+        for name, (finite, tokens) in zip(of_teachers or [None], self.ranks.sum(counts).tolist(), strict=True):
+            check_teacher_scores(finite, tokens, self.state.global_step + 1, self.args.output_dir, called(name))
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
         """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
@@ -324,6 +358,8 @@ class TrOPDTrainer(RollsOut):
             return None
         scores = scores_of_sampler(rollouts, self.accelerator.device)
         lacking = self.ranks.sum(torch.tensor([float(scores is None)])).item()
+        if lacking and self.args.rescore_rollouts is False:
+            warn_of_a_pass()
         return None if lacking else scores
 
     def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
@@ -406,7 +442,7 @@ class TrOPDTrainer(RollsOut):
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
         self._record(self._window.collect(self.ranks.sum))
-        self._window = Totals()
+        self._window = Totals(self.teachers.names)
 
     def _logs_rollouts(self) -> bool:
         """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""
