@@ -26,8 +26,12 @@ def tokenizer():
 
 
 @pytest.fixture(autouse=True)
-def _short_responses(monkeypatch):
+def _short_responses_on_one_thread(monkeypatch):
     monkeypatch.setattr(measuring, "MAX_NEW_TOKENS", 6)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small only lose by waiting for a second
+    yield
+    torch.set_num_threads(threads)
 
 
 def _student(seed=0):

@@ -58,9 +58,8 @@ def test_one_problem_in_ten_is_for_validation_and_one_in_ten_for_test(domain):
 
 
 def test_no_rewording_of_a_problem_crosses_splits():
-    facts, other = "ann has 7. ben has ann + 5. dan has ann + ben", "dan has ben + ann. ann has 7. ben has ann + 5"
     parse = DOMAINS["mathematics"].parse
-    assert parse(f"{facts}. how many has dan?").key == parse(f"{other}. how many has ben?").key
+    assert parse("add the columns. ones: 7 2. tens: 4 8.").key == parse("add the columns. ones: 2 7. tens: 4 8.").key
     parse = DOMAINS["instructions"].parse
     assert (
         parse("write 2 lines of 5 words about the fox and the moon.").key
@@ -105,7 +104,9 @@ def test_shuffled_words_of_a_solution_are_judged_and_break_nothing(seed, domain)
 
 
 @EVERY_DOMAIN
-@pytest.mark.parametrize("prompt", ["", "hello", "how many has ann?", "write solve(xs): fly, then return the sum."])
+@pytest.mark.parametrize(
+    "prompt", ["", "hello", "add the columns. tens: 7 2.", "write solve(xs): fly, then return the sum."]
+)
 def test_a_prompt_of_another_kind_is_answered_in_a_sentence(domain, prompt):
     with pytest.raises(ValueError, match=r"prompt is .*Write for example"):
         grade(domain, prompt, "")

@@ -5,30 +5,28 @@ import pytest
 from tropd.proving_ground.instructions import judge, parse
 
 PROMPT = (
-    "write 2 lines of 5 words about the fox and the river. name the fox in line 2 only. never write sees. "
-    "start every line with now. close every line with a bang.\n"
+    "write 2 lines of 5 words about the fox and the river. start line 2 with fox. "
+    "start all other lines with now. close every line with a bang.\n"
 )
-SOLUTION = "1: now the river runs the!\n2: now the old fox finds!"
+SOLUTION = "1: now the river runs the!\n2: fox finds the old river!"
 
 
 def test_the_example_is_right_and_sense_is_not_asked_for():
     assert judge(parse(PROMPT), SOLUTION).correct
-    assert judge(parse(PROMPT), "1: now now river river now!\n2: now fox fox now fox!").correct
+    assert judge(parse(PROMPT), "1: now fox finds river fox!\n2: fox finds now now now!").correct
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (("runs the!", "runs!"), "Line 1 should have 5 words, but it has 4."),
-        (("2: now", "3: now"), "Line 2 should have the number 2, but it has 3."),
-        (("2: now", "2: soon"), "Line 2 should start with 'now', but it starts with 'soon'."),
-        (("finds!", "finds."), "Line 2 should end with '!', but it ends with '.'."),
-        (("finds!", "finds"), "Line 2 should read like '2: the fox sees.', but it reads"),
-        (("\n2: now the old fox finds!", ""), "The text should have 2 lines, but it has 1."),
+        (("2: fox", "3: fox"), "Line 2 should have the number 2, but it has 3."),
+        (("1: now", "1: soon"), "Line 1 should start with 'now', but it starts with 'soon'."),
+        (("2: fox", "2: now"), "Line 2 should start with 'fox', but it starts with 'now'."),
+        (("old river!", "old river."), "Line 2 should end with '!', but it ends with '.'."),
+        (("old river!", "old river"), "Line 2 should read like '2: the fox sees.', but it reads"),
+        (("\n2: fox finds the old river!", ""), "The text should have 2 lines, but it has 1."),
         (("old", "moon"), "The text should be about fox and river only, but it names moon."),
-        (("old", "sees"), "The word 'sees' should not occur."),
-        (("fox", "river"), "Line 2 should name fox."),
-        (("runs", "fox"), "Line 1 should not name fox."),
     ],
 )
 def test_a_missed_constraint_is_named(change, reason):

@@ -44,8 +44,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; run again to resume")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, problems and orders (default: 0)")
     parser.add_argument("--hardware", default=f"{os.cpu_count()} CPU cores", help="words for BUILD.json")
+    parser.add_argument("--only", choices=MODELS, help="train one model and stop; another process may train others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.only:
+        _trained(arguments.only, build_tokenizer(), arguments.out, arguments.seed)
+        return
     record = {
         "command": f"python -m tropd.proving_ground.build --out DIR --seed {arguments.seed}",
         "seed": arguments.seed,

@@ -13,11 +13,16 @@ SPECIALISTS = {domain: f"specialist-{domain}" for domain in ("mathematics", "cod
 MODELS = (GENERALIST, *SPECIALISTS.values(), STUDENT, PRUNED)
 
 
+def family_path() -> Path:
+    """Folder of the shipped models and of `BUILD.json`, which says how they came about."""
+    return Path(str(files("tropd.proving_ground") / "models" / "family"))
+
+
 def model_path(name: str) -> Path:
     """Folder of a shipped model, for `from_pretrained`."""
     if name not in MODELS:
         raise ValueError(f"name is {name!r}; no such model is shipped. Choose {', '.join(MODELS)}.")
-    folder = Path(str(files("tropd.proving_ground") / "family" / name))
+    folder = family_path() / name
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"The shipped {name} is not in {folder}; this installation left out the package data. "

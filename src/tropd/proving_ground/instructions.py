@@ -1,9 +1,9 @@
 """Instructions: verses that meet several constraints at once, each of which a program can check.
 
-    prompt    write 2 lines of 5 words about the fox and the river. name the fox in line 2 only. never write sees.
-              start every line with now. close every line with a bang.
+    prompt    write 2 lines of 5 words about the fox and the river. start line 2 with fox.
+              start all other lines with now. close every line with a bang.
     response  1: now the river runs the!
-              2: now the old fox finds!
+              2: fox finds the old river!
 
 Which things are named where, and what they do, is free: many verses are right. Sense is not asked for.
 """
@@ -40,9 +40,8 @@ MOST_PLACES = 4
 
 _PROMPT = re.compile(
     r"write ([0-9]+) lines of ([0-9]+) words about ((?:the [a-z]+(?:, | and )?)+)\."
-    r"(?: name the ([a-z]+) in lines? ([0-9]+(?:(?:, | and )[0-9]+)*) only\.)?"
-    r"(?: never write ([a-z]+)\.)?"
-    r"(?: start every line with ([a-z]+)\.)?"
+    r"(?: start lines? ([0-9]+(?:(?:, | and )[0-9]+)*) with ([a-z]+)\.)?"
+    r"(?: start (?:every line|all other lines) with ([a-z]+)\.)?"
     r"(?: close every line with a (dot|bang|query|semicolon)\.)?"
 )
 
@@ -55,10 +54,9 @@ class Instruction:
         lines: number of lines, each of which starts with its number and a colon.
         words: words in every line, number and mark apart.
         about: things that may be named; no other thing may.
-        placed: thing to name in the lines `places` and in no other.
+        placed: thing that is the first word of the lines `places`.
         places: see `placed`; line numbers from 1, ascending.
-        avoided: word that must not occur.
-        start: first word of every line.
+        start: first word of every line, or of those that are not among `places`.
         mark: name of the sign that closes every line; without it a line ends with any of `MARKS`.
     """
 
@@ -67,7 +65,6 @@ class Instruction:
     about: tuple[str, ...]
     placed: str | None = None
     places: tuple[int, ...] = ()
-    avoided: str | None = None
     start: str | None = None
     mark: str | None = None
 
@@ -79,11 +76,9 @@ class Instruction:
         ]
         if self.placed:
             lines = f"line{'s' * (len(self.places) > 1)} {listed([str(place) for place in self.places])}"
-            sentences.append(f"name the {self.placed} in {lines} only.")
-        if self.avoided:
-            sentences.append(f"never write {self.avoided}.")
+            sentences.append(f"start {lines} with {self.placed}.")
         if self.start:
-            sentences.append(f"start every line with {self.start}.")
+            sentences.append(f"start {'all other lines' if self.placed else 'every line'} with {self.start}.")
         if self.mark:
             sentences.append(f"close every line with a {self.mark}.")
         return " ".join(sentences) + "\n"
@@ -91,7 +86,7 @@ class Instruction:
     @property
     def key(self) -> str:
         """All constraints, the things in alphabetical order."""
-        rest = (self.placed, self.places, self.avoided, self.start, self.mark)
+        rest = (self.placed, self.places, self.start, self.mark)
         return f"{self.lines} {self.words} {sorted(self.about)} {rest}"
 
 
@@ -101,14 +96,12 @@ def draw(rng: random.Random, level: int) -> Instruction:
     about = tuple(rng.sample(sorted(NOUNS), rng.randint(*NOUNS_IN_PROMPT)))
     placed = rng.choice(about) if rng.random() < 0.6 else None
     places = sorted(rng.sample(range(1, lines + 1), rng.randint(1, min(MOST_PLACES, lines - 1))))
-    verbs = [verb for noun in about for verb in NOUNS[noun][1]]
     return Instruction(
         lines,
         words,
         about,
         placed,
         tuple(places) if placed else (),
-        rng.choice(verbs) if rng.random() < 0.6 else None,
         rng.choice(STARTS) if rng.random() < 0.5 else None,
         rng.choice(sorted(MARKS)) if rng.random() < 0.7 else None,
     )
@@ -122,10 +115,10 @@ def parse(prompt: str) -> Instruction:
             f"prompt is {short(prompt)}; it is no instruction of this kind. "
             "Write for example 'write 2 lines of 5 words about the fox and the river.'."
         )
-    lines, words, about, placed, places, avoided, start, mark = match.groups()
+    lines, words, about, places, placed, start, mark = match.groups()
     things = tuple(re.findall("the ([a-z]+)", about))
     numbers = tuple(map(int, re.findall("[0-9]+", places or "")))
-    return Instruction(int(lines), int(words), things, placed, numbers, avoided, start, mark)
+    return Instruction(int(lines), int(words), things, placed, numbers, start, mark)
 
 
 def answer(problem: Instruction) -> str:
@@ -138,7 +131,7 @@ def solve(problem: Instruction, rng: random.Random) -> str:
     mark = MARKS[problem.mark or rng.choice(sorted(MARKS))]
     lines = []
     for number in range(1, problem.lines + 1):
-        words = _fill(problem, _draw_shape(problem, rng), number, rng)
+        words = _fill(problem, _draw_shape(problem, number, rng), number, rng)
         lines.append(f"{number}: {' '.join(words)}{mark}")
     return "\n".join(lines)
 
@@ -156,12 +149,6 @@ def judge(problem: Instruction, response: str) -> Grade:
     strangers = [word for word in words if word in NOUNS and word not in problem.about]
     if strangers:
         return Grade(False, f"The text should be about {listed(problem.about)} only, but it names {strangers[0]}.")
-    if problem.avoided and problem.avoided in words:
-        return Grade(False, f"The word {problem.avoided!r} should not occur.")
-    for number, line in enumerate(lines if problem.placed else [], start=1):
-        if (problem.placed in re.findall("[a-z]+", line)) != (number in problem.places):
-            due = "should" if number in problem.places else "should not"
-            return Grade(False, f"Line {number} {due} name {problem.placed}.")
     return Grade(True, "The text meets every constraint.")
 
 
@@ -174,34 +161,34 @@ def _line_fault(problem: Instruction, number: int, line: str) -> str | None:
         return f"Line {number} should have the number {number}, but it has {match[1]}."
     if len(words) != problem.words:
         return f"Line {number} should have {problem.words} words, but it has {len(words)}."
-    if problem.start and words[0] != problem.start:
-        return f"Line {number} should start with {problem.start!r}, but it starts with {words[0]!r}."
+    start = problem.placed if number in problem.places else problem.start
+    if start and words[0] != start:
+        return f"Line {number} should start with {start!r}, but it starts with {words[0]!r}."
     if problem.mark and match[3] != MARKS[problem.mark]:
         return f"Line {number} should end with {MARKS[problem.mark]!r}, but it ends with {match[3]!r}."
     return None
 
 
-def _draw_shape(problem: Instruction, rng: random.Random) -> list[str]:
-    """Kinds of words of a line: perhaps a start, then 'the (adjective) noun verb' again and again, cut to length."""
-    shape = ["start"] if problem.start else []
+def _draw_shape(problem: Instruction, number: int, rng: random.Random) -> list[str]:
+    """Kinds of words of a line: its due start, then 'the (adjective) noun verb' again and again, cut to length."""
+    shape = ["noun", "verb"] if number in problem.places else ["start"] if problem.start else []
     while len(shape) < problem.words:
         shape += ["the", "adjective", "noun", "verb"] if rng.random() < 0.4 else ["the", "noun", "verb"]
     return shape[: problem.words]
 
 
 def _fill(problem: Instruction, shape: list[str], number: int, rng: random.Random) -> list[str]:
-    """Words of a line; where a thing has its place in it, the line names it first."""
-    others = [noun for noun in problem.about if noun != problem.placed or number in problem.places]
+    """Words of a line."""
     words: list[str] = []
-    noun = problem.placed if problem.placed and number in problem.places else rng.choice(others)
+    noun = problem.placed if problem.placed and number in problem.places else rng.choice(problem.about)
     for kind in shape:
         if kind == "noun":
             words.append(noun)
         elif kind == "adjective":
             words.append(rng.choice(NOUNS[noun][0]))
         elif kind == "verb":
-            words.append(rng.choice([verb for verb in NOUNS[noun][1] if verb != problem.avoided]))
-            noun = rng.choice(others)
+            words.append(rng.choice(NOUNS[noun][1]))
+            noun = rng.choice(problem.about)
         else:
             words.append(problem.start or "" if kind == "start" else "the")
     return words

@@ -1,228 +1,159 @@
-"""Mathematics: quantities that depend on each other, worked out step by step in any order that the facts allow.
+"""Mathematics: sums of several numbers, worked column by column with the carry.
 
-    prompt    ben has ann + 5. ann has 7. dan has ann + ben. eva has 2 * ann. how many has dan?
-    response  ann = 7
-              ben: 5 + ann = 5 + 7, ben = 12
-              eva: 7 + 7, eva = 14
-              dan: ann + ben = 7 + 12, dan = 19
-              so dan has 19.
+    prompt    add the columns. ones: 7 2 6. tens: 4 8 1. hundreds: 3 5 9.
+    response  ones: 7 + 6 = 13, 2 + 13 = 15
+              tens: 1 + 8 = 9, 9 + 1 = 10, 10 + 4 = 14
+              hundreds: 3 + 1 = 4, 5 + 4 = 9, 9 + 9 = 18
+              total: 1 8 4 5
 
-Facts stand in no order. A step may come as soon as what it needs is known, its operands may be exchanged, twice may be
-written as a sum, and the names may be left out: many responses are right, so a good teacher is not certain.
+The digits of a column and the carry may be added in any order, and the sides of each addition exchanged: many responses
+are right, so a good teacher is not certain. A slip in one column spoils all that follow.
 """
 
 import random
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
-from tropd.proving_ground.problems import Domain, Grade, listed, short
+from tropd.proving_ground.problems import Domain, Grade, short
 
-NAMES = (
-    *("ann", "ben", "cleo", "dan", "eva", "fred", "gina", "hugo"),
-    *("ida", "jack", "kim", "leo", "mia", "noah", "olga", "paul"),
-)
-MAX_VALUE = 30
-"""Largest number of a problem."""
-LEVELS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (4, 5), 3: (6, 7), 4: (8, 10), 5: (11, 14)}
-"""Difficulty dial: level → fewest and most facts."""
-
-_PATTERNS = {
-    "given": re.compile("([0-9]+)"),
-    "more": re.compile(r"([a-z]+) \+ ([0-9]+)"),
-    "fewer": re.compile("([a-z]+) - ([0-9]+)"),
-    "twice": re.compile(r"2 \* ([a-z]+)"),
-    "half": re.compile("([a-z]+) / 2"),
-    "together": re.compile(r"([a-z]+) \+ ([a-z]+)"),
+COLUMNS = ("ones", "tens", "hundreds", "thousands", "myriads")
+"""Names of the columns, in the order in which a response visits them."""
+LEVELS: dict[int, tuple[tuple[int, int], ...]] = {
+    1: ((2, 2), (3, 2)),
+    2: ((2, 3), (3, 3)),
+    3: ((3, 4), (4, 3)),
+    4: ((4, 4), (5, 3)),
+    5: ((5, 4), (5, 5), (4, 5)),
 }
-"""How the prompt writes each kind of fact."""
+"""Difficulty dial: level → (numbers to add, columns), one of them drawn."""
+
+_PROMPT = re.compile(r"add the columns\.((?: [a-z]+:(?: [0-9])+\.)+)")
+_STEP = re.compile(r"(0|[1-9][0-9]{0,5}) \+ (0|[1-9][0-9]{0,5}) = (0|[1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What a problem says of one name: how many it has, or how to get there from `needs`."""
+class ColumnSum:
+    """Digits of each column, the ones first; every column has one digit of each number."""
 
-    name: str
-    kind: str
-    needs: tuple[str, ...] = ()
-    number: int = 0
-
-    def value(self, values: dict[str, int]) -> int:
-        """Number that the fact gives, from the values of what it needs."""
-        known = [values[name] for name in self.needs]
-        if self.kind == "given":
-            return self.number
-        if self.kind == "half":
-            return known[0] // 2
-        return {"more": sum(known) + self.number, "fewer": sum(known) - self.number, "twice": 2 * sum(known)}.get(
-            self.kind, sum(known)
-        )
-
-    def forms(self) -> list[str]:
-        """Right-hand sides that say how to work it out, in names; '7' for a given number."""
-        (a, b), number = (*self.needs, "", "")[:2], self.number
-        return {
-            "given": [f"{number}"],
-            "more": [f"{a} + {number}", f"{number} + {a}"],
-            "fewer": [f"{a} - {number}"],
-            "twice": [f"2 * {a}", f"{a} * 2", f"{a} + {a}"],
-            "half": [f"{a} / 2"],
-            "together": [f"{a} + {b}", f"{b} + {a}"],
-        }[self.kind]
-
-    def steps(self, values: dict[str, int]) -> list[str]:
-        """Every right way to write this step, given the values of all names."""
-        result = f"{self.name} = {values[self.name]}"
-        if self.kind == "given":
-            return [result]
-        steps = []
-        for form in self.forms():
-            numbers = re.sub("[a-z]+", lambda m: str(values[m[0]]), form)
-            steps += [f"{self.name}: {form} = {numbers}, {result}", f"{self.name}: {numbers}, {result}"]
-        return steps
-
-
-@dataclass(frozen=True)
-class MathProblem:
-    """Facts in the order of the prompt, and the name asked for."""
-
-    facts: tuple[Fact, ...]
-    asked: str
+    columns: tuple[tuple[int, ...], ...]
 
     @property
     def prompt(self) -> str:
         """Text given to a model."""
-        said = ". ".join(f"{fact.name} has {fact.forms()[0]}" for fact in self.facts)
-        return f"{said}. how many has {self.asked}?\n"
+        said = [f"{name}: {' '.join(map(str, column))}." for name, column in zip(COLUMNS, self.columns, strict=False)]
+        return " ".join(["add the columns.", *said]) + "\n"
 
     @property
     def key(self) -> str:
-        """Facts in alphabetical order: question and order of the prompt make no new problem."""
-        return "; ".join(sorted(f"{fact.name} {fact.kind} {fact.number} {sorted(fact.needs)}" for fact in self.facts))
+        """Each column's digits in order of size: exchanging them makes no new problem."""
+        return "; ".join(" ".join(map(str, sorted(column))) for column in self.columns)
 
-    @cached_property
-    def values(self) -> dict[str, int]:
-        """How many every name has, or fewer names where the facts go round in a circle."""
-        values: dict[str, int] = {}
-        for _ in self.facts:
-            for fact in self.facts:
-                if all(name in values for name in fact.needs):
-                    values[fact.name] = fact.value(values)
-        return values
+    @property
+    def total(self) -> int:
+        """Sum of the numbers."""
+        return sum(sum(column) * 10**power for power, column in enumerate(self.columns))
 
-
-def draw(rng: random.Random, level: int) -> MathProblem:
-    """A problem of a level; every value lies between 1 and `MAX_VALUE`."""
-    count = rng.randint(*LEVELS[level])
-    names = rng.sample(NAMES, count)
-    facts: list[Fact] = []
-    values: dict[str, int] = {}
-    for place, name in enumerate(names):
-        fact = _draw_fact(rng, name, names[:place], values)
-        facts.append(fact)
-        values[name] = fact.value(values)
-    return MathProblem(tuple(rng.sample(facts, count)), names[-1])
+    @property
+    def addends(self) -> list[tuple[str, list[int]]]:
+        """Column names with what is to be added there: the digits, and the carry unless it is 0."""
+        columns, carry = [], 0
+        for name, digits in zip(COLUMNS, self.columns, strict=False):
+            columns.append((name, [*digits, carry] if carry else [*digits]))
+            carry = (sum(digits) + carry) // 10
+        return columns
 
 
-def parse(prompt: str) -> MathProblem:
-    """Problem behind a prompt, the inverse of `MathProblem.prompt`."""
-    *sentences, question = prompt.strip().split(". ")
-    asked = re.fullmatch(r"how many has ([a-z]+)\?", question)
-    facts = [_parse_fact(sentence) for sentence in sentences]
-    problem = MathProblem(tuple(filter(None, facts)), asked[1]) if asked and all(facts) else None
-    if problem is None or len({f.name for f in problem.facts}) < len(facts) or problem.asked not in problem.values:
+def draw(rng: random.Random, level: int) -> ColumnSum:
+    """A problem of a level."""
+    numbers, columns = rng.choice(LEVELS[level])
+    return ColumnSum(tuple(tuple(rng.randrange(10) for _ in range(numbers)) for _ in range(columns)))
+
+
+def parse(prompt: str) -> ColumnSum:
+    """Problem behind a prompt, the inverse of `ColumnSum.prompt`."""
+    match = _PROMPT.fullmatch(prompt.strip())
+    found = re.findall(r"([a-z]+):((?: [0-9])+)\.", match[1]) if match else []
+    columns = tuple(tuple(map(int, digits.split())) for _, digits in found)
+    named = tuple(name for name, _ in found) == COLUMNS[: len(found)]
+    if not found or not named or len(set(map(len, columns))) != 1 or len(columns[0]) < 2:
         raise ValueError(
-            f"prompt is {short(prompt)}; it is no set of facts with a question that they answer. "
-            "Write for example 'ann has 7. ben has ann + 5. how many has ben?'."
+            f"prompt is {short(prompt)}; it holds no columns to add. "
+            "Write for example 'add the columns. ones: 7 2. tens: 4 8.'."
         )
-    return problem
+    return ColumnSum(columns)
 
 
-def answer(problem: MathProblem) -> str:
-    """Number asked for."""
-    return str(problem.values[problem.asked])
+def answer(problem: ColumnSum) -> str:
+    """The total."""
+    return str(problem.total)
 
 
-def solve(problem: MathProblem, rng: random.Random) -> str:
-    """One right response: every fact worked out, in an order and in forms drawn from `rng`."""
-    waiting, known, lines = list(problem.facts), set[str](), list[str]()
-    while waiting:
-        fact = rng.choice([fact for fact in waiting if known.issuperset(fact.needs)])
-        waiting.remove(fact)
-        known.add(fact.name)
-        lines.append(rng.choice(fact.steps(problem.values)))
+def solve(problem: ColumnSum, rng: random.Random) -> str:
+    """One right response, its orders drawn from `rng`."""
+    lines = [f"{name}: {_additions(rng.sample(each, len(each)), rng)}" for name, each in problem.addends]
     return "\n".join([*lines, _ending(problem)])
 
 
-def judge(problem: MathProblem, response: str) -> Grade:
-    """Whether every step follows from the facts and the last line gives the right number."""
-    facts = {fact.name: fact for fact in problem.facts}
-    known = {fact.name for fact in problem.facts if fact.kind == "given"}
-    worked: set[str] = set()
-    *lines, ending = response.strip(" ").split("\n")
-    for line in lines:
-        name = _first_word(line)
-        fault = _step_fault(problem, facts, known, worked, line)
+def judge(problem: ColumnSum, response: str) -> Grade:
+    """Whether every column and the total are right, and if not, what is wrong first."""
+    lines = response.strip(" ").split("\n")
+    for (name, addends), line in zip(problem.addends, lines, strict=False):  # a short response is judged below
+        fault = _column_fault(name, addends, line)
         if fault:
             return Grade(False, fault)
-        worked.add(name)
-        known.add(name)
+    due = len(problem.columns)
+    if len(lines) <= due:
+        return Grade(False, f"The response stops before '{[*COLUMNS[:due], 'total'][len(lines)]}:'.")
+    ending = "\n".join(lines[due:])
     if ending != _ending(problem):
-        return Grade(False, f"The last line should be {_ending(problem)!r}, but it is {short(ending)}.")
-    if problem.asked not in worked:
-        return Grade(False, f"No step works out how many {problem.asked} has.")
-    return Grade(True, "Every step follows, and the answer is right.")
+        return Grade(False, f"The response should end in {_ending(problem)!r}, but it ends in {short(ending)}.")
+    return Grade(True, "Every column and the total are right.")
 
 
-def _step_fault(
-    problem: MathProblem, facts: dict[str, Fact], known: set[str], worked: set[str], line: str
-) -> str | None:
-    name, values = _first_word(line), problem.values
-    if name not in facts:
-        return f"The line {short(line)} should start with a name of the problem."
-    if name in worked:
-        return f"The number of {name} is worked out a second time."
-    missing = [need for need in facts[name].needs if need not in known]
-    if missing:
-        return f"The step of {name} comes before {listed(missing)}, which it needs."
-    if line in facts[name].steps(values):
-        return None
-    result = line.rsplit(" = ", 1)[-1]
-    if result != str(values[name]):
-        return f"{name} has {values[name]} and not {short(result)}."
-    return f"The step of {name} should read like {facts[name].steps(values)[0]!r}, but it reads {short(line)}."
+def _additions(addends: list[int], rng: random.Random) -> str:
+    running, steps = addends[0], []
+    for addend in addends[1:]:
+        left, right = rng.sample((running, addend), 2)
+        running += addend
+        steps.append(f"{left} + {right} = {running}")
+    return ", ".join(steps)
 
 
-def _draw_fact(rng: random.Random, name: str, earlier: list[str], values: dict[str, int]) -> Fact:
-    if not earlier or (len(earlier) < 3 and rng.random() < 0.3):
-        return Fact(name, "given", number=rng.randint(2, 12))
-    while True:
-        a, b = rng.choice(earlier[-4:]), rng.choice(earlier)
-        kind = rng.choice(("more", "fewer", "twice", "half", "together"))
-        needs = (a, b) if kind == "together" else (a,)
-        fact = Fact(name, kind, needs, rng.randint(1, 9) if kind in ("more", "fewer") else 0)
-        fits = 1 <= fact.value(values) <= MAX_VALUE and not (kind == "half" and values[a] % 2)
-        if fits and (kind != "together" or a != b):
-            return fact
-
-
-def _parse_fact(sentence: str) -> Fact | None:
-    name, _, said = sentence.partition(" has ")
-    for kind, pattern in _PATTERNS.items():
-        match = pattern.fullmatch(said)
-        if match and re.fullmatch("[a-z]+", name):
-            needs = tuple(word for word in match.groups() if word.isalpha())
-            numbers = [int(word) for word in match.groups() if word.isdecimal()]
-            return Fact(name, kind, needs, *numbers)
+def _column_fault(name: str, addends: list[int], line: str) -> str | None:
+    label, _, work = line.partition(": ")
+    if label != name:
+        return f"The line of the {name} should start with '{name}: ', but it reads {short(line)}."
+    left_over, running = Counter(addends), None
+    for step in work.split(", "):
+        match = _STEP.fullmatch(step)
+        if match is None:
+            return f"In the {name}, {short(step)} is not a step such as '7 + 6 = 13'."
+        left, right, result = map(int, match.groups())
+        if left + right != result:
+            return f"In the {name}, {left} + {right} is {left + right} and not {result}."
+        used = Counter((left, right))
+        if running is not None:
+            if running not in used:
+                return f"In the {name}, the step {step!r} should go on from {running}."
+            used[running] -= 1
+        if used - left_over:
+            strange = next(iter(used - left_over))
+            return f"In the {name}, the step {step!r} adds {strange}, which is not left to add."
+        left_over -= used
+        running = result
+    if left_over:
+        return f"The {name} should add {_listed(addends)}, but {_listed(left_over.elements())} is left out."
     return None
 
 
-def _first_word(line: str) -> str:
-    return re.split("[ :]", line, maxsplit=1)[0]
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
-def _ending(problem: MathProblem) -> str:
-    return f"so {problem.asked} has {problem.values[problem.asked]}."
+def _ending(problem: ColumnSum) -> str:
+    return f"total: {' '.join(str(problem.total))}"
 
 
 MATHEMATICS = Domain("mathematics", draw, parse, answer, solve, judge)

@@ -1,6 +1,7 @@
 """How each model of the family is trained; the seed of a build is added to every mixture's."""
 
 from tropd.proving_ground.batches import Mixture
+from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import GENERALIST, SPECIALISTS, STUDENT
 from tropd.proving_ground.learning import Plan
 
@@ -9,11 +10,12 @@ TEACHER_AT_LEAST = 0.95
 STUDENT_BAND = (0.2, 0.5)
 """Greedy accuracy wanted of a student on each domain."""
 
+_ALIKE = tuple((name, 1.0) for name in DOMAINS)
+
 
 def generalist_plan(seed: int) -> Plan:
-    """From random weights, easy problems first; mathematics, the hardest to learn, more often."""
-    shares = (("mathematics", 0.4), ("code", 0.3), ("instructions", 0.3))
-    return Plan(GENERALIST, Mixture(shares, seed, easy_steps=3000), steps=8000, learning_rate=3e-3)
+    """From random weights, easy problems first."""
+    return Plan(GENERALIST, Mixture(_ALIKE, seed, easy_steps=2000), steps=7000, learning_rate=3e-3)
 
 
 def specialist_plan(domain: str, seed: int) -> Plan:
@@ -24,6 +26,5 @@ def specialist_plan(domain: str, seed: int) -> Plan:
 
 def student_plan(seed: int) -> Plan:
     """From random weights, until every domain is inside the band; easy problems first."""
-    shares = (("mathematics", 0.4), ("code", 0.3), ("instructions", 0.3))
-    mixture = Mixture(shares, seed + 2, easy_steps=1500)
+    mixture = Mixture(_ALIKE, seed + 2, easy_steps=1500)
     return Plan(STUDENT, mixture, steps=8000, learning_rate=3e-3, enough=0.25, steps_between_evaluations=250)

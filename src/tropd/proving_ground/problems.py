@@ -59,7 +59,7 @@ class Domain:
         _check_choices(split, level)
         rng = random.Random(f"{self.name} {split} {seed} {level}")
         while True:
-            chosen = level or rng.choices(list(LEVEL_SHARES), list(LEVEL_SHARES.values()))[0]
+            chosen = rng.choices(list(LEVEL_SHARES), list(LEVEL_SHARES.values()))[0] if level is None else level
             problem = self.draw(rng, chosen)
             if split_of(problem) == split:
                 yield problem, chosen

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tropd.proving_ground.code import ELEMENTS, LISTS, OPERATIONS, RESULTS
 from tropd.proving_ground.instructions import ADJECTIVES, MARKS, NOUNS, STARTS, VERBS
-from tropd.proving_ground.mathematics import NAMES
+from tropd.proving_ground.mathematics import COLUMNS
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 LARGEST_NUMBER = 50
@@ -22,9 +22,9 @@ _SIGNS = (
     *("\n", "\n    ", "\n        ", "\n            ", "[::-1]", ".append", "==", "!=", "<=", ">=", "+=", "**"),
     *"+-*/%=<>()[],:.;!?",
 )
-_MATHEMATICS = "has how many so"
+_MATHEMATICS = "add the columns total"
 _CODE = "def solve return for in if xs out total sum len sorted reversed list write then the number"
-_INSTRUCTIONS = "write lines of words about the and name in line only never start close every with a"
+_INSTRUCTIONS = "write lines of words about the and line start all other close every with a"
 _STAGES = " ".join(operation.words for operation in OPERATIONS.values()).replace("{k}", "")
 WORDS = tuple(
     dict.fromkeys(
@@ -32,7 +32,7 @@ WORDS = tuple(
             *(str(number) for number in range(LARGEST_NUMBER + 1)),
             *_SIGNS,
             *" ".join((_MATHEMATICS, _CODE, _INSTRUCTIONS, _STAGES)).split(),
-            *(*NAMES, *ELEMENTS, *LISTS, *RESULTS),
+            *(*COLUMNS, *ELEMENTS, *LISTS, *RESULTS),
             *(*NOUNS, *ADJECTIVES, *VERBS, *STARTS, *MARKS),
         )
     )

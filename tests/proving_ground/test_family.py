@@ -1,0 +1,64 @@
+"""The shipped family loads with plain Transformers and is what its record says."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tropd.proving_ground import family
+from tropd.proving_ground.domains import DOMAINS
+from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT, model_path
+from tropd.proving_ground.measuring import accuracy
+from tropd.proving_ground.tokenizer import build_tokenizer
+
+SHIPPED_BYTES = 24_000_000
+FOLDER = family.family_path()
+SHIPPED = pytest.mark.skipif(not (FOLDER / "BUILD.json").is_file(), reason="the family is not in this package yet")
+
+
+@SHIPPED
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_loads_as_float32_with_the_one_tokenizer(name):
+    model, tokenizer = (kind.from_pretrained(model_path(name)) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.dtype == torch.float32
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@SHIPPED
+def test_the_family_fits_the_package():
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < SHIPPED_BYTES
+
+
+@SHIPPED
+def test_the_record_meets_what_was_wanted():
+    record = json.loads((FOLDER / "BUILD.json").read_text())
+    reached = {name: record["models"][name]["test_accuracy_greedy"] for name in MODELS}
+    for domain in DOMAINS:
+        assert reached[GENERALIST][domain] >= 0.95
+        assert reached[SPECIALISTS[domain]][domain] >= 0.95
+        assert 0.2 <= reached[STUDENT][domain] <= 0.5
+        assert record["pairs"][f"{STUDENT} from {GENERALIST}"]["distance"][domain]["total_variation"] > 0.08
+
+
+@SHIPPED
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_teacher_is_far_better_than_both_students(domain):
+    tokenizer = build_tokenizer()
+    teacher, student, pruned = (
+        accuracy(AutoModelForCausalLM.from_pretrained(model_path(name)), tokenizer, domain, "test", 40)
+        for name in (GENERALIST, STUDENT, PRUNED)
+    )
+    assert teacher >= 0.85
+    assert max(student, pruned) <= 0.65
+
+
+def test_an_unknown_or_missing_model_is_answered_in_a_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"name is .teacher.; no such model is shipped\. Choose generalist"):
+        model_path("teacher")
+    monkeypatch.setattr(family, "family_path", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"generalist is not in .*python -m tropd\.proving_ground\.build"):
+        model_path("generalist")
