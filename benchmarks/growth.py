@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/growth.py --json growth.json --plot docs/assets/growth.svg
 
 One quantity is doubled again and again while the others stay; each point is a process of its own: milliseconds of
-processor time of each stage of a step (one thread, medians of the steps after the first; on several processes, of the
-first of them), and its peak memory above what it held before it trained. The exponent is the slope of log cost over
-log size between the two largest points, where fixed costs have faded most: 1 is linear.
+processor time of each stage of a step (one thread, means of the steps after the first; on several processes, of the
+first of them), and its peak memory above what it held before it trained. Answers end at random, so the first two are
+counted in the tokens that the student wrote. The exponent is the slope of log cost over log size, a least-squares fit
+to the three largest points, where fixed costs have faded most: 1 is linear.
 """
 
 import argparse
@@ -34,6 +35,7 @@ AXES: dict[str, list[Any]] = {
     "prefix share": [0.125, 0.25, 0.5],
     "processes": [1, 2],
 }
+WRITTEN = {"tokens": "tokens an answer may have", "rows": "rows"}
 COSTS = ("step", *SHOWN, "update", "memory")
 
 
@@ -53,7 +55,9 @@ def point(axis: str, value: Any, rank: int, folder: str) -> dict[str, float]:
         sizes["rows"] //= value
     before = memory("VmRSS")
     clock = ours("tropd", Sizes(**sizes), STEPS, Path(folder), data, **settings)
-    return milliseconds(clock) | {"memory": memory("VmHWM") - before}
+    written = statistics.mean(step["tokens"] for step in clock.steps[1:])
+    size = written if axis in WRITTEN else value
+    return milliseconds(clock) | {"memory": memory("VmHWM") - before, "size": size}
 
 
 def with_prefixes(length: int, count: int) -> Dataset:
@@ -64,10 +68,10 @@ def with_prefixes(length: int, count: int) -> Dataset:
 
 
 def milliseconds(clock: Clock) -> dict[str, float]:
-    """Medians over the steps after the first."""
+    """Means over the steps after the first."""
     steps = clock.steps[1:]
-    medians = {name: 1e3 * statistics.median(step.get(name, 0.0) for step in steps) for name in ("step", *SHOWN)}
-    return medians | {"update": medians["step"] - sum(medians[name] for name in SHOWN)}
+    means = {name: 1e3 * statistics.mean(step.get(name, 0.0) for step in steps) for name in ("step", *SHOWN)}
+    return means | {"update": means["step"] - sum(means[name] for name in SHOWN)}
 
 
 def memory(field: str) -> float:
@@ -120,22 +124,39 @@ def free_port() -> int:
 # ---------------------------------------------------------------------- exponents and pictures
 
 
-def exponents(values: list[Any], points: list[dict[str, float]]) -> dict[str, float]:
-    """Slope of log cost over log size between the two largest points; a stage that costs nothing has none."""
-    step = math.log(values[-1] / values[-2])
-    pairs = {cost: (points[-2][cost], points[-1][cost]) for cost in COSTS}
-    return {cost: math.log(after / before) / step for cost, (before, after) in pairs.items() if min(before, after) > 0}
+def exponents(points: list[dict[str, float]]) -> dict[str, float]:
+    """Slope of log cost over log size of the three largest points; a stage that costs nothing has none."""
+    largest = sorted(points, key=lambda one: one["size"])[-3:]
+    sizes = [math.log(one["size"]) for one in largest]
+    lines = {cost: [one[cost] for one in largest] for cost in COSTS}
+    return {
+        cost: statistics.linear_regression(sizes, [math.log(value) for value in values]).slope
+        for cost, values in lines.items()
+        if min(values) > 0
+    }
 
 
-def show(axis: str, values: list[Any], points: list[dict[str, float]]) -> None:
-    print(f"\n| {axis} | " + " | ".join(f"{cost}, {'MB' if cost == 'memory' else 'ms'}" for cost in COSTS) + " |")
+def show(axis: str, points: list[dict[str, float]]) -> None:
+    print(
+        f"\n| {label(axis)} | " + " | ".join(f"{cost}, {'MB' if cost == 'memory' else 'ms'}" for cost in COSTS) + " |"
+    )
     print("|---" * (len(COSTS) + 1) + "|")
-    for value, costs in zip(values, points, strict=True):
-        print(f"| {value:,} | " + " | ".join(f"{costs[cost]:,.0f}" for cost in COSTS) + " |")
-    found = exponents(values, points)
+    for costs in points:
+        print(f"| {number(costs['size'])} | " + " | ".join(f"{costs[cost]:,.0f}" for cost in COSTS) + " |")
+    found = exponents(points)
     print(
         "| exponent | " + " | ".join(f"{found[cost]:.2f}" if cost in found else "" for cost in COSTS) + " |", flush=True
     )
+
+
+def label(axis: str) -> str:
+    """What a point's size counts."""
+    return f"tokens written, by {WRITTEN[axis]}" if axis in WRITTEN else axis
+
+
+def number(size: float) -> str:
+    """A size for people: a whole number, or a share."""
+    return f"{size:,.0f}" if size >= 1 else f"{size:g}"
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -147,19 +168,31 @@ def plot(record: dict[str, Any], path: Path) -> None:
     axes = [axis for axis in record if axis != "processes"]
     figure, places = pyplot.subplots(2, math.ceil(len(axes) / 2), figsize=(11, 6.5), layout="constrained")
     for axis, place in zip(axes, places.flat, strict=False):
-        values, points = record[axis]["values"], record[axis]["points"]
+        points = record[axis]["points"]
+        values = [one["size"] for one in points]
         for cost in (*SHOWN, "update"):
-            place.plot(values, [one[cost] for one in points], marker="o", markersize=3, label=cost)
+            if points[0][cost] > 0:
+                place.plot(values, [one[cost] for one in points], marker="o", markersize=3, label=cost)
         linear = [points[-1]["step"] * value / values[-1] for value in values]
         place.plot(values, [one["step"] for one in points], color="black", marker="o", markersize=3, label="step")
         place.plot(values, linear, color="grey", linestyle=":", label="linear")
-        place.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms of processor time")
-        place.set_xticks(values, [f"{value:g}" for value in values])
+        place.set(xscale="log", yscale="log", xlabel=label(axis), ylabel="ms of processor time a step")
+        place.set_xticks(values, [number(value) for value in values])
         place.minorticks_off()
+        draw_memory(place, values, points)
     for place in places.flat[len(axes) :]:
         place.axis("off")
-    places.flat[0].legend(fontsize="small", frameon=False)
+    places.flat[0].legend(fontsize="small", frameon=False, loc="upper left")
     figure.savefig(path)
+
+
+def draw_memory(place: Any, values: list[float], points: list[dict[str, float]]) -> None:
+    """Megabytes, against an axis of their own on the right."""
+    beside = place.twinx()
+    beside.plot(values, [one["memory"] for one in points], color="tab:brown", linestyle="--")
+    beside.set(yscale="log", ylabel="MB of memory (dashed)", ylim=(50, 1000))
+    beside.set_yticks([100, 200, 500], ["100", "200", "500"])
+    beside.minorticks_off()
 
 
 def main() -> None:
@@ -173,8 +206,8 @@ def main() -> None:
     for axis in options.axes:
         values = AXES[axis][: options.points]
         points = [measured(axis, value) for value in values]
-        show(axis, values, points)
-        record[axis] = {"values": values, "points": points, "exponents": exponents(values, points)}
+        show(axis, points)
+        record[axis] = {"values": values, "points": points, "exponents": exponents(points)}
     if options.json:
         ratios = {
             f"{axis}: {cost}": one["exponents"][cost] for axis, one in record.items() for cost in ("step", "memory")

@@ -341,11 +341,10 @@ def main() -> None:
         else:
             row |= timed(bench, peers, options.repeats, device)
             print(f"{setting}: {row['losses']}", file=sys.stderr, flush=True)
-            rows.append(row)
-            print(table(rows[-1:]), flush=True)
+        rows.append(row)
         if options.json:
-            Path(options.json).write_text(json.dumps({"torch": torch.__version__, "rows": [*rows, row]}, indent=1))
-    if rows:
+            Path(options.json).write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+    if not options.memory:
         print(table(rows))
 
 

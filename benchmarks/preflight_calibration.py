@@ -21,8 +21,9 @@ from preflight_pairs import STORY_STUDENTS, with_another_vocabulary, with_random
 from transformers import AutoTokenizer, TrainerCallback
 
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.comparison.pair import load_model, write_texts
-from tropd.comparison.plan import load_recipe
+from tropd.comparison.reading import load_plan
+from tropd.comparison.sources import load_model
+from tropd.comparison.sources import stories as own_texts
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import PairMeasurement
 from tropd.preflight.verdict import judge
@@ -110,8 +111,10 @@ def doubtful_pairs(stories: str, out: Path) -> list[Pair]:
 
 
 def _story_rows(stories: str) -> list[dict[str, Any]]:
-    recipe = dataclasses.replace(load_recipe(RECIPE), num_prompts={"train": 2 * PROMPTS})
-    return [{"prompt": text.prompt} for text in write_texts(stories, recipe)["train"]]
+    plan = load_plan(RECIPE, stories)
+    plan = dataclasses.replace(plan, prompts={"train": 2 * PROMPTS, "validation": 0, "test": 0})
+    texts = own_texts(stories, plan.settings["stories"].stories, plan)
+    return [{"prompt": text.prompt} for text in texts["train"]]
 
 
 def gradients(pair: Pair, seed: int, out: str) -> tuple[PairMeasurement, dict[str, float]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tropd.comparison.pair import build_student, load_model
+from tropd.comparison.sources import load_model
+from tropd.compression import write_student
 
 Change = Callable[[PreTrainedModel], PreTrainedModel]
 SEED = 0
@@ -60,7 +61,7 @@ def write_story_student(stories: str | Path, change: list[int] | Change, out: Pa
         return out
     shutil.rmtree(out, ignore_errors=True)
     if isinstance(change, list):
-        build_student(stories, change, out)
+        write_student(stories, change, out)
         return out
     change(load_model(stories)).save_pretrained(out)
     AutoTokenizer.from_pretrained(str(stories)).save_pretrained(out)

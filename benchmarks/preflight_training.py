@@ -3,74 +3,61 @@
     python benchmarks/preflight_training.py --stories DIR --out DIR
 
 DIR of `--stories` is the folder of the pretrained story model; each student is that model with noise on its weights or
-without a layer. Every method takes its best learning rate by validation; the table goes to standard output. About 15
-minutes on one CPU core, resumable. What it showed: docs/preflight.md.
+without a layer. Every method takes its best learning rate by validation. About 15 minutes on one CPU core, resumable;
+DIR of `--out` has the tables. What it showed: docs/preflight.md.
 """
 
 import argparse
-import contextlib
-import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from preflight_pairs import STORY_STUDENTS, write_story_student
 
-from tropd.comparison.cell import run_cell
-from tropd.comparison.pair import write_texts
-from tropd.comparison.plan import Cell, Recipe, load_recipe
+from tropd.comparison.plan import Plan
+from tropd.comparison.reading import load_plan, read_plan
+from tropd.comparison.run import compare
 
 PAIRS = ("noise 0.1", "without layer 2", "noise 0.05")
 METHODS = ("opd", "fkl_outlier", "tropd")
-RATES = (3e-4, 1e-3)
-SEEDS = (1, 2)
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "stories260k.yaml"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", required=True, help="folder of the story model")
-    parser.add_argument("--out", required=True, help="folder of the runs")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the students and the comparison")
     parser.add_argument("--student-tokens", type=int, default=65_536, help="budget of a run (default 65536)")
     options = parser.parse_args()
-    recipe = dataclasses.replace(load_recipe(RECIPE), student_tokens=options.student_tokens)
-    texts = write_texts(options.stories, recipe)
-    splits = {name: [text.as_dict() for text in split] for name, split in texts.items()}
-    print("| student | method | learning rate | reverse KL | forward KL | total variation |")
-    print("|---|---|---|---|---|---|")
-    for pair in PAIRS:
-        root = Path(options.out) / pair.replace(" ", "-")
-        write_story_student(options.stories, STORY_STUDENTS["whole"], root / "teacher")
-        write_story_student(options.stories, STORY_STUDENTS[pair], root / "student")
-        for method in METHODS:
-            print(_row(recipe, pair, method, _results(recipe, root, method, splits)), flush=True)
+    compare(
+        plan(options.stories, options.out, options.student_tokens),
+        options.out,
+        jobs=1,
+        report=lambda progress: print(f"{progress.done}/{progress.total}", *progress.running, file=sys.stderr),
+    )
+    print((options.out / "tables.md").read_text(encoding="utf-8"))
 
 
-def _results(recipe: Recipe, root: Path, method: str, splits: dict) -> dict[float, list[dict]]:
-    results: dict[float, list[dict]] = {}
-    for rate in RATES:
-        for seed in SEEDS:
-            cell = Cell(method, rate, seed)
-            path = root / "cells" / f"{cell.name}.json"
-            if not path.is_file():
-                with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its logs
-                    run_cell(recipe, cell, str(root), splits)
-            results.setdefault(rate, []).append(json.loads(path.read_text(encoding="utf-8")))
-    return results
+def plan(stories: str, out: Path, student_tokens: int) -> Plan:
+    """The recipe's plan with these students, methods and budget."""
+    students = {name: write_story_student(stories, STORY_STUDENTS[name], _folder(out, name)) for name in PAIRS}
+    recipe = load_plan(RECIPE, stories)
+    return read_plan(
+        recipe.as_dict()
+        | {
+            "settings": {
+                name: {"stories": recipe.settings["stories"].stories, "student": str(folder), "teacher": stories}
+                for name, folder in students.items()
+            },
+            "methods": {name: {} for name in METHODS},
+            "student_tokens": student_tokens,
+            "learning_rates": [3e-4, 1e-3],
+            "seeds": [1, 2],
+        }
+    )
 
 
-def _row(recipe: Recipe, pair: str, method: str, results: dict[float, list[dict]]) -> str:
-    states, metric = recipe.select_on.split("/")
-
-    def mean(rate: float, split: str, name: str) -> float:
-        return sum(result[split][states][name] for result in results[rate]) / len(results[rate])
-
-    best = min(results, key=lambda rate: mean(rate, "validation", metric))
-    cells = []
-    for name in ("reverse_kl", "forward_kl", "total_variation"):
-        seeds = ", ".join(f"{result['test'][states][name]:.3f}" for result in results[best])
-        cells.append(f"{mean(best, 'test', name):.3f} ({seeds})")
-    return f"| {pair} | `{method}` | {best:g} | {' | '.join(cells)} |"
+def _folder(out: Path, name: str) -> Path:
+    return out / "students" / name.replace(" ", "-")
 
 
 if __name__ == "__main__":

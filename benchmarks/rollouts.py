@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Logits
 from tropd.rollout import addressed, decoding
 from tropd.rollout.addressed import AddressedNoise, Race, decoding_through
 from tropd.rollout.batch import Batch
+from tropd.rollout.notes import SamplerNotes
 from tropd.rollout.slot_cache import SlotLayer
 
 PAD, EOS = 0, 2
@@ -204,11 +205,12 @@ def ours(rows_at_once: int | None = None, without: Callable[[ExitStack], object]
     @contextmanager
     def way(task: Task, clocks: Clocks) -> Iterator[Callable]:
         race = ending_race(task)
-        noise = AddressedNoise(0, 0, 2, places(task), rows_at_once=rows_at_once)
+        noise = AddressedNoise(0, 0, 2, places(task), rows_at_once=rows_at_once, notes=SamplerNotes(1.0))
         with ExitStack() as stack:
             stack.enter_context(timed_model(task, clocks))
             stack.enter_context(patch.object(Race, "_run", clocks.around("draw", Race._run)))
             stack.enter_context(patch.object(addressed, "Race", race))
+            stack.enter_context(patch.object(decoding._Loop, "_note", clocks.around("notes", decoding._Loop._note)))
             for layer in ("move", "rebuild", "admit"):
                 timed = clocks.around("moving rows", getattr(SlotLayer, layer))
                 stack.enter_context(patch.object(SlotLayer, layer, timed))
@@ -227,9 +229,9 @@ def sharing(stack: ExitStack) -> None:
         __eq__ = object.__eq__
         __hash__ = None
 
-    contexts = decoding._contexts
+    contexts = decoding.contexts_of
     stack.enter_context(
-        patch.object(decoding, "_contexts", lambda *given: [Unlike(context) for context in contexts(*given)])
+        patch.object(decoding, "contexts_of", lambda *given: [Unlike(context) for context in contexts(*given)])
     )
 
 

@@ -37,13 +37,13 @@ LARGE = ["--vocabulary", "151936", "--student", "1024x28", "--teacher", "2560x36
 BFLOAT16 = ["--dtypes", "bfloat16", "--peers", "products", "trl", "fused"]
 GPU: dict[str, Command] = {
     "head": ["head.py", "--tokens", "4096", "--trust", "0.8", *BFLOAT16],
-    "step": ["whole_step.py", "--device", "cuda", "--turns", "1", "--steps", "3", *LARGE],
+    "step": ["whole_step.py", "--device", "cuda", "--turns", "1", "--steps", "2", "--methods", "gkd", "tropd", *LARGE],
 }
 
 
-def measure(parts: dict[str, Command]) -> dict[str, Any]:
-    """Run the parts; their ratios, records and seconds."""
-    found: dict[str, Any] = {"ratios": {}, "seconds": {}, "records": {}}
+def measure(parts: dict[str, Command], kept: Path | None) -> dict[str, Any]:
+    """Run the parts; their ratios, records and seconds, kept in a file after each."""
+    found: dict[str, Any] = {"platform": platform.platform(), "ratios": {}, "seconds": {}, "records": {}}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         for name, command in parts.items():
@@ -55,6 +55,8 @@ def measure(parts: dict[str, Command]) -> dict[str, Any]:
             found["records"][name] = record
             found["ratios"] |= {f"{name}: {key}": value for key, value in RATIOS[name](record).items()}
             found["seconds"][name] = round(time.monotonic() - began)
+            if kept:
+                kept.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
@@ -110,14 +112,11 @@ def main() -> None:
         print("\n".join(moved(earlier, later)) or f"Nothing moved by more than {MOVED:.0%}.")
         return
     parts = GPU if options.gpu else CPU
-    found = measure({name: parts[name] for name in options.parts or parts if name in parts})
+    found = measure({name: parts[name] for name in options.parts or parts if name in parts}, options.json)
     print("\nratios within this run")
     for name, value in found["ratios"].items():
         print(f"  {name}: {value:.2f}")
     print(f"{sum(found['seconds'].values())} s in all: {found['seconds']}")
-    if options.json:
-        found |= {"platform": platform.platform(), "processor": platform.processor(), "gpu": options.gpu}
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from tropd import TrOPDConfig, TrOPDTrainer
@@ -134,8 +134,9 @@ def llama(size: tuple[int, int], sizes: Sizes, seed: int) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=EOS,
     )
-    model = LlamaForCausalLM(config)
-    head = torch.nn.Linear(width, sizes.vocabulary, bias=True)
+    with torch.device(sizes.device):  # billions of random numbers take a CPU minutes
+        model = LlamaForCausalLM(config)
+        head = torch.nn.Linear(width, sizes.vocabulary, bias=True)
     with torch.no_grad():
         head.weight.copy_(model.lm_head.weight)
         head.weight[EOS] = 0.0
@@ -168,8 +169,10 @@ def ours(method: str, sizes: Sizes, steps: int, out: Path, data: Dataset | None 
         args=args,
         train_dataset=data or prompts(sizes.rows * steps),
         processing_class=tokenizer(sizes.vocabulary),
+        teacher_processing_class=tokenizer(sizes.vocabulary),
         callbacks=[clock],
     )
+    trainer.remove_callback(PrinterCallback)
     clock.around(trainer, "_roll_out", "rollout", lambda rollouts: sum(r.student_length for r in rollouts))
     clock.around(trainer, "_score_student", "student scoring")
     clock.around(trainer, "_score_teacher", "teacher scoring")
@@ -188,6 +191,7 @@ def trl(sizes: Sizes, steps: int, out: Path) -> Clock:
         processing_class=tokenizer(sizes.vocabulary),
         callbacks=[clock],
     )
+    trainer.remove_callback(PrinterCallback)
     count = lambda output: int(output["completion_mask"].sum())  # noqa: E731
     clock.around(trainer, "_generate_and_score_completions", "rollout", count)
     trainer.train()

@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 OURS = {
     "objective": {"objective"},
     "rollout": {"rollout", "objective", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "sampling"},
-    "training": {"training", "objective", "rollout", "teacher", "modeling"},
+    "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
+    "training": {"training", "objective", "rollout", "teacher", "modeling", "packing"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "safetensors_header"},
     "preflight": {
@@ -35,10 +35,28 @@ OURS = {
         "model_folder",
     },
     "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "model_folder"},
+    "report": {"report"},
+    "comparison": {
+        "comparison",
+        "report",
+        "run",
+        "data",
+        "preflight",
+        "evaluation",
+        "training",
+        "teacher",
+        "rollout",
+        "objective",
+        "proving_ground",
+        "sampling",
+        "compression",
+        "model_folder",
+    },
 }
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names
 EXCEPTIONS_IN_OBJECTIVE: set[str] = set()
+THEIRS_OF_REPORT = sys.stdlib_module_names
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
@@ -95,6 +113,20 @@ def test_the_objective_needs_only_torch_and_numpy():
     allowed = THEIRS_IN_OBJECTIVE | {"tropd"}
     wrong = {f"{f}: {name}" for f, name in imports_of_layer("objective") if name.split(".")[0] not in allowed}
     assert wrong <= EXCEPTIONS_IN_OBJECTIVE, f"tropd.objective is pure PyTorch: {sorted(wrong)}"
+
+
+def test_the_report_needs_only_the_standard_library():
+    wrong = {f"{f}: {n}" for f, n in imports_of_layer("report") if n.split(".")[0] not in {"tropd", *THEIRS_OF_REPORT}}
+    assert not wrong, f"tropd.report makes text from data: {sorted(wrong)}"
+
+
+def test_a_comparison_is_planned_watched_and_reported_without_torch():
+    code = (
+        "import sys, tropd.comparison.run, tropd.comparison.page, tropd.comparison.results, tropd.comparison.worker; "
+        "print(*sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_importing_tropd_does_not_import_torch():

@@ -7,7 +7,6 @@ autocast is in force; `expose_hidden_states` adds that door to a model and leave
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +17,16 @@ from transformers import PreTrainedModel
 from .objective.head import Head
 
 OnHidden = Callable[[Tensor, Head], Any]
-"""Receives the last hidden states [B, L, H] and the head; what it returns is what the model's forward returns."""
+"""Receives the last hidden states and the head; what it returns is what the model's forward returns.
+
+The states are [B, L, H], or of several groups [Σ B·L, H]."""
 
 
 def expose_hidden_states(model: PreTrainedModel) -> None:
-    """Let `model(..., on_hidden=f)` return f(hidden states, head) instead of logits. Doing it twice does nothing."""
+    """Let `model(..., on_hidden=f)` return f(hidden states, head) instead of logits. Doing it twice does nothing.
+
+    `input_ids` and `attention_mask` may then be tuples, of groups that are read one after another.
+    """
     if getattr(model, "_tropd_exposes_hidden", False):
         return
     ordinary_forward = _unbound(model.forward)
@@ -32,8 +36,7 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
     def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
         if on_hidden is None:
             return ordinary_forward(self, *args, **kwargs)
-        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        hidden, head = _as_computed(hidden, head_of(self))
+        hidden, head = _as_computed(_states(self.base_model, *args, **kwargs), head_of(self))
         with torch.autocast(hidden.device.type, enabled=False):
             return on_hidden(hidden, head)
 
@@ -41,9 +44,32 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
     model._tropd_exposes_hidden = True  # type: ignore[assignment]
 
 
+def _states(layers: Callable, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Tensor:
+    """Last hidden states of one tensor of ids [B, L, H], or of several [Σ B·L, H]."""
+
+    def of(ids: Tensor, mask: Tensor | None) -> Tensor:
+        return layers(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
+
+    if not isinstance(input_ids, tuple):
+        return of(input_ids, attention_mask)
+    groups = [of(*group) for group in zip(input_ids, attention_mask, strict=True)]
+    return groups[0] if len(groups) == 1 else torch.cat([states.flatten(0, 1) for states in groups])
+
+
 def _unbound(method: Callable) -> Callable:
     """A method as a function of its model, so that a deep copy of the model computes with its own weights."""
     return getattr(method, "__func__", lambda _, *args, **kwargs: method(*args, **kwargs))
+
+
+def rotates_by_length(model: PreTrainedModel) -> bool:
+    """Do the frequencies of the rotary embedding depend on the longest row read together?
+
+    Then keys that a cache keeps, and rows of another batch, have other ones than the model gives them elsewhere.
+    """
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    several = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
+    return any(rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope") for rope in several)
 
 
 def head_rows(model: PreTrainedModel) -> int:
@@ -95,60 +121,4 @@ def _as_computed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
     bias = None if head.bias is None else head.bias.to(dtype)
     return hidden.to(head.weight.device, dtype), Head(
         head.weight.to(dtype), bias, head.logit_scale, head.softcap, head.temperature
-    )
-
-
-@dataclass(frozen=True)
-class PackedResponses:
-    """Right-padded model inputs of several sequences, and where their response tokens are.
-
-    N counts the response tokens that are to be scored, row after row; `state_index` is the one place where the shift
-    by one lives: entry n of every per-token tensor describes token n, predicted by the state before it.
-
-    Attributes:
-        input_ids: [B, L], context then response.
-        attention_mask: [B, L].
-        state_index: [N], into hidden states flattened to [B·L, H].
-        token_ids: [N].
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    state_index: Tensor
-    token_ids: Tensor
-
-    def states(self, hidden_BLH: Tensor) -> Tensor:
-        """The hidden states [N, H] that predict the scored tokens."""
-        return hidden_BLH.flatten(0, 1)[self.state_index]
-
-
-def pack_responses(
-    contexts: list[list[int]],
-    responses: list[list[int]],
-    scored: list[list[bool]],
-    pad_id: int,
-    device: torch.device | str = "cpu",
-) -> PackedResponses:
-    """Pad `contexts[b] + responses[b]` on the right and index the response tokens marked in `scored`."""
-    length = max((len(c) + len(r) for c, r in zip(contexts, responses, strict=True)), default=0)
-    input_ids = torch.full((len(contexts), length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    state_index: list[int] = []
-    token_ids: list[int] = []
-    for row, (context, response, marks) in enumerate(zip(contexts, responses, scored, strict=True)):
-        if not context:
-            raise ValueError(f"row {row} has an empty prompt, so nothing predicts its first response token")
-        sequence = context + response
-        input_ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention_mask[row, : len(sequence)] = 1
-        before_response = row * length + len(context) - 1
-        for position, (token, marked) in enumerate(zip(response, marks, strict=True)):
-            if marked:
-                state_index.append(before_response + position)
-                token_ids.append(token)
-    return PackedResponses(
-        input_ids.to(device),
-        attention_mask.to(device),
-        torch.tensor(state_index, dtype=torch.long, device=device),
-        torch.tensor(token_ids, dtype=torch.long, device=device),
     )

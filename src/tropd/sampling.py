@@ -28,7 +28,7 @@ def sample(
         max_new_tokens: length at which a continuation is cut.
         eos_ids: every id that ends a continuation.
         pad_id: any valid id.
-        temperature: of the softmax.
+        temperature: of the softmax; 0 takes the likeliest token.
         vocab_limit: draw ids below it only (a head padded further than the reader's).
     """
     width = max(len(context) for context in contexts)
@@ -39,8 +39,9 @@ def sample(
     # What is left out here would be filled in from the model's own generation_config.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=True,
-        temperature=temperature,
+        do_sample=temperature > 0,
+        use_cache=True,
+        temperature=temperature or 1.0,
         top_k=0,
         top_p=1.0,
         min_p=0.0,

@@ -280,7 +280,7 @@ MISTAKES = [
     Mistake(
         "a comparison for a configuration",
         with_file("train", "methods: {opd: }\nlearning_rates: [1.0e-3]\n"),
-        ("run.yaml is a comparison", "python -m tropd.comparison --recipe run.yaml"),
+        ("run.yaml is the plan of a comparison", "tropd compare run.yaml --out DIR"),
     ),
     Mistake("a misspelt folder", train(student="studnt"), ("student is 'studnt'", "Did you mean 'student'?")),
     Mistake(

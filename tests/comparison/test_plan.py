@@ -1,61 +1,120 @@
-"""Recipes: what is read, what is refused, and the budget that all methods share."""
+"""Plans: what is read, what is refused, which cells they ask for."""
 
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tropd.comparison.plan import Cell, choose_learning_rates, grid_cells, load_recipe, report_cells
+from tropd.comparison.cells import Cell, choose_learning_rate, grid_cells, next_cells, pairs
+from tropd.comparison.reading import load_plan, read_plan
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "stories260k.yaml"
-
-
-@pytest.fixture
-def recipe():
-    return load_recipe(RECIPE)
+RATES = [1.0e-3, 3.0e-3]
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def written(tmp_path, **changes):
-    data = yaml.safe_load(RECIPE.read_text()) | changes
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value is not Ellipsis}))
-    return path
+def test_the_recipe_of_the_first_comparison_is_carried_over():
+    plan = load_plan(RECIPES / "stories260k.yaml", teacher="STORIES")
+    assert list(plan.methods) == ["opd", "mask_outlier", "reopold", "eopd", "fkl_outlier", "tropd", "fkl", "gkd"]
+    assert plan.method_of("gkd").jsd_beta == 1.0
+    assert plan.settings["stories"].teacher == "STORIES" and plan.settings["stories"].parts == ["stories"]
+    assert len(grid_cells(plan, "stories", "opd")) == 4
 
 
-def test_the_shipped_recipe_compares_the_eight_methods_of_the_first_run(recipe):
-    assert list(recipe.methods) == [
-        "opd", "mask_outlier", "reopold", "eopd", "fkl_outlier", "tropd", "fkl", "gkd",
-    ]  # fmt: skip
-    assert recipe.method_of("gkd").jsd_beta == 1.0
-    assert len(grid_cells(recipe)) == 8 * len(recipe.learning_rates)
-
-
-def test_a_guided_method_takes_more_steps_for_the_same_student_tokens(recipe):
-    assert recipe.steps_of("opd") * recipe.rows_per_step * recipe.max_length == recipe.student_tokens
-    assert recipe.steps_of("tropd") > 1.5 * recipe.steps_of("opd")
+def test_a_plan_survives_being_written_down(plan_data):
+    plan = read_plan(plan_data)
+    assert read_plan(plan.as_dict()) == plan
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metods": {}}, "unknown keys: metods"),
-        ({"seeds": ...}, "lacks: seeds"),
-        ({"methods": {"topd": {}}}, "did you mean 'tropd'"),
+        ({"metods": {}}, r"the plan has 'metods', which is unknown \(did you mean 'methods'\?\)"),
+        ({"seeds": ...}, "the plan lacks seeds"),
+        ({"seeds": [1, 1]}, "a list of different numbers"),
+        ({"methods": {"topd": None}}, "methods.topd: .*did you mean 'tropd'"),
         ({"methods": {"opd": {"fkl_top_k": 3}}}, "no effect under method 'opd'"),
+        ({"methods": {"a/b": {"method": "opd"}}}, "names a folder too"),
+        ({"reference": "fkl"}, "none of the methods"),
+        ({"learning_rates": ["1e-3"]}, "YAML reads 1e-3 as text"),
+        ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
+        ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),
+        ({"trainer": {"lr_scheduler_type": "cosine"}}, "its last step is not known"),
+        ({"select_on": "acuracy"}, "did you mean 'accuracy'"),
+        ({"divergence_prompts": 0}, "but divergence_prompts is 0"),
+        ({"student_tokens": 0}, "whole number of at least 1"),
     ],
 )
-def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path, changes, message):
+def test_a_wrong_plan_is_refused_in_a_sentence(plan_data, changes, message):
+    data = {name: value for name, value in {**plan_data, **changes}.items() if value is not ...}
     with pytest.raises(ValueError, match=message):
-        load_recipe(written(tmp_path, **changes))
+        read_plan(data)
 
 
-def test_each_method_gets_its_best_rate_and_a_failed_run_is_never_best(recipe):
-    def result(cell):
-        value = {"opd": abs(cell.learning_rate - 1e-3), "tropd": cell.learning_rate}.get(cell.label, 1.0)
-        failed = "collapsed" if (cell.label, cell.learning_rate) == ("tropd", 3e-4) else None
-        return {"failure": failed, "validation": {"student_states": {"reverse_kl": value}}}
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"domains": ["additons"]}, "did you mean 'additions'"),
+        ({"domains": []}, "has no prompts"),
+        ({"stories": [4, 12]}, "has domains and stories"),
+        ({"teacher": ""}, "names no teacher"),
+        ({"teacher": "", "teachers": {"code": "x"}}, "give one for each domain of it: additions"),
+        ({"teachers": {"additions": "x"}}, "has teacher and teachers"),
+        ({"student": {"layers": [0]}}, "keep_layers"),
+        ({"domains": [], "data": {"train": "a.jsonl"}}, "one file for each of"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_a_sentence(plan_data, changes, message):
+    plan_data["settings"]["one"] |= changes
+    with pytest.raises(ValueError, match=message):
+        read_plan(plan_data)
 
-    chosen = choose_learning_rates(recipe, {cell.name: result(cell) for cell in grid_cells(recipe)})
-    assert chosen["opd"] == 1e-3
-    assert chosen["tropd"] == 1e-3
-    assert report_cells(recipe, chosen)[0] == Cell("opd", 1e-3, 1)
+
+def results(plan, scores, failed=()):
+    return {
+        cell.name: {
+            "failure": "collapsed" if cell.learning_rate in failed else None,
+            "scores": None if scores[cell.learning_rate] is None else {plan.select_on: scores[cell.learning_rate]},
+        }
+        for cell in grid_cells(plan, "one", "opd")
+    }
+
+
+def test_the_grid_chooses_the_best_rate_that_did_not_fail(plan_data):
+    plan = read_plan(plan_data | {"learning_rates": [1e-4, 1e-3, 1e-2]})
+
+    def chosen(scores, failed=()):
+        return choose_learning_rate(plan, "one", "opd", results(plan, scores, failed))
+
+    assert chosen({1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}) == 1e-2
+    assert chosen({1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}, failed=[1e-2]) == 1e-3
+    assert chosen({1e-4: 0.2, 1e-3: 0.2, 1e-2: None}) == 1e-4, "of equals the smaller"
+    everywhere = {1e-4: 0.3, 1e-3: 0.2, 1e-2: 0.1}
+    assert chosen(everywhere, failed=everywhere) == 1e-2, "all collapsed: a row all the same"
+    assert chosen(dict.fromkeys([1e-4, 1e-3, 1e-2])) is None
+
+
+def test_accuracy_is_better_when_larger(plan_data):
+    plan = read_plan(plan_data | {"select_on": "accuracy", "learning_rates": RATES})
+    assert choose_learning_rate(plan, "one", "opd", results(plan, {1e-3: 0.3, 3e-3: 0.2})) == 1e-3
+
+
+def test_reported_cells_are_known_once_the_grid_is_done(plan_data):
+    plan = read_plan(plan_data | {"learning_rates": RATES})
+    cells, rate = next_cells(plan, ("one", "opd"), {})
+    assert rate is None and {cell.kind for cell in cells} == {"grid"}
+    cells, rate = next_cells(plan, ("one", "opd"), results(plan, {1e-3: 0.1, 3e-3: 0.2}))
+    assert rate == 1e-3 and cells[2:] == [Cell("one", "opd", 1e-3, seed, "report") for seed in (1, 2)]
+
+
+def test_one_rate_needs_no_grid(plan_data):
+    plan = read_plan(plan_data)
+    assert [cell.kind for cell in next_cells(plan, ("one", "opd"), {})[0]] == ["report", "report"]
+
+
+def test_only_takes_settings_methods_and_patterns(plan_data):
+    plan_data["settings"]["two"] = plan_data["settings"]["one"]
+    plan = read_plan(plan_data)
+    assert pairs(plan, ["two"]) == [("two", "opd"), ("two", "tropd")]
+    assert pairs(plan, ["opd"]) == [("one", "opd"), ("two", "opd")]
+    assert pairs(plan, ["*/tropd", "one/opd"]) == [("one", "opd"), ("one", "tropd"), ("two", "tropd")]
+    with pytest.raises(ValueError, match="--only is 'three'"):
+        pairs(plan, ["three"])

@@ -16,6 +16,7 @@ from tropd.objective import (
     Head,
     Method,
     RegionCounts,
+    SeveralTerms,
     TokenSignals,
     TopKTerm,
     get_method,
@@ -164,6 +165,50 @@ def test_changed_parts_agree(changes):
 @pytest.mark.parametrize("reduction", ["selected", "per_region"])
 def test_other_denominators_agree(reduction):
     assert_equal_paths(a_case(get_method("fkl_outlier", reduction=reduction)), 1e-12)
+
+
+def with_several_teachers(case: Case, owners: Tensor) -> Case:
+    """The case with the tokens of its direct term shared out among teachers of different widths and vocabularies."""
+    random, owner = torch.Generator().manual_seed(5), owners[case.direct.index]
+    terms = []
+    for number, (width, size) in enumerate([(3, SIZE), (4, SIZE - 4), (2, SIZE + 6)]):
+        index = case.direct.index[owner == number]
+        weight, states = (
+            torch.randn(rows, width, generator=random, dtype=torch.float64) for rows in (size, len(index))
+        )
+        terms.append(FullVocabularyTerm(index, states, Head(weight, temperature=0.9), case.direct.function))
+    return replace(case, direct=SeveralTerms(tuple(terms)))
+
+
+OWNERS = {
+    "mixed": torch.arange(NUM) % 3,
+    "one without tokens": 2 * (torch.arange(NUM) % 2),
+    "all of the second": torch.ones(NUM, dtype=torch.long),
+    "in blocks": torch.arange(NUM) // 7,
+}
+
+
+@pytest.mark.parametrize("owners", OWNERS)
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_teachers_agree(owners, beta, layout):
+    case = a_case(get_method("gkd", jsd_beta=beta), layout=layout, rewards=layout == "all outliers")
+    case = with_several_teachers(case, OWNERS[owners])
+    assert_equal_paths(case, 1e-12, slice_tokens=4)
+    assert_equal_paths(case, 1e-12, every_token=True)
+
+
+def test_several_teachers_are_the_sum_of_each_alone():
+    case = with_several_teachers(a_case(get_method("gkd"), layout="all trusted"), OWNERS["mixed"])
+    together, alone = case.fused(), 0.0
+    for number, term in enumerate(case.direct.terms):
+        mine = OWNERS["mixed"] == number
+        narrow = objective.FullVocabularyTerm(torch.arange(len(term.index)), *list(vars(term).values())[1:])
+        signals = (case.method, case.signals[mine], case.counts, narrow)
+        part = objective.fused_loss(case.hidden[mine], case.head, case.tokens[mine], *signals)
+        torch.testing.assert_close(together.direct[mine], part.direct)
+        alone += part.loss
+    torch.testing.assert_close(together.loss, alone)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])

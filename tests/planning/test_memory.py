@@ -118,6 +118,28 @@ def test_more_rows_or_tokens_never_take_less(setup, field):
     assert sum(b.total for b in before.stages) < sum(a.total for a in after.stages)
 
 
+@pytest.mark.parametrize(("at_once", "rows"), [(None, 4), (1, 1), (3, 3), (9, 4)])
+def test_the_cache_holds_the_rows_that_are_written_at_once(setup, at_once, rows):
+    long = replace(setup.work, longest_prompt=1, longest_response=11)
+    fewer = replace(setup, teacher_writes=True, work=replace(long, rows_at_once=at_once))
+    assert parts(fewer, "rollout")["KV cache"] == 2 * 5 * 3 * rows * 12 * 4
+    assert parts(fewer, "rollout")["sampler"] == rows * 4 * 4 * 10
+    assert parts(fewer, "teacher prefixes")["KV cache"] == 2 * 5 * 3 * min(rows, 2) * 12 * 4  # of 2 prompts
+    whole = replace(fewer, work=long)
+    for stage in ("student scoring", "teacher scoring", "update"):
+        assert parts(fewer, stage) == parts(whole, stage)
+
+
+def test_the_advice_for_a_large_cache_is_to_write_fewer_rows_at_once(setup):
+    work = replace(setup.work, rollout_rows=40_000, micro_rows=1, longest_response=400, rows_at_once=500)
+    cached = replace(setup, work=work)
+    assert "rollout_batch_size below 500" in estimate_memory(cached).fits(1).sentence
+    prefixes = replace(cached, vllm="server", guided=True, teacher_writes=True)
+    assert "rollout_batch_size" not in estimate_memory(prefixes).fits(1).sentence
+    least = replace(cached, work=replace(cached.work, rows_at_once=1))
+    assert "rollout_batch_size" not in estimate_memory(least).fits(1).sentence
+
+
 def test_checkpointing_keeps_a_layer_and_the_inputs_of_the_others(setup):
     deep = replace(setup, student=replace(setup.student, num_layers=40))
     plain, checkpointed = (parts(replace(deep, checkpointing=on), "update")["activations"] for on in (False, True))
@@ -207,7 +229,13 @@ def test_the_configuration_decides_dtypes_rows_and_what_is_kept(config):
     half = setup_of(method="gkd", bf16=True, model_init_kwargs={"dtype": "bfloat16"})
     assert (half.autocast, half.weight_bytes, half.loss) == (False, 2, "divergence")
     assert setup_of(method="gkd", jsd_beta=0.5).loss == "mixture"
-    assert setup_of(method="opd", num_iterations=2).scoring_passes == 2
+    assert plain.scoring_passes == setup_of(method="opd", num_iterations=2).scoring_passes == 0
+    assert half.scoring_passes == setup_of(method="opd", rescore_rollouts=True).scoring_passes == 1
+    assert setup_of(method="opd", bf16=True, rescore_rollouts=False).scoring_passes == 0
+    assert setup_of(method="opd", addressed_sampling=False).scoring_passes == 1
+    assert setup_of(method="opd", use_vllm=True).scoring_passes == 2
+    assert plain.work.decoded_rows == 12
+    assert setup_of(method="opd", rollout_batch_size=3, gradient_accumulation_steps=3).work.decoded_rows == 3
 
 
 def test_kept_scores_grow_with_the_whole_batch(setup):

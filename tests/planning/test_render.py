@@ -9,7 +9,7 @@ from tropd.proving_ground.pair import student_path, teacher_path
 
 @pytest.fixture
 def plan(config):
-    args = config(method="tropd", per_device_train_batch_size=8)
+    args = config(method="tropd", per_device_train_batch_size=8, rescore_rollouts=True)
     return plan_run(args, model_shape(student_path()), model_shape(teacher_path()), prompt_tokens=12.0)
 
 

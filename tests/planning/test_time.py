@@ -26,6 +26,14 @@ def test_by_hand(setup):
     assert work["update"].flops == pytest.approx(4 * (3 * 10 * (1600 + 400) + 3 * 6 * 200))
 
 
+def test_fewer_rows_at_once_read_the_weights_again_for_each_part(setup):
+    parts = step_work(replace(setup, work=replace(setup.work, rows_at_once=1)))["rollout"]
+    whole = step_work(setup)["rollout"]
+    assert parts.flops == whole.flops
+    assert parts.bytes_moved - whole.bytes_moved == 3 * 8 * 900 * 4
+    assert parts.launched_layers == 4 * whole.launched_layers
+
+
 def test_measured_rates_by_hand(setup):
     step = time_from_rates(setup, RATES)
     assert step.parts == pytest.approx(

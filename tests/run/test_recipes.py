@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tropd.comparison.plan import load_recipe
+from tropd.comparison.reading import load_plan
 from tropd.objective.methods import METHODS
 from tropd.run.configuration import resolve
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-COMPARISONS = [RECIPES / "stories260k.yaml"]
+COMPARISONS = [RECIPES / "stories260k.yaml", *sorted((RECIPES / "proving_ground").glob("*.yaml"))]
 PARTS = [RECIPES / "paper/common.yaml", RECIPES / "baselines/unguided.yaml"]
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 RUNS = [path for path in sorted(RECIPES.rglob("*.yaml")) if path not in (*COMPARISONS, *PARTS, *LAUNCHES)]
@@ -46,7 +46,7 @@ def test_a_recipe_says_what_it_shows_costs_and_expects(path):
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=by_name)
 def test_a_comparison_loads(path):
-    assert load_recipe(path).methods
+    assert load_plan(path, teacher="named/on_the_command_line").methods
 
 
 @pytest.mark.parametrize("name", ["setting1_math", "setting2_multidomain", "setting3_multidomain_qwen3"])

@@ -10,7 +10,8 @@ import torch
 
 from training import tiny
 from training.tiny import EOS, PAD, clone, plain_logps
-from tropd.modeling import PackedResponses, expose_hidden_states
+from tropd.modeling import expose_hidden_states
+from tropd.packing import PackedResponses
 from tropd.teacher.local import LocalTeacher, TopKRequest, until_eos
 
 CONTEXTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
@@ -100,7 +101,7 @@ def test_the_topk_is_chosen_among_the_shared_ids_with_the_whole_softmax(model, t
 def test_without_a_request_no_topk_and_no_hidden_states_are_kept(teacher):
     scores = teacher.score(CONTEXTS, RESPONSES, ALL, pad_id=PAD)
     assert scores.topk_ids.numel() == scores.topk_logp.numel() == 0
-    assert scores.hidden is None and scores.head is None
+    assert scores.states == ()
 
 
 def test_from_an_id_beyond_the_teachers_vocabulary_on_a_row_has_no_score(teacher):

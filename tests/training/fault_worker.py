@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from tropd import TrOPDTrainer
 from tropd.cli.main import main
 from tropd.teacher.local import LocalTeacher
-from tropd.training import callbacks
+from tropd.training import callbacks, trainer
 
 Set = Callable[[object, str, object], None]
 """As `setattr`; a test may put everything back with its own."""
@@ -30,11 +30,15 @@ def happened() -> None:
 
 
 def at_second_call(function: Callable, error: Exception) -> Callable:
+    return at_call(2, function, error)
+
+
+def at_call(number: int, function: Callable, error: Exception) -> Callable:
     calls = []
 
     def failing(*arguments, **options):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == number:
             happened()
             raise error
         return function(*arguments, **options)
@@ -42,10 +46,29 @@ def at_second_call(function: Callable, error: Exception) -> Callable:
     return failing
 
 
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def teacher(put: Set) -> None:
     """The teacher has no memory left for its second batch."""
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    put(LocalTeacher, "score", at_second_call(LocalTeacher.score, error))
+    put(LocalTeacher, "score", at_second_call(LocalTeacher.score, NO_MEMORY))
+
+
+def preflight(put: Set) -> None:
+    """The teacher has no memory for the prompts that are looked at before training."""
+    put(LocalTeacher, "score", at_call(1, LocalTeacher.score, NO_MEMORY))
+
+
+def student(put: Set) -> None:
+    """The student has no memory left for the scoring of its second batch; wants `rescore_rollouts`."""
+    put(trainer, "score_student", at_second_call(trainer.score_student, NO_MEMORY))
+
+
+def reward(put: Set) -> None:
+    """The host has no reward for the second batch."""
+    error = KeyError("answer")
+    put(trainer, "no_reward", at_second_call(trainer.no_reward, error))
+    trainer.no_reward.__name__ = "exactness"
 
 
 def log(put: Set) -> None:
@@ -88,7 +111,15 @@ def _add(put: Set, callback: TrainerCallback) -> None:
     put(TrOPDTrainer, "__init__", with_callback)
 
 
-FAULTS = {"teacher": teacher, "log": log, "alone": alone, "killed": killed}
+FAULTS = {
+    "teacher": teacher,
+    "preflight": preflight,
+    "student": student,
+    "reward": reward,
+    "log": log,
+    "alone": alone,
+    "killed": killed,
+}
 
 if __name__ == "__main__":
     fault, rank, *fields = sys.argv[1:]

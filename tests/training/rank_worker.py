@@ -41,6 +41,7 @@ class Scenario:
     Attributes:
         method: name of the method.
         student, teacher: make the models; without a maker the teacher is the student's own base.
+        rows: of the data set.
         rollouts: scripted rollouts of the eight rows, from the pair; `None` samples for real.
         settings: of the configuration.
         options: of the trainer.
@@ -51,6 +52,7 @@ class Scenario:
     method: str = "tropd"
     student: Callable = lambda: tiny.llama(seed=1)
     teacher: Callable | None = lambda: tiny.llama(seed=2)
+    rows: list[dict[str, Any]] = field(default_factory=lambda: GUIDED_ROWS)
     rollouts: Callable[[Any, Any], list[list[int]]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +108,14 @@ def ending(write: Callable) -> Callable:
     return lambda *given: [*write(*given), EOS]
 
 
+def several() -> dict[str, Any]:
+    """Two teachers of one kind and different sizes; the third has no row in any batch."""
+    return {"math": tiny.llama(2), "code": tiny.llama(3, rows=72, width=24), "idle": tiny.llama(4)}
+
+
+# Each rank has the rows of one prompt, and so of one teacher.
+OWNED_ROWS = [{**row, "teacher": ("math", "code")[number % 2]} for number, row in enumerate(GUIDED_ROWS)]
+
 HARD = {"gate": "hard", "outlier_tau": -0.5, "guidance_schedule": "none", "max_steps": 1, **SGD}
 
 SCENARIOS: dict[str, Scenario] = {
@@ -133,6 +143,10 @@ SCENARIOS: dict[str, Scenario] = {
         resumed=True,
     ),
     "probed": Scenario(settings={"max_steps": 3, **SGD}, probed=True),
+    "teachers": Scenario(
+        teacher=several, rows=OWNED_ROWS, settings={"max_steps": 3, "teacher_batch_size": 3, **SGD}, probed=True
+    ),
+    "teachers' heads": replace(one_step("gkd", shard_teacher=False, jsd_beta=0.3), teacher=several, rows=OWNED_ROWS),
     "replicated": Scenario(settings={"max_steps": 2, "shard_teacher": False, **SGD}),
     "no outliers": Scenario(rollouts=halves(extreme(outliers=True), extreme(outliers=False)), settings=HARD),
     "no trusted": Scenario(rollouts=halves(extreme(outliers=False), extreme(outliers=True)), settings=HARD),
@@ -193,7 +207,7 @@ def built(out: Path, scenario: Scenario, micro_batches: int, *callbacks: Trainer
         teacher,
         scenario.method,
         script=script,
-        rows=GUIDED_ROWS,
+        rows=scenario.rows,
         callbacks=callbacks,
         trainer_options={name: make() for name, make in scenario.options.items()},
         per_device_train_batch_size=share // micro_batches,
@@ -218,8 +232,8 @@ def run(out: Path, scenario: Scenario, micro_batches: int) -> dict[str, Any]:
     everyone = gather_object([batches])
     return {
         "kind": str(trainer.accelerator.distributed_type),
-        "teacher kind": type(trainer.teacher.forward).__name__,
-        "teacher units": sum(isinstance(module, FSDPModule) for module in trainer.teacher.model.modules()),
+        "teacher kind": type(next(iter(trainer.teachers.by_name.values())).forward).__name__,
+        "teacher units": units_of(next(iter(trainer.teachers.by_name.values())).model),
         "batches": [
             {row: part[row] for rank_batches in everyone for part in [rank_batches[n]] for row in sorted(part)}
             for n in range(len(batches))
@@ -242,13 +256,22 @@ class Probes(TrainerCallback):
         self.tokens: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.tokens = vars(probe(self.trainer, GUIDED_ROWS[:2]).tokens)
+        self.tokens = vars(probe(self.trainer, list(self.trainer.train_dataset)[:2]).tokens)
 
 
 def teacher_weights(trainer: Any) -> dict[str, Any]:
     """Copies of the frozen weights; the student's adapter is none of them where its base is the teacher."""
-    named = trainer.teacher.model.named_parameters()
-    return {name: full(p).clone() for name, p in named if "lora" not in name}
+    return {
+        f"{owner} {name}": full(p).clone()
+        for owner, teacher in trainer.teachers.by_name.items()
+        for name, p in teacher.model.named_parameters()
+        if "lora" not in name
+    }
+
+
+def units_of(model: Any) -> int:
+    """How many parts FSDP2 shards a model in."""
+    return sum(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def saved_in(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from training import tiny
 from training.tiny import Recorder, build, clone
 from tropd.training import checkpoints
 from tropd.training.checkpoints import ASIDE, MANIFEST, CheckpointNotWritten, check_checkpoint, checkpoints_in, fault_of
+from tropd.training.guards import kept
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -70,6 +71,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, p
     damage(tmp_path / "checkpoint-1" / file)
     with pytest.raises(ValueError, match="There is none before it"):
         check_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_a_sentence_names_a_checkpoint_by_the_sizes_of_its_files_without_reading_them(tmp_path, pair, monkeypatch):
+    trained(tmp_path, pair, max_steps=3)
+    alter(tmp_path / "checkpoint-3" / "optimizer.pt")
+    with monkeypatch.context() as patched:
+        patched.delattr(checkpoints, "_digest")
+        assert kept(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-3, is untouched"
+        cut(tmp_path / "checkpoint-3" / "optimizer.pt")
+        assert kept(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-2, is untouched"
+    alter(tmp_path / "checkpoint-2" / "optimizer.pt")
+    with pytest.raises(ValueError, match=r"checkpoint-2 is not whole: optimizer.pt was altered"):  # resuming reads them
+        check_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_to_go_on_where_there_is_no_checkpoint_is_refused(tmp_path, pair):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is True, but there is no .*out'\. Leave it out"):
+        trained(tmp_path / "out", pair, max_steps=2, resume=True)
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+    trained(tmp_path / "out", pair, max_steps=2)
+    assert trained(tmp_path / "out", pair, max_steps=3, resume=True)[0].resumed_from.endswith("checkpoint-2")
 
 
 def test_another_programs_checkpoint_is_taken_with_a_warning(tmp_path, pair, caplog):

@@ -87,8 +87,19 @@ def test_half_precision_logits_are_not_rounded_on_the_cpu():
 
 
 def test_fewer_prompts_than_a_step_takes_are_refused_instead_of_training_nothing(tmp_path, student, teacher):
-    trainer = build(tmp_path, student, teacher, "opd", per_device_train_batch_size=32)
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd", per_device_train_batch_size=32)
     with pytest.raises(
         ValueError, match=r"the training data has 4 prompts, but one rollout batch takes 8 .*Lower per_de"
     ):
         trainer.train()
+
+
+def test_a_student_saved_with_use_cache_off_still_writes_with_a_cache(tmp_path, student, teacher, caplog):
+    model = clone(student)
+    model.config.use_cache = False  # what a run with gradient checkpointing leaves in a saved configuration
+    trainer = build(tmp_path, model, clone(teacher), "opd")
+    with caplog.at_level("DEBUG", logger="tropd"):
+        trainer.train()
+    assert "loop decodes" not in caplog.text
+    asked = build(tmp_path, clone(student), clone(teacher), "opd", generation_kwargs={"use_cache": False})
+    assert asked.generation_config.use_cache is False

@@ -18,11 +18,10 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
-from transformers import PrinterCallback
 
-from training import fault_worker, tiny
+from training import fault_worker
 from training.test_ranks import free_port
-from training.tiny import Recorder, ScriptedTrainer, TrainerCallback, clone, largest, largest_difference, weights_of
+from training.tiny import ROWS, TrainerCallback, largest, largest_difference, weights_of
 from tropd.cli.main import main
 from tropd.proving_ground import pair as shipped
 from tropd.training import run_directory
@@ -35,37 +34,6 @@ from tropd.training.ranks import Ranks
 from tropd.training.run_directory import append_jsonl, write_whole
 
 KEPT = "the last checkpoint, .*checkpoint-1, is untouched"
-ROWS = [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"]
-
-
-@pytest.fixture
-def pair():
-    return tiny.llama(1), tiny.llama(2)
-
-
-@pytest.fixture
-def train(tmp_path, pair):
-    """Train fresh copies of the pair for four steps, a checkpoint after each; `prepare` sees the trainer first."""
-
-    def run(name="run", method="opd", *, prepare=None, resume=None, data=None, callbacks=(), **settings):
-        recorder = Recorder()
-        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1} | settings
-        trainer = ScriptedTrainer(
-            clone(pair[0]),
-            clone(pair[1]),
-            args=tiny.config(tmp_path / name, method, **settings),
-            train_dataset=Dataset.from_list(ROWS) if data is None else data,
-            processing_class=tiny.tokenizer(),
-            callbacks=[*callbacks, recorder],
-        )
-        trainer.recorder = recorder
-        trainer.remove_callback(PrinterCallback)  # its output is a file too, where the size of files is limited
-        if prepare is not None:
-            prepare(trainer)
-        trainer.train(resume_from_checkpoint=None if resume is None else str(tmp_path / name / f"checkpoint-{resume}"))
-        return trainer
-
-    return run
 
 
 def steps_saved(directory):
@@ -185,9 +153,11 @@ def test_a_teacher_that_gives_another_number_of_scores_is_refused_with_both_coun
     counts = []
 
     def change(scores):
-        values = getattr(scores, name)
+        of = scores.states[0] if name == "hidden" else scores
+        values = getattr(of, name)
         counts.extend([len(values) + 1 if longer else len(values) - 1, len(values)])
-        return changed(scores, **{name: torch.cat([values, values[:1]]) if longer else values[:-1]})
+        spoiled = changed(of, **{name: torch.cat([values, values[:1]]) if longer else values[:-1]})
+        return changed(scores, states=(spoiled,)) if name == "hidden" else spoiled
 
     with pytest.raises(TeacherFailed) as caught:
         train(method="gkd" if name == "hidden" else "fkl", prepare=on_call(2, change))
@@ -262,8 +232,15 @@ def assert_left_out_like_a_token_without_a_score(train, method, spoil, count, **
     gradients = ours.recorder.steps[0].gradients
     assert math.isfinite(largest(gradients)) and largest(gradients) > 0
     assert largest_difference(gradients, theirs.recorder.steps[0].gradients) == 0
+    assert counted(ours) == counted(theirs)
     plain = train("plain", method, **settings)
     assert largest_difference(gradients, plain.recorder.steps[0].gradients) > 0
+
+
+def counted(trainer):
+    """The first step's metrics without what a clock says."""
+    logged = trainer.state.log_history[0]
+    return {name: value for name, value in logged.items() if not name.startswith(("speed/", "step_time"))}
 
 
 def test_an_impossible_token_in_a_topk_is_a_probability_of_zero(train):
@@ -345,18 +322,18 @@ def test_prompts_that_fill_no_batch_wait_for_another_epoch(train):
     assert all(len(part) == 8 for part in done.contexts_seen)
 
 
-def broken(row):
-    """A row that cannot be read, in the process or in a worker."""
-    if row["prompt"][0] == ROWS[4]["prompt"]:
+def broken(rows):
+    """Rows of which one cannot be read, in the process or in a worker."""
+    if ROWS[4]["prompt"] in rows["prompt"]:
         raise KeyError("prompt of the fifth row")
-    return row
+    return rows
 
 
-def deadly(row):
-    """A row whose reading kills the worker."""
-    if row["prompt"][0] == ROWS[4]["prompt"] and get_worker_info() is not None:
+def deadly(rows):
+    """Rows of which the reading of one kills the worker."""
+    if ROWS[4]["prompt"] in rows["prompt"] and get_worker_info() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
-    return row
+    return rows
 
 
 ROWS_THAT_KILL = Dataset.from_list(ROWS).with_transform(deadly)
@@ -648,6 +625,8 @@ def test_ranks_leave_a_block_together(here, told, raised):
             r"error: \(process 1\) the teacher failed in step 2 \(OutOfMemoryError: ",
             "failed in step 2 on another",
         ),
+        ("student", 1, r"error: \(process 1\) memory ran out in step 2 while the student was scored", LOST),
+        ("reward", 1, r"error: \(process 1\) the reward function exactness failed in step 2 \(KeyError: 'an", LOST),
         ("alone", 1, "RuntimeError: this rank has had enough", LOST),
         ("log", 0, r"error: metrics.jsonl in out cannot be written at step 2 \(No space left", LOST),
         ("killed", 1, r"exitcode +: -9", LOST),
@@ -655,9 +634,25 @@ def test_ranks_leave_a_block_together(here, told, raised):
     ],
 )
 def test_a_rank_that_fails_alone_does_not_leave_the_other_waiting(tmp_path, fault, rank, failed, others):
+    said = said_by_two(tmp_path, fault, rank, *(["--rescore_rollouts", "true"] if fault == "student" else []))
+    assert re.search(failed, said) and re.search(others, said), said
+    assert "checkpoint-1, is untouched" in said
+    assert steps_saved(tmp_path / "out") == [1]
+
+
+@pytest.mark.slow
+def test_a_teacher_that_fails_in_the_preflight_of_one_rank_stops_both(tmp_path):
+    said = said_by_two(tmp_path, "preflight", 1, "--preflight_prompts", "2")
+    assert re.search(r"error: \(process 1\) the teacher failed in the preflight \(OutOfMemoryError: ", said), said
+    assert "failed in the preflight on another process, which says why; nothing was learned from it" in said
+    assert steps_saved(tmp_path / "out") == []
+
+
+def said_by_two(tmp_path, fault, rank, *more):
+    """What two processes say that train until `fault` happens on one of them, which is soon for both."""
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     done = subprocess.run(
-        [sys.executable, *launch, str(WORKER), fault, str(rank), *fields(tmp_path)],
+        [sys.executable, *launch, str(WORKER), fault, str(rank), *fields(tmp_path), *more],
         check=False,
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
@@ -667,9 +662,7 @@ def test_a_rank_that_fails_alone_does_not_leave_the_other_waiting(tmp_path, faul
     )
     took = time.time() - float((tmp_path / "fault.txt").read_text())
     assert done.returncode != 0 and took < SECONDS, took
-    assert re.search(failed, done.stderr) and re.search(others, done.stderr), done.stderr
-    assert "checkpoint-1, is untouched" in done.stderr
-    assert steps_saved(tmp_path / "out") == [1]
+    return done.stderr
 
 
 @pytest.mark.parametrize(

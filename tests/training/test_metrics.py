@@ -10,7 +10,7 @@ from training.tiny import EOS, build, clone, groups, ids, plain_logp, plain_logp
 from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
 from tropd.training.batch import Rollout
-from tropd.training.metrics import METRICS, Totals, as_markdown
+from tropd.training.metrics import METRICS, METRICS_BY_TEACHER, Totals, as_markdown
 from tropd.training.monitoring import batch_metrics, log_ratio_quantiles, rollout_metrics
 from tropd.training.scoring import StudentScores
 
@@ -28,9 +28,10 @@ def alone(tensor):
 
 
 def test_every_metric_is_defined_with_unit_health_and_trouble():
-    assert all(all((m.name, m.unit, m.definition, m.healthy, m.trouble)) for m in METRICS.values())
-    assert as_markdown().count("\n") == len(METRICS) + 2
-    assert all(f"| `{name}` |" in as_markdown() for name in METRICS)
+    table = METRICS | METRICS_BY_TEACHER
+    assert all(all((m.name, m.unit, m.definition, m.healthy, m.trouble)) for m in table.values())
+    assert as_markdown().count("\n") == len(table) + 2
+    assert all(f"| `{name}` |" in as_markdown() for name in table)
 
 
 def test_a_name_outside_the_table_is_refused():

@@ -16,7 +16,8 @@ from transformers import (
 
 from training import tiny
 from training.tiny import PAD, clone
-from tropd.modeling import expose_hidden_states, head_of, pack_responses
+from tropd.modeling import expose_hidden_states, head_of
+from tropd.packing import pack_responses
 
 SMALL = {
     "vocab_size": 64,
@@ -75,7 +76,7 @@ def test_an_adapter_on_the_output_layer_is_refused():
 
 def test_entry_t_is_predicted_by_the_state_before_token_t():
     packed = pack_responses([[5, 6], [7]], [[10, 11], [12, 13, 14]], [[True, True], [True, False, True]], PAD)
-    assert packed.input_ids.tolist() == [[5, 6, 10, 11], [7, 12, 13, 14]]
+    assert packed.input_ids[0].tolist() == [[5, 6, 10, 11], [7, 12, 13, 14]]
     assert packed.token_ids.tolist() == [10, 11, 12, 14]
     # The state at the prompt's last token predicts the first response token.
     states = torch.arange(8.0).view(2, 4, 1)
@@ -84,8 +85,8 @@ def test_entry_t_is_predicted_by_the_state_before_token_t():
 
 def test_rows_are_padded_on_the_right_and_masked():
     packed = pack_responses([[5], [6, 7]], [[8], [9, 10]], [[True], [True, True]], PAD)
-    assert packed.input_ids.tolist() == [[5, 8, PAD, PAD], [6, 7, 9, 10]]
-    assert packed.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert packed.input_ids[0].tolist() == [[5, 8, PAD, PAD], [6, 7, 9, 10]]
+    assert packed.attention_mask[0].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
 def test_an_empty_prompt_is_refused_with_its_row():

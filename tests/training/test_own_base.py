@@ -10,7 +10,7 @@ import yaml
 from peft import LoraConfig
 
 from training import tiny
-from tropd.run.adapter import shares_base
+from tropd.run.adapter import own_bases
 from tropd.run.configuration import resolve
 from tropd.teacher.base import BaseTeacher
 from tropd.teacher.local import LocalTeacher
@@ -98,4 +98,4 @@ def test_the_recipe_for_one_gpu_loads_a_model_that_is_both_once():
     assert yaml.safe_load(path.read_text())["use_peft"]
     configuration = resolve(str(path), ["--teacher", "models/student"])
     configuration.trainer.update(use_cpu=True, bf16=False)
-    assert shares_base(configuration.settings, configuration.training_arguments())
+    assert own_bases(configuration.settings, configuration.training_arguments()) == {None}

@@ -29,10 +29,11 @@ SPLITS = {
 """Name to kind, ranks, and micro-batches of a rank."""
 
 # DeepSpeed takes its own steps, before anyone could see their gradients, and takes bf16 on GPUs alone.
-NOT_RUN = {"zero2": {"bf16"}, "zero3": {"bf16", "gkd", "replicated"}}
+NOT_RUN = {"zero2": {"bf16"}, "zero3": {"bf16", "gkd", "teachers' heads", "replicated"}}
 
 FLOAT32 = [name for name in SCENARIOS if name != "bf16"]
-TOLERANCE = 1e-5
+# log π_old is noted while decoding, over keys and values of one token after another, which rounds by up to 2.4e-5.
+TOLERANCE = 3e-5
 SIGNALS = ("rollout_logp", "teacher_logp", "trust_weight", "outlier_weight", "guidance_mask")
 REGIONS = SIGNALS[2:]
 
@@ -124,7 +125,9 @@ def test_a_split_logs_the_metrics_of_one_batch(one, other, scenario):
     for ours, theirs in zip(one[scenario]["logs"], other[scenario]["logs"], strict=True):
         names = [name for name in ours if not name.startswith("speed/") and name != "step_time"]
         assert len(names) > 10
-        assert {name: theirs[name] for name in names} == pytest.approx({name: ours[name] for name in names}, abs=1e-4)
+        assert {name: theirs[name] for name in names} == pytest.approx(
+            {name: ours[name] for name in names}, abs=1e-4, rel=TOLERANCE
+        )
 
 
 def test_every_rank_has_the_guard_of_one_batch(one, other, scenario):
@@ -154,7 +157,7 @@ KINDS = {"parts": "NO", "ddp": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED
 def test_a_split_is_of_its_kind_and_fsdp2_shards_both_models_or_the_student_alone(other, split):
     for scenario, facts in other.items():
         assert facts["kind"] == f"DistributedType.{KINDS[split]}"
-        sharded = split == "fsdp2" and scenario not in ("gkd", "replicated", "base")
+        sharded = split == "fsdp2" and scenario not in ("gkd", "teachers' heads", "replicated", "base")
         assert facts["teacher kind"].startswith("FSDP") == sharded
         # Units that are gathered one at a time: embedding, each layer, the tail, the rest.
         assert (

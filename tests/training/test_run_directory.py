@@ -144,6 +144,15 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
     assert [record["step"] for record in jsonl(path)] == [1, 2, 3]
 
 
+def test_a_last_line_that_lacks_only_its_newline_is_kept_and_completed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, [{"step": 1}, {"step": 2}])
+    path.write_text(path.read_text()[:-1])
+    drop_after_step(path, 2)
+    append_jsonl(path, [{"step": 3}])
+    assert [record["step"] for record in jsonl(path)] == [1, 2, 3]
+
+
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         append_jsonl(tmp_path / "x.jsonl", [{"step": float("nan")}])

@@ -146,7 +146,7 @@ def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(tmp_path
 
 def spoil(trainer, bad, tokens):
     """A teacher that says something unusable about a few tokens, in its own pass over the head."""
-    from tropd.modeling import PackedResponses
+    from tropd.packing import PackedResponses
     from tropd.teacher import local
 
     class Spoiled(PackedResponses):

@@ -42,6 +42,9 @@ CHAT_TEMPLATE = (
 
 PROMPTS = ("ab=", "cde+f=", "g=", "hi+jk+l=")
 
+ROWS = [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"]
+"""Four steps of two prompts each."""
+
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -83,10 +83,10 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def look() -> None:
-        probed, seen = show_probe(trainer, inputs)
-        found.update(seen)
-        if plan is not None and probed is not None:
-            show_time(inputs, probed.times, seen["measurement"]["mean_length"])
+        looked = show_probe(trainer, inputs)
+        found.update(looked.found)
+        if plan is not None and looked.times is not None:
+            show_time(inputs, looked.times, looked.mean_length)
 
     with scratch_folder() as folder:
         console.say("loading student and teacher")

@@ -11,6 +11,7 @@ from ..model_folder import check_model_folder, check_weights, is_local
 from . import console
 
 if TYPE_CHECKING:
+    from ..data import PromptData
     from ..generation import Summary
     from ..preflight.files import ModelFiles
     from ..response_file import ResponseFile
@@ -35,6 +36,7 @@ Killed, the same command goes on with the next batch, and the file ends up the s
 EPILOG = """\
 examples:
   tropd generate --teacher models/teacher --data prompts.jsonl --out responses.jsonl
+  tropd generate --teacher models/math --rows_of math --data prompts.jsonl --out math.jsonl
   tropd generate --teacher models/teacher --data problems.jsonl --out responses.jsonl \\
       --columns.prompt question --chat --max_new_tokens 4096"""
 
@@ -55,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         hyphenated = name.replace("_", "-")
         parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
 
-    option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
+    option("teacher", "model folder of the teacher, or its name on the Hub", metavar="DIR")
     option("data", "prompts: a file, a folder or a name that `tropd train` takes", required=True, metavar="FILE")
     option("out", "JSON lines to write, or to go on with", required=True, metavar="FILE", type=Path)
     option("max_new_tokens", "longest response (default: 512)", type=int, default=512, metavar="N")
@@ -69,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("system_prompt", "a system message before every conversation", metavar="TEXT")
     option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
     option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
+    option("rows_of", "answer only the rows whose teacher column has this name", metavar="NAME")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
@@ -82,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"max_prompts is {options.max_prompts}; use at least 1, or leave it out to answer all prompts."
         )
+    if options.teacher is None:
+        raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
     check_model_folder(options.teacher, "teacher")
     file, teacher = _open(options, columns, template_kwargs)
     if file.done == file.total:
@@ -100,6 +105,11 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
     from ..run.configuration import read_overrides
 
     words = options.overrides
+    if any(word.startswith("--teacher.") for word in words):
+        raise ValueError(
+            "`tropd generate` asks one teacher at a time. Run it for each of several, on its own rows: --teacher DIR "
+            "--rows_of NAME --out NAME.jsonl; training takes the files together: --data A.jsonl B.jsonl"
+        )
     unknown = [word for word in words if word.startswith("--") and not word.startswith("--columns.")]
     unknown += [word for word in words[:1] if not word.startswith("--")]
     if unknown:
@@ -171,14 +181,31 @@ def _open(
     )
     for note in data.notes:
         console.say(note)
-    rows = list(data.dataset)
+    rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
         console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
     teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
-    prompts = read_prompts(rows, data.places, teacher.tokenizer, template_kwargs)
+    prompts = read_prompts(rows, places, teacher.tokenizer, template_kwargs)
     check_fit(prompts, settings, teacher)
     check_weights(options.teacher, "teacher", options.trust_remote_code)
     return ResponseFile(options.out, prompts, settings), teacher
+
+
+def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows to answer with their places: all, or those that name this teacher."""
+    rows = list(data.dataset)
+    if teacher is None:
+        if rows and "teacher" in rows[0]:
+            console.warn("the data has a teacher column; this teacher answers all rows, --rows_of NAME only its own.")
+        return rows, list(data.places)
+    mine = [number for number, row in enumerate(rows) if row.get("teacher") == teacher]
+    if not mine:
+        names = sorted({str(row["teacher"]) for row in rows if row.get("teacher") is not None})
+        raise ValueError(
+            f"rows_of is {teacher!r}, but no row has that name in a teacher column (there: {', '.join(names) or 'none'}"
+            ")."
+        )
+    return [rows[number] for number in mine], [data.places[number] for number in mine]
 
 
 def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles") -> float:

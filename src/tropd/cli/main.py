@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import check, console, generate, methods, plan, student, train
+from . import check, compare, console, generate, methods, plan, student, train
 
-COMMANDS = (check, train, generate, student, plan, methods)
+COMMANDS = (check, train, generate, compare, student, plan, methods)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130

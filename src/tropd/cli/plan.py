@@ -50,12 +50,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..planning import HARDWARE
+    from ..planning import HARDWARE, plan_arguments
     from ..planning.fleet import plan_fleets
     from ..planning.known import config_by_name, shape_by_name
-    from ..run.adapter import shares_base
+    from ..run.adapter import own_bases
     from ..run.configuration import resolve
     from ..run.costs import adapter_parameters
+    from ..training.by_teacher import args_of, check_settings, distinct
     from .quiet import quiet_libraries
 
     if options.gpu not in HARDWARE:
@@ -64,13 +65,18 @@ def run(options: argparse.Namespace) -> int:
     configuration = resolve(options.config, options.overrides, output_dir="out", data="prompts.jsonl")
     args = configuration.changed(**ON_PAPER).training_arguments()
     settings = configuration.settings
-    student, teacher = shape_by_name(settings.student), shape_by_name(settings.teacher)
+    check_settings(args, settings.teachers)
+    shapes = {name: shape_by_name(settings.teachers[name]) for name in distinct(args, settings.teachers)}
+    teachers = plan_arguments(args, shapes, own_bases(settings, args))
+    largest = teachers["teacher_name"]
+    del teachers["args"]  # each fleet has its own
     rows = options.sequences_per_step or args.per_device_train_batch_size * args.gradient_accumulation_steps
     fleets = plan_fleets(
-        lambda **changes: configuration.changed(**ON_PAPER, **changes).training_arguments(),
-        student,
-        teacher,
-        HARDWARE[options.gpu],
+        lambda **changes: args_of(
+            configuration.changed(**ON_PAPER, **changes).training_arguments(), largest, settings.teachers
+        ),
+        student=shape_by_name(settings.student),
+        hardware=HARDWARE[options.gpu],
         gpus=options.gpus,
         sequences_per_step=rows,
         micro_rows=args.per_device_train_batch_size,
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         prompt_tokens=options.prompt_tokens,
         response_tokens=options.response_tokens,
         teacher_writes=False,
-        shares_base=shares_base(settings, args),
+        **teachers,
         lora_parameters=adapter_parameters(config_by_name(settings.student), settings) if settings.use_peft else None,
         max_steps=args.max_steps if args.max_steps > 0 else 1,
     )
@@ -97,7 +103,8 @@ def _show(fleets: list[Any], args: Any, gpu: str, rows: int) -> None:
 
     first = fleets[0].plan
     screen = console.out()
-    for role, shape in (("student", first.setup.student), ("teacher", first.setup.teacher)):
+    models = [("student", first.setup.student), ("teacher", first.setup.teacher)]
+    for role, shape in (*models, *(("teacher", held.shape) for held in first.setup.beside)):
         screen.print(f"{role}  {shape.parameters / 1e9:.2f}B parameters, vocabulary {shape.vocab_size:,}", markup=False)
     work = first.setup.work
     screen.print(
@@ -106,6 +113,8 @@ def _show(fleets: list[Any], args: Any, gpu: str, rows: int) -> None:
     )
     if first.setup.vllm_share:
         screen.print(f"vLLM     takes {first.setup.vllm_share:.0%} of each GPU beside (vllm_gpu_memory_utilization)")
+    for note in first.setup.notes if first.setup.beside else ():
+        screen.print(f"note     {note}", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("GPUs", "sharded", "batch", "memory", "stage", "fits", "step", "run", "GPU h"):
         table.add_column(

@@ -1,6 +1,7 @@
 """What `tropd check` and `tropd train` show before anything is trained."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,38 +78,71 @@ def show_time(inputs: Any, times: Any, mean_length: float) -> None:
         console.out().print(line, markup=False)
 
 
-def show_probe(trainer: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
-    """Let both models score a few prompts and say what to expect; a pair that cannot work is refused.
+@dataclass(frozen=True)
+class Looked:
+    """What the models said to a few prompts.
 
-    Returns:
-        The probe (`None` with `preflight_prompts: 0`), and all that was found, as plain data.
+    Attributes:
+        found: all of it, as plain data; of several teachers, each one's by its name.
+        times: how long it took; `None` where nothing was asked.
+        mean_length: tokens of a response.
+    """
+
+    found: dict[str, Any]
+    times: Any = None
+    mean_length: float = 0.0
+
+
+def show_probe(trainer: Any, inputs: Any) -> Looked:
+    """Let the models score a few prompts, each teacher some of its own, and say what to expect.
 
     Raises:
-        ValueError: the verdict is that the pair will not work.
+        ValueError: the verdict is that a pair will not work.
     """
-    from ..preflight.measure import measure
-    from ..preflight.report import as_dict, render_measurement, render_verdict
-    from ..preflight.verdict import judge
-    from ..run.sources import response_lengths
-    from ..training.probe import probe
+    from ..preflight.report import as_dict
 
     num_prompts = inputs.configuration.settings.preflight_prompts
     if num_prompts == 0:
-        return None, as_dict(inputs.findings)
-    console.say(f"both models score {min(num_prompts, len(inputs.data))} prompts")
-    probed = probe(trainer, inputs.data.rows(num_prompts))
+        return Looked(as_dict(inputs.findings))
+    looks = [look for name in inputs.teachers if (look := _look_at(trainer, inputs, name, num_prompts)) is not None]
+    times = [look.times for look in looks]
+    rollouts = [sum(time.rows_per_rank) * time.num_processes for time in times]
+    mean_length = sum(look.mean_length * count for look, count in zip(looks, rollouts, strict=True)) / sum(rollouts)
+    if None in inputs.teachers:
+        return looks[0]
+    each = {name: part for look in looks for name, part in look.found.items()}
+    return Looked(as_dict(inputs.findings) | {"teachers": each}, sum(times[1:], times[0]), mean_length)
+
+
+def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> Looked | None:
+    """Student and one teacher, on rows of its own; `None` where it has none."""
+    from ..preflight.measure import measure
+    from ..preflight.report import as_dict, render_measurement, render_verdict
+    from ..preflight.verdict import judge
+    from ..run.sources import first_rows, response_lengths
+    from ..training.probe import probe
+
+    rows = first_rows(inputs.data, name, num_prompts)
+    if not rows:
+        return None
+    who = "both models" if name is None else f"student and teacher {name!r}"
+    console.say(f"{who} score {len(rows)} prompts")
+    probed = probe(trainer, rows)
     measurement = measure(probed)
     verdict = judge(
         measurement,
         trainer.method,
         max_completion_length=inputs.args.max_completion_length,
-        teacher_response_lengths=response_lengths(inputs.data, inputs.student.tokenizer),
+        teacher_response_lengths=response_lengths(inputs.data, inputs.student.tokenizer, name),
     )
     console.out().print(render_measurement(measurement))
     if not verdict.works:
-        raise ValueError(" ".join(verdict.sentences))
+        raise ValueError(("" if name is None else f"teacher {name!r}: ") + " ".join(verdict.sentences))
     console.out().print(render_verdict(verdict))
-    return probed, as_dict(inputs.findings, measurement, verdict)
+    found = as_dict(inputs.findings, measurement, verdict)
+    if name is not None:
+        found = {name: {part: value for part, value in found.items() if part != "findings"}}
+    return Looked(found, probed.times, measurement.mean_length)
 
 
 def save_found(found: dict[str, Any], output_dir: str) -> None:

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         if steps_of(checkpoint) >= inputs.args.max_steps > 0:
             console.say(f"{output_dir} is complete ({inputs.args.max_steps} steps); raise max_steps to go on.")
             return 0
-        for change in check_same_run(output_dir, inputs.args):
+        for change in check_same_run(output_dir, inputs.args, inputs.configuration.settings.teacher):
             console.warn(change)
     return _train(inputs, checkpoint)
 
@@ -83,7 +83,7 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     found: dict[str, Any] = {}
 
     def look() -> None:
-        found.update(show_probe(trainer, inputs)[1])
+        found.update(show_probe(trainer, inputs).found)
         if trainer.is_world_process_zero():
             save_found(found, inputs.args.output_dir)
 

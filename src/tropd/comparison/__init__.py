@@ -1,1 +1,1 @@
-"""Methods side by side at one budget: `python -m tropd.comparison --recipe FILE --teacher DIR --out DIR`."""
+"""Methods × seeds × settings side by side at one budget of student-written tokens: `tropd compare PLAN --out DIR`."""

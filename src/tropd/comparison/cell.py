@@ -1,111 +1,130 @@
-"""One cell: train a student by one method, measure it exactly, write down what happened."""
+"""One cell: train a student by one method until its tokens are written, measure it, write down what happened."""
 
-import json
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PrinterCallback
 
-from ..evaluation.exact import exact_divergence, sample_responses
+from ..run.prepare import hardware_defaults
+from ..teacher.names import COLUMN
 from ..training.config import TrOPDConfig
 from ..training.errors import NotFinite, RolloutsCollapsed
-from ..training.run_directory import write_whole
 from ..training.trainer import TrOPDTrainer
-from .pair import Text, eos_ids_of, load_model
-from .plan import Cell, Recipe
+from .budget import Forecast, TokenBudget, sentence
+from .cells import GRID, Cell
+from .measure import Ruler
+from .plan import Plan, Setting
+from .points import Points
+from .prepare import make_ruler, point_texts, read_setting, student_folder
+from .sources import Text
 
-EVALUATION_SEED = 7_000_000
-"""Seed of the student's samples on evaluation prompts, the same for every cell."""
-
-CURVES = ("trust/fraction", "grad_norm", "kl/k1", "response/length", "regions/num_guidance", "entropy/student")
+ROLLOUT_LOGS = 6
+"""Rollouts are written down about so many times in a run."""
 
 
-def run_cell(recipe: Recipe, cell: Cell, root: str, splits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Train and measure; the result is on disk under `root`/cells when this returns, a failure included."""
-    torch.set_num_threads(1)
-    texts = {name: [Text(**text) for text in split] for name, split in splits.items()}
+def run_cell(plan: Plan, cell: Cell, setting_folder: Path, folder: Path) -> dict[str, Any]:
+    """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts."""
+    setting = plan.settings[cell.setting]
+    texts, before = read_setting(setting_folder)
+    ruler = make_ruler(plan, setting)
     started = time.perf_counter()
-    trainer, failure = _train(recipe, cell, Path(root), texts["train"])
+    budget = _budget(plan, cell, texts["train"])
+    points = _points(plan, cell, ruler, point_texts(plan, setting, texts["validation"]), before["point"])
+    budget.on_written = points.at
+    trainer = make_trainer(plan, cell, student_folder(setting, setting_folder), ruler, texts["train"], budget, folder)
+    points.trainer = trainer
+    failure = _train(trainer, budget)
     trained = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    curves = read_curves(Path(str(trainer.args.output_dir)) / "metrics.jsonl")
-    result = {
-        "label": cell.label,
-        "learning_rate": cell.learning_rate,
-        "seed": cell.seed,
-        "failure": failure,
-        "steps": trainer.state.global_step,
-        "student_tokens": round(sum(curves["response/length"]) * recipe.rows_per_step),
-        "train_seconds": round(trained - started, 1),
-        "curves": curves,
-        **{name: measure(model, trainer.teacher.model, texts[name], recipe) for name in ("validation", "test")},
-    }
-    write_whole(Path(root) / "cells" / f"{cell.name}.json", json.dumps(result) + "\n")
-    return result
-
-
-def measure(student, teacher, texts: list[Text], recipe: Recipe) -> dict[str, dict[str, float]]:
-    """Exact divergences on the teacher's states (its own texts) and on the student's (its samples)."""
-    prompts = [text.prompt_ids for text in texts]
-    pad = student.generation_config.pad_token_id or 0
-    sampled = sample_responses(
-        student,
-        prompts,
-        max_new_tokens=recipe.max_length,
-        eos_ids=eos_ids_of(teacher),
-        pad_id=pad,
-        seed=EVALUATION_SEED,
-    )
-    responses = {"teacher_states": [text.response_ids for text in texts], "student_states": sampled}
+    measured = ruler.measure(model, texts["validation" if cell.kind == GRID else "test"])
     return {
-        name: exact_divergence(student, teacher, prompts, rows, pad_id=pad).as_dict()
-        for name, rows in responses.items()
+        **asdict(cell),
+        "failure": failure,
+        "error": None,
+        "steps": trainer.state.global_step,
+        "student_tokens": round(budget.written),
+        "prefix_tokens": round(budget.read),
+        "train_seconds": round(trained - started - points.seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        "points": points.found,
+        "scores": measured.scores,
+        "right": measured.right,
     }
 
 
-def read_curves(path: Path) -> dict[str, list[float]]:
-    """The logged steps' values of `CURVES`; the first line after a step's metrics is the end-of-run summary."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "response/length" in line]
-    return {name: [round(line.get(name, 0.0), 5) for line in steps] for name in CURVES}
-
-
-def _train(recipe: Recipe, cell: Cell, root: Path, texts: list[Text]) -> tuple[TrOPDTrainer, str | None]:
-    settings = dict(recipe.methods[cell.label] or {})
+def make_trainer(
+    plan: Plan, cell: Cell, student: str, ruler: Ruler, texts: Sequence[Text], budget: TokenBudget, folder: Path
+) -> TrOPDTrainer:
+    """The trainer of a cell; for one seed the prompts come in the same order whatever the method is."""
+    setting, parts = plan.settings[cell.setting], dict(plan.methods[cell.label])
     args = TrOPDConfig(
-        output_dir=str(root / "runs" / cell.name),
-        method=settings.pop("method", cell.label),
-        seed=cell.seed,
-        learning_rate=cell.learning_rate,
-        max_steps=recipe.steps_of(cell.label),
-        per_device_train_batch_size=recipe.rows_per_step,
-        num_generations=recipe.rollouts_per_prompt,
-        max_completion_length=recipe.max_length,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        **settings,
-        **recipe.trainer,
+        **{
+            "output_dir": str(folder),
+            "method": parts.pop("method", cell.label),
+            "seed": cell.seed,
+            "learning_rate": cell.learning_rate,
+            "max_steps": budget.most_steps,
+            "per_device_train_batch_size": plan.rows_per_step,
+            "num_generations": plan.rollouts_per_prompt,
+            "max_completion_length": plan.max_length,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "save_final_model": False,
+            "gradient_checkpointing": False,
+            "rollout_log_steps": 0 if cell.kind == GRID else max(1, round(budget.planned / ROLLOUT_LOGS)),
+            "rollouts_per_log": 2,
+            **hardware_defaults(plan.trainer),
+            **parts,
+            **plan.trainer,
+        }
     )
-    student = root / "student"
     trainer = TrOPDTrainer(
-        str(student),
-        str(root / "teacher"),
+        student,
+        ruler.teachers if setting.teachers else ruler.teachers[setting.parts[0]],
         args=args,
-        train_dataset=Dataset.from_list([text.as_row() for text in texts]),
-        processing_class=AutoTokenizer.from_pretrained(str(student)),
+        train_dataset=Dataset.from_list([_row(text, setting) for text in texts]),
+        processing_class=AutoTokenizer.from_pretrained(student),
+        teacher_processing_class=ruler.tokenizer,
+        callbacks=[budget],
     )
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
+    return trainer
+
+
+def _row(text: Text, setting: Setting) -> dict[str, Any]:
+    """As the trainer's data set has it; where there are several teachers, a part's teacher has the part's name."""
+    return text.as_row() | ({COLUMN: text.part} if setting.teachers else {})
+
+
+def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
+    tokens = plan.grid_tokens if cell.kind == GRID and plan.grid_tokens else plan.student_tokens
+    lengths = [max(len(text.response_ids) - 1, 1) for text in texts]
+    changed = {**plan.trainer, **plan.methods[cell.label]}
+    forecast = Forecast(
+        plan.method_of(cell.label),
+        lengths,
+        plan.max_length,
+        plan.rows_per_step,
+        changed.get("guidance_min_tail", 1),
+    )
+    return TokenBudget(forecast, tokens)
+
+
+def _points(plan: Plan, cell: Cell, ruler: Ruler, texts: list[Text], start: dict[str, float]) -> Points:
+    """Accuracy is followed in reported runs alone."""
+    number = 0 if cell.kind == GRID or not texts or not plan.points else plan.points
+    return Points(lambda model: ruler.accuracy(model, texts), plan.student_tokens, number, start)
+
+
+def _train(trainer: TrOPDTrainer, budget: TokenBudget) -> str | None:
+    """What ended the run early, as a finding about the method, published with the cell; anything else travels."""
     try:
         trainer.train()
     except (RolloutsCollapsed, NotFinite) as failure:
-        # Both are findings about the method, published with the cell; anything else is a bug and travels.
-        return trainer, str(failure)
-    return trainer, None
-
-
-def load_pair(root: Path):
-    """Student and teacher as they are before training."""
-    return load_model(root / "student"), load_model(root / "teacher")
+        return str(failure)
+    return sentence(budget.written, budget.budget, trainer.state.global_step) if budget.unspent else None

@@ -1,149 +1,99 @@
-"""A comparison as data: the recipe, and the cells it asks for. No torch here."""
+"""A comparison as data: what is compared, on what, at which budget. No torch here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import yaml
+from ..objective.methods import SETTINGS, Method, get_method
 
-from ..objective.methods import get_method
-from ..objective.schedules import guidance_fraction, prefix_length
+SPLITS = ("train", "validation", "test")
+STATES = ("student_states", "teacher_states")
+DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What is compared, on what, at which budget; read from YAML by `load_recipe`.
+class Setting:
+    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the three sources is given.
 
     Attributes:
-        keep_layers: the student is the teacher with these layers.
-        num_prompts: how many prompts for `train`, `validation` and `test`.
-        prompt_tokens: shortest and longest prompt, in tokens.
-        prompt_seed: seed of the prompts.
+        student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
+        teacher: likewise, a name or a folder; empty until `--teacher` names it.
+        teachers: instead of one teacher, a teacher for each domain.
+        domains: graded problems of the proving ground, by name.
+        stories: the teacher's own texts; shortest and longest prompt, in tokens.
+        data: files of prompts, by split.
+    """
+
+    student: str | dict[str, list[int]]
+    teacher: str = ""
+    teachers: dict[str, str] = field(default_factory=dict)
+    domains: list[str] = field(default_factory=list)
+    stories: list[int] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        """What scores are given for one by one: the domains, or the one source there is."""
+        return self.domains or (["stories"] if self.stories else ["data"])
+
+    def teacher_of(self, part: str) -> str:
+        return self.teachers.get(part, self.teacher)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Read from YAML by `reading.load_plan`.
+
+    Attributes:
+        settings: by name.
+        methods: label → method name and changed parts; without a name the label is it.
+        seeds: of the reported runs, measured on test prompts.
+        student_tokens: tokens that the student writes in a run: the budget that all methods share.
+        prompts: how many for `train`, `validation` and `test`, in each domain.
         max_length: L_max, tokens of prefix and continuation together.
+        learning_rates: the grid every method chooses from; one rate needs no grid.
+        title: heading of the report.
+        grid_seed: seed of the runs that choose the learning rate, on validation prompts.
+        grid_tokens: their budget; `None` is `student_tokens`.
+        prompt_seed: seed of the prompts and of the teacher's responses.
         prompts_per_step: prompts of one optimiser step.
         rollouts_per_prompt: sequences of each.
-        student_tokens: budget of student-written tokens of one run.
-        learning_rates: the grid every method chooses from.
-        grid_seed: seed of the runs that choose the learning rate, on validation prompts.
-        seeds: seeds of the reported runs, on test prompts.
-        select_on: validation metric that chooses, smaller is better, as `<states>/<metric>`.
-        methods: label → method name and changed parts.
+        select_on: what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`.
+        divergence_prompts: prompts of each domain on which divergences are exact; 0 measures none.
+        points: so many times in a run the accuracy on a few validation prompts is measured; 0 never.
+        point_prompts: how many of each domain.
+        reference: the method that the others are compared with.
         trainer: further fields of `TrOPDConfig`.
     """
 
-    keep_layers: list[int]
-    num_prompts: dict[str, int]
-    prompt_tokens: tuple[int, int]
-    prompt_seed: int
-    max_length: int
-    prompts_per_step: int
-    rollouts_per_prompt: int
-    student_tokens: int
-    learning_rates: list[float]
-    grid_seed: int
-    seeds: list[int]
-    select_on: str
+    settings: dict[str, Setting]
     methods: dict[str, dict[str, Any]]
+    seeds: list[int]
+    student_tokens: int
+    prompts: dict[str, int]
+    max_length: int
+    learning_rates: list[float]
+    title: str = "Methods side by side"
+    grid_seed: int = 0
+    grid_tokens: int | None = None
+    prompt_seed: int = 1
+    prompts_per_step: int = 16
+    rollouts_per_prompt: int = 4
+    select_on: str = "student_states/reverse_kl"
+    divergence_prompts: int = 64
+    points: int = 4
+    point_prompts: int = 32
+    reference: str = "opd"
     trainer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows_per_step(self) -> int:
         return self.prompts_per_step * self.rollouts_per_prompt
 
-    def method_of(self, label: str):
-        """The resolved method behind a row label."""
-        return get_method(**({"name": label} | _as_changes(self.methods[label])))
+    def method_of(self, label: str) -> Method:
+        """The resolved method behind a label."""
+        changes = self.methods[label]
+        parts = {name: value for name, value in changes.items() if name in SETTINGS}
+        return get_method(changes.get("method", label), **parts)
 
-    def steps_of(self, label: str) -> int:
-        """Optimiser steps after which a run has written the budget of student tokens.
-
-        A guided rollout writes only what its prefix leaves, so guided runs take more steps for the same tokens. The
-        count assumes full-length rollouts; what was really written is measured and reported.
-        """
-        method = self.method_of(label)
-        unguided = self.student_tokens / (self.rows_per_step * self.max_length)
-        if not method.guided:
-            return max(1, round(unguided))
-        steps = max(1, round(unguided))
-        while self._tokens_written(method, steps) < self.student_tokens:
-            steps += 1
-        return steps
-
-    def _tokens_written(self, method, steps: int) -> int:
-        lengths = (
-            prefix_length(
-                method.guidance_length,
-                guidance_fraction(method.guidance_schedule, step, steps),
-                response_length=self.max_length,
-                max_length=self.max_length,
-            )
-            for step in range(steps)
-        )
-        return self.rows_per_step * sum(self.max_length - length for length in lengths)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a method at a learning rate with a seed."""
-
-    label: str
-    learning_rate: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.label}-lr{self.learning_rate:g}-seed{self.seed}"
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe.
-
-    Raises:
-        ValueError: an unknown or missing key, or a method that does not resolve, named with the file.
-    """
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    known = {f.name for f in fields(Recipe)}
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a recipe: its top level must map field names to values")
-    unknown = set(data) - known
-    if unknown:
-        raise ValueError(f"{path} has unknown keys: {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.")
-    missing = known - set(data) - {"trainer"}
-    if missing:
-        raise ValueError(f"{path} lacks: {', '.join(sorted(missing))}.")
-    recipe = Recipe(**data)
-    for label in recipe.methods:
-        recipe.method_of(label)
-    return recipe
-
-
-def grid_cells(recipe: Recipe) -> list[Cell]:
-    """Every method at every learning rate, with the grid's seed."""
-    return [Cell(label, rate, recipe.grid_seed) for label in recipe.methods for rate in recipe.learning_rates]
-
-
-def report_cells(recipe: Recipe, chosen: Mapping[str, float]) -> list[Cell]:
-    """Every method at its chosen learning rate, with every seed."""
-    return [Cell(label, chosen[label], seed) for label in recipe.methods for seed in recipe.seeds]
-
-
-def choose_learning_rates(recipe: Recipe, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """For each method the grid's rate with the smallest validation `select_on`; a failed run counts as infinite."""
-    states, metric = recipe.select_on.split("/")
-
-    def score(cell: Cell) -> float:
-        result = results[cell.name]
-        return float("inf") if result.get("failure") else result["validation"][states][metric]
-
-    cells = grid_cells(recipe)
-    return {
-        label: min((cell for cell in cells if cell.label == label), key=score).learning_rate for label in recipe.methods
-    }
-
-
-def _as_changes(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    changes = dict(settings or {})
-    if "method" in changes:
-        changes["name"] = changes.pop("method")
-    return changes
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,141 +1,118 @@
-"""Run a recipe cell by cell, resumable at any cell, and write its tables."""
+"""A comparison from its plan to its report, resumable at any cell."""
 
-import argparse
 import json
-import multiprocessing
-import os
 import shutil
-import sys
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training.run_directory import write_whole
-from .plan import Cell, Recipe, choose_learning_rates, grid_cells, load_recipe, report_cells
+from ..model_folder import check_model_folder
+from .layout import Layout
+from .names import model_folder
+from .plan import Plan
+from .reading import read_plan
+from .schedule import Progress, Schedule
+
+MAY_GROW = ("settings", "methods")
+MAY_CHANGE = ("learning_rates", "seeds", "title", "reference")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        recipe = load_recipe(options.recipe)
-        if not (options.teacher / "config.json").is_file():
-            raise ValueError(f"--teacher is {options.teacher}, which is not a model folder (it has no config.json).")
-        root = options.out.resolve()
-        _check_same_comparison(recipe, root)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    splits, before = _prepare(recipe, options.teacher, root)
-    results = _run(grid_cells(recipe), recipe, root, splits, options.jobs)
-    chosen = choose_learning_rates(recipe, results)
-    results |= _run(report_cells(recipe, chosen), recipe, root, splits, options.jobs)
-    _publish(recipe, chosen, results, before, root)
-    return 0
+def compare(
+    plan: Plan,
+    out: Path,
+    *,
+    jobs: int,
+    only: Sequence[str] = (),
+    retry_failed: bool = False,
+    hardware: str | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Run what is missing and write results.json, tables.md and report.html; the results as plain data.
+
+    Args:
+        plan: what is compared.
+        out: folder of the comparison; gone on with where it is one.
+        jobs: processes of one thread each.
+        only: settings, methods or patterns of both; all by default.
+        retry_failed: run cells that ended in an error again.
+        hardware: the machine, in words for the report.
+        report: told of each start and end.
+
+    Raises:
+        ValueError: models that are not there, cells of another comparison in `out`, or one that is running.
+    """
+    check_models(plan)
+    layout = Layout(out.resolve())
+    with layout.locked() as lock:
+        record_plan(plan, layout, hardware)
+        if retry_failed:
+            _forget_errors(layout)
+        try:
+            Schedule(plan, layout, jobs, only, lock, report).run()
+        finally:
+            results = publish(layout)
+    return results
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tropd.comparison", description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, such as recipes/stories260k.yaml")
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of the teacher model")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for cells, runs and tables; resumed if it exists"
-    )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
-    return parser
+def publish(layout: Layout) -> dict[str, Any]:
+    """Write results.json, tables.md and report.html from the cells that are there."""
+    from ..training.run_directory import write_whole
+    from .page import report_page
+    from .results import collect
+    from .tables import tables_markdown
+
+    results = collect(layout)
+    write_whole(layout.root / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(layout.root / "tables.md", tables_markdown(results))
+    write_whole(layout.root / "report.html", report_page(results, layout))
+    return results
 
 
-def _prepare(recipe: Recipe, teacher: Path, root: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    """Student folder, prompts and the distances before training, made once and read back when resuming."""
-    from .cell import load_pair, measure
-    from .pair import build_student, write_texts
-
-    if not (root / "prompts.json").exists():
-        shutil.copytree(teacher, root / "teacher", dirs_exist_ok=True)
-        build_student(root / "teacher", recipe.keep_layers, root / "student")
-        texts = write_texts(root / "teacher", recipe)
-        student, loaded_teacher = load_pair(root)
-        before = {name: measure(student, loaded_teacher, texts[name], recipe) for name in ("validation", "test")}
-        write_whole(root / "before.json", json.dumps(before) + "\n")
-        splits = {name: [text.as_dict() for text in split] for name, split in texts.items()}
-        write_whole(root / "prompts.json", json.dumps(splits) + "\n")
-    return _read(root / "prompts.json"), _read(root / "before.json")
+def check_models(plan: Plan) -> None:
+    """Refuse a plan with a model that is not there, before anything is started."""
+    for name, setting in plan.settings.items():
+        models = {("teacher", setting.teacher_of(part)) for part in setting.parts}
+        models |= {("student", setting.student)} if isinstance(setting.student, str) else set()
+        for role, model in sorted(models):
+            try:
+                check_model_folder(model_folder(model), role)
+            except (ValueError, FileNotFoundError) as error:
+                raise ValueError(f"settings.{name}: {error}") from error
 
 
-def _check_same_comparison(recipe: Recipe, root: Path) -> None:
-    """Cells on disk belong to one recipe: methods, learning rates and seeds may be added, nothing else may change."""
-    described = json.loads(json.dumps(asdict(recipe)))
-    path = root / "recipe.json"
-    if path.exists():
-        earlier = _read(path)
-        free = ("methods", "learning_rates", "seeds")
-        changed = [key for key in described if key not in free and described[key] != earlier.get(key)]
-        changed += [
-            f"methods.{label}"
-            for label, settings in earlier["methods"].items()
-            if label in described["methods"] and described["methods"][label] != settings
-        ]
+def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
+    """Cells on disk belong to one plan: settings, methods, rates and seeds may be added, nothing else may change.
+
+    Raises:
+        ValueError: naming what changed.
+    """
+    described = json.loads(json.dumps(plan.as_dict()))
+    if layout.has_state():
+        state = layout.read_state()
+        changed = _changes(state["plan"], described)
         if changed:
             raise ValueError(
-                f"{root} holds cells of another recipe: {', '.join(changed)} changed. Choose another --out."
+                f"{layout.root} holds cells of another plan: {', '.join(changed)} changed. Choose another --out, or "
+                "undo the change."
             )
-        described["methods"] = earlier["methods"] | described["methods"]
-    write_whole(path, json.dumps(described) + "\n")
+        for field in MAY_GROW:  # what a shorter plan leaves out stays in the results
+            described[field] = state["plan"][field] | described[field]
+        read_plan(described)  # what each of two plans may ask for, both together may not
+        hardware = hardware or state.get("hardware")
+    layout.write_state({"plan": described, "hardware": hardware})
 
 
-def _run(cells: list[Cell], recipe: Recipe, root: Path, splits: Any, jobs: int) -> dict[str, Any]:
-    """Results of all cells; those already on disk are read, the others run on `jobs` processes."""
-    missing = [cell for cell in cells if not (root / "cells" / f"{cell.name}.json").exists()]
-    print(f"{len(cells)} cells, {len(cells) - len(missing)} already done", flush=True)
-    started = time.monotonic()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        running = {pool.submit(_run_quietly, recipe, cell, str(root), splits): cell for cell in missing}
-        for done, future in enumerate(as_completed(running), start=1):
-            result = future.result()
-            left = (time.monotonic() - started) / done * (len(missing) - done)
-            end = result["failure"] or f"reverse KL {result['test']['student_states']['reverse_kl']:.3f}"
-            print(f"[{done}/{len(missing)}] {running[future].name}: {end}; {left / 60:.0f} min left", flush=True)
-    return {cell.name: _read(root / "cells" / f"{cell.name}.json") for cell in cells}
+def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    changed = [name for name in now if name not in (*MAY_GROW, *MAY_CHANGE) and now[name] != earlier.get(name)]
+    for field in MAY_GROW:
+        shared = now[field].keys() & earlier[field].keys()
+        changed += [
+            f"{field}.{name}" for name in now[field] if name in shared and now[field][name] != earlier[field][name]
+        ]
+    return changed
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone; a pool's workers would wait for work for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_quietly(recipe: Recipe, cell: Cell, root: str, splits: Any) -> dict[str, Any]:
-    """One cell in a worker process, its chatter in a file beside its run."""
-    log = Path(root) / "logs" / f"{cell.name}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        from .cell import run_cell
-
-        return run_cell(recipe, cell, root, splits)
-
-
-def _publish(recipe: Recipe, chosen: dict[str, float], results: dict[str, Any], before: Any, root: Path) -> None:
-    from .tables import plot_curves, results_markdown
-
-    write_whole(root / "results.json", json.dumps({"chosen": chosen, "before": before, "cells": results}) + "\n")
-    text = results_markdown(recipe, chosen, results, before)
-    write_whole(root / "results.md", text)
-    plot_curves(recipe, chosen, results, root / "curves.png")
-    print(text)
-    print(f"written: {root / 'results.md'}, results.json, curves.png")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _forget_errors(layout: Layout) -> None:
+    for name, result in layout.results().items():
+        if result.get("error"):
+            shutil.rmtree(layout.cell(name))

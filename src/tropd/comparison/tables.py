@@ -1,164 +1,198 @@
-"""The results of a comparison as Markdown and as a plot."""
+"""The results of a comparison as Markdown, in the layout of the paper's tables: a row for each method, a column for
+each domain, the average last, and beside it the paired difference to the reference."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.statistics import estimate, paired_difference
-from .plan import Cell, Recipe, grid_cells, report_cells
+from .results import failed_cells
 
-COLUMNS = (
-    ("student_states", "reverse_kl"),
-    ("student_states", "forward_kl"),
-    ("teacher_states", "reverse_kl"),
-    ("teacher_states", "forward_kl"),
-    ("student_states", "total_variation"),
+DISTANCES = (
+    ("student_states/reverse_kl", "reverse KL, student states"),
+    ("student_states/forward_kl", "forward KL, student states"),
+    ("teacher_states/reverse_kl", "reverse KL, teacher states"),
+    ("teacher_states/forward_kl", "forward KL, teacher states"),
+    ("student_states/total_variation", "total variation, student states"),
 )
-MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+NOTHING = "–"
 
 
-def results_markdown(
-    recipe: Recipe, chosen: Mapping[str, float], results: Mapping[str, Any], before: Mapping[str, Any]
-) -> str:
-    """Main table, paired differences to `opd`, curves, the grid, and every cell."""
-    cells = report_cells(recipe, chosen)
-    parts = [
-        "### Final distance to the teacher (test prompts, exact, nats per token; mean ± standard error over seeds)\n",
-        _main_table(recipe, chosen, cells, results, before),
-        "\n### Paired differences (negative: closer to the teacher; 95% interval of Student's t over seeds)\n",
-        _difference_table(recipe, cells, results),
-        "\n### Over training (mean over seeds at 0, 25, 50, 75 and 100% of the steps)\n",
-        _curve_table(recipe, cells, results),
-        f"\n### Learning-rate grid (validation {recipe.select_on}, seed {recipe.grid_seed})\n",
-        _grid_table(recipe, results),
-        "\n### Every reported cell\n",
-        _cell_table(cells, results),
-    ]
+def tables_markdown(results: Mapping[str, Any]) -> str:
+    """All tables, setting by setting, then every cell and every failure."""
+    parts = [f"# {results['title']}\n", _notes(results)]
+    for name, setting in results["settings"].items():
+        parts += [f"## {name}\n", *_setting_tables(results, setting)]
+    parts += ["## Every cell\n", _table(*cell_table(results))]
+    failures = failed_cells(results)
+    if failures:
+        parts += ["## What did not end well\n", _table(["cell", "ending", "why"], [list(row) for row in failures])]
     return "\n".join(parts)
 
 
-def _main_table(recipe, chosen, cells, results, before) -> str:
-    head = ["method", "lr", "steps", "student tokens", *[_column_title(*column) for column in COLUMNS]]
-    untrained = ["untrained", "", "0", "0", *[f"{before['test'][states][name]:.3f}" for states, name in COLUMNS]]
-    rows = [untrained]
-    for label in recipe.methods:
-        mine = [results[cell.name] for cell in cells if cell.label == label]
-        tokens = sum(result["student_tokens"] for result in mine) / len(mine)
-        values = [str(estimate([result["test"][s][n] for result in mine])) for s, n in COLUMNS]
-        failed = sum(bool(result["failure"]) for result in mine)
-        name = f"{label} ({failed} of {len(mine)} failed)" if failed else label
-        rows.append([name, f"{chosen[label]:g}", f"{mine[0]['steps']}", f"{tokens:,.0f}", *values])
-    return _table(head, rows)
+def _notes(results: Mapping[str, Any]) -> str:
+    plan = results["plan"]
+    return (
+        f"{plan['student_tokens']:,} student-written tokens a run; seeds {', '.join(map(str, plan['seeds']))}. Mean ± "
+        f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with its 95% bootstrap "
+        "interval, * where that excludes zero. † marks a learning rate at the edge of the grid. docs/compare.md says "
+        "how the numbers are made.\n"
+    )
 
 
-def _difference_table(recipe, cells, results) -> str:
-    references = [name for name in ("opd", "mask_outlier") if name in recipe.methods]
-    head = ["method", *[f"{_column_title(*column)} − {ref}" for ref in references for column in COLUMNS[:2]]]
-    rows = []
-    for label in recipe.methods:
-        row = [label]
-        for reference in references:
-            for states, name in COLUMNS[:2]:
-                pair = [
-                    [results[c.name]["test"][states][name] for c in cells if c.label == which]
-                    for which in (label, reference)
-                ]
-                row.append("–" if label == reference else _interval(paired_difference(*pair)))
-        rows.append(row)
-    return _table(head, rows)
+def _setting_tables(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
+    if setting["error"]:
+        return [f"Could not be prepared: {setting['error']}\n"]
+    reference = results["plan"]["reference"]
+    parts = []
+    if setting["graded"]:
+        parts += ["### Accuracy on test problems (%)\n", _table(*accuracy_table(setting, reference))]
+    distances = distance_table(setting)
+    if distances is not None:
+        parts += ["### Distance to the teacher (exact, nats a token; total variation in [0, 1])\n", _table(*distances)]
+    if (differences := difference_table(setting, reference)) is not None:
+        parts += [f"### Distance: paired differences to {reference} (negative is closer)\n", _table(*differences)]
+    parts += ["### Runs\n", _table(*run_table(setting))]
+    if any(method["grid"] for method in setting["methods"].values()):
+        parts += [f"### Learning rates (validation {results['plan']['select_on']})\n", _table(*grid_table(setting))]
+    return parts
 
 
-def _interval(difference) -> str:
-    if difference.n == 1:
-        return f"{difference.mean:+.3f}"
-    mark = " *" if difference.excludes_zero else ""
-    return f"{difference.mean:+.3f} ± {difference.half_width:.3f}{mark}"
+Table = tuple[list[str], list[list[str]]]
 
 
-def _curve_table(recipe, cells, results) -> str:
-    names = ("trust/fraction", "grad_norm", "entropy/student")
+def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
+    """A column for each domain, the average, and its difference to the reference."""
+    names = [f"accuracy/{part}" for part in setting["parts"]]
+    columns = [*names, "accuracy"] if len(names) > 1 else names
+    head = ["method", *setting["parts"], *(["average"] if len(names) > 1 else []), f"Δ to {reference}"]
     rows = [
-        [
-            label,
-            *[
-                " → ".join(
-                    f"{_mean_at([results[c.name]['curves'][name] for c in cells if c.label == label], moment):.2f}"
-                    for moment in MOMENTS
-                )
-                for name in names
-            ],
-        ]
-        for label in recipe.methods
+        [name, *(_plain(scores.get(column), 100, 1) for column in columns), ""] for name, scores in _before(setting)
     ]
-    return _table(["method", *names], rows)
+    for label, method in setting["methods"].items():
+        values = [_mean(method["metrics"].get(column), 100, 1) for column in columns]
+        rows.append([_row_name(label, method), *values, _difference(method["differences"].get(columns[-1]), 100, 1)])
+    return head, rows
 
 
-def _mean_at(curves: list[list[float]], moment: float) -> float:
-    # A window of five steps, since single steps are noisy.
-    values = []
-    for curve in curves:
-        centre = round(moment * (len(curve) - 1))
-        values += curve[max(0, centre - 2) : centre + 3]
-    return sum(values) / len(values)
+def distance_table(setting: Mapping[str, Any]) -> Table | None:
+    """Exact divergences; `None` where none were measured."""
+    shown = _distances(setting)
+    if not shown:
+        return None
+    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown)] for name, scores in _before(setting)]
+    for label, method in setting["methods"].items():
+        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(name), 1, 3) for name, _ in shown)])
+    return ["method", *(title for _, title in shown)], rows
 
 
-def _grid_table(recipe: Recipe, results) -> str:
-    states, metric = recipe.select_on.split("/")
+def difference_table(setting: Mapping[str, Any], reference: str) -> Table | None:
+    """Differences of the divergences to the reference; `None` where there is nothing to compare."""
+    shown = _distances(setting)
+    others = {label: method for label, method in setting["methods"].items() if label != reference}
+    if not shown or not others:
+        return None
+    rows = [
+        [_row_name(label, method), *(_difference(method["differences"].get(name), 1, 3) for name, _ in shown)]
+        for label, method in others.items()
+    ]
+    return ["method", *(f"Δ {title}" for _, title in shown)], rows
+
+
+def _distances(setting: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, title) for name, title in DISTANCES if any(name in scores for _, scores in _before(setting))]
+
+
+def run_table(setting: Mapping[str, Any]) -> Table:
+    """What each method's runs took, as means over seeds."""
+    head = ["method", "learning rate", "seeds", "steps", "student tokens", "prefix tokens", "minutes"]
     rows = []
-    for label in recipe.methods:
-        mine = [results[cell.name] for cell in grid_cells(recipe) if cell.label == label]
-        rows.append([label, *["failed" if r["failure"] else f"{r['validation'][states][metric]:.3f}" for r in mine]])
-    return _table(["method", *[f"{rate:g}" for rate in recipe.learning_rates]], rows)
+    for label, method in setting["methods"].items():
+        rate = method["learning_rate"]
+        edge = "†" if method["at_edge"] else ""
+        minutes = None if method["train_seconds"] is None else method["train_seconds"] / 60
+        rows.append(
+            [
+                label,
+                NOTHING if rate is None else f"{rate:g}{edge}",
+                f"{len(method['seeds'])} of {method['planned']}",
+                *(_count(method[name]) for name in ("steps", "student_tokens", "prefix_tokens")),
+                NOTHING if minutes is None else f"{minutes:.1f}",
+            ]
+        )
+    return head, rows
 
 
-def _cell_table(cells: list[Cell], results) -> str:
+def grid_table(setting: Mapping[str, Any]) -> Table:
+    """What every rate of the grid scored on validation prompts."""
+    rates = list(next(iter(setting["methods"].values()))["grid"])
+    rows = [
+        [label, *(_plain(method["grid"][rate], 1, 3) for rate in rates)] for label, method in setting["methods"].items()
+    ]
+    return ["method", *rates], rows
+
+
+def cell_table(results: Mapping[str, Any]) -> Table:
+    """A row for each cell: reported ones were measured on test prompts, those of the grid on validation prompts."""
+    columns = [("accuracy", 100, 1), ("student_states/reverse_kl", 1, 4), ("student_states/forward_kl", 1, 4)]
+    head = [
+        "cell",
+        "steps",
+        "student tokens",
+        "accuracy (%)",
+        "reverse KL, student states",
+        "forward KL, student states",
+    ]
     rows = []
-    for cell in cells:
-        result = results[cell.name]
-        values = [f"{result['test'][states][name]:.4f}" for states, name in COLUMNS]
-        rows.append([cell.name, f"{result['student_tokens']:,}", *values, result["failure"] or ""])
-    return _table(["cell", "student tokens", *[_column_title(*column) for column in COLUMNS], "failure"], rows)
+    for name, cell in results["cells"].items():
+        scores = cell.get("scores") or {}
+        values = [_plain(scores.get(column), factor, digits) for column, factor, digits in columns]
+        rows.append([name, _count(cell.get("steps")), _count(cell.get("student_tokens")), *values])
+    return head, rows
 
 
-def _column_title(states: str, name: str) -> str:
-    return f"{name.replace('_', ' ')}, {states.replace('_', ' ')}"
+def _before(setting: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The rows of the models before training."""
+    before = setting["before"] or {}
+    return [(name, before[name]) for name in ("teacher", "student") if name in before]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines) + "\n"
+def _row_name(label: str, method: Mapping[str, Any]) -> str:
+    notes = [
+        f"{method[kind]} {word}" for kind, word in (("failures", "ended early"), ("errors", "failed")) if method[kind]
+    ]
+    return f"{label} ({', '.join(notes)})" if notes else label
 
 
-def plot_curves(recipe: Recipe, chosen: Mapping[str, float], results: Mapping[str, Any], path: str | Path) -> None:
-    """Trust fraction and gradient norm over student tokens: one line a method, a band over seeds. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
-    for axis, name, title in zip(
-        axes, ("trust/fraction", "grad_norm"), ("trust fraction", "gradient norm"), strict=True
-    ):
-        for colour, label in enumerate(recipe.methods):
-            runs = [results[c.name]["curves"][name] for c in report_cells(recipe, chosen) if c.label == label]
-            shortest = min(map(len, runs))
-            smooth = [_smooth(run[:shortest]) for run in runs]
-            share = [(step + 1) / shortest for step in range(shortest)]
-            low, high = [min(v) for v in zip(*smooth, strict=True)], [max(v) for v in zip(*smooth, strict=True)]
-            middle = [sum(v) / len(v) for v in zip(*smooth, strict=True)]
-            axis.plot(share, middle, label=label, color=f"C{colour}", linewidth=1.6)
-            axis.fill_between(share, low, high, color=f"C{colour}", alpha=0.15, linewidth=0)
-        axis.set_xlabel("share of the run")
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    axes[1].set_yscale("log")
-    axes[0].legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def _plain(value: float | None, factor: float, digits: int) -> str:
+    return NOTHING if value is None else f"{value * factor:.{digits}f}"
 
 
-def _smooth(values: list[float], width: int = 9) -> list[float]:
-    half = width // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    if found is None:
+        return NOTHING
+    error = found["standard_error"]
+    spread = "" if error is None else f" ± {error * factor:.{digits}f}"
+    return f"{found['mean'] * factor:.{digits}f}{spread}"
+
+
+def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    if found is None:
+        return NOTHING
+    mean = f"{found['mean'] * factor:+.{digits}f}"
+    if found["low"] is None:
+        return mean
+    star = " *" if found["excludes_zero"] else ""
+    return f"{mean} [{found['low'] * factor:+.{digits}f}, {found['high'] * factor:+.{digits}f}]{star}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(_cell(value) for value in row) for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _cell(value: str) -> str:
+    """Text that stays inside its cell."""
+    return " ".join(value.split()).replace("|", "\\|")

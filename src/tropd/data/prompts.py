@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
 from .refusals import BadRow, did_you_mean, nearest, refusal
-from .rows import OURS, FirstForms, bad_rows
+from .rows import OURS, TEACHER, FirstForms, bad_rows
 from .sources import Source, has_splits, parts_of, read_records
 from .table import GrowingTable
 
@@ -62,6 +62,7 @@ def load_prompts(
     system_prompt: str | None = None,
     limit: int | None = None,
     optional_columns: bool = False,
+    teachers: Sequence[str] | None = None,
 ) -> PromptData:
     """Load prompts and check every row.
 
@@ -78,16 +79,19 @@ def load_prompts(
         limit: only the first so many rows; what follows them is not read.
         optional_columns: a column that `columns` names and a source lacks is absent from the data, not refused. For
             evaluation data, which is read with the names of the training data. The prompt is needed all the same.
+        teachers: names of several teachers; every row then has to name one of them in its `teacher` column. `None`: a
+            column of that name is one like any other.
 
     Raises:
         ValueError: a source that cannot be read, a column that is not there, settings that contradict each other or
             the data, or bad rows: all of them at once, ten shown with their places.
     """
     parts = parts_of(source)
-    _check_settings(columns, system_prompt, limit)
+    _check_settings(columns, system_prompt, limit, teachers)
     _check_split(parts, split)
-    wanted = {"prompt": "prompt", **(columns or {})}
-    required = ("prompt",) if optional_columns else tuple(wanted)
+    needed = ("prompt",) if teachers is None else ("prompt", TEACHER)
+    wanted = {**dict(zip(needed, needed, strict=True)), **(columns or {})}
+    required = needed if optional_columns else tuple(wanted)
     table, first_of_form = GrowingTable(), FirstForms()
     places: list[str] = []
     notes: list[str] = []
@@ -98,7 +102,7 @@ def load_prompts(
             there.update(dict.fromkeys(name for record in read for name in record.values))
             records = [_prepared(record, wanted, chat, system_prompt) for record in read]
             places += [record.place for record in records]
-            bad += bad_rows(records, first_of_form)
+            bad += bad_rows(records, first_of_form, teachers)
             if not bad:
                 table.add(records)
         _check_columns(wanted, required, list(there), part)
@@ -135,8 +139,17 @@ def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     return {ours: values[theirs] for ours, theirs in columns.items() if theirs in values} | kept
 
 
-def _check_settings(columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None) -> None:
+def _check_settings(
+    columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None, teachers: Sequence[str] | None
+) -> None:
     for name in columns or {}:
+        if name == TEACHER and teachers is None:
+            raise ValueError(
+                "columns renames to 'teacher', which is read only where there are several teachers: "
+                "`teacher: {math: path, code: path}`. Leave it out, or give a mapping of teachers."
+            )
+        if name == TEACHER:
+            continue
         if name not in OURS:
             raise ValueError(
                 f"columns renames to {name!r}, which is no column of ours ({', '.join(OURS)})."

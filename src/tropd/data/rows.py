@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .files import Record
-from .refusals import BadRow, shortened
+from .refusals import BadRow, did_you_mean, shortened
 
 PROMPTS = ("prompt", "teacher_prompt")
 OURS = ("prompt", "teacher_response", "teacher_prompt")
 """The columns that are read; the others are handed to the reward functions."""
+TEACHER = "teacher"
+"""The column that names each row's teacher, read where there are several."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_TOKEN_ID = 2**31 - 1
@@ -36,26 +38,31 @@ FirstForms = dict[str, tuple[str, str]]
 """The form of each column of ours, and the place that set it."""
 
 
-def bad_rows(records: Iterable[Record], first_of_form: FirstForms) -> list[BadRow]:
+def bad_rows(
+    records: Iterable[Record], first_of_form: FirstForms, teachers: Sequence[str] | None = None
+) -> list[BadRow]:
     """Every row that cannot be used, with all that is wrong with it. Values stand under our column names.
 
     `first_of_form` is empty at first; handed on from chunk to chunk, it remembers what the earlier ones held.
+    `teachers` are the names that a row has to choose from, where there are several.
     """
     found = []
     for record in records:
-        faults = [record.fault] if record.fault else _faults(record.values)
+        faults = [record.fault] if record.fault else _faults(record.values, teachers)
         faults = faults or _changes_of_form(record, first_of_form)
         if faults:
             found.append(BadRow(record.place, "; ".join(faults)))
     return found
 
 
-def _faults(row: dict[str, Any]) -> list[str]:
+def _faults(row: dict[str, Any], teachers: Sequence[str] | None) -> list[str]:
     faults = [prompt_fault("prompt", row.get("prompt"))]
     if row.get("teacher_response") is not None:
         faults.append(response_fault(row["teacher_response"], row.get("prompt")))
     if row.get("teacher_prompt") is not None:
         faults.append(prompt_fault("teacher_prompt", row["teacher_prompt"]))
+    if teachers is not None:
+        faults.append(teacher_fault(row.get(TEACHER), teachers))
     return [fault for fault in faults if fault]
 
 
@@ -87,6 +94,20 @@ def prompt_fault(name: str, value: Any) -> str:
     if not fault and not any(message["content"].strip() for message in value):
         return f"the messages of {name} are empty ({shortened(value)})"
     return fault
+
+
+def teacher_fault(value: Any, teachers: Sequence[str]) -> str:
+    """What is wrong with the name of a row's teacher, or nothing.
+
+    >>> teacher_fault("maths", ["math", "code"])
+    "teacher is 'maths', which is none of the teachers math, code. Did you mean 'math'?"
+    """
+    known = f"the teachers {', '.join(teachers)}"
+    if value is None:
+        return f"teacher is missing or null; it is to name one of {known}"
+    if isinstance(value, str) and value in teachers:
+        return ""
+    return f"teacher is {shortened(value)}, which is none of {known}.{did_you_mean(str(value), teachers)}"
 
 
 def response_fault(value: Any, prompt: Any) -> str:

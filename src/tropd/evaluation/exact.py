@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import expose_hidden_states, pack_responses
+from ..modeling import expose_hidden_states
 from ..objective.divergences import forward_kl, reverse_kl
 from ..objective.head import entropy_of
+from ..packing import pack_responses
 from ..sampling import sample
 
 

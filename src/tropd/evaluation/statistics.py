@@ -44,3 +44,46 @@ def estimate(values: Sequence[float]) -> Estimate:
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
     """Estimate of value − baseline, seed by seed."""
     return estimate([a - b for a, b in zip(values, baseline, strict=True)])
+
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% bootstrap interval; both bounds are `nan` where there is nothing to draw again."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap_interval(differences: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """Percentile interval of a mean difference, drawing seeds and problems anew, each with replacement.
+
+    Args:
+        differences: [S][P], value − baseline for each seed and, in the same order for all seeds, each problem; one
+            column where a seed has one number.
+        seed: of the draws.
+
+    >>> bootstrap_interval([[0.5, 0.5], [0.5, 0.5]])
+    Interval(mean=0.5, low=0.5, high=0.5)
+    """
+    import numpy as np
+
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(f"differences have the shape {table.shape}; give at least one seed with at least one number")
+    seeds, problems = table.shape
+    if table.size == 1:
+        return Interval(float(table[0, 0]), math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    seed_weights = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds
+    problem_weights = rng.multinomial(problems, [1 / problems] * problems, RESAMPLES) / problems
+    means = ((seed_weights @ table) * problem_weights).sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(table.mean()), float(low), float(high))

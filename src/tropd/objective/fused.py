@@ -13,12 +13,13 @@ forms of its own (`logit_gradients`), its teacher projected once; what has none 
 rows at a time.
 
 Three products of the student's head then make the whole of it: logits, states' gradient, weight's gradient. Beyond
-inputs and outputs there are one slice of logits (two of half the tokens with a second distribution or a softcap), and
+inputs and outputs there are one slice of logits (two shorter ones with a second distribution or a softcap), and
 the weight's gradient in float32, which waits for the backward pass.
 
 Shapes: N tokens, C of one slice, R rows of one block, H hidden size, V vocabulary, K alternatives.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from .head import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
 from .logit_gradients import Divergence, SelectedTokens, Task, WholeDistributions, Worker
-from .loss import DirectTerm, TokenLosses, TokenSignals, TopKTerm, learned_from
+from .loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, learned_from
 from .methods import Method
 from .products import project_into, slices_of
 from .reduce import RegionCounts, reduce_losses
@@ -89,23 +90,24 @@ def fused_loss(
         slice_tokens: tokens per slice.
     """
     check_states(hidden_NH, head)
-    if slice_tokens is None:
-        slice_tokens = default_slice_tokens(head.vocab_size)
     task = Task(method, signals, counts, token_ids_N, direct, slice_tokens)
-    kept = None if every_token else _kept_tokens(task)
+    kept = _chosen_tokens(task, every_token)
     if kept is not None:
         hidden_NH, task = hidden_NH.index_select(0, kept), task.of(kept)
     outputs = _Fused.apply(hidden_NH, head.weight, head.bias, head, task, needs_gradient(hidden_NH, head))
     return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
 
 
-def _kept_tokens(task: Task) -> Tensor | None:
-    """Sorted positions of the tokens that the loss or the direct term reads; `None` where these are all."""
+def _chosen_tokens(task: Task, every_token: bool) -> Tensor | None:
+    """Positions of the tokens that are projected, those of one teacher together; `None`: all, in their order."""
     read = learned_from(task.method, task.signals)
     if task.direct is not None:
         read = read.index_fill(0, task.direct.index, True)
+    if every_token:
+        read = torch.ones_like(read)
     kept = read.nonzero().squeeze(-1)
-    return None if kept.numel() == read.numel() else kept
+    several = isinstance(task.direct, SeveralTerms)
+    return task.by_term(kept) if several or kept.numel() < read.numel() else None
 
 
 def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
@@ -149,18 +151,27 @@ def _slice_by_slice(
     hidden_NH: Tensor, head: Head, task: Task, gradients: HeadGradients | None
 ) -> list[tuple[Tensor, ...]]:
     """Per-token values of every slice, and the slices' gradients added to `gradients`."""
+    return [
+        part for run, of_run in task.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)
+    ]
+
+
+def _slices_of_run(
+    hidden_NH: Tensor, head: Head, task: Task, first: int, gradients: HeadGradients | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """The same of a run of tokens that begins with token `first`."""
     work = _worker_for(head, task)
-    two_buffers = work is not SelectedTokens or head.softcap is not None
-    slices = slices_of(hidden_NH.shape[0], max(1, task.slice_tokens // 2) if two_buffers else task.slice_tokens)
+    held = 2 if work is not SelectedTokens or head.softcap is not None else 1
+    size = task.slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, held)
+    slices = slices_of(task.token_ids.numel(), size)
     raw_CV, worker = slice_buffer(head.weight, slices), work(head, task, slices)
-    parts = []
     for tokens in slices:
-        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[tokens], head.weight, head.bias)
+        place = slice(first + tokens.start, first + tokens.stop)
+        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[place], head.weight, head.bias)
         values, raw_grad_CV = worker(here_CV, tokens, with_gradient=gradients is not None)
-        parts.append(values)
         if gradients is not None:
-            gradients.add(tokens, raw_grad_CV)
-    return parts
+            gradients.add(place, raw_grad_CV)
+        yield values
 
 
 def _worker_for(head: Head, task: Task) -> type[Worker]:

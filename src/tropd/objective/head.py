@@ -29,10 +29,11 @@ from .products import (
 )
 
 SLICE_ELEMENTS = 2**26
-"""Default size of one slice of logits, in elements: at most 256 MiB in float32."""
+"""Default size of what is held of logits at once, in elements: at most 256 MiB in float32."""
 
-SLICE_TOKENS = 384
-"""No slice has more tokens by default: enough for the products, 2.3% of the logits of 16,384 tokens."""
+SLICE_TOKENS = {"cpu": (176, 128), "elsewhere": (384, 192)}
+"""No slice has more tokens by default, alone or beside another of its size: enough for the products to be quick, and
+1.1% to 2.4% of the logits of 16,384 tokens at once."""
 
 LogitsFunction = Callable[[Tensor, slice], tuple[Tensor, ...]]
 """Maps float32 logits [C, V] and the slice of tokens they belong to onto per-token tensors [C, ...]."""
@@ -105,7 +106,7 @@ def over_vocabulary(
     """
     check_states(hidden_NH, head)
     if slice_tokens is None:
-        slice_tokens = default_slice_tokens(head.vocab_size)
+        slice_tokens = default_slice_tokens(head.vocab_size, hidden_NH.device.type)
     return _OverVocabulary.apply(hidden_NH, head.weight, head.bias, head, function, slice_tokens)  # type: ignore[no-any-return]
 
 
@@ -126,7 +127,7 @@ def scan_vocabulary(
         The outputs of `function`, concatenated over tokens.
     """
     check_states(hidden_NH, head)
-    slices = slices_of(hidden_NH.shape[0], slice_tokens or default_slice_tokens(head.vocab_size))
+    slices = slices_of(hidden_NH.shape[0], slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type))
     buffer_CV = slice_buffer(head.weight, slices)
     parts = []
     for tokens in slices:
@@ -342,9 +343,10 @@ def needs_gradient(hidden_NH: Tensor, head: Head) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
-def default_slice_tokens(vocab_size: int) -> int:
-    """Tokens of one slice: at most `SLICE_TOKENS`, and at most `SLICE_ELEMENTS` logits."""
-    return max(1, min(SLICE_TOKENS, SLICE_ELEMENTS // vocab_size))
+def default_slice_tokens(vocab_size: int, device: str = "elsewhere", slices_held: int = 1) -> int:
+    """Tokens of one slice: at most `SLICE_TOKENS`, and at most `SLICE_ELEMENTS` logits in the one or two held."""
+    most = SLICE_TOKENS.get(device, SLICE_TOKENS["elsewhere"])[slices_held - 1]
+    return max(1, min(most, SLICE_ELEMENTS // (vocab_size * slices_held)))
 
 
 def slice_buffer(weight: Tensor, slices: list[slice]) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: C tokens of one slice, R rows of one block, M entries of the direct term
 
 import functools
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from .divergences import generalized_jsd
 from .head import Head, Room, gather_logps, slice_buffer
-from .loss import DirectTerm, FullVocabularyTerm, TokenLosses, TokenSignals, TopKTerm, token_losses
+from .loss import (
+    DirectTerm,
+    FullVocabularyTerm,
+    SeveralTerms,
+    TokenLosses,
+    TokenSignals,
+    TopKTerm,
+    moved,
+    narrowed,
+    token_losses,
+)
 from .methods import Method
 from .products import blocks_of, project_into
 from .reduce import RegionCounts, reduce_losses
@@ -30,14 +41,36 @@ class Task:
     counts: RegionCounts
     token_ids: Tensor
     direct: DirectTerm | None
-    slice_tokens: int
+    slice_tokens: int | None
 
     def of(self, kept_M: Tensor) -> "Task":
-        """The task of some of the tokens, which all tokens of the direct term are among."""
-        direct = self.direct
-        if direct is not None:
-            direct = replace(direct, index=torch.searchsorted(kept_M, direct.index))  # type: ignore[type-var]
+        """The task of some of the tokens, in that order; all tokens of the direct term are among them."""
+        place_N = torch.empty_like(self.token_ids)
+        place_N[kept_M] = torch.arange(kept_M.numel(), device=kept_M.device)
+        direct = moved(self.direct, place_N)
         return replace(self, signals=self.signals[kept_M], token_ids=self.token_ids[kept_M], direct=direct)
+
+    def by_term(self, kept_M: Tensor) -> Tensor:
+        """Sorted positions so ordered that those of each of several direct terms stand together; see `runs`."""
+        if not isinstance(self.direct, SeveralTerms):
+            return kept_M
+        owner_N = torch.zeros_like(self.token_ids)
+        for number, term in enumerate(self.direct.terms):
+            owner_N[term.index] = number
+        return kept_M[owner_N[kept_M].argsort(stable=True)]
+
+    def runs(self) -> list[tuple[slice, "Task"]]:
+        """Runs of tokens that read one direct term each, and their tasks; tokens without any are in the first."""
+        num_tokens = self.token_ids.numel()
+        if not isinstance(self.direct, SeveralTerms):
+            return [(slice(0, num_tokens), self)]
+        terms = [term for term in self.direct.terms if term.index.numel()] or [self.direct.terms[0]]
+        bounds = [0, *(int(term.index[0]) for term in terms[1:]), num_tokens]
+        runs = [slice(start, stop) for start, stop in pairwise(bounds)]
+        return [
+            (run, replace(self, signals=self.signals[run], token_ids=self.token_ids[run], direct=narrowed(term, run)))
+            for run, term in zip(runs, terms, strict=True)
+        ]
 
 
 class Worker:

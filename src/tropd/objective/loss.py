@@ -8,6 +8,7 @@ student's terms carry gradient.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -135,6 +136,68 @@ class FullVocabularyTerm:
             student_logps_CV = F.log_softmax(student_logps_CV[:, :shared], dim=-1)
         value = self.function(student_logps_CV, teacher_logps)
         return value, torch.ones_like(value)
+
+
+@dataclass(frozen=True)
+class SeveralTerms:
+    """Full-vocabulary divergences from several teachers, each on its own tokens.
+
+    Attributes:
+        terms: one for each teacher; no token is in two of them.
+    """
+
+    terms: tuple[FullVocabularyTerm, ...]
+
+    @property
+    def index(self) -> Tensor:
+        """[M], sorted: the tokens of all terms."""
+        return self._entries[0]
+
+    @cached_property
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens, which term each belongs to, and which of that term's entries it is; all [M]."""
+        index = torch.cat([term.index for term in self.terms])
+        owner = torch.cat([torch.full_like(term.index, number) for number, term in enumerate(self.terms)])
+        entry = torch.cat([torch.arange(len(term.index), device=index.device) for term in self.terms])
+        order = index.argsort()
+        return index[order], owner[order], entry[order]
+
+    def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        _, owner, entry = (column[rows] for column in self._entries)
+        values = student_logps_CV.new_zeros(len(owner))
+        masses = torch.zeros_like(values)
+        for number, term in enumerate(self.terms):
+            here = (owner == number).nonzero().squeeze(-1)
+            if here.numel():
+                first, last = entry[here[0]], entry[here[-1]]
+                value, mass = term(student_logps_CV[here], slice(int(first), int(last) + 1))
+                values, masses = values.index_put((here,), value), masses.index_put((here,), mass)
+        return values, masses
+
+
+def narrowed(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
+    """The direct term of a run of tokens, its index counted from the run's start."""
+    if direct is None:
+        return None
+    if isinstance(direct, SeveralTerms):
+        return SeveralTerms(tuple(narrowed(term, tokens) for term in direct.terms))  # type: ignore[misc]
+    inside = (direct.index >= tokens.start) & (direct.index < tokens.stop)
+    index = direct.index[inside] - tokens.start
+    if isinstance(direct, TopKTerm):
+        return replace(
+            direct, index=index, token_ids=direct.token_ids[inside], teacher_logp=direct.teacher_logp[inside]
+        )
+    assert isinstance(direct, FullVocabularyTerm)
+    return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside])
+
+
+def moved(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
+    """The direct term where token n has become token `place_N[n]`; the tokens of a term keep their order."""
+    if direct is None:
+        return None
+    if isinstance(direct, SeveralTerms):
+        return SeveralTerms(tuple(moved(term, place_N) for term in direct.terms))  # type: ignore[misc]
+    return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
 def topk_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:

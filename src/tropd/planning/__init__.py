@@ -11,6 +11,7 @@ from .render import render
 from .setup import Setup, Workload
 from .shape import ModelShape, model_shape
 from .stages import Stage
+from .teachers import plan_arguments
 from .time import HARDWARE, Hardware, Rates, StepTime, Work, step_work, time_from_hardware, time_from_rates
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "estimate_disk",
     "estimate_memory",
     "model_shape",
+    "plan_arguments",
     "plan_run",
     "render",
     "step_work",

@@ -95,11 +95,13 @@ def sampler_bytes(shape: ModelShape, rows: int) -> int:
 
 
 def head_slice_bytes(setup: Setup, shape: ModelShape, num_tokens: int, use: str) -> int:
-    """The chunked head's one slice of float32 logits, and the blocks of it that are worked on; `use`: `HEAD_BLOCKS`."""
+    """The chunked head's slices of float32 logits, and the blocks of them that are worked on; `use`: `HEAD_BLOCKS`."""
     from ..objective.head import default_slice_tokens
     from ..objective.products import BLOCK_ELEMENTS
 
-    rows = min(default_slice_tokens(shape.vocab_size), num_tokens)
+    device = "elsewhere" if setup.on_gpu else "cpu"
+    most = max(held * default_slice_tokens(shape.vocab_size, device, held) for held in (1, 2))
+    rows = min(most, num_tokens)
     block = min(max(1, BLOCK_ELEMENTS["gpu" if setup.on_gpu else "cpu"] // shape.vocab_size), rows)
     return 4 * (rows + HEAD_BLOCKS[use] * block) * shape.vocab_size
 

@@ -89,9 +89,11 @@ def estimate_memory(setup: Setup) -> MemoryEstimate:
 def _advice(setup: Setup) -> dict[str, str]:
     """What lowers each part under this setup; a part that is as low as it gets has no entry."""
     work = setup.work
-    fewer_rows = "use_vllm=True, or fewer rows at once (lower gradient_accumulation_steps, or more processes)"
-    if setup.guided:
-        fewer_rows += "; a batch's teacher prefixes are read in one pass"
+    fewer_rows = f"use_vllm=True, or rollout_batch_size below {work.decoded_rows}"
+    if setup.vllm is not None:  # what the teacher writes; rollout_batch_size is refused beside vLLM
+        fewer_rows = "lower gradient_accumulation_steps, or more processes"
+    elif setup.guided:
+        fewer_rows += "; their teacher prefixes are read in one pass"
     advice = {"kept top-k": "lower gradient_accumulation_steps or fkl_top_k"}
     advice["kept hidden states"] = "lower gradient_accumulation_steps"
     if work.micro_rows > 1:
@@ -100,8 +102,8 @@ def _advice(setup: Setup) -> dict[str, str]:
         advice["activations"] = f"max_completion_length below {work.longest_response}"
     if not setup.checkpointing:
         advice["activations"] = "gradient_checkpointing=True"
-    for part in ("KV cache", "sampler", "prompt activations"):
-        advice[part] = fewer_rows
+    if work.decoded_rows > 1:
+        advice |= dict.fromkeys(("KV cache", "sampler", "prompt activations"), fewer_rows)
     if not setup.lora:
         advice["optimiser state"] = "optim='adamw_bnb_8bit', an adapter (peft_config), or FSDP over more processes"
         advice["gradients"] = "an adapter (peft_config), or FSDP over more processes"

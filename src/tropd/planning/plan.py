@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from .disk import DiskEstimate, estimate_disk
 from .memory import MemoryEstimate, estimate_memory
-from .setup import Setup, read_setup
+from .setup import HeldTeacher, Setup, read_setup
 from .shape import ModelShape
 from .time import Hardware, Rates, StepTime, Work, step_work, time_from_hardware, time_from_rates
 
@@ -60,6 +60,8 @@ def plan_run(
     teacher_writes: bool = True,
     on_gpu: bool | None = None,
     shares_base: bool = False,
+    teacher_name: str | None = None,
+    beside: tuple[HeldTeacher, ...] = (),
     max_steps: int | None = None,
 ) -> RunPlan:
     """Memory, work and disk of a run.
@@ -78,6 +80,8 @@ def plan_run(
             methods read it.
         on_gpu: `None`: as this machine and `args.use_cpu` say.
         shares_base: is the teacher the base of the student's adapter, loaded once?
+        teacher_name: of several teachers, the name of this one, the largest; `plan_arguments` finds it.
+        beside: the others.
         max_steps: optimiser steps; `args.max_steps` by default.
 
     Raises:
@@ -102,5 +106,7 @@ def plan_run(
         teacher_writes=teacher_writes,
         on_gpu=on_gpu,
         shares_base=shares_base,
+        teacher_name=teacher_name,
+        beside=beside,
     )
     return RunPlan(setup, estimate_memory(setup), step_work(setup), estimate_disk(args, setup, steps), steps)

@@ -24,8 +24,9 @@ def render(plan: RunPlan, available: int | None = None, time: StepTime | None = 
     lines = [
         _model("student", setup.student, setup.weight_bytes),
         _model("teacher", setup.teacher, setup.teacher_bytes),
+        *(_model("teacher", held.shape, held.weight_bytes) for held in setup.beside),
         f"step     {work.update_rows * setup.num_processes} rows, up to {work.longest_prompt} + "
-        f"{work.longest_response} tokens; {work.rollout_rows} rows generated at once on a process",
+        f"{work.longest_response} tokens; {work.decoded_rows} rows generated at once on a process",
     ]
     lines += ["", "memory of one process (estimated)"]
     lines += [line for stage in plan.memory.stages for line in _stage(stage)]

@@ -17,7 +17,7 @@ class Workload:
     One rollout batch of `rollout_rows` serves `rollout_rows / update_rows · num_iterations` optimiser steps.
 
     Attributes:
-        rollout_rows: rows generated at once, then scored.
+        rollout_rows: rows of a rollout batch: generated, then scored.
         update_rows: rows whose gradient goes into one optimiser step.
         micro_rows: rows of one forward-backward and of one scoring pass of the student.
         teacher_rows: rows of one scoring pass of the teacher.
@@ -27,6 +27,7 @@ class Workload:
         response_tokens: mean length of a response, teacher prefix included.
         longest_prompt: tokens; memory is made from the longest.
         longest_response: tokens, `max_completion_length`.
+        rows_at_once: rows that are decoded together, at most (`rollout_batch_size`); `None` is all.
     """
 
     rollout_rows: int
@@ -39,6 +40,7 @@ class Workload:
     response_tokens: float
     longest_prompt: int
     longest_response: int
+    rows_at_once: int | None = None
 
     @property
     def longest(self) -> int:
@@ -47,8 +49,13 @@ class Workload:
 
     @property
     def prompts(self) -> int:
-        """Different prompts among the rows generated at once."""
+        """Different prompts among the rows of a rollout batch."""
         return max(1, self.rollout_rows // self.num_generations)
+
+    @property
+    def decoded_rows(self) -> int:
+        """Rows that are decoded together, each with its part of the KV cache."""
+        return min(self.rollout_rows, self.rows_at_once or self.rollout_rows)
 
     @property
     def rolled_rows(self) -> float:
@@ -57,12 +64,25 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class HeldTeacher:
+    """One of several teachers beside the largest: its name, its shape, and bytes of a parameter."""
+
+    name: str
+    shape: ModelShape
+    weight_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.parameters * self.weight_bytes
+
+
+@dataclass(frozen=True)
 class Setup:
     """Everything that memory, time and disk are computed from. Made by `read_setup`.
 
     Attributes:
         student: its shape.
-        teacher: its shape.
+        teacher: its shape; of several, the largest's, which counts as if it read every row.
         work: one process's rows and tokens.
         weight_bytes: bytes of a student parameter as trained. TRL loads the student in float32 unless
             `model_init_kwargs` names a dtype; `bf16=True` then computes under autocast over float32 weights.
@@ -83,11 +103,12 @@ class Setup:
             teacher's hidden states are kept.
         guided: do rollouts start from a teacher prefix?
         teacher_writes: does the teacher write those prefixes while training?
-        scoring_passes: passes of the student over each rollout; TRL makes a second one for its own importance ratios
-            with vLLM, or where rollouts serve several updates.
+        scoring_passes: passes of the student over each rollout: none where what the sampler notes suffices; TRL makes a
+            second one for its own importance ratios with vLLM.
         vllm: `None`, `colocate` or `server`.
         vllm_share: share of the device that a colocated vLLM takes.
         on_gpu: is it a CUDA device?
+        beside: the other teachers of several, which hold their weights.
         notes: what is not counted exactly.
     """
 
@@ -115,6 +136,7 @@ class Setup:
     vllm: str | None = None
     vllm_share: float = 0.0
     on_gpu: bool = False
+    beside: tuple[HeldTeacher, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -141,6 +163,8 @@ def read_setup(
     teacher_writes: bool = True,
     on_gpu: bool | None = None,
     shares_base: bool = False,
+    teacher_name: str | None = None,
+    beside: tuple[HeldTeacher, ...] = (),
 ) -> Setup:
     """The fields of a configuration that the estimates need; arguments as in `plan_run`."""
     if on_gpu is None:
@@ -148,7 +172,7 @@ def read_setup(
     method = args.resolved_method()
     stages = [method, *filter(None, [method.second_stage])]
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    weight_bytes = _loaded_bytes(init.get("dtype", "float32"), student)
+    weight_bytes = loaded_bytes(init.get("dtype", "float32"), student)
     half = bool(args.bf16 or args.fp16)
     teacher_init = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
     autocast = half and weight_bytes > 2
@@ -157,7 +181,7 @@ def read_setup(
         teacher=teacher,
         work=_workload(args, prompt_tokens, response_tokens, longest_prompt),
         weight_bytes=weight_bytes,
-        teacher_bytes=weight_bytes if shares_base else _loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
+        teacher_bytes=weight_bytes if shares_base else loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
         autocast=autocast,
         compute_bytes=2 if half else weight_bytes,
         checkpointing=bool(args.gradient_checkpointing),
@@ -173,14 +197,24 @@ def read_setup(
         loss=_loss(method),
         guided=method.guided,
         teacher_writes=method.guided and teacher_writes,
-        scoring_passes=2 if _host_scores(args) else 1,
+        scoring_passes=_host_scores(args) + (not _sampler_suffices(args, half, weight_bytes)),
         vllm=args.vllm_mode if args.use_vllm else None,
         vllm_share=args.vllm_gpu_memory_utilization if args.use_vllm and args.vllm_mode == "colocate" else 0.0,
         on_gpu=on_gpu,
+        beside=beside,
         notes=(
             *(f"student: {note}" for note in student.notes),
             *(f"teacher: {note}" for note in teacher.notes),
+            *(f"teacher {held.name!r}: {note}" for held in beside for note in held.shape.notes),
+            *(() if not beside else [_as_if_it_read_all(teacher_name)]),
         ),
+    )
+
+
+def _as_if_it_read_all(name: str | None) -> str:
+    return (
+        f"of several teachers the largest ({name}) counts as if it read every row; the others hold their weights. Each "
+        "reads its own rows, so a step takes no more than this."
     )
 
 
@@ -203,10 +237,11 @@ def _workload(
         response_tokens=response if response_tokens is None else min(response_tokens, response),
         longest_prompt=round(prompt_tokens) if longest_prompt is None else longest_prompt,
         longest_response=response,
+        rows_at_once=args.rollout_batch_size,
     )
 
 
-def _loaded_bytes(dtype: Any, shape: ModelShape) -> int:
+def loaded_bytes(dtype: Any, shape: ModelShape) -> int:
     """Bytes of a parameter that `from_pretrained(dtype=dtype)` loads; `auto` and `None` take the stored dtype."""
     return shape.stored_bytes if dtype in ("auto", None) else dtype_bytes(dtype)
 
@@ -219,9 +254,14 @@ def _loss(method: "Method") -> str:
 
 def _host_scores(args: "TrOPDConfig") -> bool:
     """Does TRL compute log-probs of its own (`GRPOTrainer._generate_and_score_completions`)?"""
-    assert args.steps_per_generation is not None, "GRPOConfig fills it"
-    aligned = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0
-    return not aligned or bool(args.use_vllm and args.vllm_importance_sampling_correction)
+    return bool(args.use_vllm and args.vllm_importance_sampling_correction)
+
+
+def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> bool:
+    """Does what the sampler notes stand in for our own pass (`training.scoring.notes_suffice`)?"""
+    if args.rescore_rollouts is not None or not args.addresses_sampling():
+        return args.rescore_rollouts is False
+    return not half and weight_bytes > 2
 
 
 def _has_cuda() -> bool:

@@ -50,7 +50,8 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
         "optimiser state": state,
         "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
     }
-    stages = [("rollout", _rollout(setup)), ("student scoring", _student_scoring(setup))]
+    stages = [("rollout", _rollout(setup))]
+    stages += [("student scoring", _student_scoring(setup))] if setup.scoring_passes else []
     stages += [("teacher scoring", _teacher_scoring(setup)), ("update", _update(setup, state))]
     if setup.teacher_writes:
         stages.insert(0, ("teacher prefixes", _teacher_prefixes(setup)))
@@ -70,6 +71,7 @@ def _adapter_bytes(setup: Setup) -> int:
 
 def _teacher_bytes(setup: Setup) -> int:
     whole = 0 if setup.shares_base else setup.teacher.parameters * setup.teacher_bytes
+    whole += sum(held.bytes for held in setup.beside)
     return _sharded(setup, whole) if setup.shard_teacher else whole
 
 
@@ -94,17 +96,18 @@ def _larger(*moments: dict[str, int]) -> dict[str, int]:
 
 def _teacher_prefixes(setup: Setup) -> dict[str, int]:
     work = setup.work
-    return _generation(setup, setup.teacher, setup.teacher_bytes, work.prompts, work.longest_prompt)
+    rows = min(work.prompts, work.decoded_rows)
+    return _generation(setup, setup.teacher, setup.teacher_bytes, rows, work.longest_prompt)
 
 
 def _rollout(setup: Setup) -> dict[str, int]:
-    """All rows of the process at once. With vLLM their cache is vLLM's own."""
+    """The rows that the process decodes at once. With vLLM their cache is vLLM's own."""
     if setup.vllm is not None:
         return {}
     work = setup.work
     # At the start of the schedule nearly the whole sequence is a prefix, read in one pass.
     read = work.longest if setup.guided else work.longest_prompt
-    return _generation(setup, setup.student, setup.weight_bytes, work.rollout_rows, read)
+    return _generation(setup, setup.student, setup.weight_bytes, work.decoded_rows, read)
 
 
 def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int, read: int) -> dict[str, int]:

@@ -118,7 +118,8 @@ def step_work(setup: Setup) -> dict[str, Work]:
         prompts = rolled / work.num_generations
         stages["teacher prefixes"] = _generation(setup, teacher, setup.teacher_bytes, prompts, vllm=False)
     stages["rollout"] = _generation(setup, student, setup.weight_bytes, rolled, vllm=setup.vllm is not None)
-    stages["student scoring"] = _scoring(setup, student, setup.weight_bytes, passes * rolled, work.micro_rows)
+    if passes:
+        stages["student scoring"] = _scoring(setup, student, setup.weight_bytes, passes * rolled, work.micro_rows)
     stages["teacher scoring"] = _scoring(setup, teacher, setup.teacher_bytes, rolled, work.teacher_rows)
     scoring = _scoring(setup, student, setup.weight_bytes, updated, work.micro_rows)
     factor = update_factor(setup)
@@ -148,12 +149,10 @@ def time_from_rates(setup: Setup, rates: Rates) -> StepTime:
     rolled = work.rolled_rows * work.response_tokens
     updated = work.update_rows * work.response_tokens
     update = rates.update or rates.student_scoring / update_factor(setup)
-    parts = {
-        "rollout": rolled / rates.rollout,
-        "student scoring": setup.scoring_passes * rolled / rates.student_scoring,
-        "teacher scoring": rolled / rates.teacher_scoring,
-        "update": updated / update,
-    }
+    parts = {"rollout": rolled / rates.rollout}
+    if setup.scoring_passes:
+        parts["student scoring"] = setup.scoring_passes * rolled / rates.student_scoring
+    parts |= {"teacher scoring": rolled / rates.teacher_scoring, "update": updated / update}
     if setup.teacher_writes:
         relative = setup.teacher.active_parameters / setup.student.active_parameters
         writing = rates.teacher_writing or rates.rollout / relative
@@ -192,7 +191,8 @@ def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: float,
     prefill = _forward_flops(shape, rows, work.prompt_tokens, 0, 0)
     context = work.prompt_tokens + decoded / 2
     decode = rows * decoded * (2 * (shape.body_parameters + shape.head_parameters) + _attention_flops(shape, context))
-    batches = work.rolled_rows / work.rollout_rows  # the rows of one rollout batch decode together
+    batch = rows * work.rollout_rows / work.rolled_rows
+    batches = rows / min(batch, work.decoded_rows)  # rows that decode together
     size = setup.compute_bytes if setup.autocast else weight_bytes
     weights = (shape.body_parameters + shape.head_parameters) * _weight_traffic(setup, weight_bytes)
     cache = 2 * shape.num_layers * shape.kv_width * size * (1 if vllm else CACHE_TRAFFIC)

@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..objective.randomness import addressed_uniforms
-from .decoding import Writing, decode
+from .decoding import Writing, contexts_of, decode
+from .notes import SamplerNotes
 from .plain import why_plain
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class AddressedNoise:
         places: where each sequence of the call goes on.
         synced_gpus: keep running until every rank has finished, as sharded weights need it.
         rows_at_once: sequences that are decoded together, at most; `None` is all.
+        notes: where to write down what the sampler knows of each token; Transformers' own loop tells nothing.
     """
 
     seed: int
@@ -75,6 +77,7 @@ class AddressedNoise:
     places: Sequence[Place]
     synced_gpus: bool = False
     rows_at_once: int | None = None
+    notes: SamplerNotes | None = None
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].
@@ -146,8 +149,14 @@ class AddressedNoise:
             rows_at_once=self.rows_at_once,
             synced_gpus=self.synced_gpus,
             inputs={"logits_to_keep": 1} if "logits_to_keep" in given else {},
+            temperature=None if self.notes is None else self.notes.temperature,
         )
-        return decode(model, writing)
+        written = decode(model, writing)
+        if self.notes is not None and written.logps is not None and written.entropies is not None:
+            contexts = contexts_of(input_ids, writing.attention_mask)
+            tokens = writing.behind(written.ids)
+            self.notes.add(self.places, contexts, tokens, written.logps, written.entropies)
+        return written.ids
 
 
 class Race(LogitsProcessor):

@@ -12,13 +12,14 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..objective.head import Room, gather_logps, normalise_
 from .batch import Batch, Row
 from .plain import READ_IDS
 from .slot_cache import SlotCache
@@ -54,6 +55,8 @@ class Writing:
         rows_at_once: rows that are decoded together, at most; `None` is all.
         synced_gpus: keep running the model until every rank has finished, as sharded weights need it.
         inputs: further keyword arguments of the model.
+        temperature: note each token's log-probability, and the entropy, in the model's softmax at this temperature,
+            whatever the processors do to it; `None` notes nothing.
     """
 
     input_ids: Tensor
@@ -66,10 +69,29 @@ class Writing:
     rows_at_once: int | None
     synced_gpus: bool
     inputs: dict[str, Any]
+    temperature: float | None = None
+
+    def behind(self, ids: Tensor) -> Tensor:
+        """What of [R, W + L'] was written behind the contexts."""
+        return ids[:, self.input_ids.shape[1] :]
 
 
-def decode(model: Any, writing: Writing) -> Tensor:
-    """Contexts and what was written behind them, [R, W + longest]; padding follows a row that ended before."""
+class Written(NamedTuple):
+    """What one call has written.
+
+    Attributes:
+        ids: [R, W + longest], contexts and what follows them; padding behind a row that ended before.
+        logps: [R, L], of each token; NaN where there is none. `None` where nothing was noted.
+        entropies: [R, L], in nats; likewise.
+    """
+
+    ids: Tensor
+    logps: Tensor | None
+    entropies: Tensor | None
+
+
+def decode(model: Any, writing: Writing) -> Written:
+    """Write behind all contexts, until every row has ended or is full."""
     return _Loop(model, writing).run()
 
 
@@ -91,8 +113,13 @@ class _Loop:
         self.at_once = min(writing.rows_at_once or count, count)
         self.ids = torch.full((count, self.width + self.length), writing.pad_id, device=self.device)
         self.ids[:, : self.width] = writing.input_ids
+        self.logps = self.entropies = None
+        if writing.temperature is not None:
+            self.logps = torch.full(writing.keys.shape, torch.nan, device=self.device)
+            self.entropies = torch.full_like(self.logps, torch.nan)
+        self.room = Room()
         self.reads_ids = any(type(one) in READ_IDS for one in writing.processors)
-        self.contexts = _contexts(writing.input_ids, writing.attention_mask)
+        self.contexts = contexts_of(writing.input_ids, writing.attention_mask)
         # Taken from the end: the longest first, and those that are the same side by side.
         self.waiting = sorted(range(count), key=lambda row: (len(self.contexts[row]), self.contexts[row], -row))
         self.groups: list[_Group] = []
@@ -102,7 +129,7 @@ class _Loop:
         self.stack = ExitStack()
         self.in_decoding_mode = False
 
-    def run(self) -> Tensor:
+    def run(self) -> Written:
         with self.stack:
             while self._another_round():
                 if not self.groups and self._may_admit():
@@ -113,7 +140,7 @@ class _Loop:
                     self._step()
                 else:
                     self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        return self.ids[:, : self.width + self.longest]
+        return Written(self.ids[:, : self.width + self.longest], self.logps, self.entropies)
 
     def _another_round(self) -> bool:
         """Is there something to do, here or on another rank that needs our part of the weights?"""
@@ -222,6 +249,7 @@ class _Loop:
         tokens = self.writing.draw(
             self._processed(logits, numbers, written), self.writing.keys[numbers, columns - self.width]
         )
+        self._note(logits, tokens, numbers, columns - self.width, ended)
         if ended is not None:
             tokens = torch.where(ended, self.writing.pad_id, tokens)
         self.ids[numbers, columns] = tokens
@@ -229,6 +257,18 @@ class _Loop:
         if self.writing.eos_ids is not None:
             ends = ends | torch.isin(tokens, self.writing.eos_ids)
         return tokens, ends if ended is None else ends | ended
+
+    def _note(self, logits: Tensor, tokens: Tensor, numbers: Tensor, places: Tensor, ended: Tensor | None) -> None:
+        """Keep what the model itself thinks of the tokens just drawn; nothing of rows that had ended before."""
+        temperature = self.writing.temperature
+        if self.logps is None or self.entropies is None or temperature is None:
+            return
+        shifted, log_sum, entropies = normalise_(logits / temperature, self.room)
+        logps = gather_logps(shifted, tokens) - log_sum
+        if ended is not None:
+            logps, entropies = logps.masked_fill(ended, torch.nan), entropies.masked_fill(ended, torch.nan)
+        self.logps[numbers, places] = logps
+        self.entropies[numbers, places] = entropies
 
     def _processed(self, scores: Tensor, numbers: Tensor, written: int) -> Tensor:
         """What the processors make of the scores; those that read ids are given the call's, padding and all."""
@@ -255,7 +295,7 @@ class _Loop:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
 
-def _contexts(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+def contexts_of(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     """Each row's ids without padding."""
     rows = input_ids.tolist()
     if mask is None:

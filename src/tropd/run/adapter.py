@@ -2,12 +2,19 @@
 
 from typing import Any
 
+from ..teacher.names import Name
+from ..training.by_teacher import args_of
 from ..training.own_base import is_own_base
 
 
-def shares_base(settings: Any, args: Any) -> bool:
-    """Will the student's base be the teacher, loaded once?"""
-    return is_own_base(settings.student, settings.teacher, adapter(settings) if settings.use_peft else None, args)
+def own_bases(settings: Any, args: Any) -> set[Name]:
+    """The names of the teachers that will be the student's own base, loaded once."""
+    peft_config = adapter(settings) if settings.use_peft else None
+    return {
+        name
+        for name, model in settings.teachers.items()
+        if is_own_base(settings.student, model, peft_config, args_of(args, name, settings.teachers))
+    }
 
 
 def adapter(settings: Any) -> Any:

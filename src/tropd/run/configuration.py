@@ -269,9 +269,7 @@ def _field_types() -> dict[str, Any]:
 def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> None:
     if {"learning_rates", "methods"} <= written.keys():
         place = written["methods"].place.split(",")[0]
-        raise ValueError(
-            f"{place} is a comparison: `python -m tropd.comparison --recipe {place} --teacher DIR --out DIR`."
-        )
+        raise ValueError(f"{place} is the plan of a comparison: `tropd compare {place} --out DIR`.")
     unknown = [
         _said(value.place, f"{name} is unknown{_hint(name, known)}")
         for name, value in written.items()

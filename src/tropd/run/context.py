@@ -1,4 +1,4 @@
-"""Prompts against the two models' contexts."""
+"""Prompts against the models' contexts."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,9 @@ from typing import Any
 from ..data import PromptData, check_lengths
 from ..preflight.files import ModelFiles
 from ..teacher.context import TeacherContexts
+from ..teacher.names import Name, field_of
+from ..training.by_teacher import args_of
+from .sources import rows_of_teacher
 
 BATCH = 1000
 """Rows rendered at once."""
@@ -19,46 +22,68 @@ class ContextFit:
 
     Attributes:
         student: small files of the student.
-        teacher: likewise.
+        teachers: likewise, by name; each reads its own rows.
         args: the `TrOPDConfig`.
         overlong: `refuse` or `drop`.
     """
 
     student: ModelFiles
-    teacher: ModelFiles
+    teachers: dict[Name, ModelFiles]
     args: Any
     overlong: str
 
     def of(self, data: PromptData) -> tuple[PromptData, list[int]]:
-        """The data that fit both contexts, and the tokens of each of their prompts as the student sees them."""
+        """The data that fit the contexts, and the tokens of each of their prompts as the student sees them."""
         if not isinstance(data.dataset[0]["prompt"], str) and self.student.tokenizer.chat_template is None:
             return data, []  # nothing can be rendered, which `compare_pair` refuses
         lengths = self._student_lengths(data)
         budget = self._budget("student", self.student, lengths)
-        data, lengths = self._fit(data, lengths, budget, "prompt")
-        contexts = TeacherContexts.configured(self.args, self.student.tokenizer, self.teacher.tokenizer)
-        if self._teacher_sees_the_same(data, contexts):
-            teacher_budget = self._budget("teacher", self.teacher, lengths)
-            return self._fit(data, lengths, teacher_budget, "prompt")
-        seen = [
+        data, lengths = self._fit(data, lengths, lengths, budget, "prompt")
+        for name, teacher in self.teachers.items():
+            data, lengths = self._fit_teacher(name, teacher, data, lengths)
+        return data, lengths
+
+    def _fit_teacher(
+        self, name: Name, teacher: ModelFiles, data: PromptData, lengths: list[int]
+    ) -> tuple[PromptData, list[int]]:
+        """What fits a teacher's context, of its own rows."""
+        rows = list(rows_of_teacher(data, name))
+        if not rows:
+            return data, lengths
+        args = args_of(self.args, name, self.teachers)
+        contexts = TeacherContexts.configured(args, self.student.tokenizer, teacher.tokenizer)
+        same = self._teacher_sees_the_same(data, contexts)
+        mine = [lengths[row] for row in rows]
+        seen = mine if same else self._seen(contexts, data.dataset.select(rows), mine)
+        read: list[int | None] = [None] * len(lengths)
+        for row, length in zip(rows, seen, strict=True):
+            read[row] = length
+        budget = self._budget(field_of(name), teacher, seen)
+        return self._fit(data, lengths, read, budget, "prompt" if same else "teacher_prompt")
+
+    @staticmethod
+    def _seen(contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
+        """Tokens of each prompt as a teacher sees it."""
+        return [
             len(ids)
-            for start, rows in _batches(data)
+            for start, rows in _batches(dataset)
             for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
         ]
-        fitting, _ = self._fit(data, seen, self._budget("teacher", self.teacher, seen), "teacher_prompt")
-        kept = set(fitting.places)
-        return fitting, [length for length, place in zip(lengths, data.places, strict=True) if place in kept]
 
-    def _fit(self, data: PromptData, lengths: list[int], budget: int, what: str) -> tuple[PromptData, list[int]]:
-        fitting = check_lengths(data, lengths, budget, overlong=self.overlong, what=what)
-        return fitting, [length for length in lengths if length <= budget]
+    def _fit(
+        self, data: PromptData, lengths: list[int], read: Sequence[int | None], budget: int, what: str
+    ) -> tuple[PromptData, list[int]]:
+        """The data without the rows of which more than `budget` tokens are read, and the others' `lengths`."""
+        fitting = check_lengths(data, read, budget, overlong=self.overlong, what=what)
+        kept = [there is None or there <= budget for there in read]
+        return fitting, [length for length, stays in zip(lengths, kept, strict=True) if stays]
 
     def _student_lengths(self, data: PromptData) -> list[int]:
         kwargs = dict(self.args.chat_template_kwargs or {})
         tokenizer = self.student.tokenizer
         return [
             len(ids)
-            for _, rows in _batches(data)
+            for _, rows in _batches(data.dataset)
             for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs)
         ]
 
@@ -103,9 +128,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, 
     return rendered["input_ids"]
 
 
-def _batches(data: PromptData) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _batches(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Rows with the number of their first; a batch at a time, so that a large data set is never whole in memory."""
-    columns = [name for name in ("prompt", "teacher_prompt") if name in data.dataset.column_names]
-    read = data.dataset.select_columns(columns)
-    for start in range(0, len(data), BATCH):
-        yield start, read.select(range(start, min(start + BATCH, len(data)))).to_list()
+    columns = [name for name in ("prompt", "teacher_prompt") if name in dataset.column_names]
+    read = dataset.select_columns(columns)
+    for start in range(0, len(dataset), BATCH):
+        yield start, read.select(range(start, min(start + BATCH, len(dataset)))).to_list()

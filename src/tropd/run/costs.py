@@ -4,8 +4,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..planning import ModelShape, Rates, RunPlan, StepTime, available_memory, check_disk, model_shape, plan_run
-from .adapter import adapter, shares_base
+from ..planning import (
+    ModelShape,
+    Rates,
+    RunPlan,
+    StepTime,
+    available_memory,
+    check_disk,
+    model_shape,
+    plan_arguments,
+    plan_run,
+)
+from ..training.by_teacher import distinct
+from .adapter import adapter, own_bases
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
 
@@ -26,10 +37,11 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
     """
     args, settings = inputs.args, inputs.configuration.settings
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    loaded = distinct(args, settings.teachers)
+    shapes = {name: shape_of(inputs.teachers[name], args.trust_remote_code) for name in loaded}
     return plan_run(
-        args,
-        shape_of(inputs.student, args.trust_remote_code),
-        shape_of(inputs.teacher, args.trust_remote_code),
+        student=shape_of(inputs.student, args.trust_remote_code),
+        **plan_arguments(args, shapes, own_bases(settings, args)),
         prompt_tokens=inputs.mean_prompt_tokens,
         response_tokens=response_tokens,
         longest_prompt=inputs.longest_prompt_tokens,
@@ -37,7 +49,6 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
         sharded=is_sharded(args),
         lora_parameters=adapter_parameters(inputs.student.config, settings) if settings.use_peft else None,
         teacher_writes=bool(rows_without_response(inputs.data)),
-        shares_base=shares_base(settings, args),
         max_steps=num_steps(args, len(inputs.data)),
     )
 

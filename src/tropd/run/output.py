@@ -41,8 +41,8 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
     return None
 
 
-def check_same_run(output_dir: str, args: Any) -> list[str]:
-    """A run goes on by the method it began with; other settings that changed are told.
+def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:
+    """A run goes on by the method it began with; other settings that changed are told, and another teacher.
 
     Raises:
         ValueError: another method, or other parts of it.
@@ -60,7 +60,10 @@ def check_same_run(output_dir: str, args: Any) -> list[str]:
             "another output_dir."
         )
     now = json.loads(json.dumps(args.to_dict(), default=str))
-    return [
+    before = begun.get("teacher")
+    others = teacher is not None and before is not None and teacher != before
+    said = [f"teacher was {before!r} when the run in {output_dir} began, and is {teacher!r} now"] if others else []
+    return said + [
         f"{name} was {begun['configuration'][name]!r} when the run in {output_dir} began, and is {now[name]!r} now"
         for name in sorted(now.keys() & begun["configuration"].keys())
         if now[name] != begun["configuration"][name] and name not in FREE_TO_CHANGE

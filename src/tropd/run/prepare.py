@@ -4,7 +4,7 @@ Cheap questions come first, so that a mistake costs seconds. Nothing is printed 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data import PromptData
@@ -13,12 +13,21 @@ from ..preflight.files import ModelFiles, read_model_files
 from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
 from ..teacher.agreement import check_vocabularies
+from ..teacher.names import Name, called, field_of
+from ..training.by_teacher import args_of, check_settings
 from ..training.checks import check_enough_prompts
-from .adapter import shares_base
+from .adapter import own_bases
 from .configuration import Configuration
 from .context import ContextFit
 from .rewards import check_reward_columns, reward_function
-from .sources import check_evaluation, guidance_findings, load_evaluation, load_training
+from .sources import (
+    check_evaluation,
+    guidance_findings,
+    load_evaluation,
+    load_training,
+    rows_of_teacher,
+    teacher_findings,
+)
 
 ROWS_COMPARED = 16
 """Rows whose prompts are rendered with both chat templates, beside the longest."""
@@ -35,7 +44,7 @@ class RunInputs:
         evaluation: evaluation prompts, or `None`.
         rewards: reward functions.
         student: tokenizer and configurations of the student, no weights.
-        teacher: likewise.
+        teachers: likewise, by name; one teacher has the name `None`.
         findings: what was noticed about the pair and the data.
         mean_prompt_tokens: of the training prompts, as the student sees them.
         longest_prompt_tokens: likewise.
@@ -47,7 +56,7 @@ class RunInputs:
     evaluation: PromptData | None
     rewards: list[Callable]
     student: ModelFiles
-    teacher: ModelFiles
+    teachers: dict[Name, ModelFiles]
     findings: list[Finding]
     mean_prompt_tokens: float
     longest_prompt_tokens: int
@@ -64,32 +73,37 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
         ValueError: the first stage that finds a mistake, with all it found.
     """
     settings = configuration.settings
-    for role, name in (("student", settings.student), ("teacher", settings.teacher)):
+    models = {"student": settings.student} | {field_of(name): model for name, model in settings.teachers.items()}
+    for role, name in models.items():
         check_model_folder(name, role)
     check_evaluation(configuration)
     say("loading libraries and tokenizers")
-    for role, name in (("student", settings.student), ("teacher", settings.teacher)):
+    for role, name in models.items():
         check_weights(name, role, configuration.trainer.get("trust_remote_code", False))
     args = configuration.training_arguments(**hardware_defaults(configuration.trainer))
+    check_settings(args, settings.teachers)
     rewards = [reward_function(name) for name in settings.reward_funcs]
-    student, teacher = (
-        read_model_files(name, trust_remote_code=args.trust_remote_code, role=role)
-        for role, name in (("student", settings.student), ("teacher", settings.teacher))
-    )
-    check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
+    files = {
+        role: read_model_files(name, trust_remote_code=args.trust_remote_code, role=role)
+        for role, name in models.items()
+    }
+    student, teachers = files["student"], {name: files[field_of(name)] for name in settings.teachers}
+    for teacher_name, teacher in teachers.items():
+        check_vocabulary(student, teacher_name, teacher)
     say(f"reading {settings.data}")
     data, evaluation = load_training(configuration), load_evaluation(configuration)
-    fit = ContextFit(student, teacher, args, settings.overlong_prompts)
+    fit = ContextFit(student, teachers, args, settings.overlong_prompts)
     data, lengths = fit.of(data)
     if evaluation is not None:
         evaluation, _ = fit.of(evaluation)
     longest_row = lengths.index(max(lengths)) if lengths else 0
-    findings = compare(student, teacher, [data.dataset[longest_row], *data.rows(ROWS_COMPARED)], args)
+    findings = compare(student, teachers, data, longest_row, args)
     check_enough_prompts(len(data), args)
     check_reward_columns(rewards, data.dataset.column_names)
-    findings += guidance_findings(data, args, shares_base(settings, args))
+    findings += teacher_findings(data, settings.teacher_names)
+    findings += guidance_findings(data, args, bool(own_bases(settings, args)))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
-    return RunInputs(configuration, args, data, evaluation, rewards, student, teacher, findings, mean, longest)
+    return RunInputs(configuration, args, data, evaluation, rewards, student, teachers, findings, mean, longest)
 
 
 def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
@@ -101,13 +115,56 @@ def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
     return {"disable_tqdm": True, "use_cpu": True, "bf16": False}
 
 
-def compare(student: ModelFiles, teacher: ModelFiles, rows: list[dict[str, Any]], args: Any) -> list[Finding]:
-    """What the two models' files say about each other; a pair that cannot work is refused.
+def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> None:
+    """Refuse a teacher that does not read the student's token ids, by its name where it has one.
+
+    Raises:
+        ValueError: with the ids that differ.
+    """
+    try:
+        check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
+    except ValueError as error:
+        raise error if name is None else ValueError(f"{called(name)} cannot be used: {error}") from error
+
+
+def compare(
+    student: ModelFiles, teachers: dict[Name, ModelFiles], data: PromptData, longest_row: int, args: Any
+) -> list[Finding]:
+    """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused.
 
     Raises:
         ValueError: every refusal, one a line.
     """
-    findings = compare_pair(
+    found = {
+        name: _compared(student, teacher, _rows_for(data, name, longest_row), args_of(args, name, teachers))
+        for name, teacher in teachers.items()
+    }
+    shared = [finding for finding in next(iter(found.values())) if all(finding in each for each in found.values())]
+    findings = shared + [
+        replace(finding, subject=f"{finding.subject} ({name})")
+        for name, each in found.items()
+        for finding in each
+        if finding not in shared
+    ]
+    refusals = [
+        finding.sentence if finding in shared else f"{finding.subject}: {finding.sentence}"
+        for finding in findings
+        if finding.level == "refusal"
+    ]
+    if refusals:
+        raise ValueError("\n".join(refusals))
+    return findings
+
+
+def _rows_for(data: PromptData, name: Name, longest_row: int) -> list[dict[str, Any]]:
+    """Rows of one teacher, the longest of all among them where it is its own."""
+    rows = rows_of_teacher(data, name)
+    wanted = [row for row in (longest_row,) if row in rows] + list(rows[:ROWS_COMPARED])
+    return [data.dataset[row] for row in wanted]
+
+
+def _compared(student: ModelFiles, teacher: ModelFiles, rows: list[dict[str, Any]], args: Any) -> list[Finding]:
+    return compare_pair(
         student,
         teacher,
         rows,
@@ -116,7 +173,3 @@ def compare(student: ModelFiles, teacher: ModelFiles, rows: list[dict[str, Any]]
         teacher_chat_template=args.teacher_chat_template,
         teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
     )
-    refusals = [finding.sentence for finding in findings if finding.level == "refusal"]
-    if refusals:
-        raise ValueError("\n".join(refusals))
-    return findings

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..teacher.names import Name
+from ..training.by_teacher import check_names, named
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -10,7 +13,8 @@ class RunSettings:
 
     Attributes:
         student: folder or Hub name of the model that learns.
-        teacher: folder or Hub name of the model that scores; it must share the student's token ids.
+        teacher: folder or Hub name of the model that scores; it must share the student's token ids. Several:
+            `{math: path, code: path}`, and each row of the data names its own in a `teacher` column.
         data: file, list of files, folder of a saved data set, or Hub name; see docs/data.md.
         data_split: which split of a data set that has several.
         eval_data: likewise, for `eval_strategy`; `None` evaluates nothing. All its rows are used, and `columns` other
@@ -34,7 +38,9 @@ class RunSettings:
     """
 
     student: str = field(default="", metadata={"help": "folder or Hub name of the model that learns"})
-    teacher: str = field(default="", metadata={"help": "folder or Hub name of the model that scores its tokens"})
+    teacher: str | dict[str, str] = field(
+        default="", metadata={"help": "model that scores its tokens; several: {name: model}, by a teacher column"}
+    )
     data: str | list[str] = field(
         default="", metadata={"help": "prompts: file, list of files, saved data set, or Hub name"}
     )
@@ -69,12 +75,23 @@ class RunSettings:
         for name in ("student", "teacher", "data"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; {_WANTED[name]}")
+        check_names(self.teacher)
         if self.preflight_prompts < 0:
             raise ValueError(f"preflight_prompts is {self.preflight_prompts}; use a number of prompts, or 0 for none.")
         if self.max_prompts is not None and self.max_prompts < 1:
             raise ValueError(f"max_prompts is {self.max_prompts}; use at least 1, or leave it out to use all rows.")
         if not self.use_peft:
             self._refuse_adapter_settings()
+
+    @property
+    def teachers(self) -> dict[Name, str]:
+        """Name → folder or Hub name; one teacher has the name `None`."""
+        return named(self.teacher)
+
+    @property
+    def teacher_names(self) -> list[str] | None:
+        """The names that a row chooses from; `None` where there is one teacher without a name."""
+        return list(self.teacher) if isinstance(self.teacher, dict) else None
 
     def _refuse_adapter_settings(self) -> None:
         for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):

@@ -1,10 +1,12 @@
 """The data of a run: training prompts, evaluation prompts, and what the method will make of their columns."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from ..data import PromptData, has_splits, load_prompts
 from ..preflight.findings import Finding
+from ..teacher.names import COLUMN, Name
 from .configuration import Configuration
 
 ROWS_MEASURED = 64
@@ -21,6 +23,7 @@ def load_training(configuration: Configuration) -> PromptData:
         chat=settings.chat,
         system_prompt=settings.system_prompt,
         limit=settings.max_prompts,
+        teachers=settings.teacher_names,
     )
 
 
@@ -36,6 +39,7 @@ def load_evaluation(configuration: Configuration) -> PromptData | None:
         split=settings.eval_split if has_splits(settings.eval_data) else "train",
         chat=settings.chat,
         system_prompt=settings.system_prompt,
+        teachers=settings.teacher_names,
     )
 
 
@@ -54,9 +58,40 @@ def check_evaluation(configuration: Configuration) -> None:
         )
 
 
-def response_lengths(data: PromptData, tokenizer: Any) -> list[int] | None:
-    """Tokens of some of the data's teacher responses; `None` where it has none."""
-    rows = data.rows(ROWS_MEASURED)
+def rows_of_teacher(data: PromptData, name: Name) -> Sequence[int]:
+    """The numbers of a teacher's rows; all of them where it is the only one."""
+    if name is None:
+        return range(len(data))
+    return [row for row, value in enumerate(data.dataset[COLUMN]) if value == name]
+
+
+def first_rows(data: PromptData, name: Name, count: int) -> list[dict[str, Any]]:
+    """The first so many rows of a teacher, or all where there are fewer."""
+    return data.dataset.select(rows_of_teacher(data, name)[:count]).to_list()
+
+
+def teacher_findings(data: PromptData, names: Sequence[str] | None) -> list[Finding]:
+    """Which rows meet which of several teachers; or what becomes of the column beside a single one."""
+    if names is None:
+        if COLUMN not in data.dataset.column_names:
+            return []
+        sentence = (
+            f"the data has a column {COLUMN!r}, which is not read: there is one teacher, and it scores every row. For "
+            "several, map the column's names to models: `teacher: {name: path, …}`."
+        )
+        return [Finding("note", "teachers", sentence)]
+    counts = {name: len(rows_of_teacher(data, name)) for name in names}
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    idle = [name for name, count in counts.items() if not count]
+    if idle:
+        sentence = f"no row names {', '.join(idle)}, which would be loaded for nothing (rows: {told}). Remove it."
+        return [Finding("warning", "teachers", sentence)]
+    return [Finding("ok", "teachers", f"every row names its teacher: {told}.")]
+
+
+def response_lengths(data: PromptData, tokenizer: Any, teacher: Name = None) -> list[int] | None:
+    """Tokens of some of the data's teacher responses, or of one teacher's rows; `None` where it has none."""
+    rows = first_rows(data, teacher, ROWS_MEASURED)
     given = [row["teacher_response"] for row in rows if row.get("teacher_response") is not None]
     return [_response_length(value, tokenizer) for value in given] or None
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..modeling import rotates_by_length
 from .local import LocalTeacher, TeacherScores
 
 
@@ -13,11 +14,13 @@ class BaseTeacher(LocalTeacher):
     Args:
         student: a `PeftModel`; its base model is frozen by the adapter, and nothing here changes what it trains.
         forward: what is called for a forward pass; the student by default.
+        by_length: see `LocalTeacher`.
     """
 
-    def __init__(self, student: Any, forward: Callable | None = None):
+    def __init__(self, student: Any, forward: Callable | None = None, by_length: bool = True):
         self.model = student
         self.forward = forward or student
+        self.by_length = by_length and not rotates_by_length(student)
 
     def score(self, *args: Any, **kwargs: Any) -> TeacherScores:
         """As `LocalTeacher.score`."""

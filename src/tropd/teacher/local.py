@@ -10,12 +10,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import PackedResponses, expose_hidden_states, head_rows, pack_responses
+from ..modeling import expose_hidden_states, head_rows, rotates_by_length
 from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
 
-WantsTopK = Callable[[Tensor, Tensor, slice], Tensor]
-"""(teacher_logp [C], teacher_entropy [C], their slice of the N tokens) → bool [C]: which need the teacher's top-k."""
+WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
+"""(teacher_logp [C], teacher_entropy [C], which of the N tokens) → bool [C]: which need the teacher's top-k."""
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """What a teacher's whole distributions can be made from.
+
+    Attributes:
+        index: [n] sorted positions among the N tokens: those that this teacher has read.
+        hidden: [n, H_T] last hidden states.
+        head: its output layer at the sampling temperature.
+    """
+
+    index: Tensor
+    hidden: Tensor
+    head: Head
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,7 @@ class TeacherScores:
         topk_index: [M] sorted positions among the N tokens; empty where no top-k was asked for.
         topk_ids: [M, K] int32; K is 0 where no top-k was asked for.
         topk_logp: [M, K].
-        hidden: [N, H_T] last hidden states, kept only for full-vocabulary methods.
-        head: the teacher's output layer at the sampling temperature, kept only with `hidden`.
+        states: of each teacher that has read some of the tokens, kept only for full-vocabulary methods.
     """
 
     logp: Tensor
@@ -37,8 +52,7 @@ class TeacherScores:
     topk_index: Tensor
     topk_ids: Tensor
     topk_logp: Tensor
-    hidden: Tensor | None = None
-    head: Head | None = None
+    states: tuple[TeacherStates, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,14 +70,17 @@ class LocalTeacher:
     Args:
         model: a causal language model; put in evaluation mode, gradients switched off.
         forward: what is called for a forward pass: the model, or what accelerate, FSDP or DeepSpeed wrapped it in.
+        by_length: read rows of about one length together, in as many passes as pay; not with sharded weights, where
+            all processes must make the same passes.
     """
 
-    def __init__(self, model: PreTrainedModel, forward: Callable | None = None):
+    def __init__(self, model: PreTrainedModel, forward: Callable | None = None, by_length: bool = True):
         # An adapter's base model is where the forward is; `PeftModel` hands keyword arguments on to it.
         expose_hidden_states(getattr(model, "get_base_model", lambda: model)())
         model.eval().requires_grad_(False)
         self.model = model
         self.forward = forward or model
+        self.by_length = by_length and not rotates_by_length(model)
 
     @property
     def vocab_size(self) -> int:
@@ -86,6 +103,7 @@ class LocalTeacher:
         rows_per_pass: int | None = None,
         topk: TopKRequest | None = None,
         keep_hidden: bool = False,
+        passes: int = 0,
     ) -> TeacherScores:
         """One forward pass over each response in its teacher context.
 
@@ -98,30 +116,35 @@ class LocalTeacher:
             rows_per_pass: rows per forward; all by default.
             topk: where to keep the teacher's top-k.
             keep_hidden: keep hidden states for full-vocabulary methods.
+            passes: make so many passes at least, idle ones behind the others: with sharded weights the processes meet
+                in each, whatever number of rows they have.
         """
         step = rows_per_pass or max(len(contexts), 1)
+        batches = [
+            (contexts[start : start + step], responses[start : start + step], scored[start : start + step])
+            for start in range(0, len(contexts), step)
+        ]
+        batches += [([[pad_id]], [[]], [[]])] * (passes - len(batches))
         parts, hidden, done, head = [], [], 0, None
-        for start in range(0, len(contexts), step):
-            rows = slice(start, start + step)
-            packed = pack_responses(
-                list(contexts[rows]), list(responses[rows]), list(scored[rows]), pad_id, self.device
-            )
+        for batch in batches:
+            packed = pack_responses(*batch, pad_id, self.device, by_length=self.by_length)
             part, states, head = self._score_packed(packed, temperature, done, topk)
             parts.append(part)
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
         logp, entropy, index, ids, topk_logp = (torch.cat(column) for column in zip(*parts, strict=True))
-        if not keep_hidden:
+        if not keep_hidden or head is None:
             return TeacherScores(logp, entropy, index, ids, topk_logp)
-        return TeacherScores(logp, entropy, index, ids, topk_logp, torch.cat(hidden), head)
+        read = TeacherStates(torch.arange(len(logp), device=logp.device), torch.cat(hidden), head)
+        return TeacherScores(logp, entropy, index, ids, topk_logp, (read,))
 
     def _readable(self, packed: PackedResponses) -> Tensor:
         """The token ids [N], -1 from a row's first id on that is beyond this teacher's vocabulary.
 
         A student padded further than its teacher may sample such an id; nothing after it has a teacher's context.
         """
-        readable = (packed.input_ids < self.vocab_size).cumprod(-1).flatten()[packed.state_index + 1]
-        return torch.where(readable > 0, packed.token_ids, -1)
+        readable = torch.cat([(ids < self.vocab_size).cumprod(-1).flatten() for ids in packed.input_ids])
+        return torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
 
     def _score_packed(
         self, packed: PackedResponses, temperature: float, offset: int, topk: TopKRequest | None
@@ -134,7 +157,7 @@ class LocalTeacher:
             return _score_states(states, head, token_ids, offset, topk), states, head
 
         return self.forward(
-            input_ids=packed.input_ids.clamp_max(self.vocab_size - 1),
+            input_ids=tuple(ids.clamp_max(self.vocab_size - 1) for ids in packed.input_ids),
             attention_mask=packed.attention_mask,
             on_hidden=score,
         )

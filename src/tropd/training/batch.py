@@ -8,10 +8,10 @@ from functools import cached_property
 
 import torch
 
-from ..modeling import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
+from ..packing import PackedResponses, pack_responses
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Rollout:
         external: for each response token, was it put there by a tool or an environment? `None`: none was.
         sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
             ids only.
+        sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
         reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
         ended: does the response end with an end-of-sequence token?
         repetitive: does it end in a repeating cycle?
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
+        teacher: the name of the teacher that scores it; `None` where there is one, without a name.
     """
 
     row: int
@@ -47,11 +49,13 @@ class Rollout:
     prefix_length: int = 0
     external: list[bool] | None = None
     sampler_logps: list[float] | None = None
+    sampler_entropies: list[float] | None = None
     reward_advantage: float = 0.0
     ended: bool = False
     repetitive: bool = False
     collapsed: bool = False
     included: bool = True
+    teacher: str | None = None
 
     @cached_property
     def scored(self) -> list[bool]:
@@ -79,6 +83,8 @@ class MicroBatch:
         signals: [N] each.
         direct: the divergence to differentiate directly, or `None`.
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
+        unread: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
+        first_update: is this the update by which the student first moves away from the one that sampled?
     """
 
     rollouts: list[Rollout]
@@ -86,14 +92,19 @@ class MicroBatch:
     signals: TokenSignals
     direct: DirectTerm | None
     counts: RegionCounts
+    unread: bool = False
+    first_update: bool = True
 
 
-def pack_for_student(rollouts: list[Rollout], pad_id: int, device: torch.device) -> PackedResponses:
-    """Model inputs in the student's context."""
+def pack_for_student(
+    rollouts: list[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
+) -> PackedResponses:
+    """Model inputs in the student's context; several groups `by_length`, where they pay."""
     return pack_responses(
         [rollout.prompt_ids for rollout in rollouts],
         [rollout.response for rollout in rollouts],
         [rollout.scored for rollout in rollouts],
         pad_id,
         device,
+        by_length=by_length,
     )

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from .checkpoints import ASIDE, clear_aside, publish_files, room_on_disk
 from .faults import log_written
 from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_description
+from .teachers import model_names
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class RunDirectoryCallback(TrainerCallback):
                     set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
                 else:  # how the run began stays on record
                     set_aside(args.output_dir, ("run.json",))
-                write_run_description(args.output_dir, args.to_dict(), self.trainer.method)
+                write_run_description(
+                    args.output_dir, args.to_dict(), self.trainer.method, model_names(self.trainer.teachers)
+                )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
         self.trainer.restore_pending()

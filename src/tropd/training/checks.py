@@ -1,32 +1,43 @@
 """What a trainer refuses before it is built, or before it trains; each sentence says what to do instead."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+from accelerate.utils import is_peft_model
+from torch import nn
+
+from ..teacher.names import COLUMN, Name, why_unknown
+from .by_teacher import args_of
 from .config import TrOPDConfig
 from .own_base import why_not_shared
 from .sharding import shards_teacher, uses_zero3
 
+logger = logging.getLogger(__name__)
 
-def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset: Any, options: dict[str, Any]) -> None:
+OWN_BASE = (
+    "pass the base model, without an adapter, as both, and the adapter as peft_config; or load the teacher twice."
+)
+
+
+def check_arguments(
+    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], train_dataset: Any, options: dict[str, Any]
+) -> None:
     """Refuse arguments of `TrOPDTrainer` that contradict each other.
 
     Args:
         args: the configuration.
         student: a folder, a name or a model.
-        teacher: likewise.
+        teachers: likewise, by name.
         train_dataset: the training data.
         options: the remaining arguments, `reward_funcs` among them.
 
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
-    if student is teacher and not isinstance(student, str):
-        why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
-        if why is not None:
-            raise ValueError(
-                "student and teacher are one and the same object. It can be both where an adapter (peft_config) on it "
-                f"is the student, and its base the teacher; but {why}. Load the teacher separately, or copy it."
-            )
+    for name, teacher in teachers.items():
+        if student is teacher and not isinstance(student, str):
+            _check_one_object(args_of(args, name, teachers), student, options)
     _check_columns(train_dataset, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
@@ -48,6 +59,58 @@ def check_arguments(args: TrOPDConfig, student: Any, teacher: Any, train_dataset
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
         )
+
+
+def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) -> None:
+    """Refuse one object as student and teacher, unless it is the teacher and an adapter on it the student."""
+    if is_peft_model(student):
+        raise ValueError(
+            "student and teacher are one and the same PeftModel. Its adapter is both models', and is not switched "
+            f"off for the teacher: {OWN_BASE}"
+        )
+    why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
+    if why is not None:
+        raise ValueError(
+            "student and teacher are one and the same object. It can be both where an adapter (peft_config) on it "
+            f"is the student, and its base the teacher; but {why}. Load the teacher separately, or copy it."
+        )
+
+
+def check_teacher_column(dataset: Any, teachers: Mapping[Name, Any], what: str) -> None:
+    """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
+
+    With one teacher without a name, a column of that name is data like any other, which is said.
+
+    Args:
+        dataset: the data set, several by name, or `None`.
+        teachers: by name.
+        what: `the training data`, for the sentence.
+
+    Raises:
+        ValueError: with the first such row, its value, how many there are, and the names.
+    """
+    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+        for name, part in dataset.items():
+            check_teacher_column(part, teachers, f"{what} {name!r}")
+        return
+    columns = getattr(dataset, "column_names", None) or ()
+    if None in teachers:
+        if COLUMN in columns:
+            logger.warning(
+                "%s has a column %r, but teacher_model is one teacher, which scores every row; the column is only "
+                "handed to the reward functions. Give a mapping from its names to models for several teachers.",
+                what[0].upper() + what[1:],
+                COLUMN,
+            )
+        return
+    if not hasattr(dataset, "__len__"):
+        return
+    names = [str(name) for name in teachers]
+    values = dataset[COLUMN] if COLUMN in columns else [None] * len(dataset)
+    bad = [(row, why) for row, value in enumerate(values) if (why := why_unknown(value, names)) is not None]
+    if bad:
+        more = f" So it is with {len(bad)} of {len(dataset)} rows." if len(bad) > 1 else ""
+        raise ValueError(f"row {bad[0][0]} of {what} (counted from 0) {bad[0][1]}{more}")
 
 
 def has_rewards(options: dict[str, Any]) -> bool:
@@ -89,6 +152,7 @@ def check_host_model(trainer: Any) -> None:
             "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
             "yet. For the latter set router_aux_loss_coef to 0."
         )
+    _check_adapter(trainer.model)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
@@ -117,3 +181,43 @@ def _check_whole_teacher(trainer: Any) -> None:
             "shard_teacher is False, but the teacher is the student's own base, which FSDP2 shards as the student. "
             "Remove it, or load the teacher separately: teacher_model_init_kwargs other than model_init_kwargs does."
         )
+
+
+def _check_adapter(student: Any) -> None:
+    """Refuse an adapter that puts tokens of its own before the prompt: a token's state would be another one's."""
+    adapter = student.active_peft_config if is_peft_model(student) else None
+    if adapter is not None and adapter.is_prompt_learning:
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise ValueError(
+            f"the student's adapter (peft_config) is {type(adapter).__name__}, of kind {kind}: it puts "
+            f"{adapter.num_virtual_tokens} virtual tokens before the prompt, and scores would be those of other "
+            "tokens. Use an adapter of the weights, such as LoraConfig."
+        )
+
+
+def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse a teacher with weights of the student: it is frozen and, if they are trained, would change with them.
+
+    Args:
+        trainer: a built host.
+        teachers: folders, names or models, by name.
+
+    Raises:
+        ValueError: with one of the weights, and what to type.
+    """
+    for name, teacher in teachers.items():
+        if name in trainer.own_bases or isinstance(teacher, str):
+            continue
+        ours, theirs = _weights(trainer.model), _weights(teacher)
+        shared = [weight for place, weight in theirs.items() if place in ours]
+        if shared:
+            raise ValueError(
+                f"teacher_model shares {len(shared)} of its {len(theirs)} weights with the student ({shared[0]}, …), "
+                "so freezing it would freeze the student. Where the teacher is the base of the student's adapter: "
+                f"{OWN_BASE}"
+            )
+
+
+def _weights(model: nn.Module) -> dict[Any, str]:
+    """Where the parameters of a model are, with their names; a sharded or empty one has no address."""
+    return {(p.device, p.data_ptr() or id(p)): name for name, p in model.named_parameters()}

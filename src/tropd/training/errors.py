@@ -17,8 +17,16 @@ class TeacherFailed(TrainingStopped, RuntimeError):
     """The teacher raised, or did not give one score for each token it was asked for; nothing was learned from it."""
 
 
+class RewardFailed(TrainingStopped, RuntimeError):
+    """A reward function raised, or did not give one number for each completion; nothing was learned from it."""
+
+
+class OutOfMemory(TrainingStopped, RuntimeError):
+    """The student has not the memory to write, to be scored or to learn. The teacher's lack is a `TeacherFailed`."""
+
+
 class DataFailed(TrainingStopped, RuntimeError):
-    """The training data cannot be read on, or hold no whole rollout batch."""
+    """The data cannot be read on, or those of the training hold no whole rollout batch."""
 
 
 class LogNotWritten(TrainingStopped):

@@ -1,24 +1,33 @@
-"""What fails around a step, in a sentence: the teacher, the data, the log's disk, another process.
+"""What fails around a step, in a sentence: the teacher, a reward, the data, the log's disk, another process.
 
 `KeyboardInterrupt` and `SystemExit` pass; everything else is kept as the cause.
 """
 
+import inspect
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from ..teacher.local import TeacherScores
 from .checkpoints import FULL_DISK, checkpoints_in
-from .errors import DataFailed, LogNotWritten, ProcessLost, TeacherFailed, TrainingStopped
+from .errors import DataFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
 from .guards import kept
 
 logger = logging.getLogger(__name__)
 
 LONGEST = 300
+
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+"""What is said where memory ran out and the exception's type does not tell."""
+
+PREFLIGHT = "the preflight"
+"""The moment before training, in which a few prompts are looked at."""
 
 
 def in_a_line(error: BaseException) -> str:
@@ -35,8 +44,20 @@ def in_a_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
-def _go_on(directory: str) -> str:
-    return "go on with resume_from_checkpoint" if checkpoints_in(directory) else "start again"
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the device, or the machine, have no more memory?"""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
+
+
+def go_on(directory: str, moment: str = "") -> str:
+    """How to, once the fault is mended."""
+    resumed = moment != PREFLIGHT and checkpoints_in(directory)
+    return "go on with resume_from_checkpoint" if resumed else "start again"
+
+
+def left(moment: str, directory: str) -> str:
+    """What there is of the run."""
+    return "no step was taken" if moment == PREFLIGHT else kept(directory)
 
 
 # ---------------------------------------------------------------------- the teacher
@@ -58,14 +79,15 @@ def teacher_asked(moment: str, directory: str) -> Iterator[None]:
     except TrainingStopped:
         raise
     except Exception as error:
+        which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
         raise TeacherFailed(
-            f"the teacher failed in {moment} ({in_a_line(error)}), so nothing was learned from it; {kept(directory)}. "
-            f"{_teacher_advice(error)} {_go_on(directory)}."
+            f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+            f"{left(moment, directory)}. {_teacher_advice(error)} {go_on(directory, moment)}."
         ) from error
 
 
 def _teacher_advice(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return "Lower teacher_batch_size, or per_device_train_batch_size and max_completion_length, and"
     if isinstance(error, OSError):
         return "See that the teacher can be reached and"
@@ -76,7 +98,7 @@ def teacher_failed_elsewhere(moment: str, directory: str) -> TeacherFailed:
     """What a process says whose own teacher has answered."""
     return TeacherFailed(
         f"the teacher failed in {moment} on another process, which says why; nothing was learned from it, and "
-        f"{kept(directory)}."
+        f"{left(moment, directory)}."
     )
 
 
@@ -93,22 +115,74 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
         "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
         "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
     }
-    if scores.hidden is not None:
-        counts["hidden"] = (len(scores.hidden), num_tokens, "tokens")
+    if scores.states:
+        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
     for name, (given, wanted, of) in counts.items():
         if given != wanted:
             raise TeacherFailed(
                 f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
-                f"from them; {kept(directory)}. A teacher scores every token it is asked for (LocalTeacher.score)."
+                f"from them; {left(moment, directory)}. A teacher scores every token that it is asked for."
             )
+
+
+# ---------------------------------------------------------------------- the rewards
+
+
+@contextmanager
+def rewards_given(functions: Sequence[tuple[str, Any]], moment: str, directory: str) -> Iterator[None]:
+    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
+
+    Args:
+        functions: the reward functions with their names.
+        moment: such as `step 3`.
+        directory: of the run.
+
+    Raises:
+        RewardFailed: with the function, what it raised, what is kept, and what to do.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
+            raise
+        raise RewardFailed(
+            f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
+            f"was learned from it; {left(moment, directory)}. {_reward_advice(error)} {go_on(directory, moment)}."
+        ) from error
+
+
+def _that_failed(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
+    """The reward function whose code was running; all of them, where it was the host's own."""
+    running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    failed = [name for name, function in functions if _code(function) in running]
+    return " or ".join(failed or [name for name, _ in functions])
+
+
+def _code(function: Any) -> Any:
+    """What runs when a function, a model or another callable is called."""
+    called = function if inspect.isroutine(function) else getattr(function, "forward", type(function).__call__)
+    return getattr(inspect.unwrap(called), "__code__", None)
+
+
+def _reward_advice(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "Lower per_device_train_batch_size or max_completion_length and"
+    return "Mend the function, or the column that it reads, and"
 
 
 # ---------------------------------------------------------------------- the data
 
 
 @contextmanager
-def data_read(step: int, directory: str) -> Iterator[None]:
+def data_read(step: int, directory: str, which: str = "training") -> Iterator[None]:
     """Stop in a sentence where the data set, or a process that loads it, fails.
+
+    Args:
+        step: the one that is about to be taken, or behind which is evaluated.
+        directory: of the run.
+        which: `training` or `evaluation` data.
 
     Raises:
         DataFailed: with what was raised, what is kept, and what to try.
@@ -118,19 +192,53 @@ def data_read(step: int, directory: str) -> Iterator[None]:
     except TrainingStopped:
         raise
     except Exception as error:
-        raise _data_failed(error, step, directory) from error
+        if _is_lost_peer(error):  # the host may hand out a stream's batches from one process
+            raise
+        raise _data_failed(error, step, directory, which) from error
 
 
-def _data_failed(error: Exception, step: int, directory: str) -> DataFailed:
+def _data_failed(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
+    lost = "the step was not taken" if which == "training" else "nothing was evaluated"
+    where = f"at step {step}" if which == "training" else f"after step {step}"
     advice = (
         "It may have been killed for memory: dataloader_num_workers: 0 reads the data in the process itself; then"
         if _is_lost_worker(error)
         else "Mend the row or its source, leave the rows before it as they are, and"
     )
     return DataFailed(
-        f"the training data cannot be read on at step {step} ({in_a_line(error)}), so the step was not taken; "
-        f"{kept(directory)}. {advice} {_go_on(directory)}."
+        f"the {which} data cannot be read on {where} ({in_a_line(error)}), so {lost}; "
+        f"{kept(directory)}. {advice} {go_on(directory)}."
     )
+
+
+class Reading:
+    """A data loader of an evaluation, whose failures are sentences.
+
+    Args:
+        loader: the host's; everything but reading is left to it.
+        asking: what each batch is read in.
+    """
+
+    def __init__(self, loader: Any, asking: Callable[[], AbstractContextManager[None]]):
+        self.loader, self.asking = loader, asking
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.asking():
+            batches = iter(self.loader)
+        while True:
+            with self.asking():
+                batch = next(batches, self)
+            if batch is self:
+                return
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
 
 def _is_lost_worker(error: Exception) -> bool:
@@ -188,7 +296,7 @@ def log_written(file: str, step: int, directory: str) -> Iterator[None]:
         room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
         raise LogNotWritten(
             f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
-            f"are whole, and {kept(directory)}. {room} and {_go_on(directory)}."
+            f"are whole, and {kept(directory)}. {room} and {go_on(directory)}."
         ) from error
 
 
@@ -214,9 +322,10 @@ def processes_alive(directory: str, step: Callable[[], int]) -> Iterator[None]:
             raise
         raise ProcessLost(
             f"another process of the run ended or stopped answering in step {step()} ({in_a_line(error)}); what it "
-            f"printed says why; {kept(directory)}. Start all processes again and {_go_on(directory)}."
+            f"printed says why; {kept(directory)}. Start all processes again and {go_on(directory)}."
         ) from error
 
 
 def _is_lost_peer(error: Exception) -> bool:
-    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+    raised_by_torch = getattr(torch.distributed, "DistError", ())  # a PyTorch built without distributed has none
+    return isinstance(error, raised_by_torch) or "gloo/transport" in str(error)

@@ -30,11 +30,13 @@ def check_gradient_norm(norm: float, step: int, directory: str) -> None:
         )
 
 
-def check_teacher_scores(num_finite: float, num_tokens: float, step: int, directory: str) -> None:
+def check_teacher_scores(
+    num_finite: float, num_tokens: float, step: int, directory: str, teacher: str = "the teacher"
+) -> None:
     """Refuse a batch in which the teacher has no finite score for any student token; a few are left out and counted."""
     if num_tokens and not num_finite:
         raise NotFinite(
-            f"the teacher has no finite score for any of the {num_tokens:.0f} student tokens of step {step}, so there "
+            f"{teacher} has no finite score for any of the {num_tokens:.0f} student tokens of step {step}, so there "
             f"is nothing to learn from; {kept(directory)}. Look at the teacher's weights and precision "
             "(teacher_model_init_kwargs: {dtype: float32}); `tropd check` scores a few prompts."
         )
@@ -55,7 +57,7 @@ def finite_softmax(step: int, directory: str) -> Iterator[None]:
 
 
 def kept(directory: str) -> str:
-    """Which checkpoint there is to go back to."""
-    whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder) is None)
+    """Which checkpoint there is to go back to; told at once, so that resuming is where its files are read."""
+    whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder, digests=False) is None)
     last = next(whole, None)
     return f"the last checkpoint, {last}, is untouched" if last else f"{directory} has no checkpoint yet (save_steps)"

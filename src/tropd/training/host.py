@@ -1,5 +1,5 @@
 """The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place, and the
-two of Transformers that addressed sampling goes through.
+two of Transformers that addressed sampling goes through; `decoding_host` has those of the decoding loop.
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.
@@ -12,6 +12,8 @@ from typing import Any
 from transformers import GenerationMixin
 from trl import GRPOTrainer
 
+from .decoding_host import check_decoding
+
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_generate_single_turn": (
         "self",
@@ -22,12 +24,35 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
         "has_tool_images",
     ),
     "_get_train_sampler": ("self", "dataset"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_per_token_logps_and_entropies": (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ),
     "_prepare_inputs": ("self", "generation_batch"),
     "_compute_loss": ("self", "model", "inputs"),
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
+    "get_eval_dataloader": ("self", "eval_dataset"),
     "log": ("self", "logs", "start_time"),
+    "save_model": ("self", "output_dir", "_internal_call"),
     "_init_training_state": (
         "self",
         "max_steps",
@@ -64,6 +89,8 @@ ATTRIBUTES = (
     "num_generations",
     "num_generations_eval",
     "num_iterations",
+    "reward_func_names",
+    "reward_funcs",
     "temperature",
     "use_vllm",
 )
@@ -110,6 +137,7 @@ def check_host(host: Any = GRPOTrainer) -> None:
         if f'"{key}"' not in produced:
             raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
     check_sampler()
+    check_decoding()
 
 
 def check_sampler(mixin: Any = GenerationMixin) -> None:

@@ -1,7 +1,7 @@
 # ruff: noqa: E501  (the table reads best one metric a line)
 """Every metric of a run, defined once; the documentation is made from this table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,23 +51,46 @@ response/collapsed_share | share | rollouts that are empty or only repeat themse
 response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted
 guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
-guidance/nll | nats | student's mean negative log-likelihood on prefix tokens | falls | rises: forgetting the teacher's states
-sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens; absent where the sampler returns none | below 0.02 | grows: wrong temperature, stale weights or precision
+guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states
+sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent where the sampler returns none | below 0.02 | grows: wrong temperature, stale weights or precision
 teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
 loss/trust | nats per token | the trust region's part of the loss | small | see kl/k1
 loss/outlier | nats per token | the outlier region's part of the loss | falls | see kl/outlier_forward
 loss/guidance | nats per token | the prefix's part of the loss | falls to 0 with the schedule | dominates: see regions/num_guidance
 loss/reward | nats per token | the mixed-in rewards' part of the loss | small | dominates the teacher's signal
 grad_norm | loss per unit of weight | norm of the gradient before clipping (logged by Transformers) | falls, then steady | peaks with log_ratio/p01: outliers drive the update; use a trust region
+teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one of several teachers; absent where it had none, as all of its metrics | rises towards 1 | falls while others rise: this teacher's rows are crowded out
+teacher/<name>/k1 | nats | kl/k1 on the rows of one of several teachers | falls | rises while others fall: the teachers pull apart
+teacher/<name>/entropy | nats | entropy/teacher on the rows of one of several teachers | steady | rises: the student leads this teacher where it knows nothing
+teacher/<name>/num_tokens | tokens per rollout batch | student tokens learned from on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
 speed/rollout | tokens per second | student-written tokens by rollout time | steady | falls: longer tails, smaller batches
 speed/teacher | tokens per second | scored tokens by teacher time | steady | falls
 speed/update | tokens per second | response tokens by forward-backward time | steady | falls
 """
 
-METRICS: dict[str, Metric] = {
-    row[0]: Metric(*row)
-    for row in ([cell.strip() for cell in line.split(" | ")] for line in _TABLE.strip().splitlines())
-}
+NAME = "<name>"
+"""Stands in the table for the name of each of several teachers."""
+
+_ALL = [Metric(*(cell.strip() for cell in line.split(" | "))) for line in _TABLE.strip().splitlines()]
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL if NAME not in metric.name}
+
+METRICS_BY_TEACHER: dict[str, Metric] = {metric.name: metric for metric in _ALL if NAME in metric.name}
+"""Families of metrics: one of each name for each of several teachers."""
+
+
+def of_teacher(family: str, teacher: str) -> str:
+    """The name of a family's metric for one teacher.
+
+    >>> of_teacher("teacher/<name>/k1", "math")
+    'teacher/math/k1'
+    """
+    return METRICS_BY_TEACHER[family].name.replace(NAME, teacher)
+
+
+def metric_names(teachers: Sequence[str] = ()) -> list[str]:
+    """Every name that a run with these teachers may log."""
+    return [*METRICS, *(of_teacher(family, teacher) for teacher in teachers for family in METRICS_BY_TEACHER)]
 
 
 def as_markdown() -> str:
@@ -75,26 +98,31 @@ def as_markdown() -> str:
     head = "| metric | unit | what it is | healthy | a bad trend |\n|---|---|---|---|---|\n"
     rows = [
         f"| `{m.name}` | {m.unit} | {m.definition.replace('|', chr(92) + '|')} | {m.healthy} | {m.trouble} |"
-        for m in METRICS.values()
+        for m in _ALL
     ]
     return head + "\n".join(rows) + "\n"
 
 
 class Totals:
-    """Named sums with counts, added up over micro-batches and ranks and turned into means at the end."""
+    """Named sums with counts, added up over micro-batches and ranks and turned into means at the end.
 
-    def __init__(self) -> None:
+    Args:
+        teachers: the names of several teachers.
+    """
+
+    def __init__(self, teachers: Sequence[str] = ()) -> None:
         # One row for every metric of the table, so that ranks always exchange tensors of one shape.
         # Columns: sum, count, and how often the name was added as a plain sum.
-        self._table = torch.zeros(len(METRICS), 3, dtype=torch.float64)
+        self._row = {name: row for row, name in enumerate(metric_names(teachers))}
+        self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add `total` over `count` items to the mean called `name`."""
-        self._table[_ROW[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
+        self._table[self._row[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
 
     def add_sum(self, name: str, total: Tensor | float) -> None:
         """Add to a metric that is a sum over the step and not a mean."""
-        self._table[_ROW[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
+        self._table[self._row[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
 
     def add_speed(self, name: str, tokens: float, seconds: float) -> None:
         """Add tokens by the time they took, unless a clock says that they took none."""
@@ -109,12 +137,9 @@ class Totals:
     def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Global sums and means; a mean whose global count is zero is absent, not zero."""
         collected = {}
-        for name, (total, count, sums) in zip(METRICS, sum_over_ranks(self._table).tolist(), strict=True):
+        for name, (total, count, sums) in zip(self._row, sum_over_ranks(self._table).tolist(), strict=True):
             if sums > 0:
                 collected[name] = total
             elif count > 0:
                 collected[name] = total / count
         return collected
-
-
-_ROW = {name: row for row, name in enumerate(METRICS)}

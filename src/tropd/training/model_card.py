@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from ..teacher.several import Teachers
 from .run_directory import write_whole
+from .teachers import model_name
 
 CARD = """\
 ---
@@ -45,7 +47,7 @@ def write_card(trainer: Any) -> None:
         summary=method.summary,
         source=method.source,
         student=student,
-        teacher=_name(trainer.teacher.model),
+        teacher=_teachers(trainer.teachers),
         base_model="" if is_local else f"base_model: {student}\n",
         steps=trainer.state.global_step,
         learning_rate=args.learning_rate,
@@ -61,4 +63,10 @@ UNNAMED = "a model without a name"
 
 
 def _name(model: Any) -> str:
-    return getattr(model.config, "_name_or_path", "") or UNNAMED
+    return model_name(model) or UNNAMED
+
+
+def _teachers(teachers: Teachers) -> str:
+    """The teacher's model, or each model with the name that rows call it by."""
+    each = [_name(teacher.model) + ("" if name is None else f" ({name})") for name, teacher in teachers.by_name.items()]
+    return ", ".join(each)

@@ -1,16 +1,17 @@
 """From records to the metrics of the table; nothing here changes what is learned. N counts scored tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..objective.loss import TokenLosses, TokenSignals, TopKTerm
+from ..objective.fused import FusedLoss
+from ..objective.loss import TokenSignals, TopKTerm, learned_from
 from ..objective.reduce import reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
 from .batch import MicroBatch, Rollout
-from .metrics import Totals
+from .metrics import Totals, of_teacher
 from .scoring import StudentScores
 
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
@@ -28,8 +29,22 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout]) -> None:
     totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
 
 
-def batch_metrics(totals: Totals, signals: TokenSignals, student: StudentScores, teacher: TeacherScores) -> None:
-    """Regions, log ratios, entropies and the teacher's top-k mass, before the update."""
+def batch_metrics(
+    totals: Totals,
+    signals: TokenSignals,
+    student: StudentScores,
+    teacher: TeacherScores,
+    of_teachers: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Regions, log ratios, entropies and the teacher's top-k mass, before the update; and for each of several teachers.
+
+    Args:
+        totals: added to.
+        signals: of the N tokens.
+        student: likewise.
+        teacher: likewise.
+        of_teachers: for each name of a teacher, bool [N]: its tokens.
+    """
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
     totals.add_sum("regions/num_trust", signals.trust_weight.sum())
@@ -42,15 +57,32 @@ def batch_metrics(totals: Totals, signals: TokenSignals, student: StudentScores,
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
     totals.add_mean("entropy/teacher", teacher.entropy, on_policy * teacher.entropy.isfinite())
-    totals.add_mean("guidance/nll", -student.trainer_logp, signals.guidance_mask)
-    totals.add_mean(
-        "sampler/logp_gap",
-        (student.rollout_logp - student.trainer_logp).abs(),
-        on_policy * student.from_sampler,
-    )
+    reading_metrics(totals, signals, student.rollout_logp, student.trainer_logp, student.from_sampler)
     if teacher.topk_logp.numel():
         masses = teacher.topk_logp.exp().sum(-1)
         totals.add_mean("teacher/topk_mass", masses, torch.ones_like(masses))
+    for name, mine in (of_teachers or {}).items():
+        _teacher_metrics(totals, name, mine, signals, teacher)
+
+
+def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSignals, teacher: TeacherScores) -> None:
+    """What the metrics of all rows are on the rows of one teacher; nothing where it has none."""
+    weights = (signals.trust_weight + signals.outlier_weight) * mine
+    totals.add_mean(of_teacher("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
+    totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
+    totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
+    if mine.any():
+        totals.add_sum(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+
+
+def reading_metrics(
+    totals: Totals, signals: TokenSignals, rollout_logp: Tensor, trainer_logp: Tensor, from_sampler: Tensor
+) -> None:
+    """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
+    read = trainer_logp.isfinite()
+    on_policy = signals.trust_weight + signals.outlier_weight
+    totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
+    totals.add_mean("sampler/logp_gap", (rollout_logp - trainer_logp).abs(), on_policy * from_sampler * read)
 
 
 def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -62,19 +94,20 @@ def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor
     return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
 
 
-def loss_metrics(
-    window: Totals,
-    batch: MicroBatch,
-    losses: TokenLosses,
-    direct: Tensor,
-    topk_mass: Tensor,
-) -> None:
-    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k."""
-    for name, value in reduced_parts(losses, batch.counts, batch.method.reduction).items():
+def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss) -> None:
+    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
+
+    The update of an unread batch is the first pass over it, and says what that pass would have said.
+    """
+    for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
         window.add_sum(f"loss/{name}", value.detach())
+    if batch.unread and batch.first_update:
+        read = learned_from(batch.method, batch.signals)  # others are projected for the rollout log alone
+        student_logp = torch.where(read, terms.student_logp, torch.nan)
+        reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
     if isinstance(batch.direct, TopKTerm):
         index = batch.direct.index
-        ones = torch.ones_like(index, dtype=direct.dtype)
+        ones = torch.ones_like(index, dtype=terms.direct.dtype)
         if batch.method.outlier_uses_fkl:
-            window.add_mean("kl/outlier_forward", direct.detach()[index], ones)
-        window.add_mean("student/topk_mass", topk_mass[index], ones)
+            window.add_mean("kl/outlier_forward", terms.direct[index], ones)
+        window.add_mean("student/topk_mass", terms.topk_mass[index], ones)

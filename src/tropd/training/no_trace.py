@@ -22,11 +22,13 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
     for name, value in kept.items():
         setattr(trainer, name, copy.deepcopy(value))
     trainer._evaluated_rows = 0
+    trainer.in_preflight = True
     trainer.model.eval()
     try:
         with _same_random_states(trainer.accelerator.device):
             yield
     finally:
+        trainer.in_preflight = False
         for module, training in modes:
             module.training = training
         for name, value in kept.items():

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..objective.methods import Method
 from ..rollout.guidance import prefixes, response_ids
-from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
+from ..teacher.names import rows_by_name
+from ..teacher.several import Teachers, naming
 
 Row = dict[str, Any]
 
@@ -19,8 +20,7 @@ class PrefixStage:
 
     Attributes:
         method: its guidance reading is used.
-        teacher: writes the responses that the data set does not have.
-        contexts: what the teacher sees.
+        teachers: write the responses that the data set does not have, each for its own rows.
         tokenizer: the student's.
         tokenize: prompts to the token ids that the student sees.
         eos_ids: every id that ends a response.
@@ -32,13 +32,12 @@ class PrefixStage:
         num_generations: rollouts of a prompt.
         teacher_may_write: a sharded teacher cannot write for one rank alone.
         asking: what the teacher is asked in: turns its failure into a sentence.
-        drawing: what the teacher writes in, told the row of each response (of its prompt's first rollout in the whole
-            step): decides where the tokens come from; PyTorch's generator by default.
+        drawing: what a teacher writes in, told which and the row of each response (of its prompt's first rollout in
+            the whole step): decides where the tokens come from; PyTorch's generator by default.
     """
 
     method: Method
-    teacher: LocalTeacher
-    contexts: TeacherContexts
+    teachers: Teachers
     tokenizer: Any
     tokenize: Callable[[list[Any]], list[list[int]]]
     eos_ids: Sequence[int]
@@ -50,7 +49,7 @@ class PrefixStage:
     num_generations: int
     teacher_may_write: bool = True
     asking: Callable[[], AbstractContextManager[None]] = nullcontext
-    drawing: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda _: nullcontext()
+    drawing: Callable[[LocalTeacher, Sequence[int]], AbstractContextManager[None]] = lambda *_: nullcontext()
 
     def prefixes_for(
         self, rows: Sequence[Row], first_row: int, fraction: float, gather: Callable[[list], list]
@@ -109,7 +108,7 @@ class PrefixStage:
     def _write(
         self, rows: list[Row], numbers: list[int], prompt_ids: list[list[int]], fraction: float
     ) -> list[list[int]]:
-        """Teacher samples, no longer than the prefix can use."""
+        """Samples of each row's teacher, no longer than the prefix can use."""
         if not rows:
             return []
         if not self.teacher_may_write:
@@ -120,13 +119,18 @@ class PrefixStage:
         longest = self.max_length
         if self.method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + self.min_tail)
-        contexts = self.contexts.of(rows, prompt_ids)
-        with self.asking(), self.drawing(numbers):
-            return self.teacher.write(
-                contexts,
-                pad_id=self.tokenizer.pad_token_id,
-                eos_ids=self.eos_ids,
-                max_new_tokens=longest,
-                temperature=self.temperature,
-                vocab_limit=self.vocab_limit,
-            )
+        contexts = self.teachers.contexts_for(rows, prompt_ids)
+        written: dict[int, list[int]] = {}
+        for name, mine in rows_by_name([self.teachers.name_for(row) for row in rows]).items():
+            teacher = self.teachers.by_name[name]
+            with self.asking(), naming(name), self.drawing(teacher, [numbers[i] for i in mine]):
+                responses = teacher.write(
+                    [contexts[i] for i in mine],
+                    pad_id=self.tokenizer.pad_token_id,
+                    eos_ids=self.eos_ids,
+                    max_new_tokens=longest,
+                    temperature=self.temperature,
+                    vocab_limit=self.vocab_limit,
+                )
+            written |= dict(zip(mine, responses, strict=True))
+        return [written[i] for i in range(len(rows))]

@@ -21,6 +21,7 @@ from ..teacher.local import TeacherScores, TopKRequest
 from .batch import Rollout, pack_for_student
 from .metrics import Totals
 from .no_trace import without_a_trace
+from .out_of_memory import SCORING
 from .probed import Probe, ProbedPrompts, ProbedTokens, ProbeTimes
 from .scoring import score_student
 from .trainer import TrOPDTrainer
@@ -146,18 +147,22 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
 
 
 def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherScores:
-    def everywhere(logp: Tensor, entropy: Tensor, tokens: slice) -> Tensor:
+    def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    return trainer.teacher.score(
-        [rollout.teacher_context for rollout in rollouts],
-        [rollout.response for rollout in rollouts],
-        [rollout.scored for rollout in rollouts],
-        pad_id=trainer._tokenizer.pad_token_id,
-        temperature=trainer.temperature,
-        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
-        topk=TopKRequest(_top_k(trainer), _shared_vocabulary(trainer), everywhere),
-    )
+    with trainer.asking_teacher(sum(sum(rollout.scored) for rollout in rollouts)) as check:
+        scores = trainer.teachers.score(
+            [rollout.teacher for rollout in rollouts],
+            [rollout.teacher_context for rollout in rollouts],
+            [rollout.response for rollout in rollouts],
+            [rollout.scored for rollout in rollouts],
+            pad_id=trainer._tokenizer.pad_token_id,
+            temperature=trainer.temperature,
+            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
+        )
+        check(scores)
+    return scores
 
 
 def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +182,7 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
             masses = probs_CV.gather(-1, topk_ids[tokens].to(probs_CV.device).long()).sum(-1)
             return probs_CV.square().sum(-1), masses
 
-        with trainer.accelerator.autocast():
+        with trainer._memory_for(SCORING), trainer.accelerator.autocast():
             columns.append(
                 trainer.model(
                     input_ids=packed.input_ids,
@@ -196,7 +201,7 @@ def _top_k(trainer: TrOPDTrainer) -> int:
 
 
 def _shared_vocabulary(trainer: TrOPDTrainer) -> int:
-    return min(trainer._student_vocab_size, trainer.teacher.vocab_size)
+    return trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
 
 
 # ---------------------------------------------------------------------- all batches and ranks
@@ -214,24 +219,28 @@ def _joined(parts: Sequence[_Part]) -> ProbedTokens:
 
 def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:
     """Both models' reading of the distinct prompts; every rank reads all, so that sharded forwards keep step."""
-    pairs = {(tuple(rollout.prompt_ids), tuple(rollout.teacher_context)) for rollout in rollouts}
+    seen = {(tuple(r.prompt_ids), tuple(r.teacher_context), r.teacher) for r in rollouts}
+    pairs = sorted(seen, key=lambda pair: (pair[0], pair[1], pair[2] or ""))
     texts = [
-        Rollout(row=row, prompt_ids=list(ours[:1]), teacher_context=list(theirs[:1]), response=list(ours[1:]))
-        for row, (ours, theirs) in enumerate(sorted(pairs))
+        Rollout(row, list(ours[:1]), list(theirs[:1]), response=list(ours[1:]), teacher=teacher)
+        for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
     common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0}
-    with trainer.accelerator.autocast():
+    with trainer._memory_for(SCORING), trainer.accelerator.autocast():
         student = score_student(
             trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common
         )
-    theirs = [list(context[1:]) for _, context in sorted(pairs)]
-    teacher = trainer.teacher.score(
-        [text.teacher_context for text in texts],
-        theirs,
-        [[True] * len(text) for text in theirs],
-        rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
-        **common,
-    )
+    theirs = [list(context[1:]) for _, context, _ in pairs]
+    with trainer.asking_teacher(sum(map(len, theirs))) as check:
+        teacher = trainer.teachers.score(
+            [text.teacher for text in texts],
+            [text.teacher_context for text in texts],
+            theirs,
+            [[True] * len(text) for text in theirs],
+            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            **common,
+        )
+        check(teacher)
     return ProbedPrompts(len(pairs), student.trainer_logp.float().cpu(), teacher.logp.float().cpu())
 
 

@@ -3,7 +3,7 @@
 N counts the scored response tokens of all ranks, row after row; K is the teacher's top-k.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -81,6 +81,11 @@ class ProbeTimes:
     prompt_tokens: int
     response_tokens: int
     scored_tokens: int
+
+    def __add__(self, other: "ProbeTimes") -> "ProbeTimes":
+        """Of two probes, one after the other."""
+        joined = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return ProbeTimes(**joined | {"num_processes": self.num_processes})
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,18 @@ from ..rollout.addressed import (
     decoding_through,
 )
 from ..rollout.guidance import splice
+from ..rollout.notes import SamplerNotes
+from ..teacher.local import LocalTeacher
+from ..teacher.several import Teachers
 from .batch import Rollout
-from .faults import teacher_asked
+from .faults import PREFLIGHT, rewards_given, teacher_asked
 from .guards import finite_softmax
 from .metrics import Totals
+from .out_of_memory import EVALUATED_ROWS, TRAINED_ROWS, WRITING, enough_memory
 from .prefix_stage import PrefixStage
 from .reading import read_rollouts, unpad
 from .saving import WholeCheckpoints
+from .scoring import notes_suffice
 from .sharding import shards_teacher
 
 logger = logging.getLogger(__name__)
@@ -36,23 +41,23 @@ class RollsOut(WholeCheckpoints):
 
     model: Any
     method: Method
-    teacher: Any
+    teachers: Teachers
     chat_template_kwargs: Any
     max_completion_length: Any
     num_generations: Any
-    _contexts: Any
     _monitors_rewards: bool
     _student_vocab_size: int
     _prefix_stage: PrefixStage
     _pending_prefixes: list[list[int]] | None
     _turns: Turns | None
+    _notes: SamplerNotes | None
     _evaluated_rows: int
+    in_preflight = False
 
     def _make_prefix_stage(self) -> PrefixStage:
         return PrefixStage(
             method=self.method,
-            teacher=self.teacher,
-            contexts=self._contexts,
+            teachers=self.teachers,
             tokenizer=self._tokenizer,
             tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
             eos_ids=self.eos_token_ids,
@@ -67,10 +72,30 @@ class RollsOut(WholeCheckpoints):
             drawing=self._drawing_prefixes,
         )
 
+    def _write_with_a_cache(self) -> None:
+        """Let Transformers keep keys and values, whatever the model's configuration says.
+
+        Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
+        """
+        if not self.use_vllm and "use_cache" not in (self.args.generation_kwargs or {}):
+            self.generation_config.use_cache = self.generation_kwargs["use_cache"] = True
+
     def _moment(self) -> str:
         """What is being done, for a sentence."""
-        done = self.state.global_step
-        return f"step {done + 1}" if self.model.training else f"the evaluation after step {done}"
+        if self.in_preflight:
+            return PREFLIGHT
+        return self._step_ahead() if self.model.training else self._evaluation()
+
+    def _step_ahead(self) -> str:
+        return f"step {self.state.global_step + 1}"
+
+    def _evaluation(self) -> str:
+        return f"the evaluation after step {self.state.global_step}"
+
+    def _memory_for(self, work: str) -> AbstractContextManager[None]:
+        """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
+        trained = self.model.training or self.in_preflight
+        return enough_memory(work, self._moment, self.args, TRAINED_ROWS if trained else EVALUATED_ROWS)
 
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
@@ -78,18 +103,21 @@ class RollsOut(WholeCheckpoints):
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
-        with finite_softmax(self.state.global_step + 1, self.args.output_dir):
+        self._notes = notes = SamplerNotes(self.temperature) if notes_suffice(self) else None
+        with self._memory_for(WRITING), finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
-        self._pending_prefixes = self._turns = None
+        self._pending_prefixes = self._turns = self._notes = None
         self._drop_host_metrics()
         return read_rollouts(
             host,
-            self._contexts.of(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            self.teachers.contexts_for(inputs, unpad(host["prompt_ids"], host["prompt_mask"])),
+            [self.teachers.name_for(row) for row in inputs],
             starts,
             first_row=first_row,
             eos_ids=self.eos_token_ids,
             mask_truncated=self.args.mask_truncated_completions,
             mask_repetitive=self.args.mask_repetitive_completions,
+            notes=notes,
         )
 
     def _first_row(self, count: int) -> int:
@@ -110,7 +138,7 @@ class RollsOut(WholeCheckpoints):
             return [[] for _ in inputs]
         return self._prefix_stage.prefixes_for(inputs, first_row, fraction, gather_object)
 
-    def _drawing_prefixes(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+    def _drawing_prefixes(self, teacher: LocalTeacher, rows: Sequence[int]) -> AbstractContextManager[None]:
         """Inside, the teacher draws one response for each row of the step by that row and the position.
 
         With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
@@ -125,7 +153,7 @@ class RollsOut(WholeCheckpoints):
             places=places,
             rows_at_once=self.args.rollout_batch_size,
         )
-        return decoding_through(self.teacher.model, noise)
+        return decoding_through(teacher.model, noise)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """The host's sampler, continuing from the pending teacher prefixes on a batch's first turn."""
@@ -150,6 +178,18 @@ class RollsOut(WholeCheckpoints):
             self._turns.record(prompt_ids, written)
         return written, logps
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        """The host's rewards; a reward function that fails stops the run in a sentence."""
+        functions = list(zip(self.reward_func_names, self.reward_funcs, strict=True))
+        with rewards_given(functions, self._moment(), self.args.output_dir):
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
     def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         if self._turns is None:
@@ -171,6 +211,7 @@ class RollsOut(WholeCheckpoints):
             places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
             synced_gpus=self._weights_are_sharded_here(),
             rows_at_once=self.args.rollout_batch_size,
+            notes=self._notes,
         )
         return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
 

@@ -1,8 +1,10 @@
 """Sampled rollouts on disk: every token with its region, its log-probabilities and its part of the loss."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..objective.loss import TokenLosses
@@ -37,11 +39,15 @@ def write_rollouts(
 
 def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
     signals = batch.signals
+    rollout_logp = signals.rollout_logp
+    if batch.unread:  # a sampler does not know prefixes; the first pass over them is of the student that sampled
+        first = student_logp if batch.first_update else torch.full_like(student_logp, torch.nan)
+        rollout_logp = torch.where(signals.guidance_mask > 0, first, rollout_logp)
     columns = {
         "student_logp": student_logp,
-        "rollout_logp": signals.rollout_logp,
+        "rollout_logp": rollout_logp,
         "teacher_logp": signals.teacher_logp,
-        "log_ratio": signals.log_ratio,
+        "log_ratio": signals.teacher_logp - rollout_logp,
         "trust_weight": signals.trust_weight,
         "outlier_weight": signals.outlier_weight,
         "guidance": signals.guidance_mask,
@@ -54,7 +60,7 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
     tokens = []
     for n, position in enumerate(rollout.scored_positions()):
         token_id = rollout.response[position]
-        values = {name: round(column[n], 6) for name, column in columns.items() if name != "guidance"}
+        values = {name: _rounded(column[n]) for name, column in columns.items() if name != "guidance"}
         region = _region(values, columns["guidance"][n])
         unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
         text = tokenizer.decode([token_id])
@@ -63,6 +69,7 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         "step": step,
         "row": rollout.row,
         "prompt": tokenizer.decode(rollout.prompt_ids),
+        **({} if rollout.teacher is None else {"teacher": rollout.teacher}),
         "teacher_context": tokenizer.decode(rollout.teacher_context),
         "response": tokenizer.decode(rollout.response),
         "prefix_length": rollout.prefix_length,
@@ -71,7 +78,11 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
     }
 
 
-def _region(values: dict[str, float], guidance: float) -> str:
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _region(values: dict[str, Any], guidance: float) -> str:
     if guidance > 0:
         return "guidance"
     if values["trust_weight"] == values["outlier_weight"] == 0:

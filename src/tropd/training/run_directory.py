@@ -14,10 +14,13 @@ from ..objective.methods import Method, describe
 PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
 
 
-def write_run_description(directory: str | Path, configuration: dict[str, Any], method: Method) -> None:
-    """Write `run.json`: the resolved method, the whole configuration, versions and platform."""
+def write_run_description(
+    directory: str | Path, configuration: dict[str, Any], method: Method, teacher: Any = None
+) -> None:
+    """Write `run.json`: the resolved method, the teacher or teachers by name, the configuration, versions, platform."""
     description = {
         "method": describe(method),
+        "teacher": teacher,
         "configuration": configuration,
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -58,14 +61,18 @@ def set_aside(directory: str | Path, names: Iterable[str]) -> None:
 
 
 def drop_after_step(path: str | Path, step: int) -> None:
-    """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short."""
+    """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short.
+
+    A last record that lacks nothing but its newline is given one, or the next would stand on its line.
+    """
     path = Path(path)
     if not path.exists():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip()]
     whole = lines[:-1] if lines and _is_cut(lines[-1]) else lines
     kept = [line for line in whole if json.loads(line).get("step", 0) <= step]
-    if len(kept) < len(lines):
+    if len(kept) < len(lines) or not text.endswith("\n"):
         write_whole(path, "".join(line + "\n" for line in kept))
 
 

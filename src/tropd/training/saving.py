@@ -3,18 +3,19 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .clock import WallClock, correct_runtimes
-from .faults import data_read, processes_alive
+from .faults import Reading, data_read, processes_alive
 from .run_directory import write_whole
+from .sharding import whole_weights
 from .stream import place_in_stream
 
 STATE = "tropd_state.json"
@@ -37,12 +38,13 @@ class WholeCheckpoints(GRPOTrainer):
 
         Raises:
             ValueError: the checkpoint to resume from is missing, cut short or altered; the sentence offers another.
+                With `True`, there is none in the output directory.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
             DataFailed: the data cannot be read on, or a process that loads them was lost.
             ProcessLost: another process of the run was lost.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = self._last_checkpoint()
         if resume_from_checkpoint and self.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
         self.resumed_from = resume_from_checkpoint or None
@@ -74,6 +76,20 @@ class WholeCheckpoints(GRPOTrainer):
         """The micro-batches of a step; see `transformers.Trainer`."""
         with data_read(self.state.global_step + 1, self.args.output_dir):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The batches of an evaluation; see `transformers.Trainer`."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        return Reading(loader, lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"))
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints_in(self.args.output_dir)
+        if not found:
+            raise ValueError(
+                "resume_from_checkpoint is True, but there is no checkpoint in output_dir "
+                f"{str(self.args.output_dir)!r}. Leave it out to start anew."
+            )
+        return str(found[-1])
 
     def _check_steps_left(self) -> None:
         """The host would take one step more than asked for."""
@@ -112,6 +128,11 @@ class WholeCheckpoints(GRPOTrainer):
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(os.path.join(directory, name))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
+        with nullcontext() if _internal_call else whole_weights(self.accelerator):
+            super().save_model(output_dir, _internal_call=_internal_call)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writing:  # the host asks while the checkpoint is still aside

@@ -53,7 +53,8 @@ class MethodSettings:
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
-        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`.
+        teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
+            them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
         shard_teacher: with FSDP2, shard the teacher as the student is; `False` keeps a whole copy on each process,
             which is faster where it fits, and can write teacher prefixes while training. (ZeRO-3 always shards it.)
@@ -69,6 +70,10 @@ class MethodSettings:
         rollout_batch_size: rollouts that each process writes at once, at most, with Transformers' `generate` and
             addressed sampling; as some end, waiting ones take their places, and what is written is the same. Lower it
             where keys and values do not fit; `None` is all of a generation batch, and the fastest.
+        rescore_rollouts: read each rollout in a pass of the student before the update, for log π_old and entropies.
+            `None`: only where what the sampler notes does not do; with Transformers' `generate`, addressed sampling
+            and a student that computes in float32 it does. `False`: not where the sampler notes anything, in half
+            precision too, where it is rounded (docs/performance.md). `True`: always.
         mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
@@ -102,7 +107,9 @@ class MethodSettings:
     )
     teacher_batch_size: int | None = field(default=None, metadata={"help": "Sequences per teacher forward."})
     shard_teacher: bool = field(default=True, metadata={"help": "With FSDP2, shard the teacher too."})
-    teacher_chat_template: str = field(default="student", metadata={"help": "student, teacher or a template."})
+    teacher_chat_template: str | dict[str, str] = field(
+        default="student", metadata={"help": "student, teacher or a template; of several: name to one."}
+    )
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )
@@ -111,6 +118,9 @@ class MethodSettings:
         default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}
     )
     rollout_batch_size: int | None = field(default=None, metadata={"help": "Rollouts written at once, per process."})
+    rescore_rollouts: bool | None = field(
+        default=None, metadata={"help": "Read rollouts before the update; None: where the sampler's numbers do not do."}
+    )
     mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
     collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
     collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
@@ -136,6 +146,12 @@ class MethodSettings:
                 f"rollout_batch_size is {self.rollout_batch_size}, but rollouts are not drawn by row and position "
                 f"({self._engine_of_its_own() or 'addressed_sampling is False'}), so it would have no effect. "
                 "Leave one of the two out."
+            )
+
+        if self.rescore_rollouts is False and not self.addresses_sampling():
+            raise ValueError(
+                "rescore_rollouts is False, but log-probabilities and entropies are noted by the sampler of addressed "
+                f"rollouts alone ({self._engine_of_its_own() or 'addressed_sampling is False'}). Leave it out."
             )
 
     def addresses_sampling(self) -> bool:

@@ -1,12 +1,15 @@
 """How the models lie over the processes: the frozen teacher, and what FSDP2 does to outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import fsdp2_prepare_model
 from transformers import PreTrainedModel
 from trl.models import prepare_deepspeed
+
+from ..modeling import rotates_by_length
 
 
 def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
@@ -33,6 +36,20 @@ def shards_teacher(trainer: Any) -> bool:
     """
     lies_as_student = trainer.args.shard_teacher or trainer.shares_base
     return bool(uses_zero3(trainer) or (trainer.is_fsdp_enabled and lies_as_student))
+
+
+def reads_by_length(trainer: Any) -> bool:
+    """May a process read the rows of a micro-batch in as many passes of the student as pay there?
+
+    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, of
+    which reentrant checkpointing makes one for each pass.
+    """
+    args = trainer.args
+    reentrant = bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+    counts_gradients = trainer.accelerator.num_processes > 1 and reentrant
+    if rotates_by_length(trainer.model):
+        return False
+    return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or counts_gradients)
 
 
 def uses_zero3(trainer: Any) -> bool:
@@ -67,3 +84,18 @@ def keep_outputs_exact(accelerator: Any) -> None:
     policy: Any = getattr(plugin, "mixed_precision_policy", None)
     if getattr(policy, "output_dtype", None) is not None:
         plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+@contextmanager
+def whole_weights(accelerator: Any) -> Iterator[None]:
+    """Inside, the host saves a model that FSDP shards as one; with `SHARDED_STATE_DICT` it would save nothing."""
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    before = plugin.state_dict_type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(before)

@@ -1,39 +1,100 @@
-"""From the `teacher_model` argument to a teacher: loaded and spread over the processes, or the student's own base."""
+"""From the `teacher_model` argument to teachers: loaded and spread over the processes, or the student's own base."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..teacher.agreement import check_vocabularies
 from ..teacher.base import BaseTeacher
+from ..teacher.context import TeacherContexts
 from ..teacher.local import LocalTeacher
-from .sharding import in_autocast, prepare_teacher
+from ..teacher.names import Name, called
+from ..teacher.several import Teachers
+from .by_teacher import args_of, loading_key, of_teacher
+from .sharding import in_autocast, prepare_teacher, shards_teacher
 
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(trainer: Any, teacher: "str | PreTrainedModel") -> LocalTeacher:
-    """The teacher of a built trainer; sets its `teacher_tokenizer` where none was given.
+def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
+    """The teachers of a built trainer, and their tokenizers.
+
+    A model that two names share is loaded once.
+
+    Args:
+        trainer: a built host; `own_bases` are the names of teachers that are its student's base.
+        given: name to folder, Hub name or model; one teacher has the name `None`.
+        tokenizers: `None`, a tokenizer for all, or a mapping from names.
 
     Raises:
-        ValueError: settings that have no effect on this teacher.
+        ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.
     """
-    args = trainer.args
-    if isinstance(teacher, str) and trainer.teacher_tokenizer is None:
-        trainer.teacher_tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=args.trust_remote_code)
-    if args.teacher_chat_template == "teacher" and trainer.teacher_tokenizer is None:
+    loaded: dict[Any, LocalTeacher] = {}
+    teachers: dict[Name, LocalTeacher] = {}
+    contexts: dict[Name, TeacherContexts] = {}
+    found: dict[Name, Any] = {}
+    for name, model in given.items():
+        args = args_of(trainer.args, name, given)
+        tokenizer = found[name] = _tokenizer(model, of_teacher(tokenizers, name), args, name)
+        key = loading_key(args, model)
+        if key not in loaded:
+            loaded[key] = _load(trainer, model, args, own_base=name in trainer.own_bases)
+        teachers[name] = loaded[key]
+        if tokenizer is None:
+            logger.warning(
+                "T%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
+                "teacher_processing_class to have the token ids compared too.",
+                called(name)[1:],
+            )
+        _check_vocabulary(trainer, name, tokenizer, teachers[name])
+        contexts[name] = TeacherContexts.configured(args, trainer._tokenizer, tokenizer)
+    most = trainer.ranks.max if len(given) > 1 and shards_teacher(trainer) else None
+    return Teachers(teachers, contexts, most), found
+
+
+def model_name(model: Any) -> str:
+    """What a loaded model is called by its configuration; nothing where that does not say."""
+    return str(getattr(model.config, "_name_or_path", "") or "")
+
+
+def model_names(teachers: Teachers) -> Any:
+    """The teacher's model, or the models by name."""
+    names = {name: model_name(teacher.model) for name, teacher in teachers.by_name.items()}
+    return names.get(None, names)
+
+
+def _tokenizer(model: Any, given: Any, args: Any, name: Name) -> Any:
+    if isinstance(model, str) and given is None:
+        given = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+    if args.teacher_chat_template == "teacher" and given is None:
         raise ValueError(
-            "teacher_chat_template is 'teacher', but the teacher has no tokenizer; pass teacher_processing_class, "
+            f"teacher_chat_template is 'teacher', but {called(name)} has no tokenizer; pass teacher_processing_class, "
             "or use 'student'."
         )
-    if trainer.shares_base:
+    return given
+
+
+def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTeacher) -> None:
+    try:
+        check_vocabularies(trainer._tokenizer, tokenizer, teacher.vocab_size)
+    except ValueError as error:
+        if name is None:
+            raise
+        raise ValueError(f"{called(name)} cannot be used: {error}") from error
+
+
+def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:
+    if own_base:
         logger.info("The teacher is the student's own base, with the adapter switched off; it is loaded once.")
-        return BaseTeacher(trainer.model, in_autocast(trainer.accelerator, trainer.model))
+        forward = in_autocast(trainer.accelerator, trainer.model)
+        return BaseTeacher(trainer.model, forward, by_length=not shards_teacher(trainer))
     if isinstance(teacher, str):
         options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
         teacher = AutoModelForCausalLM.from_pretrained(teacher, **options | dict(args.teacher_model_init_kwargs or {}))
     elif args.teacher_model_init_kwargs:
         raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
-    local = LocalTeacher(teacher)
+    local = LocalTeacher(teacher, by_length=not shards_teacher(trainer))
     local.forward = prepare_teacher(trainer, teacher)
     return local

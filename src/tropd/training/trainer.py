@@ -6,8 +6,9 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,20 @@ from ..modeling import expose_hidden_states, head_rows
 from ..objective.fused import FusedLoss, fused_loss
 from ..objective.reduce import RegionCounts, region_counts
 from ..rollout.addressed import Turns
-from ..teacher.agreement import check_vocabularies
-from ..teacher.context import TeacherContexts
-from ..teacher.local import TeacherScores
+from ..rollout.notes import SamplerNotes
+from ..teacher.local import LocalTeacher, TeacherScores
+from ..teacher.names import called
 from .batch import MicroBatch, Rollout, pack_for_student
+from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback
-from .checks import check_arguments, check_enough_prompts, check_host_model, has_rewards
+from .checks import (
+    check_arguments,
+    check_enough_prompts,
+    check_host_model,
+    check_teacher_apart,
+    check_teacher_column,
+    has_rewards,
+)
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
@@ -33,6 +42,7 @@ from .host import check_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
 from .rolling_out import RollsOut
@@ -45,13 +55,17 @@ from .scoring import (
     make_direct,
     make_gate,
     make_signals,
+    notes_suffice,
     score_student,
     score_teacher,
+    scores_of_sampler,
     split_micro_batches,
+    tokens_of_teachers,
+    warn_of_a_pass,
     without_unusable,
 )
-from .sharding import keep_outputs_exact, shards_teacher
-from .teachers import load_teacher
+from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -64,24 +78,28 @@ class TrOPDTrainer(RollsOut):
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
     ids: where teacher prefixes come from; without it the teacher writes them) and `teacher_prompt` (what the teacher
-    sees instead of `prompt`). Other columns are handed to the reward functions.
+    sees instead of `prompt`); with several teachers, `teacher` names each row's. Other columns are handed to the reward
+    functions.
 
     Args:
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
-            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded.
+            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or a
+            mapping from names to teachers: each row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: likewise.
         processing_class: the student's tokenizer; loaded from the model by default.
-        teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default.
+        teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default. For several
+            teachers a mapping from their names, or one for all.
         reward_funcs: verifiable rewards, as TRL's; monitored, and mixed into the policy gradient by
             `reward_mixing_weight`.
         peft_config: an adapter for the student.
         kwargs: everything else of `trl.GRPOTrainer`: callbacks, optimizers, tools, environments, `rollout_func`.
 
     Raises:
-        ValueError: models that do not share a vocabulary, or settings that contradict each other.
+        ValueError: models that do not share a vocabulary, settings that contradict each other, or a row that names no
+            teacher of the run.
     """
 
     _tag_names = ["trl", "tropd"]  # noqa: RUF012
@@ -105,7 +123,7 @@ class TrOPDTrainer(RollsOut):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher_model: "str | PreTrainedModel",
+        teacher_model: "str | PreTrainedModel | Mapping[str, str | PreTrainedModel]",
         args: TrOPDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -119,9 +137,18 @@ class TrOPDTrainer(RollsOut):
         args = args or TrOPDConfig("tropd-output")
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
-        check_arguments(args, model, teacher_model, train_dataset, options)
+        check_names(teacher_model)
+        teachers = named(teacher_model)
+        check_settings(args, teachers)
+        check_arguments(args, model, teachers, train_dataset, options)
+        check_teacher_column(train_dataset, teachers, "the training data")
+        check_teacher_column(eval_dataset, teachers, "the evaluation data")
         self._monitors_rewards = has_rewards(options)
-        self.shares_base = is_own_base(model, teacher_model, peft_config, args)
+        self.own_bases = {
+            name
+            for name, teacher in teachers.items()
+            if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
+        }
         super().__init__(
             model,
             reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -133,24 +160,19 @@ class TrOPDTrainer(RollsOut):
             **kwargs,
         )
         check_host_model(self)
+        check_teacher_apart(self, teachers)
         keep_outputs_exact(self.accelerator)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._student_vocab_size = head_rows(self.model)
-        self.teacher_tokenizer = teacher_processing_class
-        self.teacher = load_teacher(self, teacher_model)
-        if self.teacher_tokenizer is None:
-            logger.warning(
-                "The teacher came without a tokenizer, so only vocabulary sizes are compared. Pass "
-                "teacher_processing_class to have the token ids compared too."
-            )
-        check_vocabularies(self._tokenizer, self.teacher_tokenizer, self.teacher.vocab_size)
-        self._contexts = TeacherContexts.configured(args, self._tokenizer, self.teacher_tokenizer)
+        self.ranks = Ranks(self.accelerator)
+        self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
+        self._write_with_a_cache()
         self._prefix_stage = self._make_prefix_stage()
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
-        self.ranks = Ranks(self.accelerator)
+        self._notes: SamplerNotes | None = None
         self._tokens_learned = 0
         self._forget_what_was_begun()
         self._evaluated_rows = 0
@@ -166,11 +188,13 @@ class TrOPDTrainer(RollsOut):
         Raises:
             ValueError: fewer prompts than a rollout batch takes, or a checkpoint that is not whole.
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
+            TrainingStopped: something failed that the run cannot go on without; its kinds are in `errors`.
         """
         if hasattr(self.train_dataset, "__len__"):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
-        output = super().train(*args, **kwargs)
+        with enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS):
+            output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
         return output
@@ -180,16 +204,33 @@ class TrOPDTrainer(RollsOut):
         self._step = 0
         self._buffered_inputs = None
         self._metrics["train"].clear()
-        self._window = Totals()
+        self._window = Totals(self.teachers.names)
         self._build_seconds = 0.0
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self._evaluated_rows = 0
-        return super().evaluate(*args, **kwargs)
+        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
+            return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ set-up
+
+    @property
+    def shares_base(self) -> bool:
+        """Is a teacher the base of the student's adapter?"""
+        return bool(self.own_bases)
+
+    @property
+    def teacher(self) -> LocalTeacher:
+        """The teacher, where there is one."""
+        return self.teachers.only
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer of the teacher, where there is one."""
+        (tokenizer,) = self.teacher_tokenizers.values()
+        return tokenizer
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -209,17 +250,20 @@ class TrOPDTrainer(RollsOut):
             started = time.perf_counter()
             self._buffered_inputs = self._build_batch(generation_batch, windows)
             self._build_seconds = time.perf_counter() - started
-        return self._buffered_inputs[self._step % steps]
+        batch = self._buffered_inputs[self._step % steps]
+        first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
+        return batch if first_update else replace(batch, first_update=False)
 
     def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
         training = self.model.training
         method = self.method.stage(self.state.global_step / max(self.state.max_steps, 1))
-        totals = Totals()
+        totals = Totals(self.teachers.names)
         started = time.perf_counter()
         rollouts = self._roll_out(inputs, totals)
         rolled_out = time.perf_counter()
-        student = self._score_student(rollouts)
+        known = self._known_to_sampler(rollouts)
+        student = self._score_student(rollouts) if known is None else known
         gate = make_gate(
             method,
             rollouts,
@@ -232,30 +276,25 @@ class TrOPDTrainer(RollsOut):
         scored = time.perf_counter()
         teacher = self._score_teacher(rollouts, gate, student)
         finished = time.perf_counter()
-        self._check_teacher(teacher.logp[gate.student_mask])
+        of_teachers = tokens_of_teachers(rollouts, self.teachers.names, teacher.logp.device)
+        self._check_teachers(teacher.logp, gate.student_mask, of_teachers)
         signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
         totals.add_speed("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
         totals.add_speed("speed/teacher", teacher.logp.numel(), finished - scored)
         rollout_metrics(totals, rollouts)
-        batch_metrics(totals, signals, student, teacher)
+        batch_metrics(totals, signals, student, teacher, of_teachers)
         metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
         self._record(metrics)
         if training:
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
-        return self._micro_batches(method, rollouts, signals, make_direct(method, signals, teacher), windows)
+        direct = make_direct(method, signals, teacher)
+        return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
 
     def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
-        """The teacher's scores, one for each token; where it fails on one rank, every rank stops."""
-        moment, directory = self._moment(), self.args.output_dir
-        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = (
-            nullcontext()
-            if shards_teacher(self)
-            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
-        )
-        with together, teacher_asked(moment, directory):
+        """The teachers' scores, one for each token; where one fails on one rank, every rank stops."""
+        with self.asking_teacher(gate.student_mask.numel()) as check:
             scores = score_teacher(
-                self.teacher,
+                self.teachers,
                 rollouts,
                 gate,
                 student,
@@ -264,13 +303,33 @@ class TrOPDTrainer(RollsOut):
                 rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
                 student_vocab_size=self._student_vocab_size,
             )
-            check_score_counts(scores, gate.student_mask.numel(), moment, directory)
+            check(scores)
         return without_unusable(scores, gate.method)
 
-    def _check_teacher(self, student_token_logps: Tensor) -> None:
-        counts = torch.tensor([student_token_logps.isfinite().sum(), student_token_logps.numel()])
-        num_finite, num_tokens = self.ranks.sum(counts).tolist()
-        check_teacher_scores(num_finite, num_tokens, self.state.global_step + 1, self.args.output_dir)
+    @contextmanager
+    def asking_teacher(self, num_tokens: int) -> Iterator[Callable[[TeacherScores], None]]:
+        """Inside, the teacher scores `num_tokens`; yields what refuses another number of scores.
+
+        Where it fails on one rank, every rank leaves the block with a sentence.
+        """
+        moment, directory = self._moment(), self.args.output_dir
+        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
+        together = (
+            nullcontext()
+            if shards_teacher(self)
+            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
+        )
+        with together, teacher_asked(moment, directory):
+            yield lambda scores: check_score_counts(scores, num_tokens, moment, directory)
+
+    def _check_teachers(self, logp: Tensor, student_mask: Tensor, of_teachers: dict[str, Tensor]) -> None:
+        """Stop where a teacher has no finite score for any token of its rows."""
+        owned = list(of_teachers.values()) or [torch.ones_like(student_mask)]
+        counts = torch.tensor(
+            [[(logp.isfinite() & mine & student_mask).sum(), (mine & student_mask).sum()] for mine in owned]
+        )
+        for name, (finite, tokens) in zip(of_teachers or [None], self.ranks.sum(counts).tolist(), strict=True):
+            check_teacher_scores(finite, tokens, self.state.global_step + 1, self.args.output_dir, called(name))
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
         """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
@@ -278,7 +337,7 @@ class TrOPDTrainer(RollsOut):
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
 
-    def _micro_batches(self, method, rollouts, signals, direct, windows: int) -> list[MicroBatch]:
+    def _micro_batches(self, method, rollouts, signals, direct, windows: int, unread: bool) -> list[MicroBatch]:
         per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)
         parts = split_micro_batches(rollouts, signals, direct, [per_batch] * (len(rollouts) // per_batch))
         per_window = len(parts) // windows
@@ -286,15 +345,25 @@ class TrOPDTrainer(RollsOut):
             self._global_counts([part[1] for part in parts[w * per_window :][:per_window]]) for w in range(windows)
         ]
         return [
-            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window])
+            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window], unread)
             for number, (rows, part_signals, part_direct) in enumerate(parts)
         ]
 
     def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
         return RegionCounts(*self.ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
 
-    def _score_student(self, rollouts: list[Rollout]):
-        with self.accelerator.autocast():
+    def _known_to_sampler(self, rollouts: list[Rollout]) -> StudentScores | None:
+        """The student's scores as its sampler noted them, where it did so for every token of every rank."""
+        if not notes_suffice(self):
+            return None
+        scores = scores_of_sampler(rollouts, self.accelerator.device)
+        lacking = self.ranks.sum(torch.tensor([float(scores is None)])).item()
+        if lacking and self.args.rescore_rollouts is False:
+            warn_of_a_pass()
+        return None if lacking else scores
+
+    def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
+        with self._memory_for(SCORING), self.accelerator.autocast():
             return score_student(
                 self.model,
                 rollouts,
@@ -302,6 +371,7 @@ class TrOPDTrainer(RollsOut):
                 temperature=self.temperature,
                 rows_per_pass=self._rows_per_pass,
                 device=self.accelerator.device,
+                by_length=reads_by_length(self),
             )
 
     @property
@@ -313,7 +383,12 @@ class TrOPDTrainer(RollsOut):
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
-        packed = pack_for_student(inputs.rollouts, self._tokenizer.pad_token_id, self.accelerator.device)
+        packed = pack_for_student(
+            inputs.rollouts,
+            self._tokenizer.pad_token_id,
+            self.accelerator.device,
+            by_length=reads_by_length(self),
+        )
         logs_rollouts = self._logs_rollouts()
         with self.accelerator.autocast():
             terms = model(
@@ -332,7 +407,7 @@ class TrOPDTrainer(RollsOut):
             )
         check_loss(terms.loss.item(), self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()
-        loss_metrics(self._window, inputs, terms.losses, terms.direct, terms.topk_mass)
+        loss_metrics(self._window, inputs, terms)
         if not self.model.training:
             self._record_window()
         if logs_rollouts:
@@ -367,7 +442,7 @@ class TrOPDTrainer(RollsOut):
     def _record_window(self) -> None:
         """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
         self._record(self._window.collect(self.ranks.sum))
-        self._window = Totals()
+        self._window = Totals(self.teachers.names)
 
     def _logs_rollouts(self) -> bool:
         """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""

@@ -1,0 +1,187 @@
+"""`tropd compare`: methods side by side at one budget, from a plan to a report."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import console
+
+if TYPE_CHECKING:
+    from ..comparison.schedule import Progress
+
+NAME = "compare"
+
+DESCRIPTION = """\
+Compare methods in settings over seeds, all at one budget of student-written tokens.
+
+For one seed every method sees the same prompts in the same order. Each method's learning rate is the best of one small
+grid on validation prompts; test prompts are touched once, by the reported runs.
+
+Every run is a process of one thread, and a folder that appears when it is whole: killed, the same command goes on. A
+run that fails is written down, and the others go on.
+
+It writes results.json (every cell, failures included), tables.md and report.html, one file that needs no other.
+Exit code 1 where runs failed: --retry-failed runs them again."""
+
+EPILOG = """\
+examples:
+  tropd compare recipes/proving_ground/demo.yaml --out runs/demo_comparison
+  tropd compare recipes/stories260k.yaml --teacher STORIES --out runs/stories --jobs 2
+  tropd compare plan.yaml --out runs/plan --only 'multi/*' --only opd
+  tropd compare plan.yaml --out runs/plan --report-only
+
+How the numbers are made: docs/compare.md."""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="methods side by side at one budget, with a report",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file, such as recipes/proving_ground/demo.yaml")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; gone on with")
+    parser.add_argument("--teacher", metavar="DIR", help="the teacher of settings that name none")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, one thread each (default: the cores)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this setting, method or pattern such as 'multi/*'; may be repeated",
+    )
+    parser.add_argument(
+        "--retry-failed", "--retry_failed", action="store_true", help="run cells that ended in an error again"
+    )
+    parser.add_argument(
+        "--report-only", "--report_only", action="store_true", help="write tables and report of what is there"
+    )
+    parser.add_argument("--hardware", metavar="WORDS", help="the machine, in words for the report")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..comparison.reading import load_plan
+
+    jobs = _cores() if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}; at least one run is under way. Use 1 or more, or leave it out.")
+    plan = load_plan(options.plan, options.teacher)
+    results = _report_only(plan, options) if options.report_only else _compare(plan, options, jobs)
+    return _end(results, options.out)
+
+
+def _cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any]:
+    from ..comparison.run import compare
+
+    with _Screen() as screen:
+        return compare(
+            plan,
+            options.out,
+            jobs=jobs,
+            only=options.only,
+            retry_failed=options.retry_failed,
+            hardware=options.hardware,
+            report=screen.show,
+        )
+
+
+def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
+    from ..comparison.layout import Layout
+    from ..comparison.run import publish, record_plan
+
+    layout = Layout(options.out.resolve())
+    if not layout.has_state():
+        raise ValueError(f"--out is {str(options.out)!r}, which holds no comparison yet. Leave out --report-only.")
+    record_plan(plan, layout, options.hardware)
+    return publish(layout)
+
+
+class _Screen:
+    """A line when a cell ends; on a terminal also what is under way, for as long as it takes."""
+
+    def __init__(self) -> None:
+        self.status = console.err().status("starting") if console.err().is_terminal else None
+        self.begun = False
+
+    def __enter__(self) -> "_Screen":
+        if self.status is not None:
+            self.status.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+    def show(self, progress: "Progress") -> None:
+        if not self.begun:
+            console.say(f"{progress.total} cells, {progress.done} done already{_left(progress)}")
+            self.begun = True
+        if self.status is not None:
+            self.status.update(
+                f"{progress.done}/{progress.total} cells{_left(progress)}: {', '.join(progress.running)}"
+            )
+        if progress.ended is None:
+            return
+        how = _outcome(progress.result) if progress.ended.cell is not None else "ready" if progress.well else "failed"
+        console.say(f"{progress.done}/{progress.total} cells  {progress.ended.words}: {how}{_left(progress)}")
+
+
+def _left(progress: "Progress") -> str:
+    if progress.seconds_left is None or progress.done == progress.total:
+        return ""
+    return f"; about {console.duration(progress.seconds_left)} left"
+
+
+def _outcome(result: Any) -> str:
+    """What a cell came to, in a few words."""
+    if result is None or result.get("error"):
+        return f"failed: {(result or {}).get('error')}"
+    shown = [("accuracy", 100, ".1f", "%"), ("student_states/reverse_kl", 1, ".3f", " nats reverse KL")]
+    scores = result["scores"]
+    words = [f"{scores[name] * factor:{form}}{unit}" for name, factor, form, unit in shown if name in scores]
+    ended = ["ended early"] if result.get("failure") else []
+    return ", ".join([*words, *ended, f"{result['steps']} steps in {console.duration(result['seconds'])}"])
+
+
+def _end(results: dict[str, Any], out: Path) -> int:
+    """The tables that matter most, where everything is, and what failed."""
+    from ..comparison.tables import accuracy_table, difference_table
+
+    for name, setting in results["settings"].items():
+        if setting["error"]:
+            console.warn(f"{name} could not be prepared: {setting['error']}")
+            continue
+        reference = results["plan"]["reference"]
+        if setting["graded"]:
+            _show(name, "accuracy on test problems, %", *accuracy_table(setting, reference))
+        elif (table := difference_table(setting, reference)) is not None:
+            head, rows = table
+            _show(name, f"distance to the teacher beside {reference}", head[:3], [row[:3] for row in rows])
+    for file in ("results.json", "tables.md", "report.html"):
+        console.out().print(f"written  {out / file}", markup=False)
+    errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
+    unprepared = sum(bool(setting["error"]) for setting in results["settings"].values())
+    if errors:
+        many = "1 cell" if errors == 1 else f"{errors} cells"
+        console.warn(f"{many} failed; {out / 'logs'} has the last words, and --retry-failed runs again what failed.")
+    return 1 if errors or unprepared else 0
+
+
+def _show(name: str, what: str, head: list[str], rows: list[list[str]]) -> None:
+    """A table as wide as its words: in a log it is read whole, whatever the width of a screen."""
+    screen = console.out()
+    screen.print(f"{name}: {what}", markup=False)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        screen.print("  ".join(cells).rstrip(), markup=False)
+    screen.print()

@@ -1,0 +1,96 @@
+"""Where a comparison keeps what: the one place that knows the names of its files.
+
+state.json           the plan, and the hardware as the user describes it
+settings/NAME/       student, prompts.json, before.json
+cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
+running/             tasks under way; what a kill leaves there is thrown away
+logs/NAME.txt        what a task printed, tracebacks included
+results.json, tables.md, report.html
+"""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..training.run_directory import write_whole
+
+RESULT = "result.json"
+SECONDS_OF_A_LOCK = 10.0
+"""Workers of a comparison that was killed need a moment to notice it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of a comparison."""
+
+    root: Path
+
+    def running(self, name: str) -> Path:
+        return self.root / "running" / name
+
+    def setting(self, name: str) -> Path:
+        return self.root / "settings" / name
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}.txt"
+
+    def setting_error(self, name: str) -> Path:
+        return self.root / "settings" / f"{name}.error.txt"
+
+    def cell(self, name: str) -> Path:
+        return self.root / "cells" / name
+
+    def is_ready(self, name: str) -> bool:
+        """Is the setting prepared?"""
+        return self.setting(name).is_dir()
+
+    def before(self, name: str) -> dict[str, Any] | None:
+        """Scores of a setting's models before training; `None` until it is prepared."""
+        file = self.setting(name) / "before.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every cell that has ended, by name."""
+        files = sorted((self.root / "cells").glob(f"*/{RESULT}"))
+        return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def read_state(self) -> dict[str, Any]:
+        return json.loads((self.root / "state.json").read_text(encoding="utf-8"))
+
+    def has_state(self) -> bool:
+        return (self.root / "state.json").is_file()
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        write_whole(self.root / "state.json", json.dumps(state, indent=1) + "\n")
+
+    def forget_running(self) -> None:
+        shutil.rmtree(self.root / "running", ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Inside, no other comparison writes here; yields the lock's descriptor, which workers hold on to as well.
+
+        Raises:
+            ValueError: another one is running.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            deadline = time.monotonic() + SECONDS_OF_A_LOCK
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ValueError(
+                            f"--out is {str(self.root)!r}, where another comparison is running. Wait for it, or "
+                            "choose another folder."
+                        ) from None
+                    time.sleep(0.2)
+            yield file.fileno()

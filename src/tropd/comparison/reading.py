@@ -1,0 +1,206 @@
+"""From YAML to a plan: what is unknown, missing or contradicts itself is refused in a sentence. No torch here."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .domains import DOMAIN_NAMES
+from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
+
+RESERVED = {
+    "output_dir": "each cell has a folder of its own",
+    "seed": "it is in `seeds`",
+    "learning_rate": "it is in `learning_rates`",
+    "max_steps": "a run ends when `student_tokens` are written",
+    "num_train_epochs": "a run ends when `student_tokens` are written",
+    "per_device_train_batch_size": "it is prompts_per_step × rollouts_per_prompt",
+    "num_generations": "it is `rollouts_per_prompt`",
+    "max_completion_length": "it is `max_length`",
+    "logging_steps": "every step is logged, since its tokens are counted",
+    "method": "it belongs to `methods`",
+}
+"""Fields of the trainer that the plan decides elsewhere."""
+
+
+def load_plan(path: str | Path, teacher: str | None = None) -> Plan:
+    """Read a plan; `teacher` is for the settings that name none.
+
+    Raises:
+        ValueError: what is wrong with it, named with the file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"the plan is {str(path)!r}, but there is no such file.")
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    try:
+        return read_plan(data, teacher)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_plan(data: Any, teacher: str | None = None) -> Plan:
+    """The plan in plain data, checked."""
+    _check_keys(data, Plan, "the plan")
+    if not isinstance(data["settings"], dict) or not data["settings"]:
+        raise ValueError("settings must map a name to a setting, and there is none.")
+    settings = {name: _read_setting(name, value, teacher) for name, value in data["settings"].items()}
+    if not isinstance(data["methods"], dict) or not data["methods"]:
+        raise ValueError("methods must map a label to a method's changed parts, and there is none.")
+    methods = {label: dict(changes or {}) for label, changes in data["methods"].items()}
+    plan = Plan(**{**data, "settings": settings, "methods": methods, "trainer": dict(data.get("trainer") or {})})
+    _check_numbers(plan)
+    _check_methods(plan)
+    _check_choice(plan)
+    return plan
+
+
+def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
+    where = f"settings.{name}"
+    _check_label("settings", name)
+    _check_keys(value, Setting, where)
+    setting = Setting(**value)
+    if not setting.teachers and not setting.teacher:
+        setting = Setting(**{**value, "teacher": teacher or ""})
+    given = [source for source in ("domains", "stories", "data") if getattr(setting, source)]
+    if len(given) != 1:
+        raise ValueError(
+            f"{where} has {' and '.join(given) or 'no prompts'}; give one of domains (graded problems), stories (the "
+            "teacher's own texts) or data (files)."
+        )
+    _check_source(where, setting)
+    _check_models(where, setting)
+    return setting
+
+
+def _check_source(where: str, setting: Setting) -> None:
+    for domain in setting.domains:
+        if domain not in DOMAIN_NAMES:
+            raise ValueError(
+                f"{where}.domains has {domain!r}, which is unknown{_nearest(domain, DOMAIN_NAMES)}. Known: "
+                f"{', '.join(DOMAIN_NAMES)}."
+            )
+    if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
+        raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")
+    if setting.data and set(setting.data) != set(SPLITS):
+        raise ValueError(f"{where}.data has {', '.join(setting.data)}; give one file for each of {', '.join(SPLITS)}.")
+
+
+def _check_models(where: str, setting: Setting) -> None:
+    if setting.teachers and setting.teacher:
+        raise ValueError(f"{where} has teacher and teachers; give one teacher, or one for each domain.")
+    if setting.teachers and set(setting.teachers) != set(setting.domains):
+        raise ValueError(
+            f"{where}.teachers has {', '.join(setting.teachers)}; give one for each domain of it: "
+            f"{', '.join(setting.domains) or 'but it has no domains'}."
+        )
+    if not setting.teachers and not setting.teacher:
+        raise ValueError(f"{where} names no teacher; add `teacher: path/or/name`, or type --teacher path/or/name.")
+    if isinstance(setting.student, dict) and (set(setting.student) != {"keep_layers"} or setting.teachers):
+        raise ValueError(
+            f"{where}.student is {setting.student}; name a model, or write {{keep_layers: [0, 1, 4]}} for layers of "
+            "the one teacher."
+        )
+
+
+def _check_numbers(plan: Plan) -> None:
+    counts = ("student_tokens", "max_length", "prompts_per_step", "rollouts_per_prompt")
+    for name in counts:
+        _check_count(name, getattr(plan, name), least=1)
+    for name in ("divergence_prompts", "points", "point_prompts"):
+        _check_count(name, getattr(plan, name), least=0)
+    if plan.grid_tokens is not None:
+        _check_count("grid_tokens", plan.grid_tokens, least=1)
+    if not isinstance(plan.prompts, dict) or set(plan.prompts) != set(SPLITS):
+        raise ValueError(f"prompts is {plan.prompts}; give a number for each of {', '.join(SPLITS)}.")
+    for split, count in plan.prompts.items():
+        _check_count(f"prompts.{split}", count, least=1)
+    for name in ("seeds", "learning_rates"):
+        values = getattr(plan, name)
+        if not isinstance(values, list) or not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {values!r}; give a list of different numbers, at least one.")
+    for seed in (*plan.seeds, plan.grid_seed):
+        if not isinstance(seed, int):
+            raise ValueError(f"a seed is {seed!r}; seeds are whole numbers.")
+    wrong = [rate for rate in plan.learning_rates if not isinstance(rate, (int, float)) or not rate > 0]
+    if wrong:
+        raise ValueError(
+            f"learning_rates has {wrong[0]!r}; rates are numbers above 0 (YAML reads 1e-3 as text: write 1.0e-3)."
+        )
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; use a whole number of at least {least}.")
+
+
+def _check_methods(plan: Plan) -> None:
+    for label in plan.methods:
+        _check_label("methods", label)
+        try:
+            plan.method_of(label)
+        except ValueError as error:
+            raise ValueError(f"methods.{label}: {error}") from error
+    if plan.reference not in plan.methods:
+        raise ValueError(
+            f"reference is {plan.reference!r}, which is none of the methods ({', '.join(plan.methods)}). Name one."
+        )
+    for name in plan.trainer:
+        if name in RESERVED:
+            raise ValueError(f"trainer.{name} cannot be set: {RESERVED[name]}.")
+    schedule = plan.trainer.get("lr_scheduler_type", "constant")
+    if not str(schedule).startswith("constant"):
+        raise ValueError(
+            f"trainer.lr_scheduler_type is {schedule!r}; a run ends when its tokens are written, so its last step is "
+            "not known when it starts. Use constant or constant_with_warmup."
+        )
+
+
+def _check_label(where: str, label: Any) -> None:
+    if not isinstance(label, str) or not re.fullmatch(r"[\w.+ -]*\w", label) or label.startswith("."):
+        raise ValueError(f"{where} has the name {label!r}, which names a folder too: use letters, digits, - and _.")
+
+
+def _check_choice(plan: Plan) -> None:
+    known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
+    if plan.select_on not in known:
+        raise ValueError(
+            f"select_on is {plan.select_on!r}{_nearest(plan.select_on, known)}; choose {', '.join(known)}."
+        )
+    ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
+    if plan.select_on == "accuracy" and ungraded:
+        raise ValueError(
+            f"select_on is 'accuracy', but nothing grades the responses of settings.{ungraded[0]}. Choose a divergence."
+        )
+    if plan.select_on != "accuracy" and plan.divergence_prompts == 0:
+        raise ValueError(f"select_on is {plan.select_on!r}, but divergence_prompts is 0. Choose 'accuracy', or 64.")
+
+
+def _check_keys(data: Any, record: type, where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} must map field names to values; it is {data!r:.60}.")
+    known = {f.name: f for f in fields(record)}
+    for key in data:
+        if key not in known:
+            raise ValueError(
+                f"{where} has {key!r}, which is unknown{_nearest(str(key), known)}. Known: {_list(known)}."
+            )
+    needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in needed if name not in data]
+    if missing:
+        raise ValueError(f"{where} lacks {_list(missing)}.")
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

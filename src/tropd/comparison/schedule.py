@@ -1,0 +1,226 @@
+"""Tasks on worker processes: settings are prepared, then cells run, at most `jobs` at once. No torch here.
+
+What is done is read from the disk each time a worker ends, so a comparison that was killed goes on where it was.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cells import Cell, count_cells, next_cells, pairs
+from .layout import RESULT, Layout
+from .plan import Plan
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+LOOK_EVERY, TELL_EVERY = 0.2, 5.0
+"""Seconds between two looks at the workers, and between two forecasts of the time left."""
+
+WORKER = (sys.executable, "-m", "tropd.comparison.worker")
+"""What is started for a task, told the comparison's folder and the file of the task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A setting to prepare, or a cell to run."""
+
+    name: str
+    cell: Cell | None
+
+    @property
+    def words(self) -> str:
+        return f"preparing {self.name}" if self.cell is None else str(self.cell)
+
+
+@dataclass
+class Worker:
+    """A process at work on a task."""
+
+    task: Task
+    process: subprocess.Popen
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a comparison is.
+
+    Attributes:
+        done: cells that have ended.
+        total: cells of the whole comparison.
+        ended: the task that has just ended; `None` where none has.
+        well: did it end well? A cell that collapsed did.
+        result: of that cell, if it was one.
+        running: what is being worked on.
+        seconds_left: forecast from the cells done so far; `None` before the first.
+    """
+
+    done: int
+    total: int
+    ended: Task | None
+    well: bool
+    result: Mapping[str, Any] | None
+    running: Sequence[str]
+    seconds_left: float | None
+
+
+class Schedule:
+    """Runs what of a comparison is not on the disk yet.
+
+    Args:
+        plan: what is compared.
+        layout: its folder, locked.
+        jobs: workers at once.
+        only: which settings and methods; all by default.
+        lock: descriptor that workers inherit, so that the folder stays locked until the last of them is gone.
+        report: told when a worker starts, when one ends, and now and then between.
+        command: what does the work.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        jobs: int,
+        only: Sequence[str] = (),
+        lock: int | None = None,
+        report: Callable[[Progress], None] = lambda progress: None,
+        command: Sequence[str] = WORKER,
+    ):
+        self.plan, self.layout, self.jobs, self.lock, self.report = plan, layout, jobs, lock, report
+        self.command = command
+        self.pairs = pairs(plan, only)
+        self.workers: list[Worker] = []
+        self.unprepared: set[str] = set()
+
+    def run(self) -> None:
+        """Work until everything is done; workers are stopped where this is interrupted."""
+        self.layout.forget_running()
+        self._tell(None)
+        try:
+            while True:
+                while len(self.workers) < self.jobs and (task := self._next()) is not None:
+                    self.workers.append(Worker(task, self._start(task)))
+                    self._tell(None)
+                if not self.workers:
+                    return
+                self._wait_for_one()
+        finally:
+            for worker in self.workers:
+                worker.process.kill()
+                worker.process.wait()
+            self.layout.forget_running()
+
+    def _next(self) -> Task | None:
+        """The first task of the plan that is neither done nor under way, and whose needs are met."""
+        results, busy = self.layout.results(), {worker.task.name for worker in self.workers}
+        for setting, label in self.pairs:
+            if not self.layout.is_ready(setting):
+                if setting not in busy | self.unprepared:
+                    return Task(setting, None)
+                continue
+            for cell in next_cells(self.plan, (setting, label), results)[0]:
+                if cell.name not in busy and cell.name not in results:
+                    return Task(cell.name, cell)
+        return None
+
+    def _start(self, task: Task) -> subprocess.Popen:
+        described = {"parent": os.getpid()} | (
+            {"prepare": task.name} if task.cell is None else {"cell": asdict(task.cell)}
+        )
+        folder, log = self.layout.root / "running", self.layout.log(task.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (file := folder / f"{task.name}.json").write_text(json.dumps(described), encoding="utf-8")
+        with log.open("w", encoding="utf-8") as stream:
+            return subprocess.Popen(
+                [*self.command, str(self.layout.root), str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ONE_THREAD,
+                start_new_session=True,  # an interruption from the keyboard is ours to pass on
+                pass_fds=() if self.lock is None else (self.lock,),
+            )
+
+    def _wait_for_one(self) -> None:
+        told = time.monotonic()
+        while (worker := next((w for w in self.workers if w.process.poll() is not None), None)) is None:
+            time.sleep(LOOK_EVERY)
+            if time.monotonic() - told > TELL_EVERY:
+                self._tell(None)
+                told = time.monotonic()
+        self.workers.remove(worker)
+        self._take_in(worker)
+        self._tell(worker.task)
+
+    def _take_in(self, worker: Worker) -> None:
+        """A worker that left no trace was ended from outside, such as by a machine short of memory: an error too."""
+        task = worker.task
+        if task.cell is None:
+            if not self.layout.is_ready(task.name):
+                self.unprepared.add(task.name)
+                if not self.layout.setting_error(task.name).is_file():
+                    _write(self.layout.setting_error(task.name), _ended(worker) + "\n")
+            else:
+                self.layout.setting_error(task.name).unlink(missing_ok=True)
+        elif not (self.layout.cell(task.name) / RESULT).is_file():
+            result = asdict(task.cell) | {"failure": None, "error": _ended(worker), "scores": None}
+            _write(self.layout.cell(task.name) / RESULT, json.dumps(result) + "\n")
+
+    def _tell(self, ended: Task | None) -> None:
+        results = self.layout.results()
+        self.report(
+            Progress(
+                done=sum(self._done(pair, results) for pair in self.pairs),
+                total=sum(count_cells(self.plan, pair, results) for pair in self.pairs),
+                ended=ended,
+                well=ended is None or self._ended_well(ended, results),
+                result=None if ended is None else results.get(ended.name),
+                running=[worker.task.words for worker in self.workers],
+                seconds_left=self._seconds_left(results),
+            )
+        )
+
+    def _done(self, pair: tuple[str, str], results: Mapping[str, Any]) -> int:
+        """Cells of a pair that have ended; one of a rate that is no longer chosen does not count."""
+        return sum(cell.name in results for cell in next_cells(self.plan, pair, results)[0])
+
+    def _ended_well(self, task: Task, results: Mapping[str, Any]) -> bool:
+        if task.cell is None:
+            return self.layout.is_ready(task.name)
+        return not results.get(task.name, {"error": True}).get("error")
+
+    def _seconds_left(self, results: Mapping[str, Any]) -> float | None:
+        """Cells that are missing, each as long as those of its setting and method took so far, else as long as any."""
+        took: dict[Any, list[float]] = {}
+        for result in results.values():
+            if result.get("seconds") is not None:
+                for key in ((result["setting"], result["label"]), result["setting"], None):
+                    took.setdefault(key, []).append(result["seconds"])
+        if not took:
+            return None
+        left = 0.0
+        for pair in self.pairs:
+            known = next(took[key] for key in (pair, pair[0], None) if key in took)
+            missing = count_cells(self.plan, pair, results) - self._done(pair, results)
+            left += missing * sum(known) / len(known)
+        under_way = sum(time.monotonic() - worker.started for worker in self.workers)
+        return max(left - under_way, 0.0) / self.jobs
+
+
+def _ended(worker: Worker) -> str:
+    code = worker.process.returncode
+    return f"the process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'} before the work was done"
+
+
+def _write(path: Path, text: str) -> None:
+    from ..training.run_directory import write_whole
+
+    write_whole(path, text)

@@ -1,0 +1,90 @@
+"""`python -m tropd.comparison.worker ROOT TASK.json`: prepare a setting or run a cell in a process of its own.
+
+What a task makes is made in a folder of its own under `running/` and moved to its place when it is whole.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ..training.run_directory import write_whole
+from .cells import Cell
+from .layout import RESULT, Layout
+from .plan import Plan
+from .reading import read_plan
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; a task that fails is written down like one that ends well, and its traceback is in its log."""
+    layout, task = Layout(Path(arguments[0])), json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
+    _end_with(task["parent"])
+    plan = read_plan(layout.read_state()["plan"])
+    try:
+        if "prepare" in task:
+            _prepare(plan, task["prepare"], layout)
+        else:
+            _run(plan, Cell(**task["cell"]), layout)
+    except Exception as error:
+        traceback.print_exc()
+        _write_error(layout, task, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _prepare(plan: Plan, name: str, layout: Layout) -> None:
+    from .prepare import prepare
+
+    prepare(plan, name, layout.running(name))
+    _move(layout.running(name), layout.setting(name))
+
+
+def _run(plan: Plan, cell: Cell, layout: Layout) -> None:
+    import torch
+
+    from .cell import run_cell
+    from .environment import environment
+
+    torch.set_num_threads(1)
+    folder = layout.running(cell.name)
+    result = run_cell(plan, cell, layout.setting(cell.setting), folder) | {"environment": environment()}
+    if result["failure"]:  # it names the folder, which moves
+        result["failure"] = result["failure"].replace(str(folder), str(layout.cell(cell.name).relative_to(layout.root)))
+    write_whole(folder / RESULT, json.dumps(result) + "\n")
+    _move(folder, layout.cell(cell.name))
+
+
+def _write_error(layout: Layout, task: dict[str, Any], error: str) -> None:
+    if "prepare" in task:
+        write_whole(layout.setting_error(task["prepare"]), error + "\n")
+        return
+    cell = Cell(**task["cell"])
+    folder = layout.running(cell.name)
+    write_whole(folder / RESULT, json.dumps({**task["cell"], "failure": None, "error": error, "scores": None}) + "\n")
+    _move(folder, layout.cell(cell.name))
+
+
+def _move(made: Path, place: Path) -> None:
+    """One rename: the place holds everything, or nothing."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(made, place)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,131 @@
+"""A real cell, small: the shipped pair, a few steps, in this process."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from tropd.comparison.cell import run_cell
+from tropd.comparison.cells import Cell
+from tropd.comparison.prepare import prepare, read_setting
+from tropd.comparison.reading import read_plan
+from tropd.comparison.sources import make_texts
+from tropd.proving_ground.family import _config
+from tropd.proving_ground.tokenizer import build_tokenizer
+
+SMALL = {
+    "student_tokens": 400,
+    "seeds": [1],
+    "learning_rates": [1.0e-3],
+    "prompts": {"train": 16, "validation": 2, "test": 3},
+    "max_length": 20,
+    "points": 2,
+    "point_prompts": 2,
+    "divergence_prompts": 2,
+    "trainer": {"rollout_log_steps": 1, "rollouts_per_log": 8},
+}
+
+
+def prompts_by_step(folder):
+    files = sorted(folder.glob("rollouts/*.jsonl"))
+    return [[json.loads(line)["prompt"] for line in file.read_text().splitlines()] for file in files]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As a worker has: two threads of small models wait for each other where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small(whole_plan):
+    return whole_plan | SMALL
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory, small):
+    """Folder and result of a cell of OPD and of TrOPD."""
+    root = tmp_path_factory.mktemp("cells")
+    plan = read_plan(small)
+    prepare(plan, "one", root / "setting")
+    return {
+        label: (root / label, run_cell(plan, Cell("one", label, 1e-3, 1, "report"), root / "setting", root / label))
+        for label in ("opd", "tropd")
+    }
+
+
+def test_all_methods_see_the_same_prompts_in_the_same_order(cells):
+    unguided, guided = (prompts_by_step(cells[label][0]) for label in ("opd", "tropd"))
+    assert len(guided) > len(unguided) >= 4
+    assert guided[: len(unguided)] == unguided and unguided[0] != unguided[1]
+
+
+def test_the_student_writes_the_same_number_of_tokens(cells):
+    opd, tropd = (cells[label][1] for label in ("opd", "tropd"))
+    assert opd["student_tokens"] == pytest.approx(400, abs=45), "half a step is the most that may be missing"
+    assert tropd["student_tokens"] == pytest.approx(400, abs=45)
+    assert tropd["prefix_tokens"] > 0 == opd["prefix_tokens"]
+
+
+def test_a_cell_is_measured_on_test_problems_and_followed_on_validation_problems(cells):
+    result = cells["opd"][1]
+    assert result["failure"] is None and result["error"] is None
+    assert len(result["right"]["additions"]) == 3 and {"accuracy", "student_states/reverse_kl"} <= set(result["scores"])
+    assert result["points"][0]["step"] == 0 and len(result["points"]) == 3
+    assert result["points"][-1]["student_tokens"] <= result["student_tokens"]
+
+
+def test_a_run_is_not_disturbed_by_the_points_at_which_it_is_measured(cells, small, tmp_path):
+    folder, measured = cells["opd"]
+    plan = read_plan(small | {"points": 0})
+    unmeasured = run_cell(plan, Cell("one", "opd", 1e-3, 1, "report"), folder.parent / "setting", tmp_path / "cell")
+    assert unmeasured["scores"] == measured["scores"] and unmeasured["points"] == []
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A random student and two random teachers with the tokenizer of the three domains."""
+    for number, name in enumerate(("student", "a", "b")):
+        torch.manual_seed(number)
+        Qwen3ForCausalLM(_config(num_layers=1, width=16, num_heads=1)).save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["tropd", "gkd"])
+def test_several_teachers_each_teach_their_domain(models, plan_data, method):
+    setting = {
+        "domains": ["mathematics", "code"],
+        "student": str(models / "student"),
+        "teachers": {"mathematics": str(models / "a"), "code": str(models / "b")},
+    }
+    changes = {"settings": {"one": setting}, "methods": {"opd": None, method: None}, "student_tokens": 80, "points": 0}
+    plan = read_plan(plan_data | SMALL | changes)
+    prepare(plan, "one", models / "setting")
+    texts, before = read_setting(models / "setting")
+    assert [text.part for text in texts["train"][:4]] == ["mathematics", "code", "mathematics", "code"]
+    assert before["teacher"]["student_states/reverse_kl/code"] == pytest.approx(0.0, abs=1e-6)
+    result = run_cell(plan, Cell("one", method, 1e-3, 1, "report"), models / "setting", models / "cell")
+    logged = [json.loads(line) for line in (models / "cell/metrics.jsonl").read_text().splitlines()]
+    assert all(any(f"teacher/{part}/num_tokens" in line for line in logged) for part in ("mathematics", "code"))
+    mean = sum(result["scores"][f"student_states/reverse_kl/{part}"] for part in ("mathematics", "code")) / 2
+    assert result["scores"]["student_states/reverse_kl"] == pytest.approx(mean)
+
+
+def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, plan_data):
+    for split in ("train", "validation", "test"):
+        rows = [{"prompt": f"{n}+1+2=", "teacher_response": "ones:1" if split == "train" else None} for n in range(3)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    plan_data["settings"]["one"] |= {"domains": [], "data": files}
+    plan = read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 2}})
+    texts = make_texts(plan.settings["one"], plan)
+    assert [len(texts[split]) for split in ("train", "validation", "test")] == [3, 2, 2]
+    assert len({tuple(text.response_ids) for text in texts["train"]}) == 1 and len(texts["train"][0].response_ids) == 3
+    assert all(text.response_ids for text in texts["test"])
+    with pytest.raises(ValueError, match=r"prompts.test is 9, but .*test.jsonl has 3"):
+        make_texts(plan.settings["one"], read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 9}}))

@@ -1,0 +1,103 @@
+"""What is made of cells: means, errors, paired differences by hand, tables, and a report of what is there."""
+
+import json
+from statistics import stdev
+
+import pytest
+
+from tropd.comparison.results import collect
+from tropd.comparison.run import publish
+from tropd.comparison.tables import tables_markdown
+from tropd.evaluation.statistics import bootstrap_interval
+
+
+def method(results, label):
+    return results["settings"]["one"]["methods"][label]
+
+
+def test_means_errors_and_differences_are_those_of_the_cells(finished):
+    """The fake cells: reverse KL is 1 / (1 + letters + seed) + rate, `opd` has 3 letters of 10 right, `tropd` 5."""
+    results = collect(finished)
+    kl = method(results, "opd")["metrics"]["student_states/reverse_kl"]
+    values = [1 / 5 + 1e-3, 1 / 6 + 1e-3]
+    assert kl["mean"] == pytest.approx(sum(values) / 2)
+    assert kl["standard_error"] == pytest.approx(stdev(values) / 2**0.5) and kl["n"] == 2
+    difference = method(results, "tropd")["differences"]["student_states/reverse_kl"]
+    by_seed = [1 / 7 - 1 / 5, 1 / 8 - 1 / 6]
+    assert difference["mean"] == pytest.approx(sum(by_seed) / 2)
+    assert [difference["low"], difference["high"]] == pytest.approx([min(by_seed), max(by_seed)])
+    assert difference["excludes_zero"] and method(results, "opd")["differences"] == {}
+    accuracy = method(results, "tropd")["differences"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(0.2) and accuracy["low"] < 0.2 < accuracy["high"]
+
+
+def test_a_bootstrap_draws_seeds_and_problems():
+    # Two seeds with one number each: the mean of two draws is 0 (¼), ½ (½) or 1 (¼).
+    assert bootstrap_interval([[0.0], [1.0]]).low == 0.0 and bootstrap_interval([[0.0], [1.0]]).high == 1.0
+    # One seed with n problems: the normal approximation 1.96 · sd / √n.
+    found = bootstrap_interval([[1.0, 0.0] * 200])
+    assert found.mean == 0.5 and found.low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.005)
+    assert bootstrap_interval([[1.0, 0.0, 0.0]]) == bootstrap_interval([[1.0, 0.0, 0.0]]), "the draws are seeded"
+    assert bootstrap_interval([[0.3]]).low != bootstrap_interval([[0.3]]).low, "one number has no interval (nan)"
+
+
+def test_the_tables_have_the_layout_of_the_paper(finished):
+    text = (finished.root / "tables.md").read_text()
+    assert "| method | additions | Δ to opd |" in text
+    assert "| opd | 30.0 ± 0.0 | – |" in text
+    assert "| tropd | 50.0 ± 0.0 | +20.0 [" in text
+    assert "| tropd | 0.001† | 2 of 2 | 8 | 1,000 | 0 | 0.0 |" in text, "a rate at the edge of the grid is marked"
+
+
+def test_results_json_has_every_cell_and_survives_json(finished):
+    layout = finished
+    written = json.loads((layout.root / "results.json").read_text())
+    assert set(written["cells"]) == set(layout.results()) and written["plan"]["seeds"] == [1, 2]
+    assert written["environments"] and written == json.loads(json.dumps(collect(layout)))
+
+
+def test_a_text_with_a_pipe_stays_in_its_cell(finished):
+    results = collect(finished)
+    results["cells"]["a"] = {"failure": "x | y\nz", "error": None, "scores": None}
+    assert "| a | ended early | x \\| y z |" in tables_markdown(results)
+
+
+def report(layout):
+    publish(layout)
+    return (layout.root / "report.html").read_text()
+
+
+def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
+    page = report(finished)
+    assert "<script" not in page and "&lt;script&gt;alert(&#x27;a rollout&#x27;)&lt;/script&gt;" in page
+
+
+def test_the_page_needs_no_other_file(finished):
+    page = report(finished)
+    assert not any(word in page for word in ("http:", "https:", "src=", "@import", "url("))
+    assert page.count("<figure>") == 11, "nine charts over steps, two of differences"
+
+
+def test_a_report_renders_with_one_method_and_one_seed(compared, plan_data):
+    page = report(compared(plan_data | {"methods": {"opd": None}, "seeds": [1], "learning_rates": [1e-3]}))
+    assert "30.0" in page and "NaN" not in page and "nan" not in page
+
+
+def test_a_report_renders_with_a_failed_cell_and_without_metrics(compared, plan_data, monkeypatch):
+    failing = "one--tropd--report-lr0.001-seed2"
+    monkeypatch.setenv("FAKE_ERROR", failing)
+    layout = compared(plan_data)
+    (layout.cell("one--opd--report-lr0.001-seed1") / "metrics.jsonl").unlink()
+    for folder in (layout.root / "cells").glob("one--tropd*"):
+        for file in folder.glob("metrics.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            file.write_text("".join(json.dumps({"step": n, "response/length": 3.0}) + "\n" for n in range(len(lines))))
+    page = report(layout)
+    assert "What did not end well" in page and failing in page and "the fake cell could not" in page
+    assert "tropd (1 failed)" in page
+
+
+def test_a_report_renders_while_nothing_is_done(compared, plan_data, monkeypatch):
+    layout = compared(plan_data, only=["tropd"])
+    page = report(layout)
+    assert "0 of 2" in page, "opd has no runs yet"

@@ -1,0 +1,123 @@
+"""Cells on processes: a kill, a crash, an error, and going on where it was. The workers train nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tropd.comparison.layout import RESULT, Layout
+from tropd.comparison.reading import read_plan
+from tropd.comparison.results import collect
+from tropd.comparison.run import _forget_errors, record_plan
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from tropd.comparison.layout import Layout
+from tropd.comparison.reading import read_plan
+from tropd.comparison.run import record_plan
+from tropd.comparison.schedule import Schedule
+out, worker, data = sys.argv[1:]
+layout, plan = Layout(Path(out)), read_plan(json.loads(data))
+with layout.locked() as lock:
+    record_plan(plan, layout, None)
+    Schedule(plan, layout, 2, lock=lock, command=(sys.executable, worker)).run()
+"""
+
+
+def test_every_cell_runs_once_and_the_reported_ones_at_the_chosen_rate(compared, plan_data):
+    seen = []
+    layout = compared(plan_data | {"learning_rates": [1.0e-3, 3.0e-3]}, report=seen.append)
+    assert set(layout.results()) == {
+        f"one--{label}--{end}"
+        for label in ("opd", "tropd")
+        for end in ("grid-lr0.001-seed0", "grid-lr0.003-seed0", "report-lr0.001-seed1", "report-lr0.001-seed2")
+    }
+    assert max(len(progress.running) for progress in seen) == 2, "at most as many workers as jobs"
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+    assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (8, 8, 0.0)
+    forecasts = [(8 - p.done, p.seconds_left) for p in seen if p.seconds_left is not None]
+    assert all(0 <= left <= cells * 2.0 / 2 for cells, left in forecasts), "cells of 2 s on two workers"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(compared, plan_data, tmp_path, monkeypatch, number):
+    out = tmp_path / "out"
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    worker = str(Path(__file__).with_name("fake_worker.py"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(out), worker, json.dumps(plan_data)], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(done := sorted(out.glob(f"cells/*/{RESULT}"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.2)  # the next cells are under way
+    finally:
+        parent.send_signal(number)
+        parent.wait()
+    before = {file: file.stat().st_mtime_ns for file in done}
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    layout = compared(plan_data)
+    assert len(layout.results()) == 4 and not any(cell["error"] for cell in layout.results().values())
+    assert before == {file: file.stat().st_mtime_ns for file in done}, "what was done is not done again"
+    assert not list((out / "running").glob("*/")), "what was under way is gone"
+
+
+def test_the_folder_stays_locked_until_the_last_worker_is_gone(compared, plan_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tropd.comparison.layout.SECONDS_OF_A_LOCK", 0.0)
+    with Layout(tmp_path / "out").locked(), pytest.raises(ValueError, match="another comparison is running"):
+        compared(plan_data)
+
+
+def test_a_cell_that_raises_is_written_down_and_the_others_go_on(compared, plan_data, monkeypatch):
+    failing = "one--tropd--report-lr0.001-seed1"
+    monkeypatch.setenv("FAKE_ERROR", failing)
+    layout = compared(plan_data)
+    cells = collect(layout)["cells"]
+    assert len(cells) == 4 and cells[failing]["error"] == "RuntimeError: the fake cell could not"
+    assert "Traceback" in layout.log(failing).read_text()
+    assert collect(layout)["settings"]["one"]["methods"]["tropd"]["seeds"] == [2]
+    assert "the fake cell could not" in (layout.root / "tables.md").read_text()
+
+    monkeypatch.delenv("FAKE_ERROR")
+    assert compared(plan_data).results()[failing]["error"], "a failed cell is left alone until it is asked for"
+    _forget_errors(layout)
+    assert compared(plan_data).results()[failing]["error"] is None
+
+
+def test_a_worker_that_dies_without_a_word_is_written_down(compared, plan_data, monkeypatch):
+    dying = "one--opd--report-lr0.001-seed2"
+    monkeypatch.setenv("FAKE_CRASH", dying)
+    cells = compared(plan_data).results()
+    assert "signal 9" in cells[dying]["error"] and len(cells) == 4
+
+
+def test_only_runs_what_it_names(compared, plan_data):
+    assert {cell["label"] for cell in compared(plan_data, only=["tropd"]).results().values()} == {"tropd"}
+
+
+def test_a_plan_may_grow_and_may_not_change(compared, plan_data):
+    layout = compared(plan_data, only=["opd"])
+    grown = plan_data | {"seeds": [1, 2, 3], "methods": {**plan_data["methods"], "fkl": None}}
+    record_plan(read_plan(grown), layout, None)
+    for change in ({"max_length": 32}, {"methods": {"opd": {"ratio_clip": 0.2}}}):
+        with pytest.raises(ValueError, match=r"another plan: (max_length|methods\.opd) changed"):
+            record_plan(read_plan(plan_data | change), layout, None)
+
+
+def test_a_setting_that_cannot_be_prepared_is_said_and_tried_again(compared, plan_data, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "one")
+    seen = []
+    layout = compared(plan_data, report=seen.append)
+    assert not layout.results() and not seen[-1].well
+    assert "the fake setting could not" in collect(layout)["settings"]["one"]["error"]
+    assert "could not be prepared" in (layout.root / "report.html").read_text()
+    monkeypatch.delenv("FAKE_ERROR")
+    assert len(compared(plan_data).results()) == 4
+    assert collect(layout)["settings"]["one"]["error"] is None
