@@ -63,8 +63,8 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         values = {name: _rounded(column[n]) for name, column in columns.items() if name != "guidance"}
         region = _region(values, columns["guidance"][n])
         unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
-        text = tokenizer.decode([token_id])
-        tokens.append({"id": token_id, "text": text, "region": region, **values, **unknown})
+        before = rollout.response[position - 1] if position else rollout.prompt_ids[-1]
+        tokens.append({"id": token_id, "text": text_after(before, token_id, tokenizer), "region": region, **values, **unknown})
     return {
         "step": step,
         "row": rollout.row,
@@ -76,6 +76,12 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         "included": rollout.included,
         "tokens": tokens,
     }
+
+
+def text_after(before: int, token: int, tokenizer: Any) -> str:
+    """What a token adds to the text, with its space: a tokenizer may leave out that of the first token it decodes."""
+    alone, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+    return both[len(alone) :] if both.startswith(alone) else tokenizer.decode([token])
 
 
 def _rounded(value: float) -> float | None:
