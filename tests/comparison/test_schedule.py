@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tropd.comparison.cells import pairs
 from tropd.comparison.layout import RESULT, Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.results import collect
 from tropd.comparison.run import _forget_errors, record_plan
+from tropd.comparison.time_left import seconds_of_work
 
 PARENT = """
 import json, sys
 from pathlib import Path
+from tropd.comparison.cells import pairs
 from tropd.comparison.layout import Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.run import record_plan
@@ -42,6 +45,23 @@ def test_every_cell_runs_once_and_the_reported_ones_at_the_chosen_rate(compared,
     assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (8, 8, 0.0)
     forecasts = [(8 - p.done, p.seconds_left) for p in seen if p.seconds_left is not None]
     assert all(0 <= left <= cells * 2.0 / 2 for cells, left in forecasts), "cells of 2 s on two workers"
+
+
+def test_all_choose_their_rates_first_and_then_go_seed_by_seed(compared, plan_data):
+    seen = []
+    compared(plan_data | {"learning_rates": [1.0e-3, 3.0e-3]}, jobs=1, report=seen.append)
+    ended = [progress.ended.cell for progress in seen if progress.ended is not None and progress.ended.cell is not None]
+    assert [(cell.kind, cell.label) for cell in ended[:4]] == [("grid", "opd")] * 2 + [("grid", "tropd")] * 2
+    assert [(cell.seed, cell.label) for cell in ended[4:]] == [(1, "opd"), (1, "tropd"), (2, "opd"), (2, "tropd")]
+
+
+def test_time_left_counts_tokens_and_not_cells(plan_data):
+    plan = read_plan(plan_data | {"learning_rates": [1.0e-3, 3.0e-3], "grid_tokens": 100})
+    done = {"setting": "one", "label": "opd", "kind": "grid", "seconds": 2.0, "scores": {}}
+    results = {"one--opd--grid-lr0.001-seed0": done}
+    assert seconds_of_work(plan, pairs(plan), {}) is None
+    missing = 3 * 100 + 4 * 1000
+    assert seconds_of_work(plan, pairs(plan), results) == pytest.approx(missing * 2.0 / 100)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])

@@ -15,7 +15,7 @@ from ..training.config import TrOPDConfig
 from ..training.errors import NotFinite, RolloutsCollapsed
 from ..training.trainer import TrOPDTrainer
 from .budget import Forecast, TokenBudget, sentence
-from .cells import GRID, Cell
+from .cells import GRID, Cell, budget_of
 from .measure import Ruler
 from .plan import Plan, Setting
 from .points import Points
@@ -102,7 +102,6 @@ def _row(text: Text, setting: Setting) -> dict[str, Any]:
 
 
 def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
-    tokens = plan.grid_tokens if cell.kind == GRID and plan.grid_tokens else plan.student_tokens
     lengths = [max(len(text.response_ids) - 1, 1) for text in texts]
     changed = {**plan.trainer, **plan.methods[cell.label]}
     forecast = Forecast(
@@ -112,7 +111,7 @@ def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
         plan.rows_per_step,
         changed.get("guidance_min_tail", 1),
     )
-    return TokenBudget(forecast, tokens)
+    return TokenBudget(forecast, budget_of(plan, cell.kind))
 
 
 def _points(plan: Plan, cell: Cell, ruler: Ruler, texts: list[Text], start: dict[str, float]) -> Points:

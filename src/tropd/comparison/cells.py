@@ -37,6 +37,11 @@ class Cell:
         return f"{self.setting}/{self.label} {self.kind} lr {self.learning_rate:g} seed {self.seed}"
 
 
+def budget_of(plan: Plan, kind: str) -> int:
+    """Tokens that the student writes in a cell of this kind."""
+    return plan.grid_tokens or plan.student_tokens if kind == GRID else plan.student_tokens
+
+
 def grid_cells(plan: Plan, setting: str, label: str) -> list[Cell]:
     """A method at every learning rate; none where there is nothing to choose."""
     if len(plan.learning_rates) == 1:

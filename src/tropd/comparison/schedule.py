@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cells import Cell, count_cells, next_cells, pairs
+from .cells import GRID, Cell, count_cells, next_cells, pairs
 from .layout import RESULT, Layout
 from .plan import Plan
+from .time_left import seconds_of_work
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
@@ -118,17 +119,24 @@ class Schedule:
             self.layout.forget_running()
 
     def _next(self) -> Task | None:
-        """The first task of the plan that is neither done nor under way, and whose needs are met."""
+        """What comes next of what is neither done nor under way, and whose needs are met.
+
+        Settings are prepared first. Then cells in rounds: the grids of all, then seed by seed, so that a comparison
+        that is stopped early has few seeds of every method, and not all seeds of a few.
+        """
         results, busy = self.layout.results(), {worker.task.name for worker in self.workers}
+        waiting: list[Cell] = []
         for setting, label in self.pairs:
-            if not self.layout.is_ready(setting):
-                if setting not in busy | self.unprepared:
-                    return Task(setting, None)
-                continue
-            for cell in next_cells(self.plan, (setting, label), results)[0]:
-                if cell.name not in busy and cell.name not in results:
-                    return Task(cell.name, cell)
-        return None
+            if self.layout.is_ready(setting):
+                cells = next_cells(self.plan, (setting, label), results)[0]
+                waiting += [cell for cell in cells if cell.name not in busy and cell.name not in results]
+            elif setting not in busy | self.unprepared:
+                return Task(setting, None)
+        first = min(waiting, key=self._round_of, default=None)
+        return None if first is None else Task(first.name, first)
+
+    def _round_of(self, cell: Cell) -> int:
+        return 0 if cell.kind == GRID else 1 + self.plan.seeds.index(cell.seed)
 
     def _start(self, task: Task) -> subprocess.Popen:
         described = {"parent": os.getpid()} | (
@@ -198,19 +206,9 @@ class Schedule:
         return not results.get(task.name, {"error": True}).get("error")
 
     def _seconds_left(self, results: Mapping[str, Any]) -> float | None:
-        """Cells that are missing, each as long as those of its setting and method took so far, else as long as any."""
-        took: dict[Any, list[float]] = {}
-        for result in results.values():
-            if result.get("seconds") is not None:
-                for key in ((result["setting"], result["label"]), result["setting"], None):
-                    took.setdefault(key, []).append(result["seconds"])
-        if not took:
+        left = seconds_of_work(self.plan, self.pairs, results)
+        if left is None:
             return None
-        left = 0.0
-        for pair in self.pairs:
-            known = next(took[key] for key in (pair, pair[0], None) if key in took)
-            missing = count_cells(self.plan, pair, results) - self._done(pair, results)
-            left += missing * sum(known) / len(known)
         under_way = sum(time.monotonic() - worker.started for worker in self.workers)
         return max(left - under_way, 0.0) / self.jobs
 

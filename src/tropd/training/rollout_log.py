@@ -64,7 +64,9 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         region = _region(values, columns["guidance"][n])
         unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
         before = rollout.response[position - 1] if position else rollout.prompt_ids[-1]
-        tokens.append({"id": token_id, "text": text_after(before, token_id, tokenizer), "region": region, **values, **unknown})
+        tokens.append(
+            {"id": token_id, "text": text_after(before, token_id, tokenizer), "region": region, **values, **unknown}
+        )
     return {
         "step": step,
         "row": rollout.row,
