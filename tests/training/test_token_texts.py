@@ -1,5 +1,7 @@
 """Tokens shown one by one read like the whole text, spaces included."""
 
+from itertools import pairwise
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +17,6 @@ def test_texts_of_tokens_join_to_the_text():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
     ids = [1, 2, 3, 4, 1, 3]
     assert tokenizer.decode([2]) == "old", "what makes this needed"
-    shown = [text_after(before, token, tokenizer) for before, token in zip(ids[:-1], ids[1:], strict=True)]
+    shown = [text_after(before, token, tokenizer) for before, token in pairwise(ids)]
     assert shown == [" old", " fox", "es", " the", " fox"]
     assert "the" + "".join(shown) == tokenizer.decode(ids)
