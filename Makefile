@@ -22,8 +22,8 @@ TEST := OMP_NUM_THREADS=2 $(PY) -m pytest
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(STAMP) ## Distil the shipped teacher into the shipped student on this machine's CPU
-	@$(PY) -m tropd.demo $(ARGS)
+demo: $(STAMP) ## The smallest comparison: a shipped student as it is, after OPD and after TrOPD
+	@$(VENV)/bin/tropd compare recipes/proving_ground/demo.yaml --out runs/demo $(ARGS)
 
 test: $(STAMP) ## The quick test suite
 	@$(TEST) -m "not slow" --timeout 300 $(ARGS)

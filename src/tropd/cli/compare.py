@@ -26,7 +26,7 @@ Exit code 1 where runs failed: --retry-failed runs them again."""
 
 EPILOG = """\
 examples:
-  tropd compare recipes/proving_ground/demo.yaml --out runs/demo_comparison
+  tropd compare recipes/proving_ground/demo.yaml --out runs/demo
   tropd compare recipes/stories260k.yaml --teacher STORIES --out runs/stories --jobs 2
   tropd compare plan.yaml --out runs/plan --only 'multi/*' --only opd
   tropd compare plan.yaml --out runs/plan --report-only

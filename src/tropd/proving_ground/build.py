@@ -36,6 +36,8 @@ VALIDATION_PROBLEMS = 60
 TEST_PROBLEMS = 200
 """Of each domain, for each accuracy in BUILD.json."""
 GRADIENT_SEEDS = (0, 1, 2)
+PAIRS = ((STUDENT, GENERALIST), (PRUNED, GENERALIST), *((STUDENT, teacher) for teacher in SPECIALISTS.values()))
+"""(student, teacher); with a specialist on its domain alone."""
 
 
 def main() -> None:
@@ -72,8 +74,8 @@ def build(out: Path, seed: int) -> dict[str, Any]:
         "test_problems_of_each_domain": TEST_PROBLEMS,
         "models": {name: trained[name] | _once(out, name, _measured, name, out, tokenizer) for name in MODELS},
         "pairs": {
-            f"{student} from {GENERALIST}": _once(out, f"pair-{student}", _pair, student, out, tokenizer)
-            for student in (STUDENT, PRUNED)
+            f"{student} from {teacher}": _once(out, f"{student}-from-{teacher}", _pair, student, teacher, out, tokenizer)
+            for student, teacher in PAIRS
         },
     }
 
@@ -163,14 +165,15 @@ def _measured(name: str, out: Path, tokenizer: PreTrainedTokenizerFast) -> dict[
     }
 
 
-def _pair(student: str, out: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """How far a student starts from the generalist, and its first gradients."""
-    models = load(out / GENERALIST), load(out / student)
-    prompts = {domain: [domain] for domain in DOMAINS} | {"all": list(DOMAINS)}
+def _pair(student: str, teacher: str, out: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """How far a student starts from a teacher, and its first gradients."""
+    models = load(out / teacher), load(out / student)
+    taught = [domain for domain in DOMAINS if teacher in (GENERALIST, SPECIALISTS[domain])]
+    prompts = {domain: [domain] for domain in taught} | ({"all": taught} if len(taught) > 1 else {})
     return {
-        "distance": {domain: distance(*models, tokenizer, domain) for domain in DOMAINS},
+        "distance": {domain: distance(*models, tokenizer, domain) for domain in taught},
         "first_gradient_norms": {
-            name: [gradient_norms(out / student, out / GENERALIST, domains, seed) for seed in GRADIENT_SEEDS]
+            name: [gradient_norms(out / student, out / teacher, domains, seed) for seed in GRADIENT_SEEDS]
             for name, domains in prompts.items()
         },
     }
