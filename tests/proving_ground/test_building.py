@@ -89,7 +89,7 @@ def test_training_stops_once_every_domain_is_good_enough(tokenizer, tmp_path):
     assert train(plan, _student(), tokenizer, tmp_path, lambda _: next(found)).step == 4
 
 
-def test_the_pruned_student_is_the_generalist_without_a_layer_healed_by_sft(tokenizer, monkeypatch):
+def test_the_pruned_student_is_the_generalist_without_layers_healed_by_sft(tokenizer, monkeypatch):
     torch.manual_seed(0)
     teacher = Qwen3ForCausalLM(teacher_config())
     last = teacher.model.layers[3].mlp.up_proj.weight.detach().clone()
@@ -137,6 +137,14 @@ def test_work_that_is_done_is_not_done_again(tmp_path):
     for _ in range(2):
         assert build._once(tmp_path, "part", lambda: calls.append(1) or {"a": 1}) == {"a": 1}
     assert len(calls) == 1
+
+
+def test_one_model_can_be_built_in_a_process_of_its_own(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(build, "_trained", lambda name, *rest: built.append(name))
+    monkeypatch.setattr("sys.argv", ["build", "--out", str(tmp_path), "--only", "student"])
+    build.main()
+    assert built == ["student"] and not (tmp_path / "BUILD.json").exists()
 
 
 def test_every_model_of_the_family_has_its_plan_and_its_own_data():

@@ -1,6 +1,7 @@
 """The shipped family loads with plain Transformers and is what its record says."""
 
 import json
+from statistics import fmean
 
 import pytest
 import torch
@@ -40,7 +41,15 @@ def test_the_record_meets_what_was_wanted():
         assert reached[GENERALIST][domain] >= 0.95
         assert reached[SPECIALISTS[domain]][domain] >= 0.95
         assert 0.2 <= reached[STUDENT][domain] <= 0.5
-        assert record["pairs"][f"{STUDENT} from {GENERALIST}"]["distance"][domain]["total_variation"] > 0.08
+
+
+@SHIPPED
+@pytest.mark.parametrize("pair", [f"{name} from {GENERALIST}" for name in (STUDENT, PRUNED)])
+def test_the_pairs_have_the_papers_problem(pair):
+    """Far apart, and OPD's first gradient many times as long as without its outliers."""
+    record = json.loads((FOLDER / "BUILD.json").read_text())["pairs"][pair]
+    assert fmean(record["distance"][domain]["total_variation"] for domain in DOMAINS) > 0.08
+    assert all(norms["opd_over_mask_outlier"] >= 5 for norms in record["first_gradient_norms"]["all"])
 
 
 @SHIPPED
