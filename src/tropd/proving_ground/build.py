@@ -74,8 +74,7 @@ def build(out: Path, seed: int) -> dict[str, Any]:
         "test_problems_of_each_domain": TEST_PROBLEMS,
         "models": {name: trained[name] | _once(out, name, _measured, name, out, tokenizer) for name in MODELS},
         "pairs": {
-            f"{student} from {teacher}": _once(out, f"{student}-from-{teacher}", _pair, student, teacher, out, tokenizer)
-            for student, teacher in PAIRS
+            f"{pair[0]} from {pair[1]}": _once(out, "-from-".join(pair), _pair, *pair, out, tokenizer) for pair in PAIRS
         },
     }
 

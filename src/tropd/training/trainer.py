@@ -6,24 +6,21 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, head_rows
 from ..objective.fused import FusedLoss, fused_loss
-from ..objective.reduce import RegionCounts, region_counts
 from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
-from ..teacher.local import LocalTeacher, TeacherScores
-from ..teacher.names import called
-from .batch import MicroBatch, Rollout, pack_for_student
+from ..teacher.local import LocalTeacher
+from .batch import MicroBatch, pack_for_student
+from .batch_stage import BuildsBatches
 from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback
 from .checks import (
@@ -36,44 +33,25 @@ from .checks import (
 )
 from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
-from .faults import DataEnd, check_score_counts, log_written, teacher_asked, teacher_failed_elsewhere
-from .guards import check_gradient_norm, check_loss, check_teacher_scores
+from .faults import DataEnd, log_written
+from .guards import check_gradient_norm, check_loss
 from .host import check_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
-from .monitoring import batch_metrics, log_ratio_quantiles, loss_metrics, rollout_metrics
+from .monitoring import loss_metrics
 from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
-from .rolling_out import RollsOut
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
 from .saving import SaveBetweenCycles
-from .scoring import (
-    Gate,
-    StudentScores,
-    make_direct,
-    make_gate,
-    make_signals,
-    notes_suffice,
-    score_student,
-    score_teacher,
-    scores_of_sampler,
-    split_micro_batches,
-    tokens_of_teachers,
-    warn_of_a_pass,
-    without_unusable,
-)
-from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .sharding import keep_outputs_exact, reads_by_length
 from .teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_STREAM = 1
-"""Addressed draws of evaluation batches come from a stream of their own."""
 
-
-class TrOPDTrainer(RollsOut):
+class TrOPDTrainer(BuildsBatches):
     """Distil `teacher_model` into `model` on the student's own rollouts.
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
@@ -253,131 +231,6 @@ class TrOPDTrainer(RollsOut):
         batch = self._buffered_inputs[self._step % steps]
         first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
         return batch if first_update else replace(batch, first_update=False)
-
-    def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
-        """Prompts to micro-batches; everything but the student's gradient is known at the end."""
-        training = self.model.training
-        method = self.method.stage(self.state.global_step / max(self.state.max_steps, 1))
-        totals = Totals(self.teachers.names)
-        started = time.perf_counter()
-        rollouts = self._roll_out(inputs, totals)
-        rolled_out = time.perf_counter()
-        known = self._known_to_sampler(rollouts)
-        student = self._score_student(rollouts) if known is None else known
-        gate = make_gate(
-            method,
-            rollouts,
-            student,
-            seed=self.args.seed,
-            step=self.state.global_step,
-            stream=0 if training else EVALUATION_STREAM,
-            gather=self.ranks.gather_ragged,
-        )
-        scored = time.perf_counter()
-        teacher = self._score_teacher(rollouts, gate, student)
-        finished = time.perf_counter()
-        of_teachers = tokens_of_teachers(rollouts, self.teachers.names, teacher.logp.device)
-        self._check_teachers(teacher.logp, gate.student_mask, of_teachers)
-        signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
-        totals.add_speed("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
-        totals.add_speed("speed/teacher", teacher.logp.numel(), finished - scored)
-        rollout_metrics(totals, rollouts)
-        batch_metrics(totals, signals, student, teacher, of_teachers)
-        metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
-        self._record(metrics)
-        if training:
-            self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
-        direct = make_direct(method, signals, teacher)
-        return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
-
-    def _score_teacher(self, rollouts: list[Rollout], gate: Gate, student: StudentScores) -> TeacherScores:
-        """The teachers' scores, one for each token; where one fails on one rank, every rank stops."""
-        with self.asking_teacher(gate.student_mask.numel()) as check:
-            scores = score_teacher(
-                self.teachers,
-                rollouts,
-                gate,
-                student,
-                pad_id=self._tokenizer.pad_token_id,
-                temperature=self.temperature,
-                rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
-                student_vocab_size=self._student_vocab_size,
-            )
-            check(scores)
-        return without_unusable(scores, gate.method)
-
-    @contextmanager
-    def asking_teacher(self, num_tokens: int) -> Iterator[Callable[[TeacherScores], None]]:
-        """Inside, the teacher scores `num_tokens`; yields what refuses another number of scores.
-
-        Where it fails on one rank, every rank leaves the block with a sentence.
-        """
-        moment, directory = self._moment(), self.args.output_dir
-        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = (
-            nullcontext()
-            if shards_teacher(self)
-            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(moment, directory))
-        )
-        with together, teacher_asked(moment, directory):
-            yield lambda scores: check_score_counts(scores, num_tokens, moment, directory)
-
-    def _check_teachers(self, logp: Tensor, student_mask: Tensor, of_teachers: dict[str, Tensor]) -> None:
-        """Stop where a teacher has no finite score for any token of its rows."""
-        owned = list(of_teachers.values()) or [torch.ones_like(student_mask)]
-        counts = torch.tensor(
-            [[(logp.isfinite() & mine & student_mask).sum(), (mine & student_mask).sum()] for mine in owned]
-        )
-        for name, (finite, tokens) in zip(of_teachers or [None], self.ranks.sum(counts).tolist(), strict=True):
-            check_teacher_scores(finite, tokens, self.state.global_step + 1, self.args.output_dir, called(name))
-
-    def _ended_share(self, rollouts: list[Rollout]) -> float | None:
-        """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
-        ended = [rollout.ended for rollout in rollouts if rollout.prefix_length == 0]
-        total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
-        return total / count if count else None
-
-    def _micro_batches(self, method, rollouts, signals, direct, windows: int, unread: bool) -> list[MicroBatch]:
-        per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)
-        parts = split_micro_batches(rollouts, signals, direct, [per_batch] * (len(rollouts) // per_batch))
-        per_window = len(parts) // windows
-        counts = [
-            self._global_counts([part[1] for part in parts[w * per_window :][:per_window]]) for w in range(windows)
-        ]
-        return [
-            MicroBatch(rows, method, part_signals, part_direct, counts[number // per_window], unread)
-            for number, (rows, part_signals, part_direct) in enumerate(parts)
-        ]
-
-    def _global_counts(self, signals: Sequence[Any]) -> RegionCounts:
-        return RegionCounts(*self.ranks.sum(torch.stack([region_counts(s) for s in signals]).sum(0)).tolist())
-
-    def _known_to_sampler(self, rollouts: list[Rollout]) -> StudentScores | None:
-        """The student's scores as its sampler noted them, where it did so for every token of every rank."""
-        if not notes_suffice(self):
-            return None
-        scores = scores_of_sampler(rollouts, self.accelerator.device)
-        lacking = self.ranks.sum(torch.tensor([float(scores is None)])).item()
-        if lacking and self.args.rescore_rollouts is False:
-            warn_of_a_pass()
-        return None if lacking else scores
-
-    def _score_student(self, rollouts: list[Rollout]) -> StudentScores:
-        with self._memory_for(SCORING), self.accelerator.autocast():
-            return score_student(
-                self.model,
-                rollouts,
-                pad_id=self._tokenizer.pad_token_id,
-                temperature=self.temperature,
-                rows_per_pass=self._rows_per_pass,
-                device=self.accelerator.device,
-                by_length=reads_by_length(self),
-            )
-
-    @property
-    def _rows_per_pass(self) -> int:
-        args = self.args
-        return args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
 
     # ------------------------------------------------------------------ loss
 
