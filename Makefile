@@ -14,7 +14,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
-TEST := OMP_NUM_THREADS=2 $(PY) -m pytest
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# One process of one thread for each core, at most four; a file's tests stay together, since they share models.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow bench check format clean
@@ -26,7 +28,7 @@ demo: $(STAMP) ## The smallest comparison: a shipped student as it is, after OPD
 	@$(VENV)/bin/tropd compare recipes/proving_ground/demo.yaml --out runs/demo $(ARGS)
 
 test: $(STAMP) ## The quick test suite
-	@$(TEST) -m "not slow" --timeout 300 $(ARGS)
+	@$(TEST) -m "not slow" --timeout 300 $(PARALLEL) $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests
 	@$(TEST) -m slow --timeout 1800 $(ARGS) || { code=$$?; \

@@ -14,7 +14,7 @@ from tropd.proving_ground.domains import DOMAINS, records
 KEPT_LAYERS = (0, 3)
 MOST_STEPS = 600
 STEPS_BETWEEN_EVALUATIONS = 25
-ENOUGH = 0.25
+ENOUGH = 0.05
 """Healing ends at the first evaluation that finds every domain at least as accurate."""
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
