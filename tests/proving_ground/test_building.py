@@ -104,7 +104,7 @@ def test_the_pruned_student_is_the_generalist_without_layers_healed_by_sft(token
 def test_healing_stops_once_every_domain_is_good_enough(tokenizer, monkeypatch):
     monkeypatch.setattr(healing, "BATCH_SIZE", 2)
     monkeypatch.setattr(healing, "STEPS_BETWEEN_EVALUATIONS", 1)
-    found = iter([{"code": 0.5, "instructions": 0.1}, {"code": 0.6, "instructions": 0.25}])
+    found = iter([{"code": 0.5, "instructions": 0.04}, {"code": 0.6, "instructions": healing.ENOUGH}])
     assert len(healing.heal(Qwen3ForCausalLM(teacher_config()), tokenizer, 0, lambda _: next(found), steps=4)) == 2
 
 

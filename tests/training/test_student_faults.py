@@ -22,8 +22,7 @@ from training.test_faults import (
 from training.tiny import ROWS, TrainerCallback
 from tropd.cli.main import main
 from tropd.teacher.local import LocalTeacher
-from tropd.training import faults, probe
-from tropd.training import trainer as training
+from tropd.training import batch_stage, faults, probe
 from tropd.training.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
 from tropd.training.faults import is_out_of_memory
 from tropd.training.out_of_memory import TRAINED_ROWS, WRITING, enough_memory
@@ -165,7 +164,7 @@ def test_a_student_without_memory_stops_with_what_to_lower(train, tmp_path, monk
     callbacks = [NoMemoryForTheUpdate()] if name == "the update" else []
 
     def prepare(trainer):
-        owner = training if name == "score_student" else trainer
+        owner = batch_stage if name == "score_student" else trainer
         if hasattr(owner, name):
             patched.setattr(owner, name, without_memory(getattr(owner, name)))
 
@@ -192,7 +191,7 @@ def test_checkpointing_that_is_on_is_not_advised(train):
 )
 def test_an_evaluation_without_memory_is_told_of_its_own_batch_size(train, monkeypatch, name, when):
     trainer = train(max_steps=1, rescore_rollouts=True)
-    owner = training if name == "score_student" else trainer
+    owner = batch_stage if name == "score_student" else trainer
     monkeypatch.setattr(owner, name, without_memory(getattr(owner, name), call=1))
     with pytest.raises(
         OutOfMemory,
@@ -273,7 +272,7 @@ def test_a_teacher_that_gives_too_few_scores_in_the_preflight_is_refused_with_bo
     ("owner", "name", "call", "when"),
     [
         ("trainer", "_generate_single_turn", 1, "wrote"),
-        (training, "score_student", 1, "was scored"),
+        (batch_stage, "score_student", 1, "was scored"),
         (probe, "scan_vocabulary", 1, "was scored"),
         (probe, "score_student", 1, "was scored"),
     ],
