@@ -57,6 +57,7 @@ def fake(monkeypatch):
         ({"methods": {"topd": None}}, [], "plan.yaml: methods.topd: method is 'topd'"),
         ({"settings": {"one": {"domains": ["code"], "student": "a", "teacher": "b/c/d"}}}, [], "settings.one: "),
         ({}, ["--report-only"], "holds no comparison yet"),
+        ({}, ["--from", "theirs.json"], "--from is 'theirs.json', but there is no such file"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(plan, tropd, changes, words, sentence):
@@ -100,6 +101,15 @@ def test_failed_cells_are_exit_code_1_until_they_are_retried(plan, tropd, fake, 
     monkeypatch.delenv("FAKE_ERROR")
     assert tropd("compare", "plan.yaml", "--out", "out").code == 1
     assert tropd("compare", "plan.yaml", "--out", "out", "--retry-failed").code == 0
+
+
+def test_runs_are_taken_over_from_published_results(plan, tropd, fake):
+    assert tropd("compare", plan(), "--out", "theirs").code == 0
+    plan(methods={"opd": None, "tropd": None, "fkl": None})
+    outcome = tropd("compare", "plan.yaml", "--out", "out", "--from", "theirs/results.json")
+    assert outcome.code == 0 and "3 cells, 2 done already" in outcome.err, outcome.err
+    shown = tropd("compare", "plan.yaml", "--out", "shown", "--from", "theirs/results.json", "--report-only")
+    assert shown.code == 0 and "tropd" in shown.out and not Path("shown/logs").exists()
 
 
 @pytest.mark.slow

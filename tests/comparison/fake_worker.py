@@ -23,7 +23,7 @@ def prepare(plan, name, layout):
     folder = layout.running(name)
     scores = {"accuracy": 0.25, "accuracy/additions": 0.25, "student_states/reverse_kl": 1.5}
     write_whole(folder / "before.json", json.dumps({"teacher": scores, "student": scores, "point": {}}))
-    worker._move(folder, layout.setting(name))
+    worker._place(layout, name)
 
 
 def run(plan, cell, layout):

@@ -30,6 +30,7 @@ examples:
   tropd compare recipes/stories260k.yaml --teacher STORIES --out runs/stories --jobs 2
   tropd compare plan.yaml --out runs/plan --only 'multi/*' --only opd
   tropd compare plan.yaml --out runs/plan --report-only
+  tropd compare plan-with-my-method.yaml --out runs/mine --from docs/assets/proving-ground-methods.json
 
 How the numbers are made: docs/compare.md."""
 
@@ -58,6 +59,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--report-only", "--report_only", action="store_true", help="write tables and report of what is there"
+    )
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="take runs over from this results.json instead of running them; may be repeated",
     )
     parser.add_argument("--hardware", metavar="WORDS", help="the machine, in words for the report")
     parser.set_defaults(run=run)
@@ -89,20 +99,16 @@ def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any
             jobs=jobs,
             only=options.only,
             retry_failed=options.retry_failed,
+            sources=options.sources,
             hardware=options.hardware,
             report=screen.show,
         )
 
 
 def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from ..comparison.layout import Layout
-    from ..comparison.run import publish, record_plan
+    from ..comparison.run import report_only
 
-    layout = Layout(options.out.resolve())
-    if not layout.has_state():
-        raise ValueError(f"--out is {str(options.out)!r}, which holds no comparison yet. Leave out --report-only.")
-    record_plan(plan, layout, options.hardware)
-    return publish(layout)
+    return report_only(plan, options.out, options.sources, options.hardware)
 
 
 class _Screen:

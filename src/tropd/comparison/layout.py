@@ -2,6 +2,7 @@
 
 state.json           the plan, and the hardware as the user describes it
 settings/NAME/       student, prompts.json, before.json
+taken/NAME.json      scores before training that came with cells of another results.json, until the setting is prepared
 cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
 running/             tasks under way; what a kill leaves there is thrown away
 logs/NAME.txt        what a task printed, tracebacks included
@@ -51,9 +52,19 @@ class Layout:
         return self.setting(name).is_dir()
 
     def before(self, name: str) -> dict[str, Any] | None:
-        """Scores of a setting's models before training; `None` until it is prepared."""
+        """Scores of a setting's models before training; `None` until it is prepared, or taken over."""
         file = self.setting(name) / "before.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        return None if (taken := self.taken(name)) is None else taken["before"]
+
+    def taken(self, name: str) -> dict[str, Any] | None:
+        """Whose cells were taken over in a setting, with `file` and `before`; `None` where none were."""
+        file = self.root / "taken" / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_taken(self, name: str, taken: dict[str, Any]) -> None:
+        write_whole(self.root / "taken" / f"{name}.json", json.dumps(taken) + "\n")
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Every cell that has ended, by name."""

@@ -10,7 +10,7 @@ from ..report.page import Page, Section, Table, page_html
 from ..report.rollouts import Sample
 from .curves import CURVES, line_of, points_line, read_steps
 from .layout import Layout
-from .results import failed_cells, reported
+from .results import failed_cells, reported, taken_over
 from .tables import accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
 
 TOKENS_SHOWN = 400
@@ -50,7 +50,8 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{name} {environment['versions'][name]}" for environment in environments for name in environment["versions"]
     )
     facts += [("commit", ", ".join(commits)), ("versions", ", ".join(versions))] if environments else []
-    return facts + ([("hardware", results["hardware"])] if results["hardware"] else [])
+    facts += [("hardware", results["hardware"])] if results["hardware"] else []
+    return facts + ([("runs taken over", taken)] if (taken := taken_over(results)) else [])
 
 
 def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> Section:
@@ -67,9 +68,14 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
         figures=_differences(setting, plan["reference"], numbers),
         legend=legend([(label, numbers[label]) for label in cells if cells[label]]),
         charts=lines,
-        charts_note="Lines are means over seeds, bands reach from the smallest to the largest seed.",
+        charts_note=_charts_note(results),
         samples=_samples(cells, layout),
     )
+
+
+def _charts_note(results: Mapping[str, Any]) -> str:
+    note = "Lines are means over seeds, bands reach from the smallest to the largest seed."
+    return note + (" Runs that were taken over have scores, and no curves." if taken_over(results) else "")
 
 
 def _about(setting: Mapping[str, Any]) -> str:
@@ -145,15 +151,20 @@ def _charts(
 
 
 def _samples(cells: Mapping[str, Sequence[Mapping[str, Any]]], layout: Layout) -> list[Sample]:
-    """Of each method's first seed a rollout from the start of its run, one from its middle and one from its end."""
+    """Of each method's first seed with rollouts one from the start of its run, one from its middle and its end."""
     samples = []
     for label, mine in cells.items():
-        if not mine:
-            continue
-        files = sorted((layout.cell(mine[0]["name"]) / "rollouts").glob("step-*.jsonl"))
+        logged = (
+            (cell["seed"], sorted((layout.cell(cell["name"]) / "rollouts").glob("step-*.jsonl"))) for cell in mine
+        )
+        seed, files = next(((seed, files) for seed, files in logged if files), (None, []))
         for file in dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]):
-            samples += _sample(f"{label}, seed {mine[0]['seed']}", file)
+            samples += _sample(f"{label}, seed {seed}", file)
     return samples
+
+
+def _rollout_files(folder: Path) -> list[Path]:
+    return sorted((folder / "rollouts").glob("step-*.jsonl"))
 
 
 def _sample(whose: str, file: Path) -> list[Sample]:

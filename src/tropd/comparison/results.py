@@ -1,6 +1,7 @@
 """Everything that a comparison found, as plain data: what results.json holds, and tables and report are made of."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -129,6 +130,17 @@ def failed_cells(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (name, words, cell[kind]) for name, cell in results["cells"].items() for kind, words in kinds if cell.get(kind)
     ]
+
+
+def taken_over(results: Mapping[str, Any]) -> str:
+    """Which cells another comparison ran, in words; nothing where all are of this one."""
+    sources = Counter(
+        (source["file"], source["hardware"]) for cell in results["cells"].values() if (source := cell.get("taken_from"))
+    )
+    return "; ".join(
+        f"{count} of {len(results['cells'])} from {file}" + (f" ({hardware})" if hardware else "")
+        for (file, hardware), count in sources.items()
+    )
 
 
 def reported(results: Mapping[str, Any], setting: str) -> dict[str, list[dict[str, Any]]]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..model_folder import check_model_folder
+from .growth import MAY_GROW, changes
 from .layout import Layout
 from .names import model_folder
 from .plan import Plan
 from .reading import read_plan
 from .schedule import Progress, Schedule
-
-MAY_GROW = ("settings", "methods")
-MAY_CHANGE = ("learning_rates", "seeds", "title", "reference")
+from .taken import take_over
 
 
 def compare(
@@ -24,6 +23,7 @@ def compare(
     jobs: int,
     only: Sequence[str] = (),
     retry_failed: bool = False,
+    sources: Sequence[Path] = (),
     hardware: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
@@ -35,11 +35,13 @@ def compare(
         jobs: processes of one thread each.
         only: settings, methods or patterns of both; all by default.
         retry_failed: run cells that ended in an error again.
+        sources: results.json files whose cells are taken over instead of run.
         hardware: the machine, in words for the report.
         report: told of each start and end.
 
     Raises:
-        ValueError: models that are not there, cells of another comparison in `out`, or one that is running.
+        ValueError: models that are not there, cells of another comparison in `out` or in `sources`, or one that is
+            running.
     """
     check_models(plan)
     layout = Layout(out.resolve())
@@ -47,11 +49,32 @@ def compare(
         record_plan(plan, layout, hardware)
         if retry_failed:
             _forget_errors(layout)
+        for source in sources:
+            take_over(source, plan, layout)
         try:
             Schedule(plan, layout, jobs, only, lock, report).run()
         finally:
             results = publish(layout)
     return results
+
+
+def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: str | None = None) -> dict[str, Any]:
+    """Write the three files from what is in `out`, also while it runs, and in `sources`; nothing is trained.
+
+    Raises:
+        ValueError: nothing is there, or cells of another comparison.
+    """
+    layout = Layout(out.resolve())
+    if not sources and not layout.has_state():
+        raise ValueError(f"--out is {str(out)!r}, which holds no comparison yet. Leave out --report-only.")
+    if not sources:
+        record_plan(plan, layout, hardware)
+        return publish(layout)
+    with layout.locked():
+        record_plan(plan, layout, hardware)
+        for source in sources:
+            take_over(source, plan, layout)
+        return publish(layout)
 
 
 def publish(layout: Layout) -> dict[str, Any]:
@@ -89,7 +112,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     described = json.loads(json.dumps(plan.as_dict()))
     if layout.has_state():
         state = layout.read_state()
-        changed = _changes(state["plan"], described)
+        changed = changes(state["plan"], described)
         if changed:
             raise ValueError(
                 f"{layout.root} holds cells of another plan: {', '.join(changed)} changed. Choose another --out, or "
@@ -100,16 +123,6 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
         read_plan(described)  # what each of two plans may ask for, both together may not
         hardware = hardware or state.get("hardware")
     layout.write_state({"plan": described, "hardware": hardware})
-
-
-def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    changed = [name for name in now if name not in (*MAY_GROW, *MAY_CHANGE) and now[name] != earlier.get(name)]
-    for field in MAY_GROW:
-        shared = now[field].keys() & earlier[field].keys()
-        changed += [
-            f"{field}.{name}" for name in now[field] if name in shared and now[field][name] != earlier[field][name]
-        ]
-    return changed
 
 
 def _forget_errors(layout: Layout) -> None:

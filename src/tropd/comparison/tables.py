@@ -4,7 +4,7 @@ each domain, the average last, and beside it the paired difference to the refere
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .results import failed_cells
+from .results import failed_cells, taken_over
 
 DISTANCES = (
     ("student_states/reverse_kl", "reverse KL, student states"),
@@ -30,11 +30,12 @@ def tables_markdown(results: Mapping[str, Any]) -> str:
 
 def _notes(results: Mapping[str, Any]) -> str:
     plan = results["plan"]
+    elsewhere = f" Runs taken over: {taken}." if (taken := taken_over(results)) else ""
     return (
         f"{plan['student_tokens']:,} student-written tokens a run; seeds {', '.join(map(str, plan['seeds']))}. Mean ± "
         f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with its 95% bootstrap "
         "interval, * where that excludes zero. † marks a learning rate at the edge of the grid. docs/compare.md says "
-        "how the numbers are made.\n"
+        f"how the numbers are made.{elsewhere}\n"
     )
 
 

@@ -18,6 +18,7 @@ from .cells import Cell
 from .layout import RESULT, Layout
 from .plan import Plan
 from .reading import read_plan
+from .taken import check_before
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +41,14 @@ def _prepare(plan: Plan, name: str, layout: Layout) -> None:
     from .prepare import prepare
 
     prepare(plan, name, layout.running(name))
-    _move(layout.running(name), layout.setting(name))
+    _place(layout, name)
+
+
+def _place(layout: Layout, name: str) -> None:
+    """A prepared setting comes to its place, unless cells were taken over that do not fit it."""
+    made = layout.running(name)
+    check_before(layout, name, json.loads((made / "before.json").read_text(encoding="utf-8")))
+    _move(made, layout.setting(name))
 
 
 def _run(plan: Plan, cell: Cell, layout: Layout) -> None:
