@@ -90,7 +90,7 @@ def imports_of_layer(layer: str) -> list[tuple[str, str]]:
         ("from .head import Head", "tropd.objective.loss", False, ["tropd.objective.head.Head"]),
         ("from .head import Head", "tropd.objective", True, ["tropd.objective.head.Head"]),
         ("from ..training import config", "tropd.objective.loss", False, ["tropd.training.config"]),
-        ("from .. import demo", "tropd.rollout", True, ["tropd.demo"]),
+        ("from .. import data", "tropd.rollout", True, ["tropd.data"]),
         ("if True:\n  from tropd import METHODS", "tropd.teacher.local", False, ["tropd.METHODS"]),
     ],
 )

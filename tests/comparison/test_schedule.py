@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tropd.comparison.cells import pairs
+from tropd.comparison.cells import grid_cells, pairs
 from tropd.comparison.layout import RESULT, Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.results import collect
 from tropd.comparison.run import _forget_errors, record_plan
-from tropd.comparison.time_left import seconds_of_work
+from tropd.comparison.time_left import GUIDED, Pace
 
 PARENT = """
 import json, sys
 from pathlib import Path
-from tropd.comparison.cells import pairs
+from tropd.comparison.cells import grid_cells, pairs
 from tropd.comparison.layout import Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.run import record_plan
@@ -44,7 +44,7 @@ def test_every_cell_runs_once_and_the_reported_ones_at_the_chosen_rate(compared,
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert (seen[-1].done, seen[-1].total, seen[-1].seconds_left) == (8, 8, 0.0)
     forecasts = [(8 - p.done, p.seconds_left) for p in seen if p.seconds_left is not None]
-    assert all(0 <= left <= cells * 2.0 / 2 for cells, left in forecasts), "cells of 2 s on two workers"
+    assert all(0 <= left <= cells * GUIDED * 2.0 / 2 for cells, left in forecasts), "cells of 2 s on two workers"
 
 
 def test_all_choose_their_rates_first_and_then_go_seed_by_seed(compared, plan_data):
@@ -55,13 +55,40 @@ def test_all_choose_their_rates_first_and_then_go_seed_by_seed(compared, plan_da
     assert [(cell.seed, cell.label) for cell in ended[4:]] == [(1, "opd"), (1, "tropd"), (2, "opd"), (2, "tropd")]
 
 
-def test_time_left_counts_tokens_and_not_cells(plan_data):
+@pytest.fixture
+def forecast(plan_data):
+    """The forecast for opd and tropd with a grid of two rates, where cells of the grid took so many seconds."""
     plan = read_plan(plan_data | {"learning_rates": [1.0e-3, 3.0e-3], "grid_tokens": 100})
-    done = {"setting": "one", "label": "opd", "kind": "grid", "seconds": 2.0, "scores": {}}
-    results = {"one--opd--grid-lr0.001-seed0": done}
-    assert seconds_of_work(plan, pairs(plan), {}) is None
-    missing = 3 * 100 + 4 * 1000
-    assert seconds_of_work(plan, pairs(plan), results) == pytest.approx(missing * 2.0 / 100)
+
+    def of(**seconds):
+        cells = [cell for label in seconds for cell in grid_cells(plan, "one", label)[:1]]
+        done = {cell.name: vars(cell) | {"seconds": seconds[cell.label], "scores": {}} for cell in cells}
+        return Pace(plan, done).of_missing(pairs(plan))
+
+    return of
+
+
+def test_time_left_counts_tokens_and_not_cells(forecast):
+    assert forecast() is None, "nothing has ended yet"
+    opd, tropd = 100 + 2 * 1000, 100 + 2 * 1000
+    assert forecast(opd=2.0, tropd=6.0) == pytest.approx(opd * 2.0 / 100 + tropd * 6.0 / 100)
+
+
+def test_time_left_knows_that_prefixes_take_longer_before_one_has_ended(forecast):
+    """Of the method without runs both cells of the grid are missing."""
+    one, two = 100 + 2 * 1000, 2 * 100 + 2 * 1000
+    assert forecast(opd=2.0) == pytest.approx(one * 2.0 / 100 + two * GUIDED * 2.0 / 100)
+    assert forecast(tropd=6.0) == pytest.approx(one * 6.0 / 100 + two * 6.0 / GUIDED / 100)
+
+
+def test_a_cell_that_takes_longer_than_forecast_leaves_the_others_their_time(compared, plan_data, monkeypatch):
+    """The fake cells take 3 s and say that it was 2: while the second runs late, the third still has its 2 s."""
+    monkeypatch.setenv("FAKE_SECONDS", "3")
+    monkeypatch.setattr("tropd.comparison.schedule.TELL_EVERY", 0.1)
+    seen = []
+    compared(plan_data | {"methods": {"opd": None}, "seeds": [1, 2, 3]}, jobs=1, report=seen.append)
+    left = [progress.seconds_left for progress in seen if progress.done == 1]
+    assert max(left) == pytest.approx(4.0, abs=0.5) and min(left) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])

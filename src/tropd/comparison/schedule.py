@@ -16,7 +16,7 @@ from typing import Any
 from .cells import GRID, Cell, count_cells, next_cells, pairs
 from .layout import RESULT, Layout
 from .plan import Plan
-from .time_left import seconds_of_work
+from .time_left import Pace
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
@@ -206,11 +206,14 @@ class Schedule:
         return not results.get(task.name, {"error": True}).get("error")
 
     def _seconds_left(self, results: Mapping[str, Any]) -> float | None:
-        left = seconds_of_work(self.plan, self.pairs, results)
-        if left is None:
-            return None
-        under_way = sum(time.monotonic() - worker.started for worker in self.workers)
-        return max(left - under_way, 0.0) / self.jobs
+        pace = Pace(self.plan, results)
+        left = pace.of_missing(self.pairs)
+        return None if left is None else (left - sum(self._spent(worker, pace) for worker in self.workers)) / self.jobs
+
+    def _spent(self, worker: Worker, pace: Pace) -> float:
+        """Seconds of the forecast that a worker has used up; one that takes longer uses no other's."""
+        whole = None if worker.task.cell is None else pace.seconds_of(worker.task.cell)
+        return min(time.monotonic() - worker.started, whole or 0.0)
 
 
 def _ended(worker: Worker) -> str:
