@@ -208,7 +208,10 @@ class Schedule:
     def _seconds_left(self, results: Mapping[str, Any]) -> float | None:
         pace = Pace(self.plan, results)
         left = pace.of_missing(self.pairs)
-        return None if left is None else (left - sum(self._spent(worker, pace) for worker in self.workers)) / self.jobs
+        if left is None:
+            return None
+        spent = sum(self._spent(worker, pace) for worker in self.workers if worker.task.name not in results)
+        return max(left - spent, 0.0) / self.jobs
 
     def _spent(self, worker: Worker, pace: Pace) -> float:
         """Seconds of the forecast that a worker has used up; one that takes longer uses no other's."""
