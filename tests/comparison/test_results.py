@@ -72,6 +72,11 @@ def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
     assert "<script" not in page and "&lt;script&gt;alert(&#x27;a rollout&#x27;)&lt;/script&gt;" in page
 
 
+def test_the_page_says_what_runs_learned_from_and_where_models_part(finished):
+    page = report(finished)
+    assert "What was learned from, and when" in page and "Where student and teacher part" in page
+
+
 def test_the_page_needs_no_other_file(finished):
     page = report(finished)
     assert not any(word in page for word in ("http:", "https:", "src=", "@import", "url("))

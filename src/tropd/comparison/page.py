@@ -1,13 +1,13 @@
 """The report of a comparison: its results, curves and rollouts as the parts of a page."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..report.charts import interval_chart, legend, line_chart
 from ..report.page import Page, Section, Table, page_html
 from ..report.rollouts import Sample
+from .anatomy import Cells, doubt_table, phase_table, read_rollouts, rollout_files
 from .curves import CURVES, line_of, points_line, read_steps
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
@@ -64,7 +64,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
     return Section(
         heading=name,
         note=_about(plan["settings"][name]),
-        tables=_tables(setting, plan),
+        tables=[*_tables(setting, plan), *_anatomy(cells, plan["reference"], layout)],
         figures=_differences(setting, plan["reference"], numbers),
         legend=legend([(label, numbers[label]) for label in cells if cells[label]]),
         charts=lines,
@@ -109,6 +109,20 @@ def _tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
+    """Only where something was logged."""
+    phases, doubts = phase_table(cells, layout), doubt_table(cells, layout, reference)
+    phase_note = "Means over seeds. The three losses add up to what was minimised; that of a policy gradient is K1."
+    doubt_note = (
+        "Of rollouts that were written down: each token with 1 − min(π_T/π_S, 1), the chance that the Bernoulli gate "
+        "rejects it. On the right the tokens with most of it, and their part of the whole."
+    )
+    return [
+        *([Table("What was learned from, and when", *phases, note=phase_note)] if phases[1] else []),
+        *([Table("Where student and teacher part", *doubts, note=doubt_note, words=True)] if doubts[1] else []),
+    ]
+
+
 def _differences(setting: Mapping[str, Any], reference: str, numbers: Mapping[str, int]) -> list[str]:
     """Differences to the reference with their intervals, for accuracy and for the distance."""
     charts = []
@@ -135,7 +149,7 @@ def _times(factor: float, value: float | None) -> float | None:
 
 def _charts(
     setting: Mapping[str, Any],
-    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    cells: Cells,
     numbers: Mapping[str, int],
     layout: Layout,
 ) -> list[str]:
@@ -150,26 +164,20 @@ def _charts(
     return charts
 
 
-def _samples(cells: Mapping[str, Sequence[Mapping[str, Any]]], layout: Layout) -> list[Sample]:
+def _samples(cells: Cells, layout: Layout) -> list[Sample]:
     """Of each method's first seed with rollouts one from the start of its run, one from its middle and its end."""
     samples = []
     for label, mine in cells.items():
-        logged = (
-            (cell["seed"], sorted((layout.cell(cell["name"]) / "rollouts").glob("step-*.jsonl"))) for cell in mine
-        )
+        logged = ((cell["seed"], rollout_files(layout.cell(cell["name"]))) for cell in mine)
         seed, files = next(((seed, files) for seed, files in logged if files), (None, []))
         for file in dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]):
             samples += _sample(f"{label}, seed {seed}", file)
     return samples
 
 
-def _rollout_files(folder: Path) -> list[Path]:
-    return sorted((folder / "rollouts").glob("step-*.jsonl"))
-
-
 def _sample(whose: str, file: Path) -> list[Sample]:
     """The rollout of a file that shows the most regions."""
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = read_rollouts(file)
     if not records:
         return []
     record = max(records, key=lambda found: len({token["region"] for token in found["tokens"]}))
