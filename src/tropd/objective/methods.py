@@ -199,6 +199,17 @@ METHODS: dict[str, Method] = {
             **_GUIDANCE,
         ),
         Method(
+            "tropd_share",
+            "tropd with the prefix a share of each teacher response, and its NLL weighed at 0.1",
+            "ours, from TrOPD's parts (docs/results.md)",
+            gate="bernoulli",
+            outlier="fkl_direct",
+            guidance_schedule="cosine",
+            guidance_length="share",
+            guidance_beta=0.1,
+            **_FKL,
+        ),
+        Method(
             "aopd",
             "K1 where r > 0, top-k forward KL elsewhere",
             "AOPD, arXiv 2605.06387",
