@@ -141,6 +141,7 @@ CASES = {
         for truncation in reference.TRUNCATIONS
         for k in (1, K, V)
     },
+    "tropd_share": ("tropd_share", {"fkl_top_k": K}, {"k": K}),
     "aopd": ("aopd", {"fkl_top_k": K}, {"k": K}),
     **{
         f"tropd {gate} {outlier}": (

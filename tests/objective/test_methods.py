@@ -10,10 +10,11 @@ PAPER_NAMES = {
     "opd", "gkd", "fkl", "jsd", "entropy_opd", "eopd", "reopold", "reopold_2stage", "mask_outlier", "fkl_outlier",
     "tropd_mask", "tropd_clip", "tropd", "aopd",
 }  # fmt: skip
+OURS = {"tropd_share"}
 
 
-def test_the_methods_are_those_of_the_papers():
-    assert set(METHODS) == PAPER_NAMES
+def test_the_methods_are_those_of_the_papers_and_ours():
+    assert set(METHODS) == PAPER_NAMES | OURS
     assert all(name == method.name for name, method in METHODS.items())
 
 
@@ -28,6 +29,13 @@ def test_only_the_tropd_family_is_guided(name):
     assert method.guided == name.startswith("tropd")
     if method.guided:
         assert (method.guidance_schedule, method.guidance_length, method.guidance_beta) == ("cosine", "cap", 0.001)
+
+
+def test_ours_is_tropd_with_another_prefix():
+    assert get_method("tropd_share").source.startswith("ours"), "no paper is named for it"
+    changed = get_method("tropd", guidance_length="share", guidance_beta=0.1)
+    differing = {key for key, value in vars(changed).items() if value != getattr(get_method("tropd_share"), key)}
+    assert differing == {"name", "summary", "source"}
 
 
 @pytest.mark.parametrize(

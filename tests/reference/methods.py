@@ -51,9 +51,10 @@ DEFAULTS: dict[str, Settings] = {
     "tropd_mask": Settings(gate="bernoulli", outlier="mask"),
     "tropd_clip": Settings(gate="hard", outlier="clip"),
     "tropd": Settings(gate="bernoulli", outlier="fkl_direct"),
+    "tropd_share": Settings(gate="bernoulli", outlier="fkl_direct"),
     "aopd": Settings(gate="hard", threshold=0.0, outlier="fkl_direct"),
 }
-GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "aopd")
+GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "tropd_share", "aopd")
 
 
 def settings_of(method: str, **overrides: object) -> Settings:

@@ -23,8 +23,8 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 DESCRIPTION = """\
 Write the teacher's response to every prompt, one JSON line each.
 
-Guided methods (tropd, tropd_mask, tropd_clip) start rollouts from the beginning of a teacher response. Responses in the
-data set save the teacher the writing in every step of every run.
+Guided methods (tropd and all that begin with it) start rollouts from the beginning of a teacher response. Responses in
+the data set save the teacher the writing in every step of every run.
 
 A line holds the prompt's own columns, teacher_response (token ids without the end of sequence; null where the teacher
 wrote nothing), teacher_response_text (for people) and teacher_response_ended (false: cut at max_new_tokens). Text
