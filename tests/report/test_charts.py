@@ -65,6 +65,13 @@ def test_the_first_eight_lines_differ_in_colour_and_neighbours_in_dashes_and_mar
         assert one.dashes != other.dashes and one.marker != other.marker
 
 
+def test_lines_of_one_colour_differ_in_dashes_and_markers():
+    looks = [look(number) for number in range(32)]
+    for number, one in enumerate(looks):
+        for other in looks[:number]:
+            assert one.colour != other.colour or (one.dashes != other.dashes and one.marker != other.marker)
+
+
 def test_an_interval_chart_has_a_row_for_each_method_and_a_line_at_zero():
     chart = interval_chart("x", [("tropd", 1, -0.2, -0.3, -0.1), ("a & b", 2, 0.1, None, None)])
     assert chart.count("<path") == 1 and "a &amp; b" in chart and 'class="zero"' in chart

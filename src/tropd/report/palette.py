@@ -19,8 +19,9 @@ class Look:
 
 
 def look(number: int) -> Look:
-    """The look of the line with this number; the first 40 differ in more than one way from their neighbours."""
-    return Look(COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
+    """The look of the line with this number; of the first 32, two of one colour have other dashes and markers."""
+    dashes = DASHES[(number + number // len(COLOURS)) % len(DASHES)]
+    return Look(COLOURS[number % len(COLOURS)], dashes, MARKERS[number % len(MARKERS)])
 
 
 def marker(shape: str, x: float, y: float, colour: str, size: float = 3.6) -> str:
