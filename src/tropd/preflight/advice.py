@@ -102,11 +102,9 @@ def _advise_guidance(
     if share > FULL_PREFIX_SHARE:
         whose = "The given teacher responses have" if response_lengths else "If the teacher's responses are like the"
         whose += f" a median of {length:.0f} tokens" if response_lengths else f" student's, {length:.0f} tokens long"
-        ours = ", or method: tropd_share" if advice.method == "tropd" else ""
         advice.add(
             f"{whose}, far fewer than max_completion_length {budget}: under guidance_length cap {share:.0%} of the "
-            "steps would start from a whole response, which is supervised fine-tuning. Set guidance_length: share"
-            f"{ours}.",
+            "steps would start from a whole response, which is supervised fine-tuning. Set guidance_length: share.",
             guidance_length="share",
         )
 
