@@ -1,0 +1,48 @@
+"""The runs we publish: they go on under their plans, and the tables of docs/results.md are made of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tropd.comparison.reading import load_plan
+from tropd.comparison.run import report_only
+from tropd.comparison.tables import accuracy_table
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ["methods", "ablations", "pairs"]
+TABLES = {"### One domain": ("methods", "single-domain"), "### Three domains": ("methods", "multi-domain")}
+
+
+def published(name):
+    file = ROOT / f"docs/assets/proving-ground-{name}.json"
+    return file, json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs_can_be_gone_on_with_under_their_plan(name, tmp_path):
+    file, theirs = published(name)
+    ours = report_only(load_plan(ROOT / f"recipes/proving_ground/{name}.yaml"), tmp_path / "out", [file])
+    assert ours["cells"].keys() == theirs["cells"].keys()
+    assert ours["settings"] == theirs["settings"], "the tables are those that were published"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_published_names_no_machine(name):
+    assert not re.search(r'"/|/tmp|/home|/root', published(name)[0].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_page_of_results_has_the_published_accuracies(heading):
+    name, setting = TABLES[heading]
+    results = published(name)[1]
+    _, rows = accuracy_table(results["settings"][setting], results["plan"]["reference"])
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    table = page[page.index(heading) :].split("\n\n")[1].splitlines()[2:]
+    shown = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
+    first = 4  # after method, rate, seeds and steps
+    assert [row[0] for row in shown] == [row[0] for row in rows]
+    for line, row in zip(shown, rows, strict=True):
+        values = [cell.replace("−", "-") for cell in line[first : first + len(row) - 1]]
+        assert values == [cell if cell != "–" else "" for cell in row[1:]]
