@@ -17,8 +17,13 @@ def test_every_method_is_listed(tropd):
     ("method", "trusted", "outliers", "prefix"),
     [
         (get_method("opd"), "K1 everywhere", "–", "–"),
-        (get_method("tropd"), "K1 where u < min(ρ, 1)", "top-64 forward KL", "0.001 · NLL, cosine"),
-        (get_method("tropd", gate="expected"), "K1 weighted by min(ρ, 1)", "top-64 forward KL", "0.001 · NLL, cosine"),
+        (get_method("tropd"), "K1 where u < min(ρ, 1)", "top-64 forward KL", "0.001 · NLL, cosine, cap"),
+        (
+            get_method("tropd", gate="expected"),
+            "K1 weighted by min(ρ, 1)",
+            "top-64 forward KL",
+            "0.001 · NLL, cosine, cap",
+        ),
         (get_method("mask_outlier"), "K1 where r > -2", "nothing", "–"),
         (get_method("reopold", outlier_tau=-3.5), "K1 where r > -3.5", "K1 with max(r, -3.5)", "–"),
         (get_method("fkl"), "–", "top-64 forward KL", "–"),

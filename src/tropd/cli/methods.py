@@ -85,7 +85,9 @@ def outlier_words(method: Method) -> str:
 
 def guidance_words(method: Method) -> str:
     """What the tokens of a teacher prefix are learned by."""
-    return f"{method.guidance_beta:g} · NLL, {method.guidance_schedule}" if method.guided else "–"
+    if not method.guided:
+        return "–"
+    return f"{method.guidance_beta:g} · NLL, {method.guidance_schedule}, {method.guidance_length}"
 
 
 def _table() -> None:

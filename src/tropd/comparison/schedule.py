@@ -210,13 +210,15 @@ class Schedule:
         left = pace.of_missing(self.pairs)
         if left is None:
             return None
-        spent = sum(self._spent(worker, pace) for worker in self.workers if worker.task.name not in results)
-        return max(left - spent, 0.0) / self.jobs
+        running = [self._forecast(worker, pace) for worker in self.workers if worker.task.name not in results]
+        spent = sum(min(elapsed, whole) for elapsed, whole in running)
+        last = max((whole - elapsed for elapsed, whole in running), default=0.0)  # a cell is not shared out
+        return max((left - spent) / self.jobs, last, 0.0)
 
-    def _spent(self, worker: Worker, pace: Pace) -> float:
-        """Seconds of the forecast that a worker has used up; one that takes longer uses no other's."""
+    def _forecast(self, worker: Worker, pace: Pace) -> tuple[float, float]:
+        """Seconds that a worker has been at its cell, and those of the whole cell; one that is late uses no other's."""
         whole = None if worker.task.cell is None else pace.seconds_of(worker.task.cell)
-        return min(time.monotonic() - worker.started, whole or 0.0)
+        return time.monotonic() - worker.started, whole or 0.0
 
 
 def _ended(worker: Worker) -> str:
