@@ -1,6 +1,5 @@
 """What runs learned from, when, and on which tokens student and teacher part: from what cells logged. No torch here."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from ..training.run_directory import read_jsonl
 from .curves import read_steps
 from .layout import Layout
 from .tables import NOTHING, Table
@@ -71,7 +71,7 @@ def _doubts(cells: Sequence[Mapping[str, Any]], layout: Layout, *, last: bool) -
     """Those of every cell's first or last log of rollouts."""
     logs = [rollout_files(layout.cell(cell["name"])) for cell in cells]
     files = [log[-1 if last else 0] for log in logs if log]
-    return [doubt for file in files for record in read_rollouts(file) for doubt in _of_rollout(record["tokens"])]
+    return [doubt for file in files for record in read_jsonl(file) for doubt in _of_rollout(record["tokens"])]
 
 
 def _of_rollout(tokens: Sequence[Mapping[str, Any]]) -> Iterable[Doubt]:
@@ -103,7 +103,3 @@ def _mostly(doubts: Sequence[Doubt]) -> str:
 def rollout_files(folder: Path) -> list[Path]:
     """A run's logs of rollouts, in the order of its steps."""
     return sorted((folder / "rollouts").glob("step-*.jsonl"))
-
-
-def read_rollouts(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,6 +1,5 @@
 """What cells logged over their steps, as lines with bands over seeds."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ..report.charts import Line
+from ..training.run_directory import read_jsonl
 
 POINTS_A_LINE = 60
 Step = Mapping[str, float]
@@ -62,8 +62,7 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
     file = folder / "metrics.jsonl"
     if not file.is_file():
         return []
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [line for line in lines if "response/length" in line]
+    return [line for line in read_jsonl(file) if "response/length" in line]
 
 
 def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:

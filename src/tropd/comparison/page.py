@@ -7,7 +7,8 @@ from typing import Any
 from ..report.charts import interval_chart, legend, line_chart
 from ..report.page import Page, Section, Table, page_html
 from ..report.rollouts import Sample
-from .anatomy import Cells, doubt_table, phase_table, read_rollouts, rollout_files
+from ..training.run_directory import read_jsonl
+from .anatomy import Cells, doubt_table, phase_table, rollout_files
 from .curves import CURVES, line_of, points_line, read_steps
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
@@ -177,7 +178,7 @@ def _samples(cells: Cells, layout: Layout) -> list[Sample]:
 
 def _sample(whose: str, file: Path) -> list[Sample]:
     """The rollout of a file that shows the most regions."""
-    records = read_rollouts(file)
+    records = read_jsonl(file)
     if not records:
         return []
     record = max(records, key=lambda found: len({token["region"] for token in found["tokens"]}))

@@ -49,6 +49,11 @@ def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
             raise
 
 
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file of one a line, in their order."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def set_aside(directory: str | Path, names: Iterable[str]) -> None:
     """Rename what an earlier run left under `names` to the first free `<stem>-<n><suffix>`; nothing is overwritten."""
     for name in names:
