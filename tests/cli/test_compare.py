@@ -77,7 +77,7 @@ def test_a_plan_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch, tropd, 
 def test_it_shows_progress_the_table_and_where_the_report_is(plan, tropd, fake):
     outcome = tropd("compare", plan(), "--out", "out", "--jobs", "1", "--hardware", "a <fast> machine")
     assert outcome.code == 0, outcome.err
-    assert "2 cells, 0 done already" in outcome.err
+    assert outcome.err.startswith("2 cells, 0 done already\npreparing one ...\n"), "there is something to see at once"
     assert "1/2 cells  one/opd report lr 0.001 seed 1: 30.0%, " in outcome.err and "left" in outcome.err
     assert "tropd" in outcome.out and "50.0" in outcome.out and "written  out/report.html" in outcome.out
     assert "a &lt;fast&gt; machine" in Path("out/report.html").read_text()

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tropd.comparison.anatomy import doubt_table, phase_table
+from tropd.comparison.course import course_of
 from tropd.comparison.layout import Layout
 from tropd.training.run_directory import append_jsonl
 
@@ -16,6 +17,11 @@ def layout(tmp_path):
 
 def cells(*names):
     return {name: [{"name": name, "seed": 1}] for name in names}
+
+
+def phases(layout, *names):
+    courses = {name: course_of(layout.cell(name)) for name in names}
+    return phase_table({name: [{"name": name, "seed": 1, "course": course}] for name, course in courses.items()})
 
 
 def log_steps(layout, name, *, lengths, outliers, guidance=0.0):
@@ -35,7 +41,7 @@ def log_rollout(layout, name, step, *tokens):
 
 def test_thirds_of_a_run_are_told_apart(layout):
     log_steps(layout, "tropd", lengths=[2, 2, 10, 20, 40, 80], outliers=[0, 4, 10, 20, 100, 200], guidance=0.001)
-    head, rows = phase_table(cells("tropd"), layout)
+    head, rows = phases(layout, "tropd")
     assert [row[:2] for row in rows] == [["tropd", "first"], ["tropd", "middle"], ["tropd", "last"]]
     assert dict(zip(head, rows[0], strict=True)) == {
         "method": "tropd", "third of the steps": "first", "student tokens a rollout": "2.0",
@@ -47,12 +53,12 @@ def test_thirds_of_a_run_are_told_apart(layout):
 
 def test_runs_without_metrics_or_with_few_steps_have_no_thirds(layout):
     log_steps(layout, "short", lengths=[1, 2], outliers=[0, 0])
-    assert phase_table(cells("short", "taken over"), layout)[1] == []
+    assert phases(layout, "short", "taken over")[1] == []
 
 
 def test_what_was_not_logged_is_no_zero(layout):
     append_jsonl(layout.cell("old") / "metrics.jsonl", [{"step": n, "response/length": 3.0} for n in range(3)])
-    assert phase_table(cells("old"), layout)[1][0] == ["old", "first", "3.0", *["–"] * 6]
+    assert phases(layout, "old")[1][0] == ["old", "first", "3.0", *["–"] * 6]
 
 
 def test_a_token_counts_with_the_chance_that_the_gate_rejects_it(layout):

@@ -164,8 +164,11 @@ def test_a_plan_may_grow_and_may_not_change(compared, plan_data):
     layout = compared(plan_data, only=["opd"])
     grown = plan_data | {"seeds": [1, 2, 3], "methods": {**plan_data["methods"], "fkl": None}}
     record_plan(read_plan(grown), layout, None)
-    for change in ({"max_length": 32}, {"methods": {"opd": {"ratio_clip": 0.2}}}):
-        with pytest.raises(ValueError, match=r"another plan: (max_length|methods\.opd) changed"):
+    for change, words in (
+        ({"max_length": 32}, r"max_length \(16, now 32\)\. Choose"),
+        ({"methods": {"opd": {"ratio_clip": 0.2}}}, r"methods\.opd\.ratio_clip \(not set, now 0\.2\)\."),
+    ):
+        with pytest.raises(ValueError, match=f"another plan: {words}"):
             record_plan(read_plan(plan_data | change), layout, None)
 
 

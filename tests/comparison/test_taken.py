@@ -64,8 +64,21 @@ def test_it_is_said_whose_runs_they_are(published, grown, compared, empty):
     words = "8 of 12 from theirs.json (their <machine>)"
     assert words in (layout.root / "tables.md").read_text()
     page = (layout.root / "report.html").read_text()
-    assert "8 of 12 from theirs.json (their &lt;machine&gt;)" in page and "and no curves" in page
+    assert "8 of 12 from theirs.json (their &lt;machine&gt;)" in page
     assert "fkl, seed 1, step" in page and "opd, seed 1, step" not in page, "rollouts are of what ran here"
+
+
+def test_curves_come_along_where_they_were_published(published, finished, grown, compared, empty):
+    seed = "one--opd--report-lr0.001-seed2"
+    take(published(change=lambda results: results["cells"][seed].pop("course")), grown, empty)
+    layout = compared(grown)
+    courses = {name: cell.get("course") for name, cell in collect(layout)["cells"].items()}
+    assert courses.pop(seed) is None
+    theirs = collect(finished)["cells"]
+    assert all(courses[name] == theirs[name]["course"] for name in theirs.keys() & courses.keys() if "report" in name)
+    page = (layout.root / "report.html").read_text()
+    assert "Of 1 runs that were taken over only the accuracy is known" in page
+    assert "nothing was logged" not in page and "What was learned from, and when" in page
 
 
 def test_the_source_stays_known_when_the_results_are_published_again(published, grown, compared, empty, tmp_path):
@@ -98,9 +111,15 @@ def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(publish
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan.update(max_length=32), "with other max_length"),
-        (lambda plan: plan["methods"].update(tropd={"guidance_beta": 0.5}), r"with other methods\.tropd"),
-        (lambda plan: plan["settings"]["one"].update(student="b"), r"with other settings\.one"),
+        (lambda plan: plan.update(max_length=32), r"another plan: max_length \(32, now 16\)\. Give"),
+        (
+            lambda plan: plan["methods"].update(tropd={"guidance_beta": 0.5}),
+            r"methods\.tropd\.guidance_beta \(0\.5, now 0\.01\)",
+        ),
+        (
+            lambda plan: plan["settings"]["one"].update(student="b"),
+            r"settings\.one\.student \(\"b\", now \"additions-student\"\)",
+        ),
     ],
 )
 def test_runs_of_another_plan_are_refused(published, grown, empty, change, words):

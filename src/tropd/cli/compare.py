@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ examples:
   tropd compare plan-with-my-method.yaml --out runs/mine --from docs/assets/proving-ground-methods.json
 
 How the numbers are made: docs/compare.md."""
+
+
+PREPARING = "preparing "
+"""So begin the words of a task that is not a cell."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -112,11 +117,12 @@ def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Screen:
-    """A line when a cell ends; on a terminal also what is under way, for as long as it takes."""
+    """A line when a cell ends; on a terminal also what is under way, elsewhere what takes minutes before any cell."""
 
     def __init__(self) -> None:
         self.status = console.err().status("starting") if console.err().is_terminal else None
         self.begun = False
+        self.announced: set[str] = set()
 
     def __enter__(self) -> "_Screen":
         if self.status is not None:
@@ -135,10 +141,19 @@ class _Screen:
             self.status.update(
                 f"{progress.done}/{progress.total} cells{_left(progress)}: {', '.join(progress.running)}"
             )
+        else:
+            self._announce(words for words in progress.running if words.startswith(PREPARING))
         if progress.ended is None:
             return
         how = _outcome(progress.result) if progress.ended.cell is not None else "ready" if progress.well else "failed"
         console.say(f"{progress.done}/{progress.total} cells  {progress.ended.words}: {how}{_left(progress)}")
+
+    def _announce(self, tasks: Iterable[str]) -> None:
+        """Each once."""
+        for words in tasks:
+            if words not in self.announced:
+                console.say(f"{words} ...")
+                self.announced.add(words)
 
 
 def _left(progress: "Progress") -> str:

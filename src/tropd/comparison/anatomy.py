@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..training.run_directory import read_jsonl
-from .curves import read_steps
+from .course import stretches_of
 from .layout import Layout
 from .tables import NOTHING, Table
 
@@ -17,13 +17,13 @@ TOKENS_NAMED = 6
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def phase_table(cells: Cells, layout: Layout) -> Table:
-    """For each method and third of its steps the means of what it learned from; nothing of runs without metrics."""
+def phase_table(cells: Cells) -> Table:
+    """For each method and third of its steps the means of what it learned from; nothing of runs without a course."""
     head = ["method", "third of the steps", "student tokens a rollout", "prefix tokens a rollout", "outliers (%)"]
     head += ["loss: trusted", "loss: outliers", "loss: prefix", "gradient norm"]
     rows = []
     for label, mine in cells.items():
-        runs = [steps for cell in mine if len(steps := read_steps(layout.cell(cell["name"]))) >= len(THIRDS)]
+        runs = [steps for cell in mine if len(steps := stretches_of(cell.get("course"))) >= len(THIRDS)]
         for number, third in enumerate(THIRDS if runs else ()):
             steps = [step for run in runs for step in _third_of(run, number)]
             rows.append([label, third, *_phase(steps)])

@@ -1,16 +1,14 @@
 """What cells logged over their steps, as lines with bands over seeds."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ..report.charts import Line
-from ..training.run_directory import read_jsonl
-
-POINTS_A_LINE = 60
-Step = Mapping[str, float]
+from .course import COUNTS, Step
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,9 @@ def _logged(name: str) -> Callable[[Step], float | None]:
 
 def _share(name: str) -> Callable[[Step], float | None]:
     """A region's tokens by those of all regions; a region without any is not logged."""
-    regions = ("regions/num_trust", "regions/num_outlier", "regions/num_guidance")
 
     def share(step: Step) -> float | None:
-        total = sum(step.get(region, 0.0) for region in regions)
+        total = sum(step.get(region, 0.0) for region in COUNTS)
         return step.get(name, 0.0) / total if total else None
 
     return share
@@ -57,19 +54,10 @@ CURVES = (
 )
 
 
-def read_steps(folder: Path) -> list[dict[str, float]]:
-    """The metrics of each step of a run; none where nothing was logged."""
-    file = folder / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    return [line for line in read_jsonl(file) if "response/length" in line]
-
-
 def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:
-    """Mean, smallest and largest over seeds, step by step; many steps become the averages of a few."""
+    """Mean, smallest and largest over seeds of what runs logged in each stretch of their steps."""
     columns = [[(step["step"], value) for step in run if (value := curve.value(step)) is not None] for run in runs]
-    rows = [(x, (mean, low, high)) for x, mean, low, high in _over_seeds([column for column in columns if column])]
-    return _as_line(label, number, thinned(rows))
+    return _as_line(label, number, _over_seeds(_by_step([column for column in columns if column])))
 
 
 def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> Line:
@@ -77,38 +65,36 @@ def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> 
     runs = [
         [(p["step"], 100 * p["scores"]["accuracy"]) for p in cell["points"]] for cell in cells if cell.get("points")
     ]
-    return _as_line(label, number, [(x, (mean, low, high)) for x, mean, low, high in _over_seeds(runs)])
+    rows = [[run[n] for run in runs if len(run) > n] for n in range(max(map(len, runs), default=0))]
+    return _as_line(label, number, _over_seeds([row for row in rows if 2 * len(row) >= len(runs)]))
 
 
-Column = Sequence[tuple[float, float]]
+Point = tuple[float, float]
 
 
-def _over_seeds(columns: Sequence[Column]) -> list[tuple[float, float, float, float]]:
-    """Step, mean, smallest and largest, for as long as at least half of the runs go on; one may have ended early."""
+def _by_step(columns: Sequence[Sequence[Point]]) -> list[list[Point]]:
+    """What runs have at the same steps, for as long as at least half of them go on; one may have ended early."""
+    many = max(map(len, columns), default=0)
+    width = max((x for column in columns for x, _ in column), default=0) / many if many else 0
+    rows: list[list[Point]] = [[] for _ in range(many)]
+    for column in columns:
+        places = defaultdict(list)
+        for x, value in column:
+            places[max(math.ceil(x / width) - 1, 0)].append((x, value))
+        for place, points in places.items():
+            rows[place].append((fmean(x for x, _ in points), fmean(value for _, value in points)))
+    return [row for row in rows if row and 2 * len(row) >= len(columns)]
+
+
+def _over_seeds(rows: Sequence[Sequence[Point]]) -> list[tuple[float, float, float, float]]:
+    """Step, mean, smallest and largest of every row."""
     found = []
-    for n in range(max(map(len, columns), default=0)):
-        row = [column[n] for column in columns if len(column) > n]
-        if 2 * len(row) < len(columns):
-            break
-        values = [value for _, value in row]
-        found.append((fmean(step for step, _ in row), fmean(values), min(values), max(values)))
+    for row in rows:
+        xs, values = zip(*row, strict=True)
+        found.append((fmean(xs), fmean(values), min(values), max(values)))
     return found
 
 
-def _as_line(label: str, number: int, rows: Sequence[tuple[float, tuple[float, ...]]]) -> Line:
-    means, lows, highs = ([values[place] for _, values in rows] for place in range(3))
-    return Line(label, number, [x for x, _ in rows], means, lows, highs)
-
-
-def thinned(rows: Sequence[tuple[float, tuple[float, ...]]], most: int = POINTS_A_LINE) -> list[tuple[float, tuple]]:
-    """At most so many rows, each the mean of its neighbours.
-
-    >>> thinned([(1, (1.0, 0.0)), (2, (3.0, 0.0)), (3, (5.0, 1.0)), (4, (7.0, 1.0))], most=2)
-    [(1.5, (2.0, 0.0)), (3.5, (6.0, 1.0))]
-    """
-    size = max(-(-len(rows) // most), 1)
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [
-        (fmean(x for x, _ in group), tuple(map(fmean, zip(*(values for _, values in group), strict=True))))
-        for group in groups
-    ]
+def _as_line(label: str, number: int, rows: Sequence[tuple[float, float, float, float]]) -> Line:
+    xs, means, lows, highs = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+    return Line(label, number, xs, means, lows, highs)

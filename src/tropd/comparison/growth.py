@@ -1,5 +1,7 @@
 """What may be added to a plan that has cells already, and what may not change. No torch here."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 MAY_GROW = ("settings", "methods")
@@ -7,11 +9,33 @@ MAY_CHANGE = ("learning_rates", "seeds", "title", "reference")
 
 
 def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What makes cells of two plans, as plain data, ones that do not belong together; nothing where they do."""
-    changed = [name for name in now if name not in (*MAY_GROW, *MAY_CHANGE) and now[name] != earlier.get(name)]
+    """What makes cells of two plans, as plain data, ones that do not belong together; nothing where they do.
+
+    >>> changes({"max_length": 16, "settings": {}, "methods": {}}, {"max_length": 32, "settings": {}, "methods": {}})
+    ['max_length (16, now 32)']
+    """
+    found = [
+        words
+        for name in dict.fromkeys((*earlier, *now))
+        if name not in (*MAY_GROW, *MAY_CHANGE)
+        for words in _differences(name, earlier.get(name), now.get(name))
+    ]
     for field in MAY_GROW:
-        shared = now[field].keys() & earlier[field].keys()
-        changed += [
-            f"{field}.{name}" for name in now[field] if name in shared and now[field][name] != earlier[field][name]
-        ]
-    return changed
+        for name in now[field]:
+            if name in earlier[field]:
+                found += _differences(f"{field}.{name}", earlier[field][name], now[field][name])
+    return found
+
+
+def _differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
+    """Field by field, so that only what differs is named."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*earlier, *now)):
+            yield from _differences(f"{name}.{key}", earlier.get(key), now.get(key))
+    elif earlier != now:
+        yield f"{name} ({_shown(earlier)}, now {_shown(now)})"
+
+
+def _shown(value: Any) -> str:
+    """As a plan has it."""
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,8 @@ from ..report.page import Page, Section, Table, page_html
 from ..report.rollouts import Sample
 from ..training.run_directory import read_jsonl
 from .anatomy import Cells, doubt_table, phase_table, rollout_files
-from .curves import CURVES, line_of, points_line, read_steps
+from .course import stretches_of
+from .curves import CURVES, line_of, points_line
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
 from .tables import accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
@@ -61,7 +62,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
         return Section(name, note=f"This setting could not be prepared: {setting['error']}")
     cells = reported(results, name)
     numbers = {label: number for number, label in enumerate(plan["methods"])}
-    lines = _charts(setting, cells, numbers, layout)
+    lines = _charts(setting, cells, numbers)
     return Section(
         heading=name,
         note=_about(plan["settings"][name]),
@@ -69,14 +70,15 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
         figures=_differences(setting, plan["reference"], numbers),
         legend=legend([(label, numbers[label]) for label in cells if cells[label]]),
         charts=lines,
-        charts_note=_charts_note(results),
+        charts_note=_charts_note(cells),
         samples=_samples(cells, layout),
     )
 
 
-def _charts_note(results: Mapping[str, Any]) -> str:
-    note = "Lines are means over seeds, bands reach from the smallest to the largest seed."
-    return note + (" Runs that were taken over have scores, and no curves." if taken_over(results) else "")
+def _charts_note(cells: Cells) -> str:
+    note = "Lines are means over seeds of the means of a few steps, bands reach from the smallest to the largest seed."
+    without = sum(not cell.get("course") for mine in cells.values() for cell in mine)
+    return note + (f" Of {without} runs that were taken over only the accuracy is known." if without else "")
 
 
 def _about(setting: Mapping[str, Any]) -> str:
@@ -112,7 +114,7 @@ def _tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Table]:
 
 def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
     """Only where something was logged."""
-    phases, doubts = phase_table(cells, layout), doubt_table(cells, layout, reference)
+    phases, doubts = phase_table(cells), doubt_table(cells, layout, reference)
     phase_note = "Means over seeds. The three losses add up to what was minimised; that of a policy gradient is K1."
     doubt_note = (
         "Of rollouts that were written down: each token with 1 − min(π_T/π_S, 1), the chance that the Bernoulli gate "
@@ -148,13 +150,8 @@ def _times(factor: float, value: float | None) -> float | None:
     return None if value is None else factor * value
 
 
-def _charts(
-    setting: Mapping[str, Any],
-    cells: Cells,
-    numbers: Mapping[str, int],
-    layout: Layout,
-) -> list[str]:
-    runs = {label: [read_steps(layout.cell(cell["name"])) for cell in mine] for label, mine in cells.items()}
+def _charts(setting: Mapping[str, Any], cells: Cells, numbers: Mapping[str, int]) -> list[str]:
+    runs = {label: [stretches_of(cell.get("course")) for cell in mine] for label, mine in cells.items()}
     if not any(steps for mine in runs.values() for steps in mine):
         return []
     accuracy = [points_line(label, numbers[label], mine) for label, mine in cells.items()]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..evaluation.statistics import bootstrap_interval, estimate
 from .cells import REPORT, grid_cells, next_cells, score_of
+from .course import course_of
 from .layout import Layout
 from .plan import DIVERGENCES, STATES, Plan, Setting
 from .reading import read_plan
@@ -18,7 +19,8 @@ FORMAT = 1
 
 def collect(layout: Layout) -> dict[str, Any]:
     """Every cell, failures included, and what they come to by setting and method."""
-    state, cells = layout.read_state(), layout.results()
+    state = layout.read_state()
+    cells = {name: _with_course(name, cell, layout) for name, cell in layout.results().items()}
     plan = read_plan(state["plan"])
     environments: list[Any] = []
     for cell in cells.values():
@@ -33,6 +35,12 @@ def collect(layout: Layout) -> dict[str, Any]:
         "settings": {name: _setting(plan, name, cells, layout) for name in plan.settings},
         "cells": cells,
     }
+
+
+def _with_course(name: str, cell: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """A reported cell with what it logged over its steps; one that was taken over brought that along, or has none."""
+    course = course_of(layout.cell(name)) if cell["kind"] == REPORT else None
+    return cell if course is None else cell | {"course": course}
 
 
 def metrics_of(setting: Setting) -> list[str]:

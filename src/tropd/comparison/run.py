@@ -1,6 +1,7 @@
 """A comparison from its plan to its report, resumable at any cell."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,10 +86,16 @@ def publish(layout: Layout) -> dict[str, Any]:
     from .tables import tables_markdown
 
     results = collect(layout)
-    write_whole(layout.root / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(layout.root / "results.json", _as_json(results))
     write_whole(layout.root / "tables.md", tables_markdown(results))
     write_whole(layout.root / "report.html", report_page(results, layout))
     return results
+
+
+def _as_json(results: dict[str, Any]) -> str:
+    """Indented, with every list of numbers or words on one line."""
+    text = json.dumps(results, indent=1) + "\n"
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: "[" + " ".join(found[1].split("\n")).strip() + "]", text)
 
 
 def check_models(plan: Plan) -> None:
@@ -115,7 +122,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
         changed = changes(state["plan"], described)
         if changed:
             raise ValueError(
-                f"{layout.root} holds cells of another plan: {', '.join(changed)} changed. Choose another --out, or "
+                f"{layout.root} holds cells of another plan: {', '.join(changed)}. Choose another --out, or "
                 "undo the change."
             )
         for field in MAY_GROW:  # what a shorter plan leaves out stays in the results

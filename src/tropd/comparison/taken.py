@@ -35,8 +35,8 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
     changed = changes(theirs["plan"], json.loads(json.dumps(plan.as_dict())))
     if changed:
         raise ValueError(
-            f"--from is {str(file)!r}, whose runs are of another plan, with other {', '.join(changed)}. Give both the "
-            "same, or leave out --from."
+            f"--from is {str(file)!r}, whose runs are of another plan: {', '.join(changed)}. Give both the same, or "
+            "leave out --from."
         )
     wanted = {name: cell for name, cell in theirs["cells"].items() if _is_wanted(cell, plan)}
     for setting in dict.fromkeys(cell["setting"] for cell in wanted.values()):
