@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 # Two-sided 95% quantiles of Student's t, by degrees of freedom; the normal's beyond.
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
@@ -81,9 +83,17 @@ def bootstrap_interval(differences: Sequence[Sequence[float]], seed: int = 0) ->
     seeds, problems = table.shape
     if table.size == 1:
         return Interval(float(table[0, 0]), math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    seed_weights = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds
-    problem_weights = rng.multinomial(problems, [1 / problems] * problems, RESAMPLES) / problems
+    seed_weights, problem_weights = _weights(seeds, problems, seed)
     means = ((seed_weights @ table) * problem_weights).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(table.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _weights(seeds: int, problems: int, seed: int) -> tuple[Any, Any]:
+    """[RESAMPLES, S] and [RESAMPLES, P]: how often each is drawn, by their number; the same for every pair of a size."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    seed_weights = rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds
+    return seed_weights, rng.multinomial(problems, [1 / problems] * problems, RESAMPLES) / problems
