@@ -118,7 +118,11 @@ def test_several_teachers_each_teach_their_domain(models, plan_data, method):
 
 def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, plan_data):
     for split in ("train", "validation", "test"):
-        rows = [{"prompt": f"{n}+1+2=", "teacher_response": "ones:1" if split == "train" else None} for n in range(3)]
+        first = {"train": 1, "validation": 4, "test": 7}[split]
+        rows = [
+            {"prompt": f"{n}+1+2=", "teacher_response": "ones:1" if split == "train" else None}
+            for n in range(first, first + 3)
+        ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
     plan_data["settings"]["one"] |= {"domains": [], "data": files}
@@ -129,3 +133,7 @@ def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, 
     assert all(text.response_ids for text in texts["test"])
     with pytest.raises(ValueError, match=r"prompts.test is 9, but .*test.jsonl has 3"):
         make_texts(plan.settings["one"], read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 9}}))
+    shared = (tmp_path / "train.jsonl").read_text().splitlines()[1]
+    (tmp_path / "test.jsonl").write_text(f"{shared}\n{shared}\n")
+    with pytest.raises(ValueError, match=r"test.jsonl has the prompt '2\+1\+2=', which .*train.jsonl has too"):
+        make_texts(plan.settings["one"], plan)

@@ -75,8 +75,8 @@ def test_seeds_of_nearly_as_many_steps_meet_in_every_stretch(course, tmp_path):
         append_jsonl(folder / "metrics.jsonl", values)
         runs.append(stretches_of(course_of(folder)))
     line = line_of("opd", 0, runs, CURVES[0])
-    assert len(line.xs) >= STRETCHES - 1
-    assert all(high - low < 0.08 for low, high in zip(line.lows, line.highs, strict=True))
+    assert len(line.xs) == STRETCHES
+    assert all(high - low < 0.02 for low, high in zip(line.lows, line.highs, strict=True))
 
 
 def test_a_run_that_ended_early_is_drawn_at_its_own_steps():

@@ -6,6 +6,7 @@ import pytest
 
 from tropd.comparison.cells import Cell, choose_learning_rate, grid_cells, next_cells, pairs
 from tropd.comparison.reading import load_plan, read_plan
+from tropd.comparison.trainer_fields import check_trainer_fields
 
 RATES = [1.0e-3, 3.0e-3]
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -38,6 +39,11 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
         ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),
         ({"trainer": {"lr_scheduler_type": "cosine"}}, "its last step is not known"),
+        ({"methods": {"opd": {"learning_rate": 0.5}}}, r"methods\.opd\.learning_rate cannot be set: it is in"),
+        ({"methods": {"opd": {"num_generations": 2}}}, r"methods\.opd\.num_generations cannot be set"),
+        ({"methods": {"opd": {"lr_scheduler_type": "linear"}}}, "its last step is not known"),
+        ({"trainer": {"guidance_beta": 0.1}}, "a part of a method, and belongs to `methods`"),
+        ({"title": 2026}, "title is 2026; write it in quotes"),
         ({"select_on": "acuracy"}, "did you mean 'accuracy'"),
         ({"divergence_prompts": 0}, "but divergence_prompts is 0"),
         ({"student_tokens": 0}, "whole number of at least 1"),
@@ -66,6 +72,17 @@ def test_a_wrong_setting_is_refused_in_a_sentence(plan_data, changes, message):
     plan_data["settings"]["one"] |= changes
     with pytest.raises(ValueError, match=message):
         read_plan(plan_data)
+
+
+def test_fields_that_the_trainer_does_not_have_are_refused_before_anything_runs(plan_data):
+    fields = {"trainer": {"max_grad_norm": 0.5}, "methods": {"opd": {"weight_decay": 0.1}}}
+    check_trainer_fields(read_plan(plan_data | fields))
+    for wrong, where in (
+        ({"methods": {"opd": {"gaet": "expected"}}}, r"methods\.opd has 'gaet'.*did you mean 'gate'"),
+        ({"trainer": {"max_grad_nrom": 1}}, r"trainer has 'max_grad_nrom'.*did you mean 'max_grad_norm'"),
+    ):
+        with pytest.raises(ValueError, match=where):
+            check_trainer_fields(read_plan(plan_data | wrong))
 
 
 def results(plan, scores, failed=()):

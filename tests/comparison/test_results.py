@@ -1,14 +1,20 @@
 """What is made of cells: means, errors, paired differences by hand, tables, and a report of what is there."""
 
 import json
+import random
 from statistics import stdev
 
 import pytest
 
-from tropd.comparison.results import collect
+from tropd.comparison.course import LOGGED
+from tropd.comparison.results import _interval, collect
 from tropd.comparison.run import publish
 from tropd.comparison.tables import tables_markdown
+from tropd.evaluation import statistics
 from tropd.evaluation.statistics import bootstrap_interval
+from tropd.training.metrics import METRICS
+
+RATES = [1.0e-3, 3.0e-3]
 
 
 def method(results, label):
@@ -25,8 +31,9 @@ def test_means_errors_and_differences_are_those_of_the_cells(finished):
     difference = method(results, "tropd")["differences"]["student_states/reverse_kl"]
     by_seed = [1 / 7 - 1 / 5, 1 / 8 - 1 / 6]
     assert difference["mean"] == pytest.approx(sum(by_seed) / 2)
-    assert [difference["low"], difference["high"]] == pytest.approx([min(by_seed), max(by_seed)])
-    assert difference["excludes_zero"] and method(results, "opd")["differences"] == {}
+    half = 12.706 * abs(by_seed[0] - by_seed[1]) / 2  # Student's t of one degree of freedom, over two seeds
+    assert [difference["low"], difference["high"]] == pytest.approx([sum(by_seed) / 2 - half, sum(by_seed) / 2 + half])
+    assert not difference["excludes_zero"] and method(results, "opd")["differences"] == {}
     accuracy = method(results, "tropd")["differences"]["accuracy"]
     assert accuracy["mean"] == pytest.approx(0.2) and accuracy["low"] < 0.2 < accuracy["high"]
 
@@ -37,7 +44,9 @@ def test_a_bootstrap_draws_seeds_and_problems():
     # One seed with n problems: the normal approximation 1.96 · sd / √n.
     found = bootstrap_interval([[1.0, 0.0] * 200])
     assert found.mean == 0.5 and found.low == pytest.approx(0.5 - 1.96 * 0.5 / 20, abs=0.005)
-    assert bootstrap_interval([[1.0, 0.0, 0.0]]) == bootstrap_interval([[1.0, 0.0, 0.0]]), "the draws are seeded"
+    first = bootstrap_interval([[1.0, 0.0, 0.0]])
+    statistics._weights.cache_clear()
+    assert bootstrap_interval([[1.0, 0.0, 0.0]]) == first, "the draws are seeded"
     assert bootstrap_interval([[0.3]]).low != bootstrap_interval([[0.3]]).low, "one number has no interval (nan)"
 
 
@@ -99,10 +108,51 @@ def test_a_report_renders_with_a_failed_cell_and_without_metrics(compared, plan_
             file.write_text("".join(json.dumps({"step": n, "response/length": 3.0}) + "\n" for n in range(len(lines))))
     page = report(layout)
     assert "What did not end well" in page and failing in page and "the fake cell could not" in page
-    assert "tropd (1 failed)" in page
+    assert "tropd (1 failed, 1 of 2 seeds)" in page
 
 
 def test_a_report_renders_while_nothing_is_done(compared, plan_data, monkeypatch):
     layout = compared(plan_data, only=["tropd"])
     page = report(layout)
-    assert "0 of 2" in page, "opd has no runs yet"
+    assert "0 of 2" in page and "opd (not run yet)" in page
+    assert "opd (rate not chosen yet)" in report(compared(plan_data | {"learning_rates": RATES}, only=["tropd"]))
+
+
+def test_rows_of_fewer_seeds_than_planned_say_so(compared, plan_data):
+    compared(plan_data | {"seeds": [1]}, only=["tropd"])
+    layout = compared(plan_data, only=["opd"])
+    assert "| tropd (1 of 2 seeds) | 50.0 |" in (layout.root / "tables.md").read_text()
+
+
+def test_divergences_that_differ_beyond_the_seeds_are_marked_and_noise_seldom_is():
+    """Student's t, at its nominal 5%; a bootstrap of three numbers would mark one in four of no difference at all."""
+    assert _interval([[0.5], [0.51], [0.49]])["excludes_zero"]
+    rng = random.Random(0)
+    marked = sum(_interval([[rng.gauss(0, 1)] for _ in range(3)])["excludes_zero"] for _ in range(1000))
+    assert 30 <= marked <= 70
+
+
+def test_one_seed_is_marked_in_no_table():
+    found = _interval([[1.0] * 90 + [0.0] * 10])
+    assert found["low"] > 0 and not found["excludes_zero"]
+    assert _interval([[0.3]]) == {"mean": 0.3, "low": None, "high": None, "n": 1, "excludes_zero": False}
+
+
+def test_a_rate_that_failed_leaves_the_edge_to_those_that_were_measured(compared, plan_data, monkeypatch):
+    monkeypatch.setenv("FAKE_ERROR", "one--opd--grid-lr0.01-seed0")
+    results = collect(compared(plan_data | {"learning_rates": [1e-3, 3e-3, 1e-2], "methods": {"opd": None}}))
+    assert method(results, "opd")["grid"]["0.01"] is None and method(results, "opd")["errors"] == 1
+    found = {tried: score for tried, score in method(results, "opd")["grid"].items() if score is not None}
+    assert len(found) == 2 and method(results, "opd")["at_edge"], "of two rates each is an edge"
+
+
+def test_accuracy_is_drawn_of_runs_without_curves(compared, plan_data):
+    layout = compared(plan_data)
+    for file in layout.root.glob("cells/*/metrics.jsonl"):
+        file.unlink()
+    page = report(layout)
+    assert page.count("<figure>") == 3 and "Runs without curves of what they logged: 4." in page
+
+
+def test_every_name_of_a_course_is_one_that_training_logs():
+    assert set(LOGGED) <= {*METRICS, "grad_norm"}

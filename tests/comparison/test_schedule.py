@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tropd.comparison.cells import grid_cells, pairs
+from tropd.comparison.cells import grid_cells, pairs, report_cells
 from tropd.comparison.layout import RESULT, Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.results import collect
-from tropd.comparison.run import _forget_errors, record_plan
+from tropd.comparison.run import _forget_errors, compare, record_plan
 from tropd.comparison.time_left import GUIDED, Pace
 
 PARENT = """
 import json, sys
 from pathlib import Path
-from tropd.comparison.cells import grid_cells, pairs
+from tropd.comparison.cells import grid_cells, pairs, report_cells
 from tropd.comparison.layout import Layout
 from tropd.comparison.reading import read_plan
 from tropd.comparison.run import record_plan
@@ -82,6 +82,15 @@ def test_time_left_knows_that_prefixes_take_longer_before_one_has_ended(forecast
     assert forecast(tropd=6.0) == pytest.approx(one * 6.0 / 100 + two * 6.0 / GUIDED / 100)
 
 
+def test_time_left_is_of_this_machine_once_it_has_run_something(plan_data):
+    plan = read_plan(plan_data)
+    theirs, ours = report_cells(plan, "one", "opd", 1e-3)
+    done = {theirs.name: vars(theirs) | {"seconds": 5000.0, "scores": {}, "taken_from": {"file": "theirs.json"}}}
+    assert Pace(plan, done).of("one", "opd") == 5.0
+    done[ours.name] = vars(ours) | {"seconds": 10.0, "scores": {}}
+    assert Pace(plan, done).of("one", "opd") == pytest.approx(0.01)
+
+
 def test_a_cell_that_takes_longer_than_forecast_leaves_the_others_their_time(compared, plan_data, monkeypatch):
     """The fake cells take 3 s and say that it was 2: while the second runs late, the third still has its 2 s."""
     monkeypatch.setenv("FAKE_SECONDS", "3")
@@ -127,10 +136,31 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(compared, plan_data,
     assert not list((out / "running").glob("*/")), "what was under way is gone"
 
 
-def test_the_folder_stays_locked_until_the_last_worker_is_gone(compared, plan_data, tmp_path, monkeypatch):
+def test_two_comparisons_do_not_share_a_folder(compared, plan_data, tmp_path, monkeypatch):
     monkeypatch.setattr("tropd.comparison.layout.SECONDS_OF_A_LOCK", 0.0)
     with Layout(tmp_path / "out").locked(), pytest.raises(ValueError, match="another comparison is running"):
         compared(plan_data)
+
+
+def test_the_folder_stays_locked_until_the_last_worker_of_a_killed_comparison_is_gone(tmp_path, plan_data, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    layout, worker = Layout(tmp_path / "out"), str(Path(__file__).with_name("fake_worker.py"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(layout.root), worker, json.dumps(plan_data)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while len(list(layout.root.glob("running/one--*.json"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    monkeypatch.setattr("tropd.comparison.layout.SECONDS_OF_A_LOCK", 0.0)
+    with pytest.raises(ValueError, match="another comparison is running"), layout.locked():
+        pass
+    monkeypatch.setattr("tropd.comparison.layout.SECONDS_OF_A_LOCK", 30.0)
+    started = time.monotonic()
+    with layout.locked():
+        assert time.monotonic() - started < 30, "workers end with what started them, long before their 60 seconds"
 
 
 def test_a_cell_that_raises_is_written_down_and_the_others_go_on(compared, plan_data, monkeypatch):
@@ -145,7 +175,7 @@ def test_a_cell_that_raises_is_written_down_and_the_others_go_on(compared, plan_
 
     monkeypatch.delenv("FAKE_ERROR")
     assert compared(plan_data).results()[failing]["error"], "a failed cell is left alone until it is asked for"
-    _forget_errors(layout)
+    _forget_errors(layout, [("one", "tropd")])
     assert compared(plan_data).results()[failing]["error"] is None
 
 
@@ -164,12 +194,42 @@ def test_a_plan_may_grow_and_may_not_change(compared, plan_data):
     layout = compared(plan_data, only=["opd"])
     grown = plan_data | {"seeds": [1, 2, 3], "methods": {**plan_data["methods"], "fkl": None}}
     record_plan(read_plan(grown), layout, None)
+    null = {"trainer": {"max_grad_norm": None}}
     for change, words in (
+        (null, r"trainer\.max_grad_norm \(not set, now null\)"),
         ({"max_length": 32}, r"max_length \(16, now 32\)\. Choose"),
         ({"methods": {"opd": {"ratio_clip": 0.2}}}, r"methods\.opd\.ratio_clip \(not set, now 0\.2\)\."),
     ):
         with pytest.raises(ValueError, match=f"another plan: {words}"):
             record_plan(read_plan(plan_data | change), layout, None)
+
+
+def test_a_plan_that_nothing_came_of_may_be_corrected(plan_data, tmp_path):
+    layout = Layout(tmp_path / "out")
+    record_plan(read_plan(plan_data | {"max_length": 32}), layout, "a machine")
+    record_plan(read_plan(plan_data), layout, None)
+    assert layout.read_state()["plan"]["max_length"] == 16
+
+
+def test_only_what_is_run_again_is_forgotten(compared, plan_data, monkeypatch):
+    """By another name, or by a mistake in it, a failure stays on record."""
+    failed = "one--tropd--report-lr0.001-seed2"
+    monkeypatch.setenv("FAKE_ERROR", failed)
+    layout, plan = compared(plan_data), read_plan(plan_data)
+    monkeypatch.setattr("tropd.comparison.run.Schedule.run", lambda schedule: None)
+    with pytest.raises(ValueError, match="--only is 'nonsense'"):
+        compare(plan, layout.root, jobs=1, only=["nonsense"], retry_failed=True)
+    compare(plan, layout.root, jobs=1, only=["opd"], retry_failed=True)
+    assert layout.results()[failed]["error"]
+    compare(plan, layout.root, jobs=1, only=["tropd"], retry_failed=True)
+    assert failed not in layout.results()
+
+
+def test_an_error_of_an_earlier_attempt_is_forgotten_once_a_setting_is_ready(compared, plan_data):
+    """Also where the attempt that made it ready was killed before it could remove the error."""
+    layout = compared(plan_data)
+    layout.setting_error("one").write_text("it could not")
+    assert collect(layout)["settings"]["one"]["error"] is None
 
 
 def test_a_setting_that_cannot_be_prepared_is_said_and_tried_again(compared, plan_data, monkeypatch):

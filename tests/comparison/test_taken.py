@@ -77,7 +77,7 @@ def test_curves_come_along_where_they_were_published(published, finished, grown,
     theirs = collect(finished)["cells"]
     assert all(courses[name] == theirs[name]["course"] for name in theirs.keys() & courses.keys() if "report" in name)
     page = (layout.root / "report.html").read_text()
-    assert "Of 1 runs that were taken over only the accuracy is known" in page
+    assert "Runs without curves of what they logged: 1." in page
     assert "nothing was logged" not in page and "What was learned from, and when" in page
 
 
@@ -103,6 +103,26 @@ def test_cells_that_are_there_stay_and_those_that_failed_are_run(published, plan
     assert set(layout.results()) - {file.parent.name for file in before} == {"one--tropd--report-lr0.001-seed1"}
 
 
+def test_a_cell_that_is_not_what_its_name_says_is_left(published, plan_data, empty):
+    """Its name becomes a folder, and the file may be anybody's."""
+
+    def tamper(results):
+        for name, cell in list(results["cells"].items()):
+            results["cells"] = {f"../../{name}": cell, f"{name}-too": cell}
+
+    assert take(published(change=tamper), plan_data, empty) == 0
+    assert not list(empty.root.parent.glob("one--*")) and not empty.results()
+
+
+def test_models_may_lie_elsewhere(published, grown, empty):
+    """Where they are says nothing; what they score before training does."""
+
+    def move(results):
+        results["plan"]["settings"]["one"]["teacher"] = "/elsewhere/teacher"
+
+    assert take(published(change=move), grown, empty) == 8
+
+
 def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(published, plan_data, empty):
     asked = plan_data | {"seeds": [2], "methods": {"opd": None}}
     assert take(published(), asked, empty) == 1 and list(empty.results()) == ["one--opd--report-lr0.001-seed2"]
@@ -117,8 +137,8 @@ def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(publish
             r"methods\.tropd\.guidance_beta \(0\.5, now 0\.01\)",
         ),
         (
-            lambda plan: plan["settings"]["one"].update(student="b"),
-            r"settings\.one\.student \(\"b\", now \"additions-student\"\)",
+            lambda plan: plan["settings"]["one"].update(domains=["code"]),
+            r"settings\.one\.domains \(\[\"code\"\], now \[\"additions\"\]\)",
         ),
     ],
 )

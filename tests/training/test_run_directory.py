@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import tiny
 from training.tiny import clone, ids, largest_difference, recorded, replay, run
-from tropd.training.run_directory import append_jsonl, drop_after_step
+from tropd.training.run_directory import append_jsonl, drop_after_step, read_jsonl
 
 ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
 
@@ -133,6 +133,15 @@ def test_records_of_later_steps_are_dropped_and_the_others_kept(tmp_path):
     append_jsonl(path, [{"step": step, "loss": step / 2} for step in range(1, 6)])
     drop_after_step(path, 3)
     assert [record["step"] for record in jsonl(path)] == [1, 2, 3]
+
+
+def test_text_with_any_separator_stays_in_its_record(tmp_path):
+    """Prompts from the web hold U+2028, U+0085 and their like, at which Python splits lines and JSON does not."""
+    path, text = tmp_path / "rollouts.jsonl", "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh"
+    append_jsonl(path, [{"step": 1, "text": text}, {"step": 2, "text": text}])
+    assert [record["text"] for record in read_jsonl(path)] == [text, text]
+    drop_after_step(path, 1)
+    assert read_jsonl(path) == [{"step": 1, "text": text}]
 
 
 def test_a_line_cut_by_a_crash_is_dropped(tmp_path):

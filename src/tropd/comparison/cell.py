@@ -79,8 +79,8 @@ def make_trainer(
             "rollout_log_steps": 0 if cell.kind == GRID else max(1, round(budget.planned / ROLLOUT_LOGS)),
             "rollouts_per_log": 2,
             **hardware_defaults(plan.trainer),
-            **parts,
             **plan.trainer,
+            **parts,
         }
     )
     trainer = TrOPDTrainer(

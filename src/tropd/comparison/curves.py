@@ -10,6 +10,12 @@ from typing import Any
 from ..report.charts import Line
 from .course import COUNTS, Step
 
+NEARLY = 0.8
+"""Runs of nearly as many steps as the longest meet at the same part of their way; a shorter one, which ended early, is
+drawn at its own steps, and a line ends where less than half of the runs go on."""
+ROUNDING = 1e-9
+Point = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -56,8 +62,24 @@ CURVES = (
 
 def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:
     """Mean, smallest and largest over seeds of what runs logged in each stretch of their steps."""
-    columns = [[(step["step"], value) for step in run if (value := curve.value(step)) is not None] for run in runs]
-    return _as_line(label, number, _over_seeds(_by_step([column for column in columns if column])))
+    runs = [run for run in runs if any(curve.value(step) is not None for step in run)]
+    many, last = max(map(len, runs), default=0), max((run[-1]["step"] for run in runs), default=0)
+    rows: list[list[Point]] = [[] for _ in range(many)]
+    for run in runs:
+        end = run[-1]["step"]
+        for place, points in _placed(run, curve, many, end if end >= NEARLY * last else last).items():
+            rows[place].append((fmean(x for x, _ in points), fmean(value for _, value in points)))
+    return _as_line(label, number, _over_seeds([row for row in rows if row and 2 * len(row) >= len(runs)]))
+
+
+def _placed(run: Sequence[Step], curve: Curve, many: int, end: float) -> Mapping[int, list[Point]]:
+    """Steps and values of a run by the part of the way to `end`, of `many`, that they lie in."""
+    placed = defaultdict(list)
+    for step in run:
+        if (value := curve.value(step)) is not None:
+            place = math.ceil(many * step["step"] / end - ROUNDING) - 1
+            placed[min(max(place, 0), many - 1)].append((step["step"], value))
+    return placed
 
 
 def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> Line:
@@ -67,23 +89,6 @@ def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> 
     ]
     rows = [[run[n] for run in runs if len(run) > n] for n in range(max(map(len, runs), default=0))]
     return _as_line(label, number, _over_seeds([row for row in rows if 2 * len(row) >= len(runs)]))
-
-
-Point = tuple[float, float]
-
-
-def _by_step(columns: Sequence[Sequence[Point]]) -> list[list[Point]]:
-    """What runs have at the same steps, for as long as at least half of them go on; one may have ended early."""
-    many = max(map(len, columns), default=0)
-    width = max((x for column in columns for x, _ in column), default=0) / many if many else 0
-    rows: list[list[Point]] = [[] for _ in range(many)]
-    for column in columns:
-        places = defaultdict(list)
-        for x, value in column:
-            places[max(math.ceil(x / width) - 1, 0)].append((x, value))
-        for place, points in places.items():
-            rows[place].append((fmean(x for x, _ in points), fmean(value for _, value in points)))
-    return [row for row in rows if row and 2 * len(row) >= len(columns)]
 
 
 def _over_seeds(rows: Sequence[Sequence[Point]]) -> list[tuple[float, float, float, float]]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 MAY_GROW = ("settings", "methods")
+ABSENT = object()
+"""Not there, which is another thing than null."""
 MAY_CHANGE = ("learning_rates", "seeds", "title", "reference")
 
 
@@ -18,7 +20,7 @@ def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
         words
         for name in dict.fromkeys((*earlier, *now))
         if name not in (*MAY_GROW, *MAY_CHANGE)
-        for words in _differences(name, earlier.get(name), now.get(name))
+        for words in _differences(name, earlier.get(name, ABSENT), now.get(name, ABSENT))
     ]
     for field in MAY_GROW:
         for name in now[field]:
@@ -31,11 +33,11 @@ def _differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
     """Field by field, so that only what differs is named."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*earlier, *now)):
-            yield from _differences(f"{name}.{key}", earlier.get(key), now.get(key))
+            yield from _differences(f"{name}.{key}", earlier.get(key, ABSENT), now.get(key, ABSENT))
     elif earlier != now:
         yield f"{name} ({_shown(earlier)}, now {_shown(now)})"
 
 
 def _shown(value: Any) -> str:
     """As a plan has it."""
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return "not set" if value is ABSENT else json.dumps(value, ensure_ascii=False)

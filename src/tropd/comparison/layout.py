@@ -74,6 +74,14 @@ class Layout:
     def read_state(self) -> dict[str, Any]:
         return json.loads((self.root / "state.json").read_text(encoding="utf-8"))
 
+    def is_empty(self) -> bool:
+        """Was nothing prepared, run or taken over yet?"""
+        return (
+            not any(self.root.glob("settings/*/"))
+            and not any(self.root.glob("cells/*/"))
+            and not any(self.root.glob("taken/*"))
+        )
+
     def has_state(self) -> bool:
         return (self.root / "state.json").is_file()
 

@@ -50,7 +50,7 @@ class Ruler:
     def measure(self, model: Any, texts: Sequence[Text]) -> Measured:
         """Accuracy where there are graders, and divergences on the first `divergence_prompts` of each part."""
         right = self._right(model, texts)
-        scores = _shares(right)  # a divergence that is not finite is no score, and is left out
+        scores = _shares(right)  # a divergence that is not finite is no score, and neither is a mean without it
         for part, mine in _by_part(texts).items():
             for name, value in self._divergences(model, part, mine[: self.plan.divergence_prompts]).items():
                 scores[f"{name}/{part}"] = value
@@ -119,7 +119,7 @@ def _shares(right: Mapping[str, str]) -> dict[str, float]:
 
 
 def _with_means(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores of all parts, and the mean over parts under the name without a part.
+    """The scores of all parts, and under the name without a part the mean over parts, where each of them has it.
 
     >>> _with_means({"accuracy/code": 0.25, "accuracy/mathematics": 0.75})["accuracy"]
     0.5
@@ -127,4 +127,5 @@ def _with_means(scores: Mapping[str, float]) -> dict[str, float]:
     names: dict[str, list[float]] = {}
     for name, value in scores.items():
         names.setdefault(name.rpartition("/")[0], []).append(value)
-    return {**{name: fmean(values) for name, values in names.items()}, **scores}
+    parts = {name.rpartition("/")[2] for name in scores}
+    return {**{name: fmean(values) for name, values in names.items() if len(values) == len(parts)}, **scores}

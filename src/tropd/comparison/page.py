@@ -13,7 +13,7 @@ from .course import stretches_of
 from .curves import CURVES, line_of, points_line
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
-from .tables import accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
+from .tables import INTERVAL, accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
 
 TOKENS_SHOWN = 400
 """Of a rollout; the rest is cut."""
@@ -32,7 +32,7 @@ def _intro(results: Mapping[str, Any]) -> str:
         f"Each run ends when its student has written {plan['student_tokens']:,} tokens. For one seed all methods see "
         "the same prompts in the same order; a method with teacher prefixes takes more steps for its tokens. Scores "
         "are of test problems, mean ± standard error over seeds; Δ is the paired difference to "
-        f"{plan['reference']} with a 95% bootstrap interval, * where it excludes zero."
+        f"{plan['reference']} with {INTERVAL}"
     )
 
 
@@ -62,7 +62,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
         return Section(name, note=f"This setting could not be prepared: {setting['error']}")
     cells = reported(results, name)
     numbers = {label: number for number, label in enumerate(plan["methods"])}
-    lines = _charts(setting, cells, numbers)
+    lines = _charts(cells, numbers)
     return Section(
         heading=name,
         note=_about(plan["settings"][name]),
@@ -78,7 +78,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
 def _charts_note(cells: Cells) -> str:
     note = "Lines are means over seeds of the means of a few steps, bands reach from the smallest to the largest seed."
     without = sum(not cell.get("course") for mine in cells.values() for cell in mine)
-    return note + (f" Of {without} runs that were taken over only the accuracy is known." if without else "")
+    return note + (f" Runs without curves of what they logged: {without}." if without else "")
 
 
 def _about(setting: Mapping[str, Any]) -> str:
@@ -150,13 +150,13 @@ def _times(factor: float, value: float | None) -> float | None:
     return None if value is None else factor * value
 
 
-def _charts(setting: Mapping[str, Any], cells: Cells, numbers: Mapping[str, int]) -> list[str]:
+def _charts(cells: Cells, numbers: Mapping[str, int]) -> list[str]:
     runs = {label: [stretches_of(cell.get("course")) for cell in mine] for label, mine in cells.items()}
-    if not any(steps for mine in runs.values() for steps in mine):
-        return []
-    accuracy = [points_line(label, numbers[label], mine) for label, mine in cells.items()]
-    charts = [line_chart("Accuracy on a few validation problems (%)", accuracy, zero=True)] if setting["graded"] else []
-    for curve in CURVES:
+    charts = []
+    if any(cell.get("points") for mine in cells.values() for cell in mine):
+        accuracy = [points_line(label, numbers[label], mine) for label, mine in cells.items()]
+        charts.append(line_chart("Accuracy on a few validation problems (%)", accuracy, zero=True))
+    for curve in CURVES if any(steps for mine in runs.values() for steps in mine) else ():
         lines = [line_of(label, numbers[label], mine, curve) for label, mine in runs.items()]
         charts.append(line_chart(curve.title, lines, log=curve.log, zero=curve.zero))
     return charts

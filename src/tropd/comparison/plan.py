@@ -45,7 +45,8 @@ class Plan:
 
     Attributes:
         settings: by name.
-        methods: label → method name and changed parts; without a name the label is it.
+        methods: label → method name, changed parts, and fields of `TrOPDConfig` of this method alone; without a name
+            the label is it.
         seeds: of the reported runs, measured on test prompts.
         student_tokens: tokens that the student writes in a run: the budget that all methods share.
         prompts: how many for `train`, `validation` and `test`, in each domain.

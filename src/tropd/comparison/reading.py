@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..objective.methods import SETTINGS
 from .domains import DOMAIN_NAMES
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
@@ -50,6 +51,8 @@ def read_plan(data: Any, teacher: str | None = None) -> Plan:
     _check_keys(data, Plan, "the plan")
     if not isinstance(data["settings"], dict) or not data["settings"]:
         raise ValueError("settings must map a name to a setting, and there is none.")
+    if not isinstance(data.get("title", ""), str):
+        raise ValueError(f"title is {data['title']!r}; write it in quotes, as text.")
     settings = {name: _read_setting(name, value, teacher) for name, value in data["settings"].items()}
     if not isinstance(data["methods"], dict) or not data["methods"]:
         raise ValueError("methods must map a label to a method's changed parts, and there is none.")
@@ -83,7 +86,7 @@ def _check_source(where: str, setting: Setting) -> None:
     for domain in setting.domains:
         if domain not in DOMAIN_NAMES:
             raise ValueError(
-                f"{where}.domains has {domain!r}, which is unknown{_nearest(domain, DOMAIN_NAMES)}. Known: "
+                f"{where}.domains has {domain!r}, which is unknown{nearest(domain, DOMAIN_NAMES)}. Known: "
                 f"{', '.join(DOMAIN_NAMES)}."
             )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
@@ -141,8 +144,9 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _check_methods(plan: Plan) -> None:
-    for label in plan.methods:
+    for label, parts in plan.methods.items():
         _check_label("methods", label)
+        _check_trainer(f"methods.{label}", {name: value for name, value in parts.items() if name != "method"})
         try:
             plan.method_of(label)
         except ValueError as error:
@@ -151,13 +155,21 @@ def _check_methods(plan: Plan) -> None:
         raise ValueError(
             f"reference is {plan.reference!r}, which is none of the methods ({', '.join(plan.methods)}). Name one."
         )
+    _check_trainer("trainer", plan.trainer)
     for name in plan.trainer:
+        if name in SETTINGS:
+            raise ValueError(f"trainer.{name} cannot be set: it is a part of a method, and belongs to `methods`.")
+
+
+def _check_trainer(where: str, given: Mapping[str, Any]) -> None:
+    """Fields of the trainer leave alone what holds the comparison together."""
+    for name in given:
         if name in RESERVED:
-            raise ValueError(f"trainer.{name} cannot be set: {RESERVED[name]}.")
-    schedule = plan.trainer.get("lr_scheduler_type", "constant")
+            raise ValueError(f"{where}.{name} cannot be set: {RESERVED[name]}.")
+    schedule = given.get("lr_scheduler_type", "constant")
     if not str(schedule).startswith("constant"):
         raise ValueError(
-            f"trainer.lr_scheduler_type is {schedule!r}; a run ends when its tokens are written, so its last step is "
+            f"{where}.lr_scheduler_type is {schedule!r}; a run ends when its tokens are written, so its last step is "
             "not known when it starts. Use constant or constant_with_warmup."
         )
 
@@ -170,9 +182,7 @@ def _check_label(where: str, label: Any) -> None:
 def _check_choice(plan: Plan) -> None:
     known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
     if plan.select_on not in known:
-        raise ValueError(
-            f"select_on is {plan.select_on!r}{_nearest(plan.select_on, known)}; choose {', '.join(known)}."
-        )
+        raise ValueError(f"select_on is {plan.select_on!r}{nearest(plan.select_on, known)}; choose {', '.join(known)}.")
     ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
     if plan.select_on == "accuracy" and ungraded:
         raise ValueError(
@@ -188,9 +198,7 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(
-                f"{where} has {key!r}, which is unknown{_nearest(str(key), known)}. Known: {_list(known)}."
-            )
+            raise ValueError(f"{where} has {key!r}, which is unknown{nearest(str(key), known)}. Known: {_list(known)}.")
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:
@@ -201,6 +209,7 @@ def _list(names: Any) -> str:
     return ", ".join(names)
 
 
-def _nearest(word: str, known: Any) -> str:
+def nearest(word: str, known: Any) -> str:
+    """What was probably meant, in brackets; nothing where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

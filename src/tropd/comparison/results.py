@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.statistics import bootstrap_interval, estimate
+from ..evaluation.statistics import Interval, bootstrap_interval, estimate
 from .cells import REPORT, grid_cells, next_cells, score_of
 from .course import course_of
 from .layout import Layout
@@ -54,7 +54,7 @@ def _setting(plan: Plan, name: str, cells: Mapping[str, Any], layout: Layout) ->
     error = layout.setting_error(name)
     methods = {label: _method(plan, name, label, cells) for label in plan.methods}
     return {
-        "error": error.read_text(encoding="utf-8").strip() if error.is_file() else None,
+        "error": error.read_text(encoding="utf-8").strip() if error.is_file() and not layout.is_ready(name) else None,
         "parts": setting.parts,
         "graded": bool(setting.domains),
         "before": layout.before(name),
@@ -67,18 +67,17 @@ def _method(plan: Plan, setting: str, label: str, cells: Mapping[str, Any]) -> d
     mine, rate = _reported(plan, setting, label, cells)
     references = {cell["seed"]: cell for cell in _reported(plan, setting, plan.reference, cells)[0]}
     scored = [cell for cell in mine if cell["scores"]]
-    grid = {
-        f"{cell.learning_rate:g}": score_of(cells[cell.name], plan.select_on) if cell.name in cells else None
-        for cell in grid_cells(plan, setting, label)
-    }
+    grid = {cell.learning_rate: cells.get(cell.name) for cell in grid_cells(plan, setting, label)}
+    scores = {tried: None if cell is None else score_of(cell, plan.select_on) for tried, cell in grid.items()}
+    measured = [tried for tried, score in scores.items() if score is not None]
     return {
         "learning_rate": rate,
-        "at_edge": rate is not None and len(grid) > 1 and rate in (min(plan.learning_rates), max(plan.learning_rates)),
-        "grid": grid,
+        "at_edge": bool(measured) and rate in (min(measured), max(measured)),
+        "grid": {f"{tried:g}": score for tried, score in scores.items()},
         "planned": len(plan.seeds),
         "seeds": [cell["seed"] for cell in scored],
         "failures": sum(bool(cell.get("failure")) for cell in mine),
-        "errors": sum(bool(cell.get("error")) for cell in mine),
+        "errors": sum(bool((cell or {}).get("error")) for cell in [*mine, *grid.values()]),
         **{
             name: fmean(cell[name] for cell in scored) if scored else None
             for name in ("steps", "student_tokens", "prefix_tokens", "train_seconds")
@@ -116,10 +115,22 @@ def _differences(
     found: dict[str, Any] = {}
     for name in metrics:
         if matched and all(name in ours["scores"] and name in theirs["scores"] for ours, theirs in matched):
-            interval = bootstrap_interval([_paired(name, ours, theirs) for ours, theirs in matched])
-            bounds = {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
-            found[name] = bounds | {"n": len(matched), "excludes_zero": interval.excludes_zero}
+            found[name] = _interval([_paired(name, ours, theirs) for ours, theirs in matched])
     return found
+
+
+def _interval(by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Of many problems a bootstrap over seeds and problems; of one number a seed, too few to draw from, Student's t.
+
+    One seed says nothing about seeds: its interval is of problems alone, and excludes nothing.
+    """
+    if len(by_seed[0]) > 1:
+        interval = bootstrap_interval(by_seed)
+    else:
+        found = estimate([value for (value,) in by_seed])
+        interval = Interval(found.mean, found.mean - found.half_width, found.mean + found.half_width)
+    bounds = {key: None if math.isnan(value) else value for key, value in asdict(interval).items()}
+    return bounds | {"n": len(by_seed), "excludes_zero": len(by_seed) > 1 and interval.excludes_zero}
 
 
 def _paired(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[float]:
@@ -157,6 +168,6 @@ def reported(results: Mapping[str, Any], setting: str) -> dict[str, list[dict[st
     found: dict[str, list[dict[str, Any]]] = {}
     for label in plan.methods:
         known, _ = next_cells(plan, (setting, label), cells)
-        mine = [cell for cell in known if cell.kind == REPORT and (cells.get(cell.name) or {}).get("scores")]
-        found[label] = [{**cells[cell.name], "name": cell.name} for cell in mine]
+        mine = [cell.name for cell in known if cell.kind == REPORT and (cells.get(cell.name) or {}).get("scores")]
+        found[label] = [{**cells[name], "name": name} for name in mine]
     return found

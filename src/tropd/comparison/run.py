@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model_folder import check_model_folder
+from .cells import pairs
 from .growth import MAY_GROW, changes
 from .layout import Layout
 from .names import model_folder
@@ -15,6 +16,7 @@ from .plan import Plan
 from .reading import read_plan
 from .schedule import Progress, Schedule
 from .taken import take_over
+from .trainer_fields import check_trainer_fields
 
 
 def compare(
@@ -35,7 +37,7 @@ def compare(
         out: folder of the comparison; gone on with where it is one.
         jobs: processes of one thread each.
         only: settings, methods or patterns of both; all by default.
-        retry_failed: run cells that ended in an error again.
+        retry_failed: run cells of `only` that ended in an error again.
         sources: results.json files whose cells are taken over instead of run.
         hardware: the machine, in words for the report.
         report: told of each start and end.
@@ -44,12 +46,14 @@ def compare(
         ValueError: models that are not there, cells of another comparison in `out` or in `sources`, or one that is
             running.
     """
+    asked = pairs(plan, only)
+    check_trainer_fields(plan)
     check_models(plan)
     layout = Layout(out.resolve())
     with layout.locked() as lock:
         record_plan(plan, layout, hardware)
         if retry_failed:
-            _forget_errors(layout)
+            _forget_errors(layout, asked)
         for source in sources:
             take_over(source, plan, layout)
         try:
@@ -95,7 +99,7 @@ def publish(layout: Layout) -> dict[str, Any]:
 def _as_json(results: dict[str, Any]) -> str:
     """Indented, with every list of numbers or words on one line."""
     text = json.dumps(results, indent=1) + "\n"
-    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: "[" + " ".join(found[1].split("\n")).strip() + "]", text)
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
 
 
 def check_models(plan: Plan) -> None:
@@ -113,11 +117,13 @@ def check_models(plan: Plan) -> None:
 def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     """Cells on disk belong to one plan: settings, methods, rates and seeds may be added, nothing else may change.
 
+    Where nothing was prepared, run or taken over yet, the plan may be any other.
+
     Raises:
         ValueError: naming what changed.
     """
     described = json.loads(json.dumps(plan.as_dict()))
-    if layout.has_state():
+    if layout.has_state() and not layout.is_empty():
         state = layout.read_state()
         changed = changes(state["plan"], described)
         if changed:
@@ -132,7 +138,8 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     layout.write_state({"plan": described, "hardware": hardware})
 
 
-def _forget_errors(layout: Layout) -> None:
+def _forget_errors(layout: Layout, asked: Sequence[tuple[str, str]]) -> None:
+    """Of what is run again; the records of the others stay."""
     for name, result in layout.results().items():
-        if result.get("error"):
+        if result.get("error") and (result["setting"], result["label"]) in asked:
             shutil.rmtree(layout.cell(name))

@@ -70,7 +70,8 @@ def make_texts(setting: Setting, plan: Plan) -> Splits:
     """Prompts of every split with their teacher's responses; splits share no prompt."""
     if setting.stories:
         return stories(model_folder(setting.teacher), setting.stories, plan)
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder(setting.teacher_of(setting.parts[0]))))
+    student = setting.student if isinstance(setting.student, str) else setting.teacher
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder(student)))
     prompts = _domain_prompts(setting, plan) if setting.domains else _file_prompts(setting, plan)
     return {split: _answered(setting, rows, tokenizer, plan, SPLITS.index(split)) for split, rows in prompts.items()}
 
@@ -101,7 +102,20 @@ def _file_prompts(setting: Setting, plan: Plan) -> dict[str, list[dict[str, Any]
             )
         kept = ("prompt", "teacher_response")
         found[split] = [{"part": "data"} | {name: row[name] for name in kept if name in row} for row in rows]
+    _check_disjoint(setting, found)
     return found
+
+
+def _check_disjoint(setting: Setting, found: dict[str, list[dict[str, Any]]]) -> None:
+    seen: dict[str, str] = {}
+    for split, rows in found.items():
+        for row in rows:
+            first = seen.setdefault(json.dumps(row["prompt"], sort_keys=True), split)
+            if first != split:
+                raise ValueError(
+                    f"{setting.data[split]} has the prompt {str(row['prompt'])!r:.80}, which {setting.data[first]} has "
+                    f"too: {split} and {first} share no prompt in a comparison. Remove it from one of them."
+                )
 
 
 def _answered(setting: Setting, rows: list[dict[str, Any]], tokenizer: Any, plan: Plan, stream: int) -> list[Text]:
@@ -109,7 +123,8 @@ def _answered(setting: Setting, rows: list[dict[str, Any]], tokenizer: Any, plan
     from ..rollout.guidance import response_ids
     from ..run.context import tokenize
 
-    ids = tokenize(tokenizer, [row["prompt"] for row in rows], {})
+    template = plan.trainer.get("chat_template_kwargs") or {}
+    ids = tokenize(tokenizer, [row["prompt"] for row in rows], template)
     texts: dict[int, Text] = {}
     for name in dict.fromkeys(setting.teacher_of(row["part"]) for row in rows):
         mine = [n for n, row in enumerate(rows) if setting.teacher_of(row["part"]) == name]

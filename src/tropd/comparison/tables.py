@@ -14,6 +14,10 @@ DISTANCES = (
     ("student_states/total_variation", "total variation, student states"),
 )
 NOTHING = "–"
+INTERVAL = (
+    "its 95% interval (accuracy: bootstrap over seeds and problems; divergences: Student's t over seeds), * where that "
+    "excludes zero; of one seed it is of problems alone, and has no *."
+)
 
 
 def tables_markdown(results: Mapping[str, Any]) -> str:
@@ -33,8 +37,8 @@ def _notes(results: Mapping[str, Any]) -> str:
     elsewhere = f" Runs taken over: {taken}." if (taken := taken_over(results)) else ""
     return (
         f"{plan['student_tokens']:,} student-written tokens a run; seeds {', '.join(map(str, plan['seeds']))}. Mean ± "
-        f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with its 95% bootstrap "
-        "interval, * where that excludes zero. † marks a learning rate at the edge of the grid. docs/compare.md says "
+        f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with {INTERVAL} "
+        f"† marks a learning rate at the edge of the grid. docs/compare.md says "
         f"how the numbers are made.{elsewhere}\n"
     )
 
@@ -160,7 +164,17 @@ def _row_name(label: str, method: Mapping[str, Any]) -> str:
     notes = [
         f"{method[kind]} {word}" for kind, word in (("failures", "ended early"), ("errors", "failed")) if method[kind]
     ]
+    notes += _missing(method)
     return f"{label} ({', '.join(notes)})" if notes else label
+
+
+def _missing(method: Mapping[str, Any]) -> list[str]:
+    """What a row still waits for."""
+    if len(method["seeds"]) == method["planned"]:
+        return []
+    if method["seeds"]:
+        return [f"{len(method['seeds'])} of {method['planned']} seeds"]
+    return ["rate not chosen yet" if method["learning_rate"] is None else "not run yet"]
 
 
 def _plain(value: float | None, factor: float, digits: int) -> str:

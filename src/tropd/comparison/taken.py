@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.run_directory import write_whole
-from .cells import GRID, Cell, grid_cells
+from .cells import GRID, REPORT, Cell, grid_cells
 from .growth import changes
 from .layout import RESULT, Layout
 from .plan import Plan
@@ -32,13 +32,13 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
         ValueError: no results.json, or one of another plan, of other models or of other prompts.
     """
     theirs = _read(file)
-    changed = changes(theirs["plan"], json.loads(json.dumps(plan.as_dict())))
+    changed = changes(_nameless(theirs["plan"]), _nameless(json.loads(json.dumps(plan.as_dict()))))
     if changed:
         raise ValueError(
             f"--from is {str(file)!r}, whose runs are of another plan: {', '.join(changed)}. Give both the same, or "
             "leave out --from."
         )
-    wanted = {name: cell for name, cell in theirs["cells"].items() if _is_wanted(cell, plan)}
+    wanted = {name: cell for name, cell in theirs["cells"].items() if _is_wanted(name, cell, plan)}
     for setting in dict.fromkeys(cell["setting"] for cell in wanted.values()):
         _remember(file, setting, theirs["settings"][setting]["before"], layout)
     missing = wanted.keys() - layout.results().keys()
@@ -73,8 +73,21 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _is_wanted(found: Mapping[str, Any], plan: Plan) -> bool:
-    cell = Cell(**{name: found[name] for name in Cell.__dataclass_fields__})
+def _nameless(plan: dict[str, Any]) -> dict[str, Any]:
+    """Without the folders of models, which lie elsewhere on another machine: scores tell models apart."""
+    settings = {
+        name: setting
+        | {"teacher": "", "teachers": sorted(setting["teachers"])}
+        | ({"student": ""} if isinstance(setting["student"], str) else {})
+        for name, setting in plan["settings"].items()
+    }
+    return plan | {"settings": settings}
+
+
+def _is_wanted(name: str, found: Mapping[str, Any], plan: Plan) -> bool:
+    cell = Cell(**{field: found[field] for field in Cell.__dataclass_fields__})
+    if cell.name != name or cell.kind not in (GRID, REPORT):  # a name becomes a folder
+        return False
     if found.get("error") or cell.setting not in plan.settings or cell.label not in plan.methods:
         return False
     if cell.kind == GRID:
@@ -98,7 +111,8 @@ def _check_same(file: str, setting: str, theirs: Mapping[str, Any], ours: Mappin
             if not _is_near(name, there, here):
                 raise ValueError(
                     f"the runs that --from takes from {file} are of other models or prompts in {setting}: before "
-                    f"training the {model}'s {name} was {there:.4g} there, and is {here:.4g} here."
+                    f"training the {model}'s {name} was {there:.4g} there, and is {here:.4g} here. Choose another "
+                    "--out, and leave out --from or give the models and prompts of those runs."
                 )
 
 

@@ -26,7 +26,8 @@ class Pace:
     def __init__(self, plan: Plan, results: Mapping[str, Any]):
         self.plan, self.results = plan, results
         self._known: dict[Any, list[float]] = {}
-        for result in results.values():
+        own = [result for result in results.values() if not result.get("taken_from")]
+        for result in own or results.values():  # another machine's are better than nothing
             if result.get("seconds") is not None and result["label"] in plan.methods:
                 for key in self._keys(result["setting"], result["label"]):
                     self._known.setdefault(key, []).append(result["seconds"] / budget_of(plan, result["kind"]))

@@ -59,7 +59,8 @@ def _run(plan: Plan, cell: Cell, layout: Layout) -> None:
 
     torch.set_num_threads(1)
     folder = layout.running(cell.name)
-    result = run_cell(plan, cell, layout.setting(cell.setting), folder) | {"environment": environment()}
+    where = {"environment": environment()}  # the code that runs, whatever is committed meanwhile
+    result = run_cell(plan, cell, layout.setting(cell.setting), folder) | where
     if result["failure"]:  # it names the folder, which moves
         result["failure"] = result["failure"].replace(str(folder), str(layout.cell(cell.name).relative_to(layout.root)))
     write_whole(folder / RESULT, json.dumps(result) + "\n")

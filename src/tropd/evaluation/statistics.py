@@ -20,14 +20,6 @@ class Estimate:
     half_width: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Does the 95% interval leave zero out?"""
-        return abs(self.mean) > self.half_width
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.n == 1 else f"{self.mean:.3f} ± {self.standard_error:.3f}"
-
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard error and 95% half-width.
@@ -41,11 +33,6 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(values[0], math.nan, math.nan, 1)
     error = statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(statistics.fmean(values), error, _T95.get(len(values) - 1, 1.96) * error, len(values))
-
-
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Estimate of value − baseline, seed by seed."""
-    return estimate([a - b for a, b in zip(values, baseline, strict=True)])
 
 
 RESAMPLES = 10_000
@@ -91,7 +78,7 @@ def bootstrap_interval(differences: Sequence[Sequence[float]], seed: int = 0) ->
 
 @lru_cache(maxsize=4)
 def _weights(seeds: int, problems: int, seed: int) -> tuple[Any, Any]:
-    """[RESAMPLES, S] and [RESAMPLES, P]: how often each is drawn, by their number; the same for every pair of a size."""
+    """[RESAMPLES, S] and [RESAMPLES, P]: how often each is drawn, as shares; the same for every pair of a size."""
     import numpy as np
 
     rng = np.random.default_rng(seed)

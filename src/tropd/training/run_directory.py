@@ -51,7 +51,12 @@ def append_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The records of a file of one a line, in their order."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in _lines(Path(path).read_text(encoding="utf-8"))]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines end by a newline alone: text within a record may hold every other separator, such as U+2028, as it is."""
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def set_aside(directory: str | Path, names: Iterable[str]) -> None:
@@ -74,7 +79,7 @@ def drop_after_step(path: str | Path, step: int) -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = _lines(text)
     whole = lines[:-1] if lines and _is_cut(lines[-1]) else lines
     kept = [line for line in whole if json.loads(line).get("step", 0) <= step]
     if len(kept) < len(lines) or not text.endswith("\n"):
