@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tropd.comparison.anatomy import phase_table
 from tropd.comparison.reading import load_plan
+from tropd.comparison.results import reported
 from tropd.comparison.run import report_only
 from tropd.comparison.tables import accuracy_table
 
@@ -46,3 +48,22 @@ def test_the_page_of_results_has_the_published_accuracies(heading):
     for line, row in zip(shown, rows, strict=True):
         values = [cell.replace("−", "-") for cell in line[first : first + len(row) - 1]]
         assert values == [cell if cell != "–" else "" for cell in row[1:]]
+
+
+def test_the_page_of_results_says_what_was_learned_from_as_published():
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    table = page[page.index("| | third |") :].split("\n\n")[0].splitlines()[2:]
+    published_rows = {
+        (label, third): [tokens, f"{outliers}%", *rest]
+        for label, third, tokens, _, outliers, *rest in phase_table(reported(published("methods")[1], "multi-domain"))[
+            1
+        ]
+    }
+    label = ""
+    for line in table:
+        name, third, *values = [cell.strip().replace("−", "-") for cell in line.strip("|").split("|")]
+        label = name.split("`")[1] if name else label
+        expected = published_rows[label, third]
+        assert values == [
+            value if shown or value != "0.0000" else "" for value, shown in zip(expected, values, strict=True)
+        ]
