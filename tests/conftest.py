@@ -1,6 +1,7 @@
 """What all tests share: no network, no tracker, two threads, the real model and data where they are found."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,15 @@ with contextlib.suppress(ModuleNotFoundError):  # the architecture tests need no
     torch.set_num_threads(2)
 
 BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Each start of a run collects garbage, a third of a training test's time among what was imported long before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _found_or_skipped(variable: str, fallback: Path, what: str) -> Path:

@@ -5,6 +5,7 @@
 Run by `test_ranks.py`, alone or through `torch.distributed.run`.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -312,6 +313,7 @@ def shard_on_cpu(kind: str) -> dict[str, Any]:
 
 def main(out: Path, kind: str, micro_batches: int, names: list[str]) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # every start of a run collects garbage, among all that was imported
     more = shard_on_cpu(kind) if kind in SHARDED else {}
     seen = {}
     for name in names:

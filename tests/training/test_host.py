@@ -46,6 +46,18 @@ def test_a_renamed_output_is_reported_by_name(key, monkeypatch):
         check_host()
 
 
+def test_what_is_installed_is_checked_once_and_a_refusal_is_not_remembered(monkeypatch):
+    host.check_installed_host.cache_clear()
+    with monkeypatch.context() as moved:
+        rename_in_source(moved, "self._metrics", "self._numbers")
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no longer sets `_metrics`"):
+                host.check_installed_host()
+    host.check_installed_host()
+    rename_in_source(monkeypatch, "self._metrics", "self._numbers")
+    host.check_installed_host()  # nothing is read again
+
+
 def rename_in_source(monkeypatch, old: str, new: str) -> None:
     """TRL as it would read with another name: `check_host` reads the source of what it cannot call."""
     getsource = inspect.getsource

@@ -4,7 +4,6 @@ Sampling is real, and every run leaves PyTorch's generator in a state of its own
 """
 
 import contextlib
-import gc
 import json
 from pathlib import Path
 
@@ -146,15 +145,6 @@ def without_clock(record: dict) -> dict:
 
 
 # ---------------------------------------------------------------------- whole and in pieces
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    """Each end of a run collects garbage, half of its time among what was imported long before."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ in the middle of a run.
 
 import inspect
 import re
+from functools import cache
 from typing import Any
 
 from transformers import GenerationMixin
@@ -138,6 +139,16 @@ def check_host(host: Any = GRPOTrainer) -> None:
             raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
     check_sampler()
     check_decoding()
+
+
+@cache
+def check_installed_host() -> None:
+    """`check_host` of what is installed, which reads many sources and need pass only once in a process.
+
+    Raises:
+        RuntimeError: with the hook that changed.
+    """
+    check_host()
 
 
 def check_sampler(mixin: Any = GenerationMixin) -> None:

@@ -35,7 +35,7 @@ from .config import TrOPDConfig
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, log_written
 from .guards import check_gradient_norm, check_loss
-from .host import check_host, no_reward
+from .host import check_installed_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import loss_metrics
@@ -111,7 +111,7 @@ class TrOPDTrainer(BuildsBatches):
         peft_config: Any = None,
         **kwargs: Any,
     ):
-        check_host()
+        check_installed_host()
         args = args or TrOPDConfig("tropd-output")
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
