@@ -50,6 +50,25 @@ def test_the_page_of_results_has_the_published_accuracies(heading):
         assert values == [cell if cell != "–" else "" for cell in row[1:]]
 
 
+def test_the_page_of_results_has_every_part_as_published():
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    table = page[page.index("### Part by part") :].split("\n\n")[2].splitlines()[2:]
+    shown = [[cell.strip(" `") for cell in line.strip("|").split("|")][1:] for line in table]
+    methods = published("ablations")[1]["settings"]["single-domain"]["methods"]
+    assert {name for name, *_ in shown} == set(methods) and len(shown) == len(methods)
+    for name, rate, seeds, steps, validation, test, *_, distance in shown:
+        method = methods[name]
+        assert float(rate.removesuffix("†")) == method["learning_rate"] and rate.endswith("†") == method["at_edge"]
+        assert (int(seeds), int(steps)) == (len(method["seeds"]), round(method["steps"]))
+        assert validation == format(100 * method["grid"][format(method["learning_rate"], "g")], ".1f")
+        assert test == _shown(method["metrics"]["accuracy"], 100, 1)
+        assert distance == _shown(method["metrics"]["student_states/reverse_kl"], 1, 3)
+
+
+def _shown(found, factor, digits):
+    return f"{factor * found['mean']:.{digits}f} ± {factor * found['standard_error']:.{digits}f}"
+
+
 def test_the_page_of_results_says_what_was_learned_from_as_published():
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     table = page[page.index("| | third |") :].split("\n\n")[0].splitlines()[2:]
