@@ -8,7 +8,7 @@ import pytest
 
 from tropd.comparison.course import LOGGED
 from tropd.comparison.results import _interval, collect
-from tropd.comparison.run import publish
+from tropd.comparison.run import _as_json, publish
 from tropd.comparison.tables import tables_markdown
 from tropd.evaluation import statistics
 from tropd.evaluation.statistics import bootstrap_interval
@@ -63,6 +63,12 @@ def test_results_json_has_every_cell_and_survives_json(finished):
     written = json.loads((layout.root / "results.json").read_text())
     assert set(written["cells"]) == set(layout.results()) and written["plan"]["seeds"] == [1, 2]
     assert written["environments"] and written == json.loads(json.dumps(collect(layout)))
+
+
+def test_results_json_keeps_every_character_of_what_it_puts_on_one_line():
+    data = {"words": ["two  spaces", " [\n] ", "tab\t\u2028"], "numbers": [1, 2.5, None], "nested": [[1], {"a": []}]}
+    text = _as_json(data)
+    assert json.loads(text) == data and '"numbers": [1, 2.5, null]' in text
 
 
 def test_a_text_with_a_pipe_stays_in_its_cell(finished):

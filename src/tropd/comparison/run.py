@@ -99,7 +99,7 @@ def publish(layout: Layout) -> dict[str, Any]:
 def _as_json(results: dict[str, Any]) -> str:
     """Indented, with every list of numbers or words on one line."""
     text = json.dumps(results, indent=1) + "\n"
-    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text)
 
 
 def check_models(plan: Plan) -> None:
