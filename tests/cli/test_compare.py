@@ -1,6 +1,11 @@
 """`tropd compare`: mistakes in sentences, progress, and what it leaves."""
 
+import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +115,25 @@ def test_runs_are_taken_over_from_published_results(plan, tropd, fake):
     assert outcome.code == 0 and "3 cells, 2 done already" in outcome.err, outcome.err
     shown = tropd("compare", "plan.yaml", "--out", "shown", "--from", "theirs/results.json", "--report-only")
     assert shown.code == 0 and "tropd" in shown.out and not Path("shown/logs").exists()
+
+
+def test_sigterm_publishes_what_has_ended_and_the_same_command_goes_on(plan, tropd, fake, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    threading.Thread(target=_terminate_when, args=(lambda: list(Path("out/cells").glob("*/result.json")),)).start()
+    with pytest.raises(SystemExit) as exit_:
+        tropd("compare", plan(), "--out", "out", "--jobs", "1")
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert len(json.loads(Path("out/results.json").read_text())["cells"]) == 1 and Path("out/report.html").is_file()
+    outcome = tropd("compare", "plan.yaml", "--out", "out")
+    assert outcome.code == 0 and "2 cells, 1 done already" in outcome.err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def _terminate_when(happened):
+    deadline = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow

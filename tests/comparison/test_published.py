@@ -27,7 +27,12 @@ def test_published_runs_can_be_gone_on_with_under_their_plan(name, tmp_path):
     file, theirs = published(name)
     ours = report_only(load_plan(ROOT / f"recipes/proving_ground/{name}.yaml"), tmp_path / "out", [file])
     assert ours["cells"].keys() == theirs["cells"].keys()
-    assert ours["settings"] == theirs["settings"], "the tables are those that were published"
+    for name, setting in theirs["settings"].items():  # the plan may have grown since
+        known = ours["settings"][name]["methods"].keys() & setting["methods"].keys()
+        shown = ours["settings"][name] | {
+            "methods": {label: ours["settings"][name]["methods"][label] for label in known}
+        }
+        assert known == setting["methods"].keys() and shown == setting, "the tables are those that were published"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -65,6 +65,9 @@ def test_no_rewording_of_a_problem_crosses_splits():
         parse("write 2 lines of 5 words about the fox and the moon.").key
         == parse("write 2 lines of 5 words about the moon and the fox.").key
     )
+    parse = DOMAINS["code"].parse
+    pipeline = "write solve(xs): add 3 to each, then keep the even ones, then return the {}."
+    assert len({parse(pipeline.format(result)).key for result in ("sum", "number", "list")}) == 1
 
 
 @EVERY_DOMAIN

@@ -58,9 +58,9 @@ def test_a_band_reaches_from_the_smallest_to_the_largest():
     assert len(ys) == 4 and ys[3] > ys[0], "its lower edge lies below its upper edge"
 
 
-def test_the_first_eight_lines_differ_in_colour_and_neighbours_in_dashes_and_markers():
+def test_the_first_twelve_lines_differ_in_colour_and_neighbours_in_dashes_and_markers():
     looks = [look(number) for number in range(14)]
-    assert len({one.colour for one in looks[:8]}) == 8 and len(set(looks)) == 14
+    assert len({one.colour for one in looks[:12]}) == 12 and len(set(looks)) == 14
     for one, other in zip(looks, looks[1:]):  # noqa: B905, RUF007
         assert one.dashes != other.dashes and one.marker != other.marker
 

@@ -2,7 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,7 @@ def _cores() -> int:
 def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any]:
     from ..comparison.run import compare
 
-    with _Screen() as screen:
+    with _sigterm_as_exit(), _Screen() as screen:
         return compare(
             plan,
             options.out,
@@ -108,6 +110,21 @@ def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any
             hardware=options.hardware,
             report=screen.show,
         )
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Inside, SIGTERM unwinds as Ctrl-C does: workers are stopped, and what is there is published."""
+
+    def leave(number: int, frame: Any) -> None:
+        console.say("SIGTERM: what has ended is published; the same command goes on.")
+        raise SystemExit(128 + number)
+
+    earlier = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-COLOURS = ("#0072b2", "#c44e00", "#00805c", "#a8327d", "#8a6d00", "#3a9bd9", "#222222", "#7a7a7a")
+COLOURS = (
+    "#0072b2", "#c44e00", "#00805c", "#a8327d", "#8a6d00", "#3a9bd9", "#222222", "#7a7a7a",
+    "#6a4fc9", "#5b8c00", "#b3001e", "#7b4a2d",
+)  # fmt: skip
 """After Okabe and Ito, darkened until each is readable on white."""
 
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3")
