@@ -2,10 +2,25 @@
 
 import doctest
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tropd.objective import (
+    FullVocabularyTerm,
+    Head,
+    TokenSignals,
+    TopKTerm,
+    full_function,
+    get_method,
+    student_terms,
+    token_losses,
+    topk_function,
+    trust_weight,
+)
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -42,3 +57,90 @@ def test_every_option_of_the_suite_is_one_of_its_scripts(suite, kind, monkeypatc
         assert left.value.code == 0, script
         known = capsys.readouterr().out
         assert [option for option in options if option.startswith("--") and option not in known] == []
+
+
+# benchmarks/remains.py has each method's gradient at the logits in closed form. Here it is drawn from the objective:
+# every token of a small vocabulary, accepted by the gate and rejected, with its probability.
+
+
+@pytest.fixture(scope="module")
+def remains():
+    return load("remains")
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Student and teacher of one state, seven tokens, far enough apart for τ = −2; in float64."""
+    student, teacher = torch.randn(2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return student.log_softmax(-1), (2 * teacher).log_softmax(-1)
+
+
+def test_the_examples_of_what_is_left_hold(remains):
+    assert doctest.testmod(remains) == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["opd", "mask_outlier", "reopold", "aopd", "fkl_outlier", "jsd", "fkl", "gkd"])
+def test_the_gradient_at_the_logits_is_that_of_the_objective(remains, state, name):
+    student, teacher = state
+    assert (teacher - student).min() < -2 < 0 < (teacher - student).max()
+    mean, square = torch.zeros(7, dtype=torch.float64), 0.0
+    for token in range(7):
+        chances = drawn_gradients(get_method(name), student, teacher, token)
+        assert sum(chance for chance, _ in chances) == pytest.approx(1)
+        for chance, gradient in chances:
+            mean += student[token].exp() * chance * gradient
+            square += float(student[token].exp() * chance * gradient.square().sum())
+    assert name in remains.GRADIENTS
+    found = remains.GRADIENTS[name](remains.States(student[None], teacher[None], torch.zeros(1)))
+    torch.testing.assert_close(found.mean[0], mean)
+    assert float(found.square[0]) == pytest.approx(square)
+
+
+def drawn_gradients(method, student, teacher, token):
+    """Of the loss of a sampled token, by the logits: (chance, gradient) where the gate accepts it, and where not."""
+    ratio, ids = (teacher - student)[token][None], torch.tensor([token])
+    accept = float(ratio.clamp(max=0).exp()) if method.gate == "bernoulli" else 1.0
+    return [
+        (chance, gradient_of(method, student, teacher, ids, ratio, uniform))
+        for chance, uniform in ((accept, 0.0), (1 - accept, 1 - 1e-9))
+        if chance
+    ]
+
+
+def gradient_of(method, student, teacher, ids, ratio, uniform):
+    trust = trust_weight(method.gate, ratio, uniforms=torch.tensor([uniform]), tau=method.outlier_tau)
+    signals = TokenSignals(student[ids], teacher[ids], trust, 1 - trust, torch.zeros_like(trust))
+    index, head = torch.arange(1), Head(torch.eye(7, dtype=torch.float64))
+    term = None
+    if method.needs_full_teacher:
+        term = FullVocabularyTerm(index, teacher[None], head, full_function(method))
+    elif method.needs_topk:
+        order = teacher.argsort(descending=True)[None]  # as many as there are
+        term = TopKTerm(index, order, teacher[order], topk_function(method))
+    logits = student[None].clone().requires_grad_()
+    logp, values, _ = student_terms(logits, head, ids, term)
+    losses = token_losses(method, signals, logp, values)
+    return torch.autograd.grad(losses.trust.sum() + losses.outlier.sum(), logits)[0][0]
+
+
+def test_what_is_left_is_told_by_region_place_and_kind(remains):
+    student = torch.tensor([[0.6, 0.3, 0.1], [0.9, 0.05, 0.05]], dtype=torch.float64)
+    teacher = torch.tensor([[0.6, 0.3999, 0.0001], [0.9, 0.05, 0.05]], dtype=torch.float64)
+    states = remains.States(student.log(), teacher.log(), torch.tensor([0.0, 0.5]))
+    found = remains.remains(states, {"last": torch.tensor([False, False, True])})
+    far = 0.1 * math.log(0.1 / 0.0001) / 2
+    assert found["reverse_kl/far"] == pytest.approx(far) and found["reverse_kl/outlier"] == 0
+    assert found["reverse_kl"] == pytest.approx(far + 0.3 * math.log(0.3 / 0.3999) / 2)
+    assert found["total_variation"] == pytest.approx(0.0999 / 2)
+    assert found["excluded"] == pytest.approx(5) and found["excluded/last"] == pytest.approx(5)
+    assert found["excluded/first"] == pytest.approx(10) and found["excluded/middle"] == 0
+
+
+def test_reverse_kl_pulls_at_what_the_teacher_excludes_and_masking_does_not(remains, state):
+    student, teacher = (logps[None] for logps in state)
+    states = remains.States(student, torch.cat([teacher[:, :-1], teacher[:, -1:] - 20], 1), torch.zeros(1))
+    pull = {name: remains.pull(states, of(states)) for name, of in remains.GRADIENTS.items()}
+    assert pull["gkd"] > pull["opd"] > pull["mask_outlier"], (
+        "the same mean with and without noise, and without the token"
+    )
+    assert remains.signal(remains.GRADIENTS["gkd"](states)) == pytest.approx(1)

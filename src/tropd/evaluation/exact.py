@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..modeling import expose_hidden_states
 from ..objective.divergences import forward_kl, reverse_kl
 from ..objective.head import entropy_of
-from ..packing import pack_responses
+from ..packing import PackedResponses, pack_responses
 from ..sampling import sample
 
 
@@ -64,7 +64,7 @@ def exact_divergence(
         rows = slice(start, start + rows_per_pass)
         marks = [[True] * len(response) for response in responses[rows]]
         packed = pack_responses(list(prompts[rows]), list(responses[rows]), marks, pad_id, student.device)
-        student_logps, teacher_logps = _logps(student, packed), _logps(teacher, packed)
+        student_logps, teacher_logps = state_logps(student, packed), state_logps(teacher, packed)
         sums += _sums(student_logps.double(), teacher_logps.double()).cpu()
         count += packed.token_ids.numel()
     if count == 0:
@@ -84,7 +84,8 @@ def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
     return torch.stack([column.sum() for column in columns])
 
 
-def _logps(model: PreTrainedModel, packed) -> Tensor:
+def state_logps(model: PreTrainedModel, packed: PackedResponses) -> Tensor:
+    """[N, V] log-probabilities over the whole vocabulary at the states that predict each marked response token."""
     expose_hidden_states(model)
     read: Callable = lambda hidden, head: head.logits(packed.states(hidden)).log_softmax(-1)  # noqa: E731
     return model(input_ids=packed.input_ids, attention_mask=packed.attention_mask, on_hidden=read)
