@@ -59,12 +59,18 @@ def test_every_option_of_the_suite_is_one_of_its_scripts(suite, kind, monkeypatc
         assert [option for option in options if option.startswith("--") and option not in known] == []
 
 
-# benchmarks/remains.py has each method's gradient at the logits in closed form. Here it is drawn from the objective:
+# benchmarks/pull.py has each method's gradient at the logits in closed form. Here it is drawn from the objective:
 # every token of a small vocabulary, accepted by the gate and rejected, with its probability.
 
 
 @pytest.fixture(scope="module")
-def remains():
+def pull():
+    return load("pull")
+
+
+@pytest.fixture
+def remains(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return load("remains")
 
 
@@ -75,12 +81,12 @@ def state():
     return student.log_softmax(-1), (2 * teacher).log_softmax(-1)
 
 
-def test_the_examples_of_what_is_left_hold(remains):
-    assert doctest.testmod(remains) == (0, 3)
+def test_the_examples_of_a_pull_hold(pull):
+    assert doctest.testmod(pull) == (0, 3)
 
 
 @pytest.mark.parametrize("name", ["opd", "mask_outlier", "reopold", "aopd", "fkl_outlier", "jsd", "fkl", "gkd"])
-def test_the_gradient_at_the_logits_is_that_of_the_objective(remains, state, name):
+def test_the_gradient_at_the_logits_is_that_of_the_objective(pull, state, name):
     student, teacher = state
     assert (teacher - student).min() < -2 < 0 < (teacher - student).max()
     mean, square = torch.zeros(7, dtype=torch.float64), 0.0
@@ -90,8 +96,7 @@ def test_the_gradient_at_the_logits_is_that_of_the_objective(remains, state, nam
         for chance, gradient in chances:
             mean += student[token].exp() * chance * gradient
             square += float(student[token].exp() * chance * gradient.square().sum())
-    assert name in remains.GRADIENTS
-    found = remains.GRADIENTS[name](remains.States(student[None], teacher[None], torch.zeros(1)))
+    found = pull.GRADIENTS[name](pull.States(student[None], teacher[None], torch.zeros(1)))
     torch.testing.assert_close(found.mean[0], mean)
     assert float(found.square[0]) == pytest.approx(square)
 
@@ -136,11 +141,9 @@ def test_what_is_left_is_told_by_region_place_and_kind(remains):
     assert found["excluded/first"] == pytest.approx(10) and found["excluded/middle"] == 0
 
 
-def test_reverse_kl_pulls_at_what_the_teacher_excludes_and_masking_does_not(remains, state):
+def test_reverse_kl_pulls_at_what_the_teacher_excludes_and_masking_does_not(pull, state):
     student, teacher = (logps[None] for logps in state)
-    states = remains.States(student, torch.cat([teacher[:, :-1], teacher[:, -1:] - 20], 1), torch.zeros(1))
-    pull = {name: remains.pull(states, of(states)) for name, of in remains.GRADIENTS.items()}
-    assert pull["gkd"] > pull["opd"] > pull["mask_outlier"], (
-        "the same mean with and without noise, and without the token"
-    )
-    assert remains.signal(remains.GRADIENTS["gkd"](states)) == pytest.approx(1)
+    states = pull.States(student, torch.cat([teacher[:, :-1], teacher[:, -1:] - 20], 1), torch.zeros(1))
+    pulls = {name: pull.pull(states, of(states)) for name, of in pull.GRADIENTS.items()}
+    assert pulls["gkd"] > pulls["opd"] > pulls["mask_outlier"], "one mean with and without noise; no such token"
+    assert pull.signal(pull.GRADIENTS["gkd"](states)) == pytest.approx(1)

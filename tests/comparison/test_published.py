@@ -1,5 +1,7 @@
 """The runs we publish: they go on under their plans, and the tables of docs/results.md are made of them."""
 
+import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -14,7 +16,13 @@ from tropd.comparison.tables import accuracy_table
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ["methods", "ablations", "pairs"]
-TABLES = {"### One domain": ("methods", "single-domain"), "### Three domains": ("methods", "multi-domain")}
+PAIRS = ["from pruning", "three specialists"]
+TABLES = {
+    "### One domain": ("methods", "single-domain"),
+    "### Three domains": ("methods", "multi-domain"),
+    "### A pruned student": ("pairs", PAIRS[0]),
+    "### Three specialists": ("pairs", PAIRS[1]),
+}
 
 
 def published(name):
@@ -40,38 +48,88 @@ def test_what_is_published_names_no_machine(name):
     assert not re.search(r'"/|/tmp|/home|/root', published(name)[0].read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """(published name, reference) → the settings of its results, with differences to that reference."""
+
+    @functools.cache
+    def settings(name, reference):
+        plan = dataclasses.replace(load_plan(ROOT / f"recipes/proving_ground/{name}.yaml"), reference=reference)
+        return report_only(plan, tmp_path_factory.mktemp(name) / "out", [published(name)[0]])["settings"]
+
+    return settings
+
+
+def table_under(heading):
+    """The rows of the first table under a heading of the page, without its head."""
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    blocks = page[page.index(f"\n{heading}\n") :].split("\n\n")
+    table = next(block for block in blocks if block.startswith("|"))
+    return [
+        [cell.strip(" `").replace("−", "-").replace("\u00a0", " ") for cell in line.strip("|").split("|")]
+        for line in table.splitlines()[2:]
+    ]
+
+
 @pytest.mark.parametrize("heading", TABLES)
-def test_the_page_of_results_has_the_published_accuracies(heading):
+def test_the_page_of_results_has_the_published_scores(heading, beside):
     name, setting = TABLES[heading]
-    results = published(name)[1]
-    _, rows = accuracy_table(results["settings"][setting], results["plan"]["reference"])
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    table = page[page.index(heading) :].split("\n\n")[1].splitlines()[2:]
-    shown = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
-    first = 4  # after method, rate, seeds and steps
-    assert [row[0] for row in shown] == [row[0] for row in rows]
-    for line, row in zip(shown, rows, strict=True):
-        values = [cell.replace("−", "-") for cell in line[first : first + len(row) - 1]]
-        assert values == [cell if cell != "–" else "" for cell in row[1:]]
+    ours = beside(name, "opd")[setting]
+    accuracies = accuracy_table(ours, "opd")[1]
+    shown = table_under(heading)
+    assert [row[0] for row in shown] == [row[0] for row in accuracies]
+    first, last = 4, 2 + len(accuracies[0])  # after method, rate, seeds and steps; before the difference
+    for line, row in zip(shown, accuracies, strict=True):
+        assert line[first:last] == row[1:-1]
+    for label, rate, seeds, _, *_, to_opd, to_tropd, reverse, forward in shown[2:]:
+        method = ours["methods"][label]
+        assert _rate(rate) == (method["learning_rate"], method["at_edge"])
+        assert int(seeds) == len(method["seeds"]) == len(ours["methods"]["opd"]["seeds"])
+        assert to_opd == _difference(method)
+        assert to_tropd == _difference(beside(name, "tropd")[setting]["methods"][label])
+        assert reverse == _shown(method["metrics"]["student_states/reverse_kl"], 1, 3)
+        assert forward == _shown(method["metrics"]["teacher_states/forward_kl"], 1, 3)
 
 
-def test_the_page_of_results_has_every_part_as_published():
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    table = page[page.index("### Part by part") :].split("\n\n")[2].splitlines()[2:]
-    shown = [[cell.strip(" `") for cell in line.strip("|").split("|")][1:] for line in table]
-    methods = published("ablations")[1]["settings"]["single-domain"]["methods"]
+def test_the_page_of_results_has_every_part_as_published(beside):
+    shown = [row[1:] for row in table_under("### Part by part")]
+    methods, to_tropd = (beside("ablations", reference)["single-domain"]["methods"] for reference in ("opd", "tropd"))
     assert {name for name, *_ in shown} == set(methods) and len(shown) == len(methods)
-    for name, rate, seeds, steps, validation, test, *_, distance in shown:
+    for name, rate, seeds, steps, validation, test, *differences, distance in shown:
         method = methods[name]
-        assert float(rate.removesuffix("†")) == method["learning_rate"] and rate.endswith("†") == method["at_edge"]
+        assert _rate(rate) == (method["learning_rate"], method["at_edge"])
         assert (int(seeds), int(steps)) == (len(method["seeds"]), round(method["steps"]))
         assert validation == format(100 * method["grid"][format(method["learning_rate"], "g")], ".1f")
         assert test == _shown(method["metrics"]["accuracy"], 100, 1)
+        assert differences == [_difference(method), _difference(to_tropd[name])]
         assert distance == _shown(method["metrics"]["student_states/reverse_kl"], 1, 3)
+
+
+def test_the_page_of_results_is_beside_the_paper_with_what_was_published(beside):
+    columns = [("methods", "single-domain"), ("methods", "multi-domain"), *(("pairs", name) for name in PAIRS)]
+    for _, label, _, *shown in table_under("### Beside the paper"):
+        for cell, (name, setting) in zip(shown, columns, strict=True):
+            method = beside(name, "opd")[setting]["methods"].get(label)
+            if method is None and setting == "single-domain":  # three seeds
+                method = beside("ablations", "opd")[setting]["methods"][label]
+            assert cell == ("" if method is None else _difference(method) + "†" * method["at_edge"])
+
+
+def _rate(shown):
+    return float(shown.removesuffix("†")), shown.endswith("†")
 
 
 def _shown(found, factor, digits):
     return f"{factor * found['mean']:.{digits}f} ± {factor * found['standard_error']:.{digits}f}"
+
+
+def _difference(method):
+    """In points, with its interval; nothing for the reference."""
+    found = method["differences"].get("accuracy")
+    if found is None:
+        return ""
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['mean']:+.1f} [{low:+.1f}, {high:+.1f}]" + " *" * found["excludes_zero"]
 
 
 def test_the_page_of_results_says_what_was_learned_from_as_published():
