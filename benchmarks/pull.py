@@ -191,7 +191,7 @@ def main() -> None:
         print(f"\n{name}: {len(states.place):,} states\n")
         print("| method | pull on excluded tokens | signal (%) |\n|---|---|---|")
         for label, values in found[name].items():
-            print(f"| `{label}` | {values['pull']:.4f} | {100 * values['signal']:.2g} |")
+            print(f"| `{label}` | {values['pull']:.4f} | {100 * values['signal']:.0f} |")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
