@@ -95,6 +95,11 @@ def gated(states: States, accept: Tensor) -> Gradient:
     )
 
 
+def accepted(states: States) -> Tensor:
+    """[N, V] the Bernoulli gate's chance to accept each token."""
+    return states.log_ratio.clamp(max=0).exp()
+
+
 def direct(gradient: Tensor) -> Gradient:
     return Gradient(gradient, gradient.square().sum(-1))
 
@@ -117,13 +122,14 @@ GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "mask_outlier": lambda s: policy_gradient(s, s.log_ratio, s.log_ratio > OUTLIER),
     "reopold": lambda s: policy_gradient(s, s.log_ratio.clamp(min=OUTLIER)),
     "aopd": lambda s: gated(s, (s.log_ratio > 0).double()),
-    "fkl_outlier": lambda s: gated(s, s.log_ratio.clamp(max=0).exp()),
+    "tropd_mask": lambda s: policy_gradient(s, s.log_ratio, accepted(s)),
+    "fkl_outlier": lambda s: gated(s, accepted(s)),
     "jsd": hybrid_jsd,
     "fkl": forward_kl,
     "gkd": lambda s: direct(policy_gradient(s, s.log_ratio).mean),
 }
-"""Of methods without prefixes, which change the states and not the gradient at one: `reopold` is `tropd_clip` without
-them, `fkl_outlier` is `tropd`. `gkd` is the mean of `opd`. Divergences are over the whole vocabulary; the teacher's top
+"""Without prefixes, which change the states and not the gradient at one: `reopold` is `tropd_clip` without them,
+`fkl_outlier` is `tropd`. `gkd` is the mean of `opd`. Divergences are over the whole vocabulary; the teacher's top
 64 of 191 entries, which the methods have, hold all but a trace."""
 
 
@@ -137,6 +143,12 @@ def pull(states: States, gradient: Gradient) -> float:
 def signal(gradient: Gradient) -> float:
     """The part of the drawn gradient's square that is its mean; 1 where nothing is drawn."""
     return float(gradient.mean.square().sum(-1).mean() / gradient.square.mean())
+
+
+def numbers(states: States, gradient: Gradient) -> dict[str, float]:
+    """`length` is the root of the mean square of a drawn gradient; `pull` is for one of length 1."""
+    length = float(gradient.square.mean().sqrt())
+    return {"length": length, "signal": signal(gradient), "pull": pull(states, gradient)}
 
 
 @torch.no_grad()
@@ -187,11 +199,11 @@ def main() -> None:
     for name, pair in pairs.items():
         states = start_of(*pair)
         gradients = {label: of(states) for label, of in GRADIENTS.items()}
-        found[name] = {label: {"pull": pull(states, g), "signal": signal(g)} for label, g in gradients.items()}
+        found[name] = {label: numbers(states, gradient) for label, gradient in gradients.items()}
         print(f"\n{name}: {len(states.place):,} states\n")
-        print("| method | pull on excluded tokens | signal (%) |\n|---|---|---|")
+        print("| method | length | signal (%) | pull on excluded tokens |\n|---|---|---|---|")
         for label, values in found[name].items():
-            print(f"| `{label}` | {values['pull']:.4f} | {100 * values['signal']:.0f} |")
+            print(f"| `{label}` | {values['length']:.2f} | {100 * values['signal']:.0f} | {values['pull']:.4f} |")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

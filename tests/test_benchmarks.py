@@ -85,7 +85,9 @@ def test_the_examples_of_a_pull_hold(pull):
     assert doctest.testmod(pull) == (0, 3)
 
 
-@pytest.mark.parametrize("name", ["opd", "mask_outlier", "reopold", "aopd", "fkl_outlier", "jsd", "fkl", "gkd"])
+@pytest.mark.parametrize(
+    "name", ["opd", "mask_outlier", "reopold", "aopd", "tropd_mask", "fkl_outlier", "jsd", "fkl", "gkd"]
+)
 def test_the_gradient_at_the_logits_is_that_of_the_objective(pull, state, name):
     student, teacher = state
     assert (teacher - student).min() < -2 < 0 < (teacher - student).max()

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -13,6 +14,7 @@ from tropd.comparison.reading import load_plan
 from tropd.comparison.results import reported
 from tropd.comparison.run import report_only
 from tropd.comparison.tables import accuracy_table
+from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ["methods", "ablations", "pairs"]
@@ -113,6 +115,18 @@ def test_the_page_of_results_is_beside_the_paper_with_what_was_published(beside)
             if method is None and setting == "single-domain":  # three seeds
                 method = beside("ablations", "opd")[setting]["methods"][label]
             assert cell == ("" if method is None else _difference(method) + "†" * method["at_edge"])
+
+
+def test_the_page_of_results_has_the_published_pulls():
+    pulls = published("pull")[1]
+    one = pulls["student from specialist-mathematics, mathematics"]
+    three = [pulls[f"student from generalist, {domain}"] for domain in DOMAINS]
+    shown = table_under("#### At the start: how hard a method pulls")
+    assert [label for label, *_ in shown] == sorted(one, key=lambda label: -one[label]["pull"])
+    for label, length, signal, pull, _, of_three, _ in shown:
+        found = one[label]
+        assert [length, signal] == [f"{found['length']:.2f}", f"{100 * found['signal']:.0f}%"]
+        assert [pull, of_three] == [f"{found['pull']:.3f}", f"{fmean(each[label]['pull'] for each in three):.3f}"]
 
 
 def _rate(shown):
