@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -17,7 +17,7 @@ from tropd.comparison.tables import accuracy_table
 from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ["methods", "ablations", "pairs"]
+PUBLISHED = ["methods", "ablations", "pairs", "remains"]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
     "### One domain": ("methods", "single-domain"),
@@ -127,6 +127,21 @@ def test_the_page_of_results_has_the_published_pulls():
         found = one[label]
         assert [length, signal] == [f"{found['length']:.2f}", f"{100 * found['signal']:.0f}%"]
         assert [pull, of_three] == [f"{found['pull']:.3f}", f"{fmean(each[label]['pull'] for each in three):.3f}"]
+
+
+def test_the_page_of_results_says_what_is_left_as_published():
+    rows = published("left")[1]
+    shown = table_under("#### At the end: what is left")
+    assert sorted(label for label, *_ in shown) == sorted({row["label"] for row in rows})
+    names = ("excluded", "excluded/first", "excluded/middle", "excluded/last", "excluded/numbers")
+    columns = [("shared", name, 1) for name in names]
+    columns += [("own", "excluded", 1), ("own", "reverse_kl", 2), ("own", "reverse_kl/far", 2)]
+    for label, _, *cells in shown:
+        mine = [row for row in rows if row["label"] == label]
+        for cell, (states, name, digits) in zip(cells, columns, strict=True):
+            values = [row[states][name] for row in mine]
+            error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+            assert cell == f"{fmean(values):.{digits}f}{error}"
 
 
 def _rate(shown):
