@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: a checkpoint after the step, the conventional exit code, and a run that goes on as if whole."""
 
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from tropd import TrOPDTrainer
 from tropd.training.checkpoints import checkpoints_in
+from tropd.training.interruption import Signals
 
 
 class Send(TrainerCallback):
@@ -39,17 +41,35 @@ def send(monkeypatch, number):
 def test_a_signal_saves_stops_and_leaves_with_its_code(workspace, tropd, monkeypatch, number, code):
     before = signal.getsignal(number)
     assert tropd("train", *workspace.fields(max_steps=4, output_dir="whole")).code == 0
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, (workspace.root / "said.txt").open("w") as said:
+        patched.setattr("tropd.training.interruption.STDERR", said.fileno())
         send(patched, number)
         outcome = tropd("train", *workspace.fields(max_steps=4))
     assert outcome.code == code and "Traceback" not in outcome.err
-    assert f"{signal.Signals(number).name}: a checkpoint is written after this step" in outcome.err
+    said = (workspace.root / "said.txt").read_text()
+    assert said.startswith(f"{signal.Signals(number).name}: a checkpoint is written after this step")
     assert "stopped at step 2; the last checkpoint, out/checkpoint-2, is untouched" in outcome.err
     assert "done:" not in outcome.out and not (workspace.root / "out/model.safetensors").exists()
     assert signal.getsignal(number) == before
     assert tropd("train", *workspace.fields(max_steps=4, resume_from_checkpoint="latest")).code == 0
     ours, theirs = (load_file(workspace.root / name / "model.safetensors") for name in ("out", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_signal_in_the_midst_of_a_printed_line_is_remembered_and_breaks_nothing(monkeypatch):
+    signals = Signals()
+
+    class Interrupting(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            signals(signal.SIGTERM, None)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupting())))
+    print("train: 1/1000", file=sys.stderr, flush=True)
+    assert signals.received == signal.SIGTERM
 
 
 def test_a_second_sigint_leaves_at_once(workspace):

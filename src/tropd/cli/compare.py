@@ -31,9 +31,9 @@ EPILOG = """\
 examples:
   tropd compare recipes/proving_ground/demo.yaml --out runs/demo
   tropd compare recipes/stories260k.yaml --teacher STORIES --out runs/stories --jobs 2
-  tropd compare plan.yaml --out runs/plan --only 'multi/*' --only opd
+  tropd compare plan.yaml --out runs/plan --only 'multi-domain/*' --only opd
   tropd compare plan.yaml --out runs/plan --report-only
-  tropd compare plan-with-my-method.yaml --out runs/mine --from docs/assets/proving-ground-methods.json
+  tropd compare my-plan.yaml --out runs/mine --from docs/assets/proving-ground-methods.json --only my_method
 
 How the numbers are made: docs/compare.md."""
 
@@ -51,7 +51,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file, such as recipes/proving_ground/demo.yaml")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes; gone on with")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where everything goes; a comparison that is there goes on",
+    )
     parser.add_argument("--teacher", metavar="DIR", help="the teacher of settings that name none")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, one thread each (default: the cores)")
     parser.add_argument(
@@ -59,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="this setting, method or pattern such as 'multi/*'; may be repeated",
+        help="this setting, method or pattern such as 'multi-domain/*'; may be repeated",
     )
     parser.add_argument(
         "--retry-failed", "--retry_failed", action="store_true", help="run cells that ended in an error again"
@@ -114,15 +120,19 @@ def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Inside, SIGTERM unwinds as Ctrl-C does: workers are stopped, and what is there is published."""
+    """Inside, SIGTERM unwinds as Ctrl-C does: workers are stopped, tables and report written."""
 
-    def leave(number: int, frame: Any) -> None:
-        console.say("SIGTERM: what has ended is published; the same command goes on.")
+    def leave(number: int, frame: Any) -> None:  # says nothing: a line may be half printed when a signal comes
         raise SystemExit(128 + number)
 
     earlier = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except SystemExit:
+        console.say(
+            "stopped by SIGTERM; tables and report of what has ended are written, and the same command goes on."
+        )
+        raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,9 @@ import torch
 from transformers import TrainerCallback
 
 from .errors import TrainingStopped
+
+STDERR = 2
+"""Of the process, whatever Python calls its stream."""
 
 
 class Interrupted(TrainingStopped):
@@ -41,7 +43,8 @@ class Signals:
         self.received = number
         name = signal.Signals(number).name
         again = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
-        print(f"{name}: a checkpoint is written after this step{again}", file=sys.stderr, flush=True)
+        # Not by print: the signal may have come while a line was being printed, and a stream cannot be entered twice.
+        os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
