@@ -77,8 +77,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
 
 def _charts_note(cells: Cells) -> str:
     note = "Lines are means over seeds of the means of a few steps, bands reach from the smallest to the largest seed."
-    without = sum(not cell.get("course") for mine in cells.values() for cell in mine)
-    return note + (f" Runs without curves of what they logged: {without}." if without else "")
+    return note + _fewer(cells)
 
 
 def _about(setting: Mapping[str, Any]) -> str:
@@ -116,14 +115,23 @@ def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
     """Only where something was logged."""
     phases, doubts = phase_table(cells), doubt_table(cells, layout, reference)
     phase_note = "Means over seeds. The three losses add up to what was minimised; that of a policy gradient is K1."
+    phase_note += _fewer(cells)
     doubt_note = (
         "Of rollouts that were written down: each token with 1 − min(π_T/π_S, 1), the chance that the Bernoulli gate "
-        "rejects it. On the right the tokens with most of it, and their part of the whole."
+        "rejects it. On the right the tokens with most of it, and their part of the whole. A few rollouts, of other "
+        "prompts for each method: no measure of a method."
     )
     return [
         *([Table("What was learned from, and when", *phases, note=phase_note)] if phases[1] else []),
         *([Table("Where student and teacher part", *doubts, note=doubt_note, words=True)] if doubts[1] else []),
     ]
+
+
+def _fewer(cells: Cells) -> str:
+    """Which methods' runs did not all leave a course, in a sentence; nothing where all did."""
+    left = {label: sum(bool(cell.get("course")) for cell in mine) for label, mine in cells.items()}
+    fewer = [f"{label} ({left[label]} of {len(mine)})" for label, mine in cells.items() if left[label] < len(mine)]
+    return f" Not every run left what it logged: {', '.join(fewer)}." if fewer else ""
 
 
 def _differences(setting: Mapping[str, Any], reference: str, numbers: Mapping[str, int]) -> list[str]:
