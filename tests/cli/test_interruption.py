@@ -72,6 +72,16 @@ def test_a_signal_in_the_midst_of_a_printed_line_is_remembered_and_breaks_nothin
     assert signals.received == signal.SIGTERM
 
 
+def test_a_signal_is_remembered_where_nobody_listens(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr("tropd.training.interruption.STDERR", writing)
+    signals = Signals()
+    signals(signal.SIGTERM, None)
+    os.close(writing)
+    assert signals.received == signal.SIGTERM
+
+
 def test_a_second_sigint_leaves_at_once(workspace):
     fields = workspace.fields(max_steps=1000, per_device_train_batch_size=32, max_completion_length=72)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

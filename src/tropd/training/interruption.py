@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class Signals:
         name = signal.Signals(number).name
         again = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
         # Not by print: the signal may have come while a line was being printed, and a stream cannot be entered twice.
-        os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
+        with suppress(OSError):  # nobody listens; the run saves and stops all the same
+            os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
