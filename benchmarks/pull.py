@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from tropd.comparison.sources import eos_ids_of, load_model
 from tropd.evaluation.exact import sample_responses, state_logps
-from tropd.objective import jsd_sampled_advantage
+from tropd.objective import jsd_sampled_advantage, trust_probability
 from tropd.packing import pack_responses
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.proving_ground.family import GENERALIST, PRUNED, SPECIALISTS, STUDENT, model_path
@@ -95,11 +95,6 @@ def gated(states: States, accept: Tensor) -> Gradient:
     )
 
 
-def accepted(states: States) -> Tensor:
-    """[N, V] the Bernoulli gate's chance to accept each token."""
-    return states.log_ratio.clamp(max=0).exp()
-
-
 def direct(gradient: Tensor) -> Gradient:
     return Gradient(gradient, gradient.square().sum(-1))
 
@@ -122,8 +117,8 @@ GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "mask_outlier": lambda s: policy_gradient(s, s.log_ratio, s.log_ratio > OUTLIER),
     "reopold": lambda s: policy_gradient(s, s.log_ratio.clamp(min=OUTLIER)),
     "aopd": lambda s: gated(s, (s.log_ratio > 0).double()),
-    "tropd_mask": lambda s: policy_gradient(s, s.log_ratio, accepted(s)),
-    "fkl_outlier": lambda s: gated(s, accepted(s)),
+    "tropd_mask": lambda s: policy_gradient(s, s.log_ratio, trust_probability(s.log_ratio)),
+    "fkl_outlier": lambda s: gated(s, trust_probability(s.log_ratio)),
     "jsd": hybrid_jsd,
     "fkl": forward_kl,
     "gkd": lambda s: direct(policy_gradient(s, s.log_ratio).mean),

@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ from tropd.comparison.prepare import make_ruler, read_setting, student_folder
 from tropd.comparison.reading import read_plan
 from tropd.comparison.sources import Text, load_model
 from tropd.evaluation.exact import sample_responses
+from tropd.evaluation.statistics import estimate
+from tropd.objective import trust_probability
 
 OUTLIER, FAR = -2.0, -5.0
 """Log ratios; the first is τ of the static floor."""
@@ -38,7 +39,7 @@ def remains(states: States, kinds: Mapping[str, Tensor]) -> dict[str, float]:
         "reverse_kl/far": (parts * (r < FAR)).sum(-1).mean(),
         "reverse_kl/outlier": (parts * ((r >= FAR) & (r < OUTLIER))).sum(-1).mean(),
         "reverse_kl/trusted": (parts * (r >= OUTLIER)).sum(-1).mean(),
-        "total_variation": (p * (1 - r.clamp(max=0).exp())).sum(-1).mean(),
+        "total_variation": (p * (1 - trust_probability(r))).sum(-1).mean(),
         "excluded": 100 * excluded.sum(-1).mean(),
     }
     for number, third in enumerate(("first", "middle", "last")):
@@ -51,7 +52,7 @@ def remains(states: States, kinds: Mapping[str, Tensor]) -> dict[str, float]:
 def kinds_of(ruler: Ruler) -> dict[str, Tensor]:
     """Ids of numbers, of what ends a response, and of all else."""
     words = ruler.tokenizer.convert_ids_to_tokens(range(len(ruler.tokenizer)))
-    number = torch.tensor([word.strip("Ġ▁ ").isdigit() for word in words])
+    number = torch.tensor([word.strip().isdigit() for word in words])
     end = torch.zeros(len(words), dtype=torch.bool)
     end[ruler.eos_ids] = True
     return {"numbers": number & ~end, "end": end, "others": ~number & ~end}
@@ -118,8 +119,8 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
 def mean_of(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{error}"
+    found = estimate(values)
+    return f"{found.mean:.{digits}f}" + (f" ± {found.standard_error:.{digits}f}" if found.n > 1 else "")
 
 
 if __name__ == "__main__":
