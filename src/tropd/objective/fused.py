@@ -90,7 +90,7 @@ def fused_loss(
         slice_tokens: tokens per slice.
     """
     check_states(hidden_NH, head)
-    task = Task(method, signals, counts, token_ids_N, direct, slice_tokens)
+    task = Task(method, signals, counts, head.events(token_ids_N), direct, slice_tokens)
     kept = _chosen_tokens(task, every_token)
     if kept is not None:
         hidden_NH, task = hidden_NH.index_select(0, kept), task.of(kept)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .endings import Endings, check_endings, events_of, one_action
 from .products import (
     add_weight_gradient,
     block_rows,
@@ -49,6 +50,7 @@ class Head:
         logit_scale: multiplier of the raw logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
         softcap: bound of Gemma's tanh in logits, or `None`.
         temperature: the sampling temperature; the scored softmax is the sampled one only if both use it.
+        endings: ids that end a response and are one action together; see `endings`. One, or none, changes nothing.
     """
 
     weight: Tensor
@@ -56,19 +58,26 @@ class Head:
     logit_scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
+    endings: Endings = ()
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2:
             raise ValueError(f"weight must be [V, H], got {tuple(self.weight.shape)}")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
+        check_endings(self.endings, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
-    def at_temperature(self, temperature: float) -> "Head":
-        return replace(self, temperature=temperature)
+    def at_temperature(self, temperature: float, endings: Endings = ()) -> "Head":
+        """The head as a rollout is read: at its sampling temperature, and with its endings as one action."""
+        return replace(self, temperature=temperature, endings=endings)
+
+    def events(self, token_ids: Tensor) -> Tensor:
+        """The tokens as outcomes of this head's distribution: any ending is the first one."""
+        return events_of(token_ids, self.endings)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of a few tokens, in float32 (float64 for float64 inputs)."""
@@ -79,7 +88,11 @@ class Head:
         return self.transform(F.linear(hidden_NH.to(self.weight.dtype).to(dtype), self.weight.to(dtype), bias))
 
     def transform(self, raw_NV: Tensor) -> Tensor:
-        """Scale, softcap and temperature, applied to the raw projection."""
+        """Logits from the raw projection; may change `raw_NV` where that carries no gradient."""
+        return one_action(self.scaled(raw_NV), self.endings)
+
+    def scaled(self, raw_NV: Tensor) -> Tensor:
+        """Scale, softcap and temperature alone: the endings are still apart."""
         logits = raw_NV if self.logit_scale == 1.0 else raw_NV * self.logit_scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
@@ -143,12 +156,14 @@ def sampled_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of the distribution it was drawn from, both [N], in nats.
 
+    With several endings in the head both are of π̄, for which any of them is one outcome.
+
     >>> head = Head(torch.zeros(4, 2))
     >>> logp, entropy = sampled_logps(torch.ones(1, 2), head, torch.tensor([3]))
     >>> bool(torch.isclose(-logp, entropy)), round(logp.item(), 4)
     (True, -1.3863)
     """
-
+    token_ids_N = head.events(token_ids_N)
     if not needs_gradient(hidden_NH, head):
         room = Room()
 

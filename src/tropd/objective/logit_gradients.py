@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd
+from .endings import merge_, spread_
 from .head import Head, Room, gather_logps, slice_buffer
 from .loss import (
     DirectTerm,
@@ -117,6 +118,8 @@ class SelectedTokens(Worker):
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         ids, (entries, rows) = self.task.token_ids[tokens], self.direct_rows(tokens)
         logits_CV, factor, slope_CV = self._transform_(raw_CV)
+        endings = self.head.endings
+        shares_CE = merge_(logits_CV, endings) if len(endings) > 1 else None
         logits_CV -= logits_CV.amax(-1, keepdim=True)
         sampled = gather_logps(logits_CV, ids)
         place, alternatives = None, None
@@ -131,6 +134,8 @@ class SelectedTokens(Worker):
         values, grads = self._small_problem(tokens, sampled, alternatives, rows, entries, with_gradient)
         if grads is not None:
             _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
+            if shares_CE is not None:
+                spread_(logits_CV, endings, shares_CE)
             if slope_CV is not None:
                 logits_CV *= slope_CV
         return values, logits_CV
@@ -278,7 +283,8 @@ class Divergence(Worker):
     def _block_(self, raw_RV: Tensor, teacher_raw_RV: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs of the sampled tokens and divergences, [R]; `raw_RV` times what comes third is their gradient."""
         student_exp, teacher_exp = (room.for_rows(raw_RV) for room in self._rooms)
-        student = self.head.transform(raw_RV)
+        student, endings = self.head.scaled(raw_RV), self.head.endings
+        shares_RE = merge_(student, endings) if len(endings) > 1 else None
         student_sums = _shifted_(student, student_exp)
         # In the student's precision, from the entries that both vocabularies have.
         teacher = self._term.teacher_head.transform(teacher_raw_RV[:, : student.shape[1]]).to(student.dtype)
@@ -304,6 +310,8 @@ class Divergence(Worker):
             teacher_exp /= teacher_sums
             probs = student_exp, teacher_exp
             value = self._mixture_(probs, student.sub_(student_log_sums), teacher.sub_(teacher_log_sums), raw_RV)
+        if shares_RE is not None:
+            spread_(raw_RV, endings, shares_RE)
         return sampled, value.squeeze(-1), factor.squeeze(-1)
 
     def _mixture_(

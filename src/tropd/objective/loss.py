@@ -227,7 +227,7 @@ def student_terms(
         log π_S of each token [N]; the direct term [N]; and, detached, the student's mass on the tokens that the
         direct term compares [N]. The last two are zero where `direct.index` does not point.
     """
-    bounds = None if direct is None else direct.index.cpu()
+    bounds, token_ids_N = None if direct is None else direct.index.cpu(), head.events(token_ids_N)
 
     def terms(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
         logps_CV = F.log_softmax(logits_CV, dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, head_rows, rotates_by_length
+from ..objective.endings import Endings
 from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
@@ -26,7 +27,7 @@ class TeacherStates:
     Attributes:
         index: [n] sorted positions among the N tokens: those that this teacher has read.
         hidden: [n, H_T] last hidden states.
-        head: its output layer at the sampling temperature.
+        head: its output layer at the sampling temperature, with the run's endings.
     """
 
     index: Tensor
@@ -104,6 +105,7 @@ class LocalTeacher:
         topk: TopKRequest | None = None,
         keep_hidden: bool = False,
         passes: int = 0,
+        endings: Endings = (),
     ) -> TeacherScores:
         """One forward pass over each response in its teacher context.
 
@@ -118,6 +120,7 @@ class LocalTeacher:
             keep_hidden: keep hidden states for full-vocabulary methods.
             passes: make so many passes at least, idle ones behind the others: with sharded weights the processes meet
                 in each, whatever number of rows they have.
+            endings: ids that end a response, scored as one action; see `objective.endings`.
         """
         step = rows_per_pass or max(len(contexts), 1)
         batches = [
@@ -128,7 +131,7 @@ class LocalTeacher:
         parts, hidden, done, head = [], [], 0, None
         for batch in batches:
             packed = pack_responses(*batch, pad_id, self.device, by_length=self.by_length)
-            part, states, head = self._score_packed(packed, temperature, done, topk)
+            part, states, head = self._score_packed(packed, temperature, endings, done, topk)
             parts.append(part)
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
@@ -147,13 +150,13 @@ class LocalTeacher:
         return torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
 
     def _score_packed(
-        self, packed: PackedResponses, temperature: float, offset: int, topk: TopKRequest | None
+        self, packed: PackedResponses, temperature: float, endings: Endings, offset: int, topk: TopKRequest | None
     ) -> tuple[tuple[Tensor, ...], Tensor, Head]:
         token_ids = self._readable(packed)
 
         def score(hidden: Tensor, head: Head) -> tuple[tuple[Tensor, ...], Tensor, Head]:
             # Inside the forward: a sharded head is whole only there.
-            states, head = packed.states(hidden), head.at_temperature(temperature)
+            states, head = packed.states(hidden), head.at_temperature(temperature, endings)
             return _score_states(states, head, token_ids, offset, topk), states, head
 
         return self.forward(
@@ -190,6 +193,7 @@ def _score_states(
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
     index, ids, logps, room = [], [], [], Room()
+    token_ids = head.events(token_ids)
 
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logits_RV, log_sum, entropy = normalise_(logits_RV, room)
