@@ -54,7 +54,7 @@ def kinds_of(ruler: Ruler) -> dict[str, Tensor]:
     words = ruler.tokenizer.convert_ids_to_tokens(range(len(ruler.tokenizer)))
     number = torch.tensor([word.strip().isdigit() for word in words])
     end = torch.zeros(len(words), dtype=torch.bool)
-    end[ruler.eos_ids] = True
+    end[list(ruler.endings.ids)] = True
     return {"numbers": number & ~end, "end": end, "others": ~number & ~end}
 
 
@@ -64,7 +64,7 @@ def samples_of(model, ruler: Ruler, texts: Sequence[Text]) -> list[list[int]]:
         model,
         [text.prompt_ids for text in texts],
         max_new_tokens=ruler.plan.max_length,
-        eos_ids=ruler.eos_ids,
+        eos_ids=ruler.endings.ids,
         pad_id=ruler.tokenizer.pad_token_id,
         seed=EVALUATION_SEED,
     )
@@ -75,7 +75,7 @@ def read(run: Path) -> list[dict[str, Any]]:
     layout = Layout(run)
     plan = read_plan(layout.read_state()["plan"])
     (name, setting), *_ = plan.settings.items()
-    ruler, texts = make_ruler(plan, setting), read_setting(layout.setting(name))[0]["test"]
+    ruler, texts = make_ruler(plan, setting, layout.setting(name)), read_setting(layout.setting(name))[0]["test"]
     prompts, kinds = [text.prompt_ids for text in texts], kinds_of(ruler)
     teacher = ruler.teachers[setting.parts[0]]
     untrained = load_model(student_folder(setting, layout.setting(name))).eval()

@@ -127,13 +127,43 @@ def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, 
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
     plan_data["settings"]["one"] |= {"domains": [], "data": files}
     plan = read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 2}})
-    texts = make_texts(plan.settings["one"], plan)
+    texts = make_texts(plan.settings["one"], plan, tmp_path)
     assert [len(texts[split]) for split in ("train", "validation", "test")] == [3, 2, 2]
     assert len({tuple(text.response_ids) for text in texts["train"]}) == 1 and len(texts["train"][0].response_ids) == 3
     assert all(text.response_ids for text in texts["test"])
+    too_many = {"train": 3, "validation": 2, "test": 9}
     with pytest.raises(ValueError, match=r"prompts.test is 9, but .*test.jsonl has 3"):
-        make_texts(plan.settings["one"], read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 9}}))
+        make_texts(plan.settings["one"], read_plan(plan_data | {"prompts": too_many}), tmp_path)
     shared = (tmp_path / "train.jsonl").read_text().splitlines()[1]
     (tmp_path / "test.jsonl").write_text(f"{shared}\n{shared}\n")
     with pytest.raises(ValueError, match=r"test.jsonl has the prompt '2\+1\+2=', which .*train.jsonl has too"):
-        make_texts(plan.settings["one"], plan)
+        make_texts(plan.settings["one"], plan, tmp_path)
+
+
+def test_a_teacher_may_end_with_another_id_and_the_run_takes_both_as_one_action(small, tmp_path):
+    methods = {"opd": None, "as given": {"method": "opd", "ending": "as_given"}}
+    small = small | {"methods": methods, "points": 0, "learning_rates": [1e-6]}  # the models stay what they are
+    folders = {token: tmp_path / (token or "alike") for token in ("", "<unk>")}
+    found = {}
+    for token, folder in folders.items():
+        setting = small["settings"]["one"] | {"teacher_ending": token}
+        plan = read_plan(small | {"settings": {"one": setting}})
+        prepare(plan, "one", folder)
+        texts, found[token, "before"] = read_setting(folder)
+        last = {text.response_ids[-1] for text in texts["train"] if len(text.response_ids) < plan.max_length}
+        assert last <= {3 if token else 2}, "its responses end with its own id"
+        for label in methods:
+            cell = Cell("one", label, 1e-6, 1, "report")
+            found[token, label] = run_cell(plan, cell, folder, folder / label)["scores"]
+    assert found["<unk>", "before"]["student"] == pytest.approx(found["", "before"]["student"], rel=1e-3)
+    assert found["<unk>", "before"]["teacher"] == pytest.approx(found["", "before"]["teacher"], abs=1e-5)
+    assert found["<unk>", "opd"] == pytest.approx(found["", "opd"], rel=0.02), "as if the endings were alike"
+
+    def first(folder, label, name):
+        return json.loads((folder / label / "metrics.jsonl").read_text().splitlines()[0]).get(name)
+
+    outliers = "log_ratio/ending_outlier_share"
+    if first(folders["<unk>"], "opd", outliers) is not None:
+        assert first(folders["<unk>"], "opd", outliers) < 1 == first(folders["<unk>"], "as given", outliers)
+    ended = [json.loads((folders["<unk>"] / label / "run.json").read_text())["endings"] for label in methods]
+    assert [(end["stop_ids"], end["one_action"]) for end in ended] == [([2, 3], True), ([2], False)]

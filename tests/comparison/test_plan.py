@@ -39,7 +39,9 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
         ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),
         ({"trainer": {"lr_scheduler_type": "cosine"}}, "its last step is not known"),
-        ({"methods": {"opd": {"learning_rate": 0.5}}}, r"methods\.opd\.learning_rate cannot be set: it is in"),
+        ({"trainer": {"learning_rate": 0.5}}, r"trainer\.learning_rate cannot be set: it is in"),
+        ({"methods": {"opd": {"learning_rate": 0}}}, r"methods\.opd\.learning_rate is 0; rates are numbers above 0"),
+        ({"methods": {"opd": {"learning_rate": {"on": 1e-4}}}}, r"has 'on', which is no setting \(did you mean 'one'"),
         ({"methods": {"opd": {"num_generations": 2}}}, r"methods\.opd\.num_generations cannot be set"),
         ({"methods": {"opd": {"lr_scheduler_type": "linear"}}}, "its last step is not known"),
         ({"trainer": {"guidance_beta": 0.1}}, "a part of a method, and belongs to `methods`"),
@@ -135,3 +137,11 @@ def test_only_takes_settings_methods_and_patterns(plan_data):
     assert pairs(plan, ["*/tropd", "one/opd"]) == [("one", "opd"), ("one", "tropd"), ("two", "tropd")]
     with pytest.raises(ValueError, match="--only is 'three'"):
         pairs(plan, ["three"])
+
+
+def test_a_methods_own_rate_needs_no_grid_and_may_differ_by_setting(plan_data):
+    rates = {"learning_rates": RATES, "methods": {"opd": {"learning_rate": {"one": 3e-5}}, "tropd": None}}
+    plan = read_plan(plan_data | rates)
+    cells, rate = next_cells(plan, ("one", "opd"), {})
+    assert rate == 3e-5 and {(cell.kind, cell.learning_rate) for cell in cells} == {("report", 3e-5)}
+    assert {cell.kind for cell in next_cells(plan, ("one", "tropd"), {})[0]} == {"grid"}

@@ -39,8 +39,8 @@ def made_up(seed=0, **changes) -> Probe:
         "teacher_topk_mass": torch.tensor(random.random(count)),
     }
     rollouts = [
-        Rollout(0, [1, 2], [1, 2], [5] * LENGTHS[0], ended=True),
-        Rollout(1, [1, 2], [1, 2], [5] * LENGTHS[1], ended=True, collapsed=True),
+        Rollout(0, [1, 2], [1, 2], [5] * LENGTHS[0], ended_by=5),
+        Rollout(1, [1, 2], [1, 2], [5] * LENGTHS[1], ended_by=5, collapsed=True),
         Rollout(2, [3], [3], [5] * LENGTHS[2], repetitive=True),
     ]
     curve = torch.tensor([0.6, 0.9, 0.99, 0.995])

@@ -16,6 +16,7 @@ from .divergences import (
     topk_forward_kl,
     total_variation,
 )
+from .endings import coarsened, events_of_ids, spread_over_ids
 from .examples import differences, pair
 from .methods import (
     DEFAULTS,
@@ -58,8 +59,10 @@ __all__ = [
     "TRUNCATIONS",
     "Array",
     "Settings",
+    "coarsened",
     "differences",
     "entropy",
+    "events_of_ids",
     "expected_gradient",
     "expected_guidance_gradient",
     "expected_loss",
@@ -96,6 +99,7 @@ __all__ = [
     "skew_forward_kl_gradient",
     "skew_reverse_kl",
     "skew_reverse_kl_gradient",
+    "spread_over_ids",
     "surrogate",
     "teacher_is_uncertain",
     "top_k",

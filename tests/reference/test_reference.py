@@ -11,8 +11,10 @@ from reference import (
     OUTLIERS,
     TRUNCATIONS,
     Array,
+    coarsened,
     differences,
     entropy,
+    events_of_ids,
     expected_gradient,
     expected_guidance_gradient,
     expected_loss,
@@ -43,6 +45,7 @@ from reference import (
     skew_forward_kl_gradient,
     skew_reverse_kl,
     skew_reverse_kl_gradient,
+    spread_over_ids,
     surrogate,
     teacher_is_uncertain,
     top_k,
@@ -418,6 +421,40 @@ def test_an_impossible_token_of_the_teacher_is_an_outlier_and_breaks_nothing():
         for outlier in ("fkl_direct", "fkl_scalar", "mask", "clip"):
             gradient = expected_gradient("tropd", logits, teacher_logits, gate=gate, outlier=outlier)
             assert np.isfinite(gradient).all()
+
+
+# The ending as one event.
+
+
+def test_ids_become_events_by_hand():
+    assert events_of_ids(5, (3, 1)) == [0, 3, 1, 3, 2]
+    assert events_of_ids(3, (1,)) == [0, 2, 1]  # one ending moves to the end and is an event of its own
+    assert events_of_ids(3, ()) == [0, 1, 2]
+    coarse = np.exp(coarsened(np.log([0.1, 0.2, 0.3, 0.25, 0.15]), (3, 1)))
+    assert coarse == pytest.approx([0.1, 0.3, 0.15, 0.45], abs=EXACT)
+    # A gradient of 9 on stop, which ids 3 and 1 have 5/9 and 4/9 of.
+    spread = spread_over_ids([1.0, 2.0, 3.0, 9.0], np.log([0.1, 0.2, 0.3, 0.25, 0.15]), (3, 1))
+    assert spread == pytest.approx([1.0, 4.0, 2.0, 5.0, 3.0], abs=EXACT)
+
+
+def test_an_ending_without_probability_has_no_share_and_an_impossible_stop_is_minus_infinity():
+    logp = log_softmax([0.0, -math.inf, 1.0, -math.inf])
+    assert coarsened(logp, (1, 3))[-1] == -math.inf
+    assert spread_over_ids([1.0, 2.0, 9.0], logp, (1, 3)).tolist() == [1.0, 0.0, 2.0, 0.0]
+    assert spread_over_ids([1.0, 2.0, 9.0], logp, (2, 3)) == pytest.approx([1.0, 2.0, 9.0, 0.0], abs=EXACT)
+
+
+@pytest.mark.parametrize("endings", [(), (2,), (4, 1), (5, 0, 3), tuple(range(V))])
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_spreading_the_gradient_over_ids_is_differentiating_the_objective_over_events(method, endings):
+    logits, teacher_logits = pair(19)
+    student, teacher = log_softmax(logits), coarsened(log_softmax(teacher_logits), endings)
+    settings, frozen = settings_of(method, k=2), coarsened(student, endings)
+    by_event = expected_gradient(method, frozen, teacher, k=2)
+    numeric = differences(
+        lambda z: surrogate(method, coarsened(log_softmax(z), endings), frozen, teacher, settings, True), logits
+    )
+    assert spread_over_ids(by_event, student, endings) == pytest.approx(numeric, abs=DIFFERENCED)
 
 
 # Reductions and schedules, by hand.

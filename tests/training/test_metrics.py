@@ -106,7 +106,7 @@ def test_four_tokens_by_hand():
 
 def test_lengths_and_endings_leave_the_prefix_out():
     rollouts = [
-        Rollout(row=0, prompt_ids=[5], teacher_context=[5], response=[6, 7, 8, EOS], prefix_length=2, ended=True),
+        Rollout(row=0, prompt_ids=[5], teacher_context=[5], response=[6, 7, 8, EOS], prefix_length=2, ended_by=EOS),
         Rollout(row=1, prompt_ids=[5], teacher_context=[5], response=[6, 6, 6], repetitive=True, included=False),
     ]
     totals = Totals()

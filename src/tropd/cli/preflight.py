@@ -129,6 +129,7 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
     console.say(f"{who} score {len(rows)} prompts")
     probed = probe(trainer, rows)
     measurement = measure(probed)
+    trainer.expect_endings(1 - measurement.truncated_share)
     verdict = judge(
         measurement,
         trainer.method,

@@ -30,17 +30,18 @@ def run_cell(plan: Plan, cell: Cell, setting_folder: Path, folder: Path) -> dict
     """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts."""
     setting = plan.settings[cell.setting]
     texts, before = read_setting(setting_folder)
-    ruler = make_ruler(plan, setting)
+    ruler = make_ruler(plan, setting, setting_folder)
     started = time.perf_counter()
     budget = _budget(plan, cell, texts["train"])
-    points = _points(plan, cell, ruler, point_texts(plan, setting, texts["validation"]), before["point"])
-    budget.on_written = points.at
     trainer = make_trainer(plan, cell, student_folder(setting, setting_folder), ruler, texts["train"], budget, folder)
-    points.trainer = trainer
+    points = _points(plan, cell, ruler, point_texts(plan, setting, texts["validation"]), before["point"], trainer)
+    budget.on_written = points.at
+    trainer.expect_endings(before["student"].get("ended", 0.0))
     failure = _train(trainer, budget)
     trained = time.perf_counter()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    measured = ruler.measure(model, texts["validation" if cell.kind == GRID else "test"])
+    # As the model would be used: it ends where its generation_config says.
+    measured = ruler.measure(model, texts["validation" if cell.kind == GRID else "test"], trainer.eos_token_ids)
     return {
         **asdict(cell),
         "failure": failure,
@@ -61,6 +62,7 @@ def make_trainer(
 ) -> TrOPDTrainer:
     """The trainer of a cell; for one seed the prompts come in the same order whatever the method is."""
     setting, parts = plan.settings[cell.setting], dict(plan.methods[cell.label])
+    parts.pop("learning_rate", None)  # the cell has it
     args = TrOPDConfig(
         **{
             "output_dir": str(folder),
@@ -114,10 +116,16 @@ def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
     return TokenBudget(forecast, budget_of(plan, cell.kind))
 
 
-def _points(plan: Plan, cell: Cell, ruler: Ruler, texts: list[Text], start: dict[str, float]) -> Points:
+def _points(
+    plan: Plan, cell: Cell, ruler: Ruler, texts: list[Text], start: dict[str, float], trainer: TrOPDTrainer
+) -> Points:
     """Accuracy is followed in reported runs alone."""
     number = 0 if cell.kind == GRID or not texts or not plan.points else plan.points
-    return Points(lambda model: ruler.accuracy(model, texts), plan.student_tokens, number, start)
+    points = Points(
+        lambda model: ruler.accuracy(model, texts, trainer.eos_token_ids), plan.student_tokens, number, start
+    )
+    points.trainer = trainer
+    return points
 
 
 def _train(trainer: TrOPDTrainer, budget: TokenBudget) -> str | None:

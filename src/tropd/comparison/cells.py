@@ -44,7 +44,7 @@ def budget_of(plan: Plan, kind: str) -> int:
 
 def grid_cells(plan: Plan, setting: str, label: str) -> list[Cell]:
     """A method at every learning rate; none where there is nothing to choose."""
-    if len(plan.learning_rates) == 1:
+    if len(plan.learning_rates) == 1 or plan.fixed_rate(setting, label) is not None:
         return []
     return [Cell(setting, label, rate, plan.grid_seed, GRID) for rate in plan.learning_rates]
 
@@ -80,9 +80,9 @@ def choose_learning_rate(plan: Plan, setting: str, label: str, results: Mapping[
     A run that ended early, such as by collapse, is best only where all did. `None`: no run could be measured. `results`
     holds each cell of the grid by name.
     """
-    cells = grid_cells(plan, setting, label)
-    if not cells:
-        return plan.learning_rates[0]
+    fixed, cells = plan.fixed_rate(setting, label), grid_cells(plan, setting, label)
+    if fixed is not None or not cells:
+        return fixed or plan.learning_rates[0]
     sign = -1 if plan.select_on == "accuracy" else 1
     scored = [
         (bool(results[cell.name].get("failure")), sign * score, cell.learning_rate)

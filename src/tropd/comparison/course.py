@@ -18,6 +18,12 @@ LOGGED = (
     "loss/trust", "loss/outlier", "loss/guidance",
 )  # fmt: skip
 
+WHERE_LOGGED = (
+    "response/eos_share", "response/other_ending_share", "response/unheeded_ending_share",
+    "log_ratio/ending_outlier_share",
+)  # fmt: skip
+"""Of these, what a run has logged."""
+
 Course = Mapping[str, Sequence[float | None]]
 Step = Mapping[str, float]
 
@@ -34,7 +40,10 @@ def course_of(folder: Path) -> dict[str, list[float | None]] | None:
         return None
     many = min(STRETCHES, len(steps))
     stretches = [steps[n * len(steps) // many : (n + 1) * len(steps) // many] for n in range(many)]
-    return {name: [_mean(stretch, name) for stretch in stretches] for name in ("step", *LOGGED)}
+    found = {name: [_mean(stretch, name) for stretch in stretches] for name in ("step", *LOGGED, *WHERE_LOGGED)}
+    return {
+        name: values for name, values in found.items() if name not in WHERE_LOGGED or any(v is not None for v in values)
+    }
 
 
 def stretches_of(course: Course | None) -> list[dict[str, float]]:

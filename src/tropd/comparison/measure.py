@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ..endings import PairEndings
 from ..evaluation.exact import exact_divergence, sample_responses
 from ..sampling import sample
 from .domains import DOMAIN_NAMES, is_right
@@ -23,8 +24,9 @@ class Measured:
     """What a model scored.
 
     Attributes:
-        scores: `accuracy` and `<states>/<divergence>`, means over parts; with `/<part>` behind it, of that part.
-        right: part → a character for each problem, `1` where the whole response is right.
+        scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` behind it,
+            of that part.
+        right: part → a character for each problem, `1` where the whole response is right and has ended.
     """
 
     scores: dict[str, float]
@@ -38,54 +40,71 @@ class Ruler:
     Attributes:
         teachers: by part.
         tokenizer: of all models.
-        eos_ids: every id that ends a response.
+        endings: of student and teachers; divergences take them as one action.
         plan: the comparison.
     """
 
     teachers: Mapping[str, Any]
     tokenizer: Any
-    eos_ids: list[int]
+    endings: PairEndings
     plan: Plan
 
-    def measure(self, model: Any, texts: Sequence[Text]) -> Measured:
-        """Accuracy where there are graders, and divergences on the first `divergence_prompts` of each part."""
-        right = self._right(model, texts)
-        scores = _shares(right)  # a divergence that is not finite is no score, and neither is a mean without it
-        for part, mine in _by_part(texts).items():
-            for name, value in self._divergences(model, part, mine[: self.plan.divergence_prompts]).items():
+    def measure(self, model: Any, texts: Sequence[Text], stops: Sequence[int] | None = None) -> Measured:
+        """Accuracy and endings where there are graders, divergences on the first `divergence_prompts` of each part.
+
+        Args:
+            model: is measured.
+            texts: prompts with their teacher's responses.
+            stops: the ids at which the model's responses end; every ending of the pair by default.
+        """
+        stops = list(self.endings.ids if stops is None else stops)
+        right, scores = self._graded(model, texts, stops)
+        for part, mine in _by_part(texts).items():  # a divergence that is not finite is no score, and neither is a mean
+            for name, value in self._divergences(model, part, mine[: self.plan.divergence_prompts], stops).items():
                 scores[f"{name}/{part}"] = value
         return Measured(_with_means(scores), right)
 
-    def accuracy(self, model: Any, texts: Sequence[Text]) -> dict[str, float]:
+    def accuracy(self, model: Any, texts: Sequence[Text], stops: Sequence[int] | None = None) -> dict[str, float]:
         """Share of problems whose whole greedy response is right, of each domain and on average."""
-        return _with_means(_shares(self._right(model, texts)))
+        _, scores = self._graded(model, texts, list(self.endings.ids if stops is None else stops))
+        return _with_means({name: value for name, value in scores.items() if name.startswith("accuracy")})
 
-    def _right(self, model: Any, texts: Sequence[Text]) -> dict[str, str]:
-        return {
-            part: "".join(
-                str(int(is_right(part, text.prompt, response))) for text, response in self._greedy(model, mine)
-            )
-            for part, mine in _by_part(texts).items()
-            if part in DOMAIN_NAMES
-        }
+    def _graded(self, model: Any, texts: Sequence[Text], stops: list[int]) -> tuple[dict[str, str], dict[str, float]]:
+        """Verdicts on greedy responses, and the shares that are right, that end, and how many tokens they have."""
+        right: dict[str, str] = {}
+        scores: dict[str, float] = {}
+        for part, mine in _by_part(texts).items():
+            if part not in DOMAIN_NAMES:
+                continue
+            answers = self._greedy(model, mine, stops)
+            ended = [bool(ids) and ids[-1] in stops for ids, _ in answers]
+            verdicts = [
+                end and is_right(part, text.prompt, response)
+                for end, text, (_, response) in zip(ended, mine, answers, strict=True)
+            ]
+            right[part] = "".join(str(int(verdict)) for verdict in verdicts)
+            scores[f"accuracy/{part}"] = fmean(verdicts)
+            scores[f"ended/{part}"] = fmean(ended)
+            scores[f"length/{part}"] = fmean(len(ids) for ids, _ in answers)
+        return right, scores
 
-    def _greedy(self, model: Any, texts: Sequence[Text]) -> list[tuple[Text, str]]:
-        answered: list[tuple[Text, str]] = []
+    def _greedy(self, model: Any, texts: Sequence[Text], stops: list[int]) -> list[tuple[list[int], str]]:
+        answered: list[tuple[list[int], str]] = []
         for start in range(0, len(texts), ROWS_AT_ONCE):
             rows = texts[start : start + ROWS_AT_ONCE]
             ids = sample(
                 model,
                 [text.prompt_ids for text in rows],
                 max_new_tokens=self.plan.max_length,
-                eos_ids=self.eos_ids,
+                eos_ids=stops,
                 pad_id=self.tokenizer.pad_token_id,
                 temperature=0.0,
             )
             responses = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            answered += zip(rows, responses, strict=True)
+            answered += zip(ids, responses, strict=True)
         return answered
 
-    def _divergences(self, model: Any, part: str, texts: Sequence[Text]) -> dict[str, float]:
+    def _divergences(self, model: Any, part: str, texts: Sequence[Text], stops: list[int]) -> dict[str, float]:
         """Exact divergences on the teacher's states (its own texts) and on the model's (its samples)."""
         if not texts:
             return {}
@@ -94,13 +113,15 @@ class Ruler:
             model,
             prompts,
             max_new_tokens=self.plan.max_length,
-            eos_ids=self.eos_ids,
+            eos_ids=stops,
             pad_id=pad,
             seed=EVALUATION_SEED,
         )
         responses = {"student_states": sampled, "teacher_states": [text.response_ids for text in texts]}
         found = {
-            states: exact_divergence(model, self.teachers[part], prompts, rows, pad_id=pad).as_dict()
+            states: exact_divergence(
+                model, self.teachers[part], prompts, rows, pad_id=pad, endings=self.endings.as_one
+            ).as_dict()
             for states, rows in responses.items()
         }
         values = {f"{states}/{name}": found[states][name] for states in found for name in DIVERGENCES}
@@ -112,10 +133,6 @@ def _by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:
     for text in texts:
         parts.setdefault(text.part, []).append(text)
     return parts
-
-
-def _shares(right: Mapping[str, str]) -> dict[str, float]:
-    return {f"accuracy/{part}": marks.count("1") / len(marks) for part, marks in right.items()}
 
 
 def _with_means(scores: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,16 @@ from .course import stretches_of
 from .curves import CURVES, line_of, points_line
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
-from .tables import INTERVAL, accuracy_table, cell_table, difference_table, distance_table, grid_table, run_table
+from .tables import (
+    INTERVAL,
+    accuracy_table,
+    cell_table,
+    difference_table,
+    distance_table,
+    ending_table,
+    grid_table,
+    run_table,
+)
 
 TOKENS_SHOWN = 400
 """Of a rollout; the rest is cut."""
@@ -99,6 +108,8 @@ def _tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Table]:
     tables = []
     if setting["graded"]:
         tables.append(Table("Accuracy on test problems (%)", *accuracy_table(setting, plan["reference"])))
+        if (endings := ending_table(setting)) is not None:
+            tables.append(Table("How responses to test problems end (greedy)", *endings))
     if (distances := distance_table(setting)) is not None:
         note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
         tables.append(Table("Distance to the teacher", *distances, note=note))

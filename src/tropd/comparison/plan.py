@@ -18,6 +18,8 @@ class Setting:
         student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
         teacher: likewise, a name or a folder; empty until `--teacher` names it.
         teachers: instead of one teacher, a teacher for each domain.
+        teacher_ending: a token with which copies of the teachers end (`<unk>`), so that student and teacher end with
+            different ids; empty leaves the teachers alone.
         domains: graded problems of the proving ground, by name.
         stories: the teacher's own texts; shortest and longest prompt, in tokens.
         data: files of prompts, by split.
@@ -26,6 +28,7 @@ class Setting:
     student: str | dict[str, list[int]]
     teacher: str = ""
     teachers: dict[str, str] = field(default_factory=dict)
+    teacher_ending: str = ""
     domains: list[str] = field(default_factory=list)
     stories: list[int] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class Plan:
     Attributes:
         settings: by name.
         methods: label → method name, changed parts, and fields of `TrOPDConfig` of this method alone; without a name
-            the label is it.
+            the label is it. A `learning_rate` there, one number or one for each setting, is not chosen from the grid.
         seeds: of the reported runs, measured on test prompts.
         student_tokens: tokens that the student writes in a run: the budget that all methods share.
         prompts: how many for `train`, `validation` and `test`, in each domain.
@@ -95,6 +98,11 @@ class Plan:
         changes = self.methods[label]
         parts = {name: value for name, value in changes.items() if name in SETTINGS}
         return get_method(changes.get("method", label), **parts)
+
+    def fixed_rate(self, setting: str, label: str) -> float | None:
+        """The learning rate that the plan gives a method; `None` where the grid chooses it."""
+        given = self.methods[label].get("learning_rate")
+        return given.get(setting) if isinstance(given, dict) else given
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,13 +5,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
+from ..endings import declared, pair_endings
+from ..preflight.files import read_model_files
 from ..training.run_directory import write_whole
 from .measure import Ruler
 from .names import model_folder
+from .other_ending import write_with_ending
 from .plan import Plan, Setting
-from .sources import Splits, Text, eos_ids_of, load_model, load_teachers, make_texts, read_texts, write_texts
+from .sources import (
+    Splits,
+    Text,
+    load_model,
+    load_teachers,
+    make_texts,
+    read_texts,
+    teacher_folder,
+    write_texts,
+)
 
 PROMPTS, BEFORE, STUDENT = "prompts.json", "before.json", "student"
 
@@ -25,14 +35,19 @@ def prepare(plan: Plan, name: str, folder: Path) -> None:
         from ..compression import write_student
 
         write_student(model_folder(setting.teacher), setting.student["keep_layers"], folder / STUDENT)
-    texts = make_texts(setting, plan)
+    if setting.teacher_ending:
+        for teacher in dict.fromkeys(setting.teacher_of(part) for part in setting.parts):
+            write_with_ending(
+                model_folder(teacher), setting.teacher_ending, Path(teacher_folder(setting, teacher, folder))
+            )
+    texts = make_texts(setting, plan, folder)
     write_texts(folder / PROMPTS, texts)
     write_whole(folder / BEFORE, json.dumps(_before(plan, setting, folder, texts)) + "\n")
 
 
 def _before(plan: Plan, setting: Setting, folder: Path, texts: Splits) -> dict[str, Any]:
     """The student and its teachers on the test prompts, and the student where its accuracy over training starts."""
-    ruler = make_ruler(plan, setting)
+    ruler = make_ruler(plan, setting, folder)
     student = load_model(student_folder(setting, folder)).eval()
     found: dict[str, Any] = {}
     for name, models in (("teacher", ruler.teachers), ("student", dict.fromkeys(setting.parts, student))):
@@ -51,11 +66,20 @@ def _together(by_part: list[dict[str, float]]) -> dict[str, float]:
     return scores | {name: sum(one[name] for one in by_part) / len(by_part) for name in shared}
 
 
-def make_ruler(plan: Plan, setting: Setting) -> Ruler:
+def make_ruler(plan: Plan, setting: Setting, folder: Path) -> Ruler:
     """What a setting's models are measured with."""
-    first = setting.teacher_of(setting.parts[0])
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(first))
-    return Ruler(load_teachers(setting), tokenizer, eos_ids_of(first), plan)
+    files = {
+        part: read_model_files(teacher_folder(setting, setting.teacher_of(part), folder)) for part in setting.parts
+    }
+    student = read_model_files(student_folder(setting, folder))
+    endings = pair_endings(
+        declared(student.generation_config, student.tokenizer),
+        {part: declared(teacher.generation_config, teacher.tokenizer) for part, teacher in files.items()},
+        ending="one_action",
+        ending_ids=None,
+        vocab_size=min(model.head_rows for model in (student, *files.values())),
+    )
+    return Ruler(load_teachers(setting, folder), files[setting.parts[0]].tokenizer, endings, plan)
 
 
 def student_folder(setting: Setting, folder: Path) -> str:

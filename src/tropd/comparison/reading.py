@@ -1,6 +1,7 @@
 """From YAML to a plan: what is unknown, missing or contradicts itself is refused in a sentence. No torch here."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -16,7 +17,7 @@ from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 RESERVED = {
     "output_dir": "each cell has a folder of its own",
     "seed": "it is in `seeds`",
-    "learning_rate": "it is in `learning_rates`",
+    "learning_rate": "it is in `learning_rates`, or beside the parts of one method",
     "max_steps": "a run ends when `student_tokens` are written",
     "num_train_epochs": "a run ends when `student_tokens` are written",
     "per_device_train_batch_size": "it is prompts_per_step × rollouts_per_prompt",
@@ -62,6 +63,11 @@ def read_plan(data: Any, teacher: str | None = None) -> Plan:
     _check_methods(plan)
     _check_choice(plan)
     return plan
+
+
+def as_now(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan in plain data as today's tropd writes it: fields that it did not know yet have their defaults."""
+    return json.loads(json.dumps(read_plan(plan).as_dict()))  # type: ignore[no-any-return]
 
 
 def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
@@ -146,7 +152,9 @@ def _check_count(name: str, value: Any, least: int) -> None:
 def _check_methods(plan: Plan) -> None:
     for label, parts in plan.methods.items():
         _check_label("methods", label)
-        _check_trainer(f"methods.{label}", {name: value for name, value in parts.items() if name != "method"})
+        own = ("method", "learning_rate")
+        _check_trainer(f"methods.{label}", {name: value for name, value in parts.items() if name not in own})
+        _check_rate(plan, label)
         try:
             plan.method_of(label)
         except ValueError as error:
@@ -159,6 +167,21 @@ def _check_methods(plan: Plan) -> None:
     for name in plan.trainer:
         if name in SETTINGS:
             raise ValueError(f"trainer.{name} cannot be set: it is a part of a method, and belongs to `methods`.")
+
+
+def _check_rate(plan: Plan, label: str) -> None:
+    """A method's own learning rate: one number, or one for some of the settings."""
+    given = plan.methods[label].get("learning_rate")
+    by_setting = given if isinstance(given, dict) else {} if given is None else dict.fromkeys(plan.settings, given)
+    for name, rate in by_setting.items():
+        if name not in plan.settings:
+            raise ValueError(
+                f"methods.{label}.learning_rate has {name!r}, which is no setting{nearest(name, plan.settings)}."
+            )
+        if not isinstance(rate, (int, float)) or not rate > 0:
+            raise ValueError(
+                f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0 (write 1.0e-3, not 1e-3)."
+            )
 
 
 def _check_trainer(where: str, given: Mapping[str, Any]) -> None:

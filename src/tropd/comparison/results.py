@@ -45,8 +45,10 @@ def _with_course(name: str, cell: dict[str, Any], layout: Layout) -> dict[str, A
 
 def metrics_of(setting: Setting) -> list[str]:
     """The names of a setting's scores, the averages before their parts."""
-    accuracy = ["accuracy", *(f"accuracy/{part}" for part in setting.parts)] if setting.domains else []
-    return accuracy + [f"{states}/{name}" for states in STATES for name in DIVERGENCES]
+    graded = ("accuracy", "ended", "length") if setting.domains else ()
+    return [column for name in graded for column in (name, *(f"{name}/{part}" for part in setting.parts))] + [
+        f"{states}/{name}" for states in STATES for name in DIVERGENCES
+    ]
 
 
 def _setting(plan: Plan, name: str, cells: Mapping[str, Any], layout: Layout) -> dict[str, Any]:

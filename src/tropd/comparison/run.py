@@ -13,7 +13,7 @@ from .growth import MAY_GROW, changes
 from .layout import Layout
 from .names import model_folder
 from .plan import Plan
-from .reading import read_plan
+from .reading import as_now, read_plan
 from .schedule import Progress, Schedule
 from .taken import take_over
 from .trainer_fields import check_trainer_fields
@@ -125,7 +125,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     described = json.loads(json.dumps(plan.as_dict()))
     if layout.has_state() and not layout.is_empty():
         state = layout.read_state()
-        changed = changes(state["plan"], described)
+        changed = changes(as_now(state["plan"]), described)
         if changed:
             raise ValueError(
                 f"{layout.root} holds cells of another plan: {', '.join(changed)}. Choose another --out, or "

@@ -16,6 +16,8 @@ from .names import model_folder
 from .plan import SPLITS, Plan, Setting
 
 TEXTS_AT_ONCE = 64
+TEACHERS = "teachers"
+"""Folder of a setting's own copies of its teachers."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,15 @@ def load_model(path: str | Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
 
 
-def load_teachers(setting: Setting) -> dict[str, PreTrainedModel]:
+def teacher_folder(setting: Setting, name: str, folder: Path) -> str:
+    """Where a setting's teacher is: the model of that name, or the copy in the setting's own folder."""
+    return str(folder / TEACHERS / Path(name).name) if setting.teacher_ending else model_folder(name)
+
+
+def load_teachers(setting: Setting, folder: Path) -> dict[str, PreTrainedModel]:
     """The teacher of every part; one that has several parts is loaded once."""
-    loaded = {name: load_model(model_folder(name)) for name in {setting.teacher_of(part) for part in setting.parts}}
+    names = dict.fromkeys(setting.teacher_of(part) for part in setting.parts)
+    loaded = {name: load_model(teacher_folder(setting, name, folder)) for name in names}
     return {part: loaded[setting.teacher_of(part)] for part in setting.parts}
 
 
@@ -66,14 +74,16 @@ def read_texts(path: Path) -> Splits:
     return {split: [Text(**row) for row in rows] for split, rows in data.items()}
 
 
-def make_texts(setting: Setting, plan: Plan) -> Splits:
+def make_texts(setting: Setting, plan: Plan, folder: Path) -> Splits:
     """Prompts of every split with their teacher's responses; splits share no prompt."""
     if setting.stories:
-        return stories(model_folder(setting.teacher), setting.stories, plan)
+        return stories(teacher_folder(setting, setting.teacher, folder), setting.stories, plan)
     student = setting.student if isinstance(setting.student, str) else setting.teacher
     tokenizer = AutoTokenizer.from_pretrained(str(model_folder(student)))
     prompts = _domain_prompts(setting, plan) if setting.domains else _file_prompts(setting, plan)
-    return {split: _answered(setting, rows, tokenizer, plan, SPLITS.index(split)) for split, rows in prompts.items()}
+    return {
+        split: _answered(setting, rows, tokenizer, plan, SPLITS.index(split), folder) for split, rows in prompts.items()
+    }
 
 
 def _domain_prompts(setting: Setting, plan: Plan) -> dict[str, list[dict[str, Any]]]:
@@ -118,7 +128,9 @@ def _check_disjoint(setting: Setting, found: dict[str, list[dict[str, Any]]]) ->
                 )
 
 
-def _answered(setting: Setting, rows: list[dict[str, Any]], tokenizer: Any, plan: Plan, stream: int) -> list[Text]:
+def _answered(
+    setting: Setting, rows: list[dict[str, Any]], tokenizer: Any, plan: Plan, stream: int, folder: Path
+) -> list[Text]:
     """The rows with a response of their part's teacher, where the data have none."""
     from ..rollout.guidance import response_ids
     from ..run.context import tokenize
@@ -130,11 +142,12 @@ def _answered(setting: Setting, rows: list[dict[str, Any]], tokenizer: Any, plan
         mine = [n for n, row in enumerate(rows) if setting.teacher_of(row["part"]) == name]
         given = [n for n in mine if rows[n].get("teacher_response") is not None]
         wanted = [n for n in mine if rows[n].get("teacher_response") is None]
-        eos_ids = eos_ids_of(name)
+        teacher = teacher_folder(setting, name, folder)
+        eos_ids = eos_ids_of(teacher)
         for n in given:
             response = response_ids(rows[n]["teacher_response"], rows[n]["prompt"], ids[n], tokenizer, eos_ids)
             texts[n] = Text(rows[n]["prompt"], ids[n], [*response, eos_ids[0]][: plan.max_length], rows[n]["part"])
-        written = _write(name, [ids[n] for n in wanted], tokenizer, plan, stream)
+        written = _write(teacher, [ids[n] for n in wanted], tokenizer, plan, stream)
         for n, response in zip(wanted, written, strict=True):
             texts[n] = Text(rows[n]["prompt"], ids[n], response, rows[n]["part"])
     return [texts[n] for n in range(len(rows))]
@@ -144,7 +157,7 @@ def _write(teacher: str, prompts: list[list[int]], tokenizer: Any, plan: Plan, s
     if not prompts:
         return []
     return sample_responses(
-        load_model(model_folder(teacher)),
+        load_model(teacher),
         prompts,
         max_new_tokens=plan.max_length,
         eos_ids=eos_ids_of(teacher),
@@ -153,9 +166,9 @@ def _write(teacher: str, prompts: list[list[int]], tokenizer: Any, plan: Plan, s
     )
 
 
-def eos_ids_of(name: str) -> list[int]:
+def eos_ids_of(folder: str | Path) -> list[int]:
     """Every id that ends a response of this model."""
-    return read_model_files(model_folder(name)).eos_ids
+    return read_model_files(folder).eos_ids
 
 
 def stories(teacher: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Splits:

@@ -50,6 +50,8 @@ def _setting_tables(results: Mapping[str, Any], setting: Mapping[str, Any]) -> l
     parts = []
     if setting["graded"]:
         parts += ["### Accuracy on test problems (%)\n", _table(*accuracy_table(setting, reference))]
+        if (endings := ending_table(setting)) is not None:
+            parts += ["### How responses to test problems end (greedy)\n", _table(*endings)]
     distances = distance_table(setting)
     if distances is not None:
         parts += ["### Distance to the teacher (exact, nats a token; total variation in [0, 1])\n", _table(*distances)]
@@ -76,6 +78,20 @@ def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
         values = [_mean(method["metrics"].get(column), 100, 1) for column in columns]
         rows.append([_row_name(label, method), *values, _difference(method["differences"].get(columns[-1]), 100, 1)])
     return head, rows
+
+
+def ending_table(setting: Mapping[str, Any]) -> Table | None:
+    """The share of responses that end, and their length; `None` where it was not measured."""
+    if not any("ended" in scores for _, scores in _before(setting)):
+        return None
+    rows = [
+        [name, _plain(scores.get("ended"), 100, 1), _plain(scores.get("length"), 1, 0)]
+        for name, scores in _before(setting)
+    ]
+    for label, method in setting["methods"].items():
+        found = method["metrics"]
+        rows.append([_row_name(label, method), _mean(found.get("ended"), 100, 1), _mean(found.get("length"), 1, 0)])
+    return ["method", "ended (%)", "tokens"], rows
 
 
 def distance_table(setting: Mapping[str, Any]) -> Table | None:

@@ -15,6 +15,7 @@ from .cells import GRID, REPORT, Cell, grid_cells
 from .growth import changes
 from .layout import RESULT, Layout
 from .plan import Plan
+from .reading import as_now
 from .results import FORMAT
 
 ACCURACY_APART, DIVERGENCE_APART = 0.02, 0.02
@@ -32,7 +33,7 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
         ValueError: no results.json, or one of another plan, of other models or of other prompts.
     """
     theirs = _read(file)
-    changed = changes(_nameless(theirs["plan"]), _nameless(json.loads(json.dumps(plan.as_dict()))))
+    changed = changes(_nameless(as_now(theirs["plan"])), _nameless(json.loads(json.dumps(plan.as_dict()))))
     if changed:
         raise ValueError(
             f"--from is {str(file)!r}, whose runs are of another plan: {', '.join(changed)}. Give both the same, or "
@@ -92,7 +93,10 @@ def _is_wanted(name: str, found: Mapping[str, Any], plan: Plan) -> bool:
         return False
     if cell.kind == GRID:
         return cell in grid_cells(plan, cell.setting, cell.label)
-    return cell.seed in plan.seeds and cell.learning_rate in plan.learning_rates
+    return cell.seed in plan.seeds and cell.learning_rate in (
+        plan.fixed_rate(cell.setting, cell.label),
+        *plan.learning_rates,
+    )
 
 
 def _remember(file: Path, setting: str, before: Mapping[str, Any], layout: Layout) -> None:
@@ -117,6 +121,6 @@ def _check_same(file: str, setting: str, theirs: Mapping[str, Any], ours: Mappin
 
 
 def _is_near(name: str, one: float, other: float) -> bool:
-    if name.startswith("accuracy"):
+    if name.startswith(("accuracy", "ended")):
         return abs(one - other) <= ACCURACY_APART
     return math.isclose(one, other, rel_tol=DIVERGENCE_APART, abs_tol=1e-4)

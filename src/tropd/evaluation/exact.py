@@ -3,7 +3,7 @@
 Affordable where the vocabulary is small; the point of a small pair is that its distance can be known and not guessed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states
 from ..objective.divergences import forward_kl, reverse_kl
-from ..objective.head import entropy_of
+from ..objective.endings import Endings
+from ..objective.head import Head, entropy_of
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample
 
@@ -48,6 +49,7 @@ def exact_divergence(
     *,
     rows_per_pass: int = 16,
     pad_id: int = 0,
+    endings: Endings = (),
 ) -> ExactDivergence:
     """Mean divergences over the states that predict each response token.
 
@@ -58,13 +60,14 @@ def exact_divergence(
         responses: token ids; whose states these are is the caller's choice.
         rows_per_pass: sequences per forward.
         pad_id: any valid id.
+        endings: ids that end a response, taken as one action; see `objective.endings`.
     """
     sums, count = torch.zeros(4, dtype=torch.float64), 0
     for start in range(0, len(prompts), rows_per_pass):
         rows = slice(start, start + rows_per_pass)
         marks = [[True] * len(response) for response in responses[rows]]
         packed = pack_responses(list(prompts[rows]), list(responses[rows]), marks, pad_id, student.device)
-        student_logps, teacher_logps = state_logps(student, packed), state_logps(teacher, packed)
+        student_logps, teacher_logps = (state_logps(m, packed, endings) for m in (student, teacher))
         sums += _sums(student_logps.double(), teacher_logps.double()).cpu()
         count += packed.token_ids.numel()
     if count == 0:
@@ -84,10 +87,13 @@ def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
     return torch.stack([column.sum() for column in columns])
 
 
-def state_logps(model: PreTrainedModel, packed: PackedResponses) -> Tensor:
+def state_logps(model: PreTrainedModel, packed: PackedResponses, endings: Endings = ()) -> Tensor:
     """[N, V] log-probabilities over the whole vocabulary at the states that predict each marked response token."""
     expose_hidden_states(model)
-    read: Callable = lambda hidden, head: head.logits(packed.states(hidden)).log_softmax(-1)  # noqa: E731
+
+    def read(hidden: Tensor, head: Head) -> Tensor:
+        return head.at_temperature(1.0, endings).logits(packed.states(hidden)).log_softmax(-1)
+
     return model(input_ids=packed.input_ids, attention_mask=packed.attention_mask, on_hidden=read)
 
 

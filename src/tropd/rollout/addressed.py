@@ -150,6 +150,7 @@ class AddressedNoise:
             synced_gpus=self.synced_gpus,
             inputs={"logits_to_keep": 1} if "logits_to_keep" in given else {},
             temperature=None if self.notes is None else self.notes.temperature,
+            endings=() if self.notes is None else self.notes.endings,
         )
         written = decode(model, writing)
         if self.notes is not None and written.logps is not None and written.entropies is not None:

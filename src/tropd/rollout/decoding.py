@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..objective.endings import Endings, events_of, one_action
 from ..objective.head import Room, gather_logps, normalise_
 from .batch import Batch, Row
 from .plain import READ_IDS
@@ -57,6 +58,7 @@ class Writing:
         inputs: further keyword arguments of the model.
         temperature: note each token's log-probability, and the entropy, in the model's softmax at this temperature,
             whatever the processors do to it; `None` notes nothing.
+        endings: ids that are one action in what is noted.
     """
 
     input_ids: Tensor
@@ -70,6 +72,7 @@ class Writing:
     synced_gpus: bool
     inputs: dict[str, Any]
     temperature: float | None = None
+    endings: Endings = ()
 
     def behind(self, ids: Tensor) -> Tensor:
         """What of [R, W + L'] was written behind the contexts."""
@@ -263,8 +266,9 @@ class _Loop:
         temperature = self.writing.temperature
         if self.logps is None or self.entropies is None or temperature is None:
             return
-        shifted, log_sum, entropies = normalise_(logits / temperature, self.room)
-        logps = gather_logps(shifted, tokens) - log_sum
+        endings = self.writing.endings
+        shifted, log_sum, entropies = normalise_(one_action(logits / temperature, endings), self.room)
+        logps = gather_logps(shifted, events_of(tokens, endings)) - log_sum
         if ended is not None:
             logps, entropies = logps.masked_fill(ended, torch.nan), entropies.masked_fill(ended, torch.nan)
         self.logps[numbers, places] = logps

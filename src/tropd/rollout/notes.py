@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..objective.endings import Endings
+
 
 class Noted(NamedTuple):
     """What is known of each token of one response; NaN where nothing is.
@@ -46,10 +48,11 @@ class SamplerNotes:
 
     Args:
         temperature: of the softmax that the numbers are of.
+        endings: ids that are one action in it; see `objective.endings`.
     """
 
-    def __init__(self, temperature: float):
-        self.temperature = temperature
+    def __init__(self, temperature: float, endings: Endings = ()):
+        self.temperature, self.endings = temperature, endings
         self._parts: dict[int, list[_Part]] = defaultdict(list)
 
     def add(

@@ -22,7 +22,7 @@ class Rollout:
     tokens, continued by the student with `9` and the end-of-sequence token `2`:
 
         Rollout(row=0, prompt_ids=[5, 6, 7], teacher_context=[5, 6, 7], response=[4, 8, 9, 2], prefix_length=2,
-                ended=True)
+                ended_by=2)
 
     Attributes:
         row: number of the sequence in the whole step, over all ranks; addresses its randomness.
@@ -35,7 +35,7 @@ class Rollout:
             ids only.
         sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
         reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
-        ended: does the response end with an end-of-sequence token?
+        ended_by: the end-of-sequence token that the student ended it with; `None` where it was cut.
         repetitive: does it end in a repeating cycle?
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
@@ -51,11 +51,16 @@ class Rollout:
     sampler_logps: list[float] | None = None
     sampler_entropies: list[float] | None = None
     reward_advantage: float = 0.0
-    ended: bool = False
+    ended_by: int | None = None
     repetitive: bool = False
     collapsed: bool = False
     included: bool = True
     teacher: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Did the student end it?"""
+        return self.ended_by is not None
 
     @cached_property
     def scored(self) -> list[bool]:

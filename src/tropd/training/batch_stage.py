@@ -16,7 +16,7 @@ from .callbacks import CollapseGuard
 from .faults import check_score_counts, teacher_asked, teacher_failed_elsewhere
 from .guards import check_teacher_scores
 from .metrics import Totals
-from .monitoring import batch_metrics, log_ratio_quantiles, rollout_metrics
+from .monitoring import batch_metrics, ending_metrics, log_ratio_quantiles, rollout_metrics
 from .out_of_memory import SCORING
 from .ranks import Ranks
 from .rolling_out import RollsOut
@@ -36,6 +36,9 @@ from .scoring import (
     without_unusable,
 )
 from .sharding import reads_by_length, shards_teacher
+
+ROOM_TO_END = 16
+"""Tokens that the student must have written behind a teacher's prefix for an unended rollout to say something."""
 
 EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
@@ -75,12 +78,14 @@ class BuildsBatches(RollsOut):
         signals = make_signals(rollouts, gate, student, teacher, self.args.reward_mixing_weight)
         totals.add_speed("speed/rollout", sum(r.student_length for r in rollouts), rolled_out - started)
         totals.add_speed("speed/teacher", teacher.logp.numel(), finished - scored)
-        rollout_metrics(totals, rollouts)
+        rollout_metrics(totals, rollouts, self.endings.unheeded)
         batch_metrics(totals, signals, student, teacher, of_teachers)
+        ending_metrics(totals, rollouts, signals, self._tokenizer.eos_token_id)
         metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
         self._record(metrics)
         if training:
-            self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts))
+            unheeded = metrics.get("response/unheeded_ending_share", 0.0)
+            self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts), unheeded)
         direct = make_direct(method, signals, teacher)
         return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
 
@@ -96,6 +101,7 @@ class BuildsBatches(RollsOut):
                 temperature=self.temperature,
                 rows_per_pass=self.args.teacher_batch_size or self._rows_per_pass,
                 student_vocab_size=self._student_vocab_size,
+                endings=self.endings.as_one,
             )
             check(scores)
         return without_unusable(scores, gate.method)
@@ -126,8 +132,11 @@ class BuildsBatches(RollsOut):
             check_teacher_scores(finite, tokens, self.state.global_step + 1, self.args.output_dir, called(name))
 
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
-        """Share of all ranks' unguided rollouts that end by themselves; `None` where every rollout is guided."""
-        ended = [rollout.ended for rollout in rollouts if rollout.prefix_length == 0]
+        """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
+
+        One that a teacher's prefix leaves a few tokens of the budget says nothing unless it ends.
+        """
+        ended = [r.ended for r in rollouts if r.ended or r.prefix_length == 0 or r.student_length >= ROOM_TO_END]
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
 
@@ -165,6 +174,7 @@ class BuildsBatches(RollsOut):
                 temperature=self.temperature,
                 rows_per_pass=self._rows_per_pass,
                 device=self.accelerator.device,
+                endings=self.endings.as_one,
                 by_length=reads_by_length(self),
             )
 

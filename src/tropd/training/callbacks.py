@@ -19,35 +19,50 @@ class CollapseGuard:
     """Counts collapsed steps in a row.
 
     A step counts when its rollouts are empty or only repeat themselves, and also when they no longer end although
-    most of them once did. Rollouts that never ended within the budget are no collapse: the budget may be short.
+    most of them once did: before training, where that was looked at, or in a step, teacher prefixes and all. Rollouts
+    that never ended within the budget are no collapse: the budget may be short.
 
     Args:
         share: a step counts when at least this share of its rollouts collapsed or no longer end.
         patience: steps in a row; `None` never trips.
+        ended_before: share of the student's own rollouts that ended before training; 0 where nobody looked.
     """
 
-    def __init__(self, share: float, patience: int | None):
+    def __init__(self, share: float, patience: int | None, ended_before: float = 0.0):
         self.share, self.patience = share, patience
         self.steps_in_a_row = 0
-        self.best_ended_share = 0.0
+        self.best_ended_share = ended_before
+        self.unheeded_share = 0.0
 
-    def observe(self, collapsed_share: float, ended_share: float | None = None) -> None:
-        """Take in a step: its share of collapsed rollouts, and of unguided ones that ended (`None`: none unguided)."""
+    def observe(self, collapsed_share: float, ended_share: float | None = None, unheeded_share: float = 0.0) -> None:
+        """Take in a step.
+
+        Args:
+            collapsed_share: of its rollouts.
+            ended_share: of those with room to end; `None` where there are none.
+            unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+        """
         ended = self.best_ended_share if ended_share is None else ended_share
         self.best_ended_share = max(self.best_ended_share, ended)
         endless = self.best_ended_share >= 0.5 and 1 - ended >= self.share
         self.steps_in_a_row = self.steps_in_a_row + 1 if endless or collapsed_share >= self.share else 0
+        self.unheeded_share = unheeded_share
 
     @property
     def tripped(self) -> bool:
         return self.patience is not None and self.steps_in_a_row >= self.patience
 
     def sentence(self, step: int, directory: str) -> str:
+        advice = "lower the learning rate, or start from an earlier checkpoint"
+        if self.unheeded_share >= 0.5:
+            advice = (
+                f"{self.unheeded_share:.0%} of the last rollouts wrote the teacher's ending and went on behind it, "
+                "since the student stops elsewhere: train with ending one_action"
+            )
         return (
             f"stopped at step {step}: in each of the last {self.steps_in_a_row} steps at least {self.share:.0%} of the "
             "rollouts were empty, only repeated themselves, or no longer ended. The checkpoint of this step is in "
-            f"{directory}; lower the learning rate, or start from an earlier checkpoint. (collapse_share, "
-            "collapse_patience)"
+            f"{directory}; {advice}. (collapse_share, collapse_patience)"
         )
 
 
@@ -65,7 +80,11 @@ class RunDirectoryCallback(TrainerCallback):
                 else:  # how the run began stays on record
                     set_aside(args.output_dir, ("run.json",))
                 write_run_description(
-                    args.output_dir, args.to_dict(), self.trainer.method, model_names(self.trainer.teachers)
+                    args.output_dir,
+                    args.to_dict(),
+                    self.trainer.method,
+                    model_names(self.trainer.teachers),
+                    self.trainer.endings.as_dict(),
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)

@@ -35,6 +35,7 @@ regions/num_outlier | tokens per rollout batch | sum of outlier weights | shrink
 regions/num_guidance | tokens per rollout batch | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
 log_ratio/negative_share | share | student tokens with r < 0, where the teacher likes the token less | falls towards ½ | near 1: the student writes what the teacher would not
 log_ratio/p01 | nats | 1% quantile of r | rises towards 0 | very negative: outliers dominate a K1 gradient
+log_ratio/ending_outlier_share | share | of the rollouts that end, those whose last token has r < −2: one token a response, whatever their share of all tokens | near 0 | near 1: the two models end with different ids, and K1 unlearns to stop
 log_ratio/p50 | nats | median of r | near 0 | drifts from 0
 log_ratio/p99 | nats | 99% quantile of r | near 0 | large: the student misses what the teacher is sure of
 kl/k1 | nats | mean of −r over student tokens: the K1 estimate of KL(student‖teacher) on the student's states | falls | rises, or turns clearly negative (sampler and scorer disagree)
@@ -46,6 +47,8 @@ entropy/teacher | nats | mean entropy of the teacher on student tokens | steady 
 response/length | tokens | mean number of student-written tokens | steady | runs to the budget, or to 1
 response/truncated_share | share | rollouts that end without an end-of-sequence token | small | near 1: raise max_completion_length or see repetition
 response/eos_share | share | rollouts that end with an end-of-sequence token | near 1 | near 0: the student forgets to stop
+response/other_ending_share | share | of the rollouts that end, those that end by another id than the student's tokenizer names | steady, or moves to the teacher's ending | near 1: the saved tokenizer names the new ending (docs/endings.md)
+response/unheeded_ending_share | share | rollouts in which the student wrote an ending of the teacher's and went on behind it; absent where it stops at all of them | 0 | grows: the student learns to end where nothing ends; set `ending: one_action`
 response/repetitive_share | share | rollouts that end in a repeating cycle | 0 | grows: the rollouts are collapsing
 response/collapsed_share | share | rollouts that are empty or only repeat themselves | 0 | reaches collapse_share: the guard stops the run
 response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted

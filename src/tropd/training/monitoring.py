@@ -14,19 +14,53 @@ from .batch import MicroBatch, Rollout
 from .metrics import Totals, of_teacher
 from .scoring import StudentScores
 
+OUTLIER = -2.0
+"""r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
+
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
 
 
-def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout]) -> None:
-    """Lengths, endings and repetition; the teacher's prefix is counted apart."""
+def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
+    """Lengths, endings and repetition; the teacher's prefix is counted apart.
+
+    Args:
+        totals: added to.
+        rollouts: of the batch.
+        unheeded: endings of a teacher at which the student does not stop.
+    """
     count = len(rollouts)
     totals.add("response/length", sum(rollout.student_length for rollout in rollouts), count)
     totals.add("response/truncated_share", sum(not rollout.ended for rollout in rollouts), count)
     totals.add("response/eos_share", sum(rollout.ended for rollout in rollouts), count)
+    if unheeded:
+        past = [any(token in unheeded for token in rollout.response[rollout.prefix_length :]) for rollout in rollouts]
+        totals.add("response/unheeded_ending_share", sum(past), count)
     totals.add("response/repetitive_share", sum(rollout.repetitive for rollout in rollouts), count)
     totals.add("response/collapsed_share", sum(rollout.collapsed for rollout in rollouts), count)
     totals.add("response/excluded_share", sum(not rollout.included for rollout in rollouts), count)
     totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
+
+
+def ending_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals, own: int | None) -> None:
+    """By which id responses end, and what the teacher thinks of it.
+
+    Args:
+        totals: added to.
+        rollouts: of the batch.
+        signals: of its N tokens.
+        own: the ending of the student's tokenizer.
+    """
+    last, start = [], 0
+    for rollout in rollouts:
+        stop = start + sum(rollout.scored)
+        if rollout.ended and stop > start and rollout.scored[-1]:
+            last.append(stop - 1)
+        start = stop
+    ended = [rollout for rollout in rollouts if rollout.ended]
+    totals.add("response/other_ending_share", sum(rollout.ended_by != own for rollout in ended), len(ended))
+    place = torch.tensor(last, dtype=torch.long, device=signals.log_ratio.device)
+    known = (signals.trust_weight + signals.outlier_weight)[place]
+    totals.add_mean("log_ratio/ending_outlier_share", (signals.log_ratio[place] < OUTLIER).float(), known)
 
 
 def batch_metrics(

@@ -160,6 +160,7 @@ def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherSco
             temperature=trainer.temperature,
             rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
             topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
+            endings=trainer.endings.as_one,
         )
         check(scores)
     return scores
@@ -188,7 +189,7 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
                     input_ids=packed.input_ids,
                     attention_mask=packed.attention_mask,
                     on_hidden=lambda hidden, head, packed=packed, numbers=numbers: scan_vocabulary(
-                        numbers, packed.states(hidden), head.at_temperature(trainer.temperature)
+                        numbers, packed.states(hidden), head.at_temperature(trainer.temperature, trainer.endings.as_one)
                     ),
                 )
             )
@@ -197,7 +198,8 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
 
 
 def _top_k(trainer: TrOPDTrainer) -> int:
-    return min(trainer.method.fkl_top_k or DEFAULT_TOP_K, _shared_vocabulary(trainer))
+    events = _shared_vocabulary(trainer) - max(len(trainer.endings.as_one) - 1, 0)
+    return min(trainer.method.fkl_top_k or DEFAULT_TOP_K, events)
 
 
 def _shared_vocabulary(trainer: TrOPDTrainer) -> int:
@@ -225,7 +227,7 @@ def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedP
         Rollout(row, list(ours[:1]), list(theirs[:1]), response=list(ours[1:]), teacher=teacher)
         for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
-    common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0}
+    common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0, "endings": trainer.endings.as_one}
     with trainer._memory_for(SCORING), trainer.accelerator.autocast():
         student = score_student(
             trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common

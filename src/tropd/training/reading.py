@@ -46,7 +46,7 @@ def read_rollouts(
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
         written = response[len(start) :]
-        ended = bool(written) and written[-1] in eos_ids
+        ended_by = written[-1] if written and written[-1] in eos_ids else None
         repetitive = is_repetitive(written)
         noted = None
         if notes is not None and sampler is None:
@@ -62,10 +62,10 @@ def read_rollouts(
                 sampler_logps=noted.logps if noted else _logps_of(sampler, i, len(response)),
                 sampler_entropies=noted.entropies if noted else None,
                 reward_advantage=float(host["advantages"][i]),
-                ended=ended,
+                ended_by=ended_by,
                 repetitive=repetitive,
                 collapsed=is_collapsed(written, eos_ids, guided=bool(start)),
-                included=not (mask_truncated and not ended) and not (mask_repetitive and repetitive),
+                included=not (mask_truncated and ended_by is None) and not (mask_repetitive and repetitive),
                 teacher=teachers[i],
             )
         )

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers.generation import GenerationMode
 
+from ..endings import PairEndings, declared, pair_endings
 from ..objective.methods import Method
 from ..objective.schedules import guidance_fraction
 from ..rollout.addressed import (
@@ -42,6 +43,8 @@ class RollsOut(WholeCheckpoints):
     model: Any
     method: Method
     teachers: Teachers
+    teacher_tokenizers: dict[Any, Any]
+    endings: PairEndings
     chat_template_kwargs: Any
     max_completion_length: Any
     num_generations: Any
@@ -60,7 +63,7 @@ class RollsOut(WholeCheckpoints):
             teachers=self.teachers,
             tokenizer=self._tokenizer,
             tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
-            eos_ids=self.eos_token_ids,
+            eos_ids=self._every_ending,
             template_kwargs=self.chat_template_kwargs,
             max_length=self.max_completion_length,
             min_tail=self.args.guidance_min_tail,
@@ -72,6 +75,29 @@ class RollsOut(WholeCheckpoints):
             drawing=self._drawing_prefixes,
         )
 
+    def _find_endings(self) -> PairEndings:
+        """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
+        teachers = {
+            name: declared(teacher.model.generation_config, self.teacher_tokenizers[name])
+            for name, teacher in self.teachers.by_name.items()
+        }
+        found = pair_endings(
+            declared(self.model.generation_config, self._tokenizer),
+            teachers,
+            ending=self.args.ending,
+            ending_ids=self.args.ending_ids,
+            vocab_size=self.teachers.shared_vocabulary(self._student_vocab_size),
+        )
+        if set(found.stop_ids) != set(self.eos_token_ids):
+            self.eos_token_ids = self.model.generation_config.eos_token_id = list(found.stop_ids)
+            if self.use_vllm:
+                own = self.vllm_generation.generation_kwargs
+                stops = {*own.get("stop_token_ids", []), *found.stop_ids}
+                self.vllm_generation.generation_kwargs = {**own, "stop_token_ids": sorted(stops)}
+            else:
+                self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+        return found
+
     def _write_with_a_cache(self) -> None:
         """Let Transformers keep keys and values, whatever the model's configuration says.
 
@@ -79,6 +105,11 @@ class RollsOut(WholeCheckpoints):
         """
         if not self.use_vllm and "use_cache" not in (self.args.generation_kwargs or {}):
             self.generation_config.use_cache = self.generation_kwargs["use_cache"] = True
+
+    @property
+    def _every_ending(self) -> list[int]:
+        """Where a teacher's response is over: an ending of either model, also where the student would go on."""
+        return list(dict.fromkeys((*self.eos_token_ids, *self.endings.ids)))
 
     def _moment(self) -> str:
         """What is being done, for a sentence."""
@@ -103,7 +134,7 @@ class RollsOut(WholeCheckpoints):
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
-        self._notes = notes = SamplerNotes(self.temperature) if notes_suffice(self) else None
+        self._notes = notes = SamplerNotes(self.temperature, self.endings.as_one) if notes_suffice(self) else None
         with self._memory_for(WRITING), finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
         self._pending_prefixes = self._turns = self._notes = None

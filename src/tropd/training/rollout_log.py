@@ -76,6 +76,7 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         "response": tokenizer.decode(rollout.response),
         "prefix_length": rollout.prefix_length,
         "included": rollout.included,
+        "ended_by": rollout.ended_by,
         "tokens": tokens,
     }
 

@@ -15,12 +15,17 @@ PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "data
 
 
 def write_run_description(
-    directory: str | Path, configuration: dict[str, Any], method: Method, teacher: Any = None
+    directory: str | Path,
+    configuration: dict[str, Any],
+    method: Method,
+    teacher: Any = None,
+    endings: dict[str, Any] | None = None,
 ) -> None:
-    """Write `run.json`: the resolved method, the teacher or teachers by name, the configuration, versions, platform."""
+    """Write `run.json`: the resolved method, teachers, what ends a response, configuration, versions, platform."""
     description = {
         "method": describe(method),
         "teacher": teacher,
+        "endings": endings,
         "configuration": configuration,
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

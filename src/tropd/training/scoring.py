@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..modeling import rotates_by_length
+from ..objective.endings import Endings
 from ..objective.head import sampled_logps
 from ..objective.loss import (
     DirectTerm,
@@ -104,9 +105,10 @@ def score_student(
     temperature: float,
     rows_per_pass: int,
     device,
+    endings: Endings = (),
     by_length: bool = False,
 ) -> StudentScores:
-    """The student's log-probabilities and entropies of its own rollouts, without gradient."""
+    """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
     logps, entropies, numbers = [], [], []
     for start in range(0, len(rollouts), rows_per_pass):
         rows = list(rollouts[start : start + rows_per_pass])
@@ -115,20 +117,26 @@ def score_student(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
             on_hidden=lambda hidden, head, packed=packed: sampled_logps(
-                packed.states(hidden), head.at_temperature(temperature), packed.token_ids
+                packed.states(hidden), head.at_temperature(temperature, endings), packed.token_ids
             ),
         )
         logps.append(logp.float())
         entropies.append(entropy.float())
-        numbers.append(_column(rows, [_of_another_engine(rollout) for rollout in rows], logp.device))
+        numbers.append(_column(rows, [_of_another_engine(rollout, endings) for rollout in rows], logp.device))
     trainer, sampler = torch.cat(logps), torch.cat(numbers)
     known = sampler.isfinite()
     return StudentScores(torch.where(known, sampler, trainer), trainer, known, torch.cat(entropies))
 
 
-def _of_another_engine(rollout: Rollout) -> list[float] | None:
-    """What vLLM says of its tokens. Our own sampler is the model of this pass, which says it more exactly."""
-    return rollout.sampler_logps if rollout.sampler_entropies is None else None
+def _of_another_engine(rollout: Rollout, endings: Endings) -> list[float] | None:
+    """What vLLM says of its tokens. Our own sampler is the model of this pass, which says it more exactly.
+
+    Of an ending it tells the id's own probability and not that of the action, so there the pass is believed.
+    """
+    if rollout.sampler_entropies is not None or rollout.sampler_logps is None or len(endings) < 2:
+        return rollout.sampler_logps if rollout.sampler_entropies is None else None
+    pairs = zip(rollout.response, rollout.sampler_logps, strict=True)
+    return [math.nan if token in endings else logp for token, logp in pairs]
 
 
 def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:
@@ -230,12 +238,13 @@ def score_teacher(
     temperature: float,
     rows_per_pass: int,
     student_vocab_size: int,
+    endings: Endings = (),
 ) -> TeacherScores:
     """One pass of each row's teacher: the sampled log-prob everywhere, the top-k only where the method reads it."""
     request = None
     if gate.method.needs_topk:
         assert gate.method.fkl_top_k is not None
-        k = min(gate.method.fkl_top_k, teachers.shared_vocabulary(student_vocab_size))
+        k = min(gate.method.fkl_top_k, teachers.shared_vocabulary(student_vocab_size) - max(len(endings) - 1, 0))
         request = TopKRequest(k, student_vocab_size, _wants_topk(gate, student))
     return teachers.score(
         [rollout.teacher for rollout in rollouts],
@@ -246,6 +255,7 @@ def score_teacher(
         temperature=temperature,
         rows_per_pass=rows_per_pass,
         topk=request,
+        endings=endings,
         keep_hidden=gate.method.needs_full_teacher,
     )
 

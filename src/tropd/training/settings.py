@@ -8,6 +8,7 @@ from ..objective.methods import SETTINGS, Method, get_method
 
 # Which values a field of ours may have, and the sentence for the others.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ending": (lambda ending: ending in ("one_action", "as_given"), "choose one_action or as_given"),
     "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
     "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
@@ -53,6 +54,10 @@ class MethodSettings:
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
+        ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
+            stop at each; `as_given` scores each id by itself, and rollouts stop at the student's (docs/endings.md).
+        ending_ids: these ids, in the place of what generation_config, tokenizer and chat template of the models name;
+            with `as_given`, where rollouts stop.
         teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
             them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
         teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
@@ -102,6 +107,10 @@ class MethodSettings:
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
+    ending: str = field(default="one_action", metadata={"help": "one_action or as_given."})
+    ending_ids: list[int] | None = field(
+        default=None, metadata={"help": "Ids that end a response; None: what the models name."}
+    )
     teacher_model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
     )

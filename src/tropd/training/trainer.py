@@ -146,12 +146,14 @@ class TrOPDTrainer(BuildsBatches):
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
         self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
+        self.endings = self._find_endings()
         self._write_with_a_cache()
         self._prefix_stage = self._make_prefix_stage()
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
         self._notes: SamplerNotes | None = None
         self._tokens_learned = 0
+        self._ended_before = 0.0
         self._forget_what_was_begun()
         self._evaluated_rows = 0
         self.stopped_by_signal = 0
@@ -184,7 +186,12 @@ class TrOPDTrainer(BuildsBatches):
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)
         self._build_seconds = 0.0
-        self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience)
+        self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
+
+    def expect_endings(self, share: float) -> None:
+        """Tell the guard the share of the student's rollouts that end before training, as a probe has seen it."""
+        self._ended_before = max(self._ended_before, share)
+        self.guard.best_ended_share = max(self.guard.best_ended_share, share)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
@@ -249,7 +256,7 @@ class TrOPDTrainer(BuildsBatches):
                 attention_mask=packed.attention_mask,
                 on_hidden=lambda hidden, head: fused_loss(
                     packed.states(hidden),
-                    head.at_temperature(self.temperature),
+                    head.at_temperature(self.temperature, self.endings.as_one),
                     packed.token_ids,
                     inputs.method,
                     inputs.signals,
