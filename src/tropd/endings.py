@@ -199,8 +199,12 @@ def sentence(endings: PairEndings, tokenizer: Any) -> str:
         return " and ".join(named) if named else "nothing"
 
     who = [("the student", endings.student), *((called(name), own) for name, own in endings.teachers.items())]
-    said = "; ".join(f"{name} with {shown(own.ids)}" for name, own in who)
+    said = "; ".join(f"{name} ends with {shown(own.ids)}" for name, own in who)
     if endings.merged:
-        return f"endings: {said}. They are one action in every distribution, and rollouts stop at each of them."
+        return f"{_started(said)}. These are one action in every distribution, and rollouts stop at each of them."
     stops = f"rollouts stop at {shown(endings.stop_ids)}"
-    return f"endings: {said}. Each is an action of its own ({endings.reason}), and {stops}."
+    return f"{_started(said)}. Each id is an action of its own ({endings.reason}), and {stops}."
+
+
+def _started(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from training import tiny
+from tropd.endings import Declared, pair_endings
 from tropd.preflight.measure import forecast_gradient, measure, standard_error
-from tropd.preflight.measurement import PositionBucket
+from tropd.preflight.measurement import EndingUse, PositionBucket
 from tropd.training.batch import Rollout
-from tropd.training.probe import Probe, ProbedPrompts, ProbedTokens, ProbeTimes, probe
+from tropd.training.probe import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes, probe
 
 LENGTHS = (20, 3, 70)
 TIMES = ProbeTimes(1.0, 1.0, 1.0, 1, (3,), (70,), 9, 93, 93)
@@ -45,7 +46,15 @@ def made_up(seed=0, **changes) -> Probe:
     ]
     curve = torch.tensor([0.6, 0.9, 0.99, 0.995])
     prompts = ProbedPrompts(2, torch.tensor([-1.0]), torch.tensor([-3.0]))
-    return Probe(rollouts, ProbedTokens(**(columns | changes)), prompts, TIMES, 4, curve, 50, 1.0)
+    endings = ProbedEndings(
+        pair_endings(Declared((5,)), {None: Declared((7,))}, ending="one_action", ending_ids=None, vocab_size=50),
+        ids=(5, 7, 8, 9),
+        student=torch.tensor([[0.9, 0.0, 0.0, 0.1], [0.5, 0.1, 0.0, 0.3], [0.2, 0.0, 0.0, 0.0]]),
+        teacher=torch.tensor([[0.0, 0.2, 0.8, 0.0], [0.0, 0.4, 0.5, 0.0], [0.0, 0.7, 0.1, 0.9]]),
+        student_ends=torch.tensor([True, True, False]),
+        teacher_ends=torch.tensor([False, True, True]),
+    )
+    return Probe(rollouts, ProbedTokens(**(columns | changes)), prompts, endings, TIMES, 4, curve, 50, 1.0)
 
 
 def test_every_number_is_numpys():
@@ -91,6 +100,26 @@ def test_every_number_is_numpys():
     }
     for name, value in expected.items():
         assert getattr(m, name) == pytest.approx(value), name
+
+
+def test_endings_are_counted_where_the_other_model_ends():
+    m = measure(made_up()).endings
+    assert (m.merged, m.known, m.num_ended, m.num_at_teachers) == (True, (5, 7), 2, 2)
+    # 8 is what the teacher gives where the student ends; 9 is much only where the teacher itself would end.
+    assert [use.token_id for use in m.uses] == [5, 7, 8, 9] and m.undeclared == (8, 9)
+    expected = EndingUse(7, ("teacher",), *(pytest.approx(value) for value in (0.05, 0.3, 0.05, 0.55)))
+    assert m.uses[1] == expected
+    assert (m.student_id, m.teacher_id) == (5, 7)
+    assert m.apart and not m.aligned, "an ending outside of E is an action of its own"
+    inside = replace(m, uses=m.uses[:2])
+    assert inside.apart and inside.aligned and not replace(inside, merged=False).aligned
+
+
+def test_the_last_tokens_of_ended_responses_are_a_denominator_of_their_own():
+    seen = made_up()
+    r = (seen.tokens.teacher_logp - seen.tokens.student_logp).numpy()
+    last = r[[LENGTHS[0] - 1, LENGTHS[0] + LENGTHS[1] - 1]]
+    assert measure(seen).endings.last_outlier_share == pytest.approx((last < -2).mean())
 
 
 def test_positions_are_bucketed_where_tokens_are():

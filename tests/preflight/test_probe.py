@@ -73,6 +73,36 @@ def test_every_number_is_that_of_plain_models(probed):
     torch.testing.assert_close(seen.topk_mass_curve.double(), top.values.exp().cumsum(-1).mean(0), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("ending_ids", [None, [tiny.EOS, 7, 9]])
+def test_endings_are_those_of_plain_models_each_id_by_itself(tmp_path, ending_ids):
+    recorded = tiny.recorded(4)
+    models = tiny.llama(seed=1), tiny.llama(seed=2)
+    trainer = tiny.build(tmp_path, *models, "opd", script=tiny.replay(recorded), ending_ids=ending_ids)
+    seen = probe(trainer, ROWS[:1])
+    known = ending_ids or [tiny.EOS]
+    assert seen.endings.ids[: len(known)] == tuple(known) and seen.endings.pair.merged is (ending_ids is not None)
+    ends, student, teacher = [], [], []
+    for rollout in seen.rollouts:
+        theirs = tiny.plain_logps(trainer.teacher.model, rollout.teacher_context, rollout.response)
+        stop = theirs[:, known].logsumexp(-1, keepdim=True)
+        others = theirs[:, [i for i in range(theirs.shape[-1]) if i not in known]]
+        would = stop[:, 0] > others.amax(-1)
+        last = torch.arange(len(would)) == (len(would) - 1 if rollout.ended else -1)
+        ends.append(torch.stack([last, would], -1))
+        teacher.append(theirs[:, seen.endings.ids].exp())
+        ours = tiny.plain_logps(trainer.model, rollout.prompt_ids, rollout.response)
+        student.append(ours[:, seen.endings.ids].exp())
+    ends = torch.cat(ends)
+    there = ends.any(-1)
+    assert there.any()
+    assert torch.equal(torch.stack([seen.endings.student_ends, seen.endings.teacher_ends], -1), ends[there])
+    torch.testing.assert_close(seen.endings.student.double(), torch.cat(student)[there].double(), rtol=0, atol=2e-5)
+    theirs = torch.cat(teacher)[there].double()
+    beyond = seen.endings.teacher == 0  # its top 62 of 64 leave two tokens out
+    assert theirs[beyond].numel() <= 2 and (theirs[beyond] < 0.01).all()
+    torch.testing.assert_close(seen.endings.teacher[~beyond].double(), theirs[~beyond], rtol=0, atol=2e-5)
+
+
 def test_tokens_know_their_rollout_and_their_place(probed):
     _, seen = probed
     places = [(row, place) for row, rollout in enumerate(seen.rollouts) for place in range(len(rollout.response))]
@@ -156,6 +186,12 @@ def test_two_ranks_see_what_one_sees(tmp_path):
         two = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert two.pop("positions") == [pytest.approx(bucket, abs=1e-5) for bucket in one["positions"]]
         assert two.pop("gradient") == pytest.approx(one["gradient"], rel=1e-5)
+        ended, expected = two.pop("endings"), one["endings"]
+        for use, other in zip(ended.pop("uses"), expected["uses"], strict=True):
+            declared_by = use.pop("declared_by")
+            assert declared_by == other["declared_by"]
+            assert use == pytest.approx({name: other[name] for name in use}, abs=1e-5)
+        assert ended == {name: expected[name] for name in ended}
         assert two == pytest.approx({key: one[key] for key in two}, abs=1e-5)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from preflight.test_verdict import CLOSE, judged
+from preflight.test_verdict import CLOSE, OTHER, judged
 from tropd.preflight.findings import Finding
 from tropd.preflight.report import as_dict, render_findings, render_measurement, render_verdict
 
@@ -52,6 +52,13 @@ def test_the_measurement_draws_trust_by_place():
     assert any("forecast of OPD's gradient" in line and "90% from outliers" in line for line in lines)
     assert lines[0] == "64 rollouts of 16 prompts, 4000 tokens scored"
     assert any(line.split() == ["tokens", "without", "a", "teacher", "score", "7"] for line in lines)
+
+
+def test_endings_are_a_table_where_there_is_more_than_one():
+    lines = render_measurement(replace(CLOSE, endings=OTHER)).plain.splitlines()
+    assert any(line.split() == ["2", "90%", "0%", "90%", "0%"] for line in lines)
+    assert any("100.0% of 58 responses that end" in line for line in lines)
+    assert not any("teacher would" in line for line in render_measurement(CLOSE).plain.splitlines())
 
 
 def test_what_is_absent_is_a_dash():

@@ -94,18 +94,23 @@ def test_tokens_that_one_tokenizer_alone_holds_for_special_are_named():
 # ---------------------------------------------------------------------- endings and padding
 
 
-def test_a_student_that_ends_as_the_teacher_never_does_is_warned():
+def test_endings_that_differ_are_noted_with_what_is_done_about_them():
     teacher = files("teacher", tokenizer(eos_token="<bos>"), eos=[tiny.BOS])
-    ends = [finding for finding in compared(teacher=teacher) if finding.subject == "end of sequence"]
-    assert [finding.level for finding in ends] == ["warning", "warning"]
-    assert "with '<eos>' (2), the teacher never does (it ends with '<bos>' (1))" in ends[0].sentence
-    assert '"eos_token_id": [1]' in ends[0].sentence
-    assert "run on behind the end" in ends[1].sentence and '"eos_token_id": [1, 2]' in ends[1].sentence
+    said = only(compared(teacher=teacher), "end of sequence", "note")
+    assert "The student ends with '<eos>' (2); the teacher ends with '<bos>' (1)." in said
+    assert "one action in every distribution, and rollouts stop at each" in said
+    said = only(compared(teacher=teacher, ending="as_given"), "end of sequence", "warning")
+    assert "Set ending: one_action" in said and "rollouts stop at '<eos>' (2)" in said
 
 
-def test_an_ending_that_only_the_teacher_has_is_warned_once():
-    sentence = only(compared(teacher=files("teacher", eos=[1, 2])), "end of sequence", "warning")
-    assert "also ends with '<bos>' (1), at which the student does not stop" in sentence
+def test_an_ending_that_only_the_teacher_has_counts():
+    said = only(compared(teacher=files("teacher", eos=[1, 2])), "end of sequence", "note")
+    assert "the teacher ends with '<eos>' (2) and '<bos>' (1)" in said
+
+
+def test_endings_that_no_head_has_are_refused():
+    with pytest.raises(ValueError, match=r"ending_ids is \[2, 64\]; give different token ids from 0 to 63"):
+        compared(ending_ids=[2, 64])
 
 
 def test_the_tokenizers_own_ending_counts_beside_the_generation_settings():

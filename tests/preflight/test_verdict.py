@@ -13,7 +13,7 @@ from tropd.objective.methods import get_method
 from tropd.preflight import advice, verdict
 from tropd.preflight.advice import full_prefix_share, has_unbounded_k1
 from tropd.preflight.measure import measure
-from tropd.preflight.measurement import GradientForecast, PairMeasurement, PositionBucket
+from tropd.preflight.measurement import Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from tropd.preflight.verdict import judge
 from tropd.proving_ground import pair
 from tropd.training.probe import probe
@@ -56,7 +56,24 @@ CLOSE = PairMeasurement(
     repetitive_share=0.0,
     collapsed_share=0.0,
     excluded_share=0.0,
+    endings=Endings(
+        merged=False,
+        known=(2,),
+        differ=False,
+        uses=(EndingUse(2, ("student", "teacher"), 0.9, 0.9, 0.9, 0.9),),
+        num_ended=58,
+        num_at_teachers=60,
+        last_outlier_share=0.0,
+    ),
 )
+OTHER = replace(
+    CLOSE.endings,
+    differ=True,
+    known=(2, 3),
+    uses=(EndingUse(2, ("student",), 0.9, 0.0, 0.9, 0.0), EndingUse(3, ("teacher",), 0.0, 0.9, 0.0, 0.9)),
+    last_outlier_share=1.0,
+)
+MERGED = replace(OTHER, merged=True, last_outlier_share=0.0)
 OPD, TROPD = get_method("opd"), get_method("tropd")
 
 
@@ -128,6 +145,49 @@ def test_an_untrained_student_is_called_so():
     said = " ".join(judged(student_nll=6.1, trust_fraction=0.1).sentences)
     assert "student itself is at chance" in said
     assert "at chance" not in " ".join(judged(student_prompt_nll=14.0).sentences)
+
+
+# ---------------------------------------------------------------------- endings
+
+
+@pytest.mark.parametrize(
+    ("endings", "trust", "kind"),
+    [
+        (MERGED, 0.95, "endings"),
+        (MERGED, 0.7, "outliers"),
+        (MERGED, 0.3, "far"),
+        (OTHER, 0.95, "endings_apart"),
+        (OTHER, 0.3, "endings_apart"),
+        (replace(CLOSE.endings, differ=True), 0.95, "endings_apart"),
+        (replace(MERGED, known=(2, 4)), 0.95, "endings_apart"),  # 3 is used, and outside of E
+        (replace(MERGED, differ=False), 0.95, "endings"),  # Gemma's: one declared set, two that are used
+    ],
+)
+def test_a_pair_whose_endings_differ_is_never_called_safe(endings, trust, kind):
+    found = judged(OPD, trust_fraction=trust, endings=endings)
+    assert found.kind == kind
+    assert ("plain OPD is safe" in " ".join(found.sentences)) is False
+    assert ("ending" in found.settings) is (kind == "endings_apart"), "what follows names what works"
+
+
+def test_endings_that_are_used_and_not_declared_are_named_with_what_to_type():
+    found = judged(OPD, endings=replace(MERGED, known=(2, 4)))
+    assert found.settings == {"ending": "one_action", "ending_ids": "2 3 4"}
+    said = " ".join(found.sentences)
+    assert "3 is used as an ending, and neither model declares it" in said and "ending_ids: [2, 3, 4]" in said
+
+
+def test_a_declared_ending_that_is_not_used_is_named():
+    both = replace(MERGED.uses[0], declared_by=("student", "teacher"))
+    said = " ".join(judged(OPD, endings=replace(MERGED, uses=(both, MERGED.uses[1]))).sentences)
+    assert "2 is declared by the teacher, which does not end with it." in said
+    assert "the student ends with 2 and the teacher with 3" in said
+    few = replace(MERGED, uses=(both, MERGED.uses[1]), num_at_teachers=3)
+    assert "does not end with it" not in " ".join(judged(OPD, endings=few).sentences)
+
+
+def test_outliers_have_two_denominators():
+    assert "Of the responses that end, 100% end with such a token" in " ".join(judged(OPD, endings=OTHER).sentences)
 
 
 # ---------------------------------------------------------------------- method

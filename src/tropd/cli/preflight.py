@@ -135,8 +135,9 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
         trainer.method,
         max_completion_length=inputs.args.max_completion_length,
         teacher_response_lengths=response_lengths(inputs.data, inputs.student.tokenizer, name),
+        tokenizer=inputs.student.tokenizer,
     )
-    console.out().print(render_measurement(measurement))
+    console.out().print(render_measurement(measurement, inputs.student.tokenizer))
     if not verdict.works:
         raise ValueError(("" if name is None else f"teacher {name!r}: ") + " ".join(verdict.sentences))
     console.out().print(render_verdict(verdict))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..objective.methods import TRUST_GATES, Method
 from ..objective.schedules import guidance_fraction, prefix_length
-from .measurement import PairMeasurement
+from .measurement import Endings, PairMeasurement
 
 LOW_TOPK_MASS = 0.95
 """The teacher's mass on its top-k below which the forward KL misses too much of it: see docs/metrics.md."""
@@ -38,11 +38,27 @@ def advise(
 ) -> Advice:
     """Method and settings for a pair of `kind` `safe`, `outliers` or `far`."""
     advice = Advice(method.name)
+    _advise_endings(advice, m.endings)
     _advise_method(advice, method, kind)
     _advise_top_k(advice, m, method)
     _advise_guidance(advice, m, method, max_completion_length, response_lengths)
     _advise_budget(advice, m, max_completion_length)
     return advice
+
+
+def _advise_endings(advice: Advice, endings: Endings) -> None:
+    if endings.aligned:
+        return
+    if endings.undeclared:
+        ids = sorted({*endings.known, *endings.undeclared})
+        advice.add(
+            f"Set ending: one_action and ending_ids: {ids}, so that all of them are one action and rollouts stop at "
+            "each; then check again.",
+            ending="one_action",
+            ending_ids=" ".join(map(str, ids)),
+        )
+    else:
+        advice.add("Set ending: one_action; then check again.", ending="one_action")
 
 
 def has_unbounded_k1(method: Method) -> bool:

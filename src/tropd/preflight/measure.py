@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..endings import PairEndings
 from ..objective.regions import trust_probability
 from ..training.probe import Probe
-from .measurement import GradientForecast, PairMeasurement, PositionBucket
+from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 
 OUTLIER_TAU = -2.0
 """r below this is called an outlier here: the τ of `mask_outlier` and `reopold`."""
@@ -55,8 +56,64 @@ def measure(probe: Probe) -> PairMeasurement:
         teacher_topk_mass=_mean(floats["teacher_topk_mass"]),
         student_topk_mass=_mean(floats["student_topk_mass"]),
         **_shared_and_prompts(probe),
-        **_endings(probe),
+        **_lengths(probe),
+        endings=measure_endings(probe),
     )
+
+
+def measure_endings(probe: Probe) -> Endings:
+    """By which ids each model ends, and how often the student's last token is an outlier.
+
+    An id outside E counts as used where one model gives it at least `USED` where the *other* one ends: what a model
+    gives to a special token elsewhere, such as one that opens a thought, ends nothing.
+    """
+    seen, endings = probe.endings, probe.endings.pair
+    means = {
+        (model, place): _column_means(getattr(seen, model), getattr(seen, f"{place}_ends"))
+        for model in ("student", "teacher")
+        for place in ("student", "teacher")
+    }
+    uses = []
+    for column, token_id in enumerate(seen.ids):
+        given = {key: None if mean is None else mean[column].item() for key, mean in means.items()}
+        elsewhere = max(given["teacher", "student"] or 0.0, given["student", "teacher"] or 0.0)
+        if token_id in endings.ids or elsewhere >= USED:
+            uses.append(
+                EndingUse(
+                    token_id,
+                    _declared_by(token_id, endings),
+                    given["student", "student"],
+                    given["teacher", "student"],
+                    given["student", "teacher"],
+                    given["teacher", "teacher"],
+                )
+            )
+    return Endings(
+        merged=endings.merged,
+        known=endings.ids,
+        differ=endings.differ,
+        uses=tuple(uses),
+        num_ended=int(seen.student_ends.sum()),
+        num_at_teachers=int(seen.teacher_ends.sum()),
+        last_outlier_share=_last_outlier_share(probe),
+    )
+
+
+def _column_means(probabilities_PC: Tensor, places_P: Tensor) -> Tensor | None:
+    return probabilities_PC[places_P].double().mean(0) if places_P.any() else None
+
+
+def _declared_by(token_id: int, endings: PairEndings) -> tuple[str, ...]:
+    models = {"student": endings.student} | {name or "teacher": own for name, own in endings.teachers.items()}
+    return tuple(name for name, own in models.items() if token_id in own.ids)
+
+
+def _last_outlier_share(probe: Probe) -> float | None:
+    tokens = probe.tokens
+    lengths = torch.tensor([len(rollout.response) if rollout.ended else 0 for rollout in probe.rollouts])
+    log_ratio = tokens.teacher_logp - tokens.student_logp
+    last = (tokens.position == lengths[tokens.rollout] - 1) & log_ratio.isfinite()
+    return _mean((log_ratio[last] < OUTLIER_TAU).double())
 
 
 def forecast_gradient(log_ratio: Tensor, student_prob: Tensor, student_collision: Tensor) -> GradientForecast | None:
@@ -121,7 +178,7 @@ def _shared_and_prompts(probe: Probe) -> dict[str, Any]:
     }
 
 
-def _endings(probe: Probe) -> dict[str, Any]:
+def _lengths(probe: Probe) -> dict[str, Any]:
     rollouts = probe.rollouts
     lengths = [rollout.student_length for rollout in rollouts]
     ended = [rollout.student_length for rollout in rollouts if rollout.ended]

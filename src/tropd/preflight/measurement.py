@@ -20,6 +20,85 @@ class PositionBucket:
 
 
 @dataclass(frozen=True)
+class EndingUse:
+    """An id that may end a response, and the probability that each model gives it by itself, on average.
+
+    Attributes:
+        token_id: the id.
+        declared_by: `student` and the names of teachers (`teacher` for one without) that name it as an ending.
+        student_at_end: by the student, where its responses ended.
+        teacher_at_end: by the teacher, there.
+        student_at_teachers: by the student, where the teacher finds an ending likeliest.
+        teacher_at_teachers: by the teacher, there.
+    """
+
+    token_id: int
+    declared_by: tuple[str, ...]
+    student_at_end: float | None
+    teacher_at_end: float | None
+    student_at_teachers: float | None
+    teacher_at_teachers: float | None
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How the responses of a pair end.
+
+    Attributes:
+        merged: are all known endings one action?
+        known: E.
+        differ: do student and teacher declare different ones?
+        uses: the ids of E, and others that are used as endings.
+        num_ended: rollouts that the student ended.
+        num_at_teachers: places at which the teacher finds an ending likeliest.
+        last_outlier_share: of the rollouts that ended, those whose last token has r < −2.
+    """
+
+    merged: bool
+    known: tuple[int, ...]
+    differ: bool
+    uses: tuple[EndingUse, ...]
+    num_ended: int
+    num_at_teachers: int
+    last_outlier_share: float | None
+
+    @property
+    def student_id(self) -> int | None:
+        """What the student ends with: the likeliest id where its responses ended."""
+        return self._likeliest("student_at_end")
+
+    @property
+    def teacher_id(self) -> int | None:
+        """What the teacher would end with: the likeliest id where it would, else where the student has ended."""
+        by_itself = self._likeliest("teacher_at_teachers")
+        return self._likeliest("teacher_at_end") if by_itself is None else by_itself
+
+    @property
+    def undeclared(self) -> tuple[int, ...]:
+        """Ids outside E that a model ends with, by measurement."""
+        return tuple(use.token_id for use in self.uses if use.token_id not in self.known)
+
+    @property
+    def apart(self) -> bool:
+        """Do the models end differently, as declared or as measured?"""
+        ends = (self.student_id, self.teacher_id)
+        return self.differ or bool(self.undeclared) or (None not in ends and ends[0] != ends[1])
+
+    @property
+    def aligned(self) -> bool:
+        """Is the ending the same action for both?"""
+        return not self.apart or (self.merged and not self.undeclared)
+
+    def _likeliest(self, name: str) -> int | None:
+        found = [use for use in self.uses if (getattr(use, name) or 0.0) >= USED]
+        return max(found, key=lambda use: getattr(use, name)).token_id if found else None
+
+
+USED = 0.1
+"""Mean probability from which an id is called used as an ending."""
+
+
+@dataclass(frozen=True)
 class GradientForecast:
     """What OPD's first gradient will be made of, before any backward pass; see `measure.forecast_gradient`.
 
@@ -74,6 +153,7 @@ class PairMeasurement:
         repetitive_share: rollouts that end in a repeating cycle.
         collapsed_share: rollouts that are empty or only repeat themselves.
         excluded_share: rollouts that the masking switches leave out of the loss.
+        endings: how responses end.
     """
 
     num_prompts: int
@@ -113,6 +193,7 @@ class PairMeasurement:
     repetitive_share: float
     collapsed_share: float
     excluded_share: float
+    endings: Endings
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite become `None`."""

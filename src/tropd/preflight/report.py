@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from .endings import ending_lines
 from .findings import Finding, Level
 from .measurement import PairMeasurement, PositionBucket
 from .verdict import Kind, Verdict
@@ -20,15 +21,19 @@ STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", 
 KIND_STYLES: dict[Kind, str] = {
     "identical": "yellow",
     "safe": "green",
+    "endings": "green",
     "outliers": "yellow",
     "far": "yellow",
+    "endings_apart": "bold yellow",
     "will_not_work": "bold red",
 }
 HEADLINES: dict[Kind, str] = {
     "identical": "identical: nothing to learn",
     "safe": "close: plain OPD is safe",
+    "endings": "close, with the ending as one action",
     "outliers": "outliers: use a trust region",
     "far": "far apart: use a trust region and teacher prefixes",
+    "endings_apart": "the endings differ: responses would run on",
     "will_not_work": "this pair will not work",
 }
 
@@ -42,12 +47,14 @@ def render_findings(findings: Sequence[Finding]) -> Text:
     return _ended(text)
 
 
-def render_measurement(m: PairMeasurement) -> Text:
-    """The numbers, and trust by place in the response."""
+def render_measurement(m: PairMeasurement, tokenizer: Any = None) -> Text:
+    """The numbers, how responses end, and trust by place in the response; `tokenizer` names the endings."""
     text = Text()
     text.append(f"{m.num_rollouts} rollouts of {m.num_prompts} prompts, {m.num_tokens} tokens scored\n", "bold")
     for name, value in _lines(m):
         text.append(f"  {name:<34}{value}\n")
+    for line in ending_lines(m.endings, tokenizer):
+        text.append(line + "\n")
     if m.positions:
         text.append("  trust by place in the response\n")
         for bucket in m.positions:
@@ -82,6 +89,7 @@ def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
         ("trust fraction (1 − TV)", _with_error(m.trust_fraction, m.trust_standard_error, "{:.3f}")),
         ("reverse KL, K1 (nats a token)", _with_error(m.k1, m.k1_standard_error, "{:.3f}")),
         ("outliers, r < −2", _share(m.outlier_share) + f"   r < −5  {_share(m.deep_outlier_share)}"),
+        ("ended with r < −2", f"{_share(m.endings.last_outlier_share)} of {m.endings.num_ended} responses that end"),
         ("depth of outliers (nats)", f"median {_nats(m.outlier_p50)}   p01 {_nats(m.outlier_p01)}"),
         ("lowest r (nats)", _nats(m.log_ratio_min)),
         ("NLL of the student's text", f"student {_nats(m.student_nll)}   teacher {_nats(m.teacher_nll)}"),
@@ -96,10 +104,10 @@ def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
         ("unfinished, repeating, empty", " ".join(map(_share, _endings(m)))),
     ]
     if m.k_for_99 is not None:
-        rows.insert(10, ("k with 99% of the teacher's mass", str(m.k_for_99)))
+        rows.insert(11, ("k with 99% of the teacher's mass", str(m.k_for_99)))
     if m.gradient is not None:
         forecast = f"{m.gradient.outlier_share:.0%} from outliers, {m.gradient.ratio:.1f} × mask_outlier's"
-        rows.insert(5, ("forecast of OPD's gradient", forecast))
+        rows.insert(6, ("forecast of OPD's gradient", forecast))
     if m.nonfinite_tokens:
         rows.append(("tokens without a teacher score", str(m.nonfinite_tokens)))
     return rows

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..endings import declared, pair_endings, sentence
 from ..teacher.agreement import highest_id, vocabulary_disagreement
 from .files import ModelFiles, read_model_files
 from .findings import Finding
@@ -20,6 +21,8 @@ def compare_pair(
     chat_template_kwargs: dict[str, Any] | None = None,
     teacher_chat_template: str = "student",
     teacher_chat_template_kwargs: dict[str, Any] | None = None,
+    ending: str = "one_action",
+    ending_ids: Sequence[int] | None = None,
 ) -> list[Finding]:
     """Everything that can be said of a pair without weights, subject by subject.
 
@@ -31,9 +34,11 @@ def compare_pair(
         chat_template_kwargs: of the student's chat template, as in the configuration.
         teacher_chat_template: as in the configuration.
         teacher_chat_template_kwargs: as in the configuration.
+        ending: as in the configuration.
+        ending_ids: as in the configuration.
     """
     findings = [_vocabulary(student, teacher), *_heads(student, teacher), _special_tokens(student, teacher)]
-    findings += [*_ends(student, teacher), _padding(student)]
+    findings += [_ends(student, teacher, ending, ending_ids), _padding(student)]
     if any(finding.level == "refusal" for finding in findings):
         return findings  # prompts of other token ids cannot be compared
     settings = PromptSettings(
@@ -104,38 +109,32 @@ def _special_tokens(student: ModelFiles, teacher: ModelFiles) -> Finding:
     )
 
 
-def _ends(student: ModelFiles, teacher: ModelFiles) -> Iterator[Finding]:
-    ours, theirs = student.eos_ids, teacher.eos_ids
-    if not ours:
-        yield Finding(
+def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Sequence[int] | None) -> Finding:
+    if not student.eos_ids:
+        return Finding(
             "refusal",
             "end of sequence",
             "The student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
             "names one, so no response could end. Set eos_token in its tokenizer_config.json.",
         )
-        return
-    alien, missed = [i for i in ours if i not in theirs], [i for i in theirs if i not in ours]
-    if alien:
-        some = "" if len(alien) == len(ours) else ", where it ends with them,"
-        yield Finding(
-            "warning",
-            "end of sequence",
-            f"The student ends a response with {_tokens(student, alien)}, the teacher never does (it ends with "
-            f"{_tokens(teacher, theirs)}). The teacher will score the last token of the student's responses{some} as "
-            "nearly impossible, and the student unlearns to stop. Choose a student and a teacher that close a turn "
-            f'alike, or set "eos_token_id": {theirs or ours} in the student\'s generation_config.json and fine-tune it '
-            "to end so.",
-        )
-    if missed:
-        yield Finding(
-            "warning",
-            "end of sequence",
-            f"The teacher also ends with {_tokens(teacher, missed)}, at which the student does not stop: as it learns "
-            "to write them, its rollouts run on behind the end to the budget. Set "
-            f'"eos_token_id": {sorted({*ours, *missed})} in the student\'s generation_config.json.',
-        )
-    if not alien and not missed:
-        yield Finding("ok", "end of sequence", f"Both end a response with {_tokens(student, ours)}.")
+    endings = pair_endings(
+        declared(student.generation_config, student.tokenizer),
+        {None: declared(teacher.generation_config, teacher.tokenizer)},
+        ending=ending,
+        ending_ids=ending_ids,
+        vocab_size=min(student.head_rows, teacher.head_rows),
+    )
+    said = sentence(endings, student.tokenizer)
+    if not endings.differ:
+        return Finding("ok", "end of sequence", said)
+    if endings.merged:
+        return Finding("note", "end of sequence", said)
+    return Finding(
+        "warning",
+        "end of sequence",
+        f"{said} The teacher will score the last token of the student's responses as nearly impossible, and the "
+        "student unlearns to stop, or learns an ending at which its rollouts do not stop. Set ending: one_action.",
+    )
 
 
 def _padding(student: ModelFiles) -> Finding:

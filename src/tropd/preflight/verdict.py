@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from ..objective.methods import Method
 from .advice import advise
-from .measurement import PairMeasurement
+from .endings import ending_sentences
+from .measurement import Endings, PairMeasurement
 
-Kind = Literal["identical", "safe", "outliers", "far", "will_not_work"]
+Kind = Literal["identical", "safe", "endings", "outliers", "far", "endings_apart", "will_not_work"]
 
 IDENTICAL_GAP = 0.02
 """Mean |log π_T − log π_S| in nats below which two models are one: 0 for a model and itself, 0.016 for the story model
@@ -38,8 +39,10 @@ class Verdict:
     """What to expect of a pair.
 
     Attributes:
-        kind: `identical`: nothing to learn by K1; `safe`: plain OPD is safe; `outliers`: outliers dominate OPD's
-            gradient, use a trust region; `far`: workable, with a trust region and guidance; `will_not_work`.
+        kind: `identical`: nothing to learn by K1; `safe`: plain OPD is safe; `endings`: close but for the ending, which
+            is one action; `outliers`: outliers dominate OPD's gradient, use a trust region; `far`: workable, with a
+            trust region and guidance; `endings_apart`: the endings differ and each is scored by itself;
+            `will_not_work`.
         sentences: what was seen, what follows, what to type; in reading order.
         method: the method that follows: the configured one unless it is a poor choice; `None` where none helps.
         settings: settings to change, by their names in the configuration.
@@ -64,6 +67,7 @@ def judge(
     *,
     max_completion_length: int,
     teacher_response_lengths: Sequence[int] | None = None,
+    tokenizer: Any = None,
 ) -> Verdict:
     """The verdict on a measured pair.
 
@@ -72,16 +76,28 @@ def judge(
         method: the configured method.
         max_completion_length: the budget of prefix and continuation, in tokens.
         teacher_response_lengths: tokens of the given teacher responses; `None` where the data has none.
+        tokenizer: names the endings; `None` shows their ids alone.
     """
     broken = _why_it_cannot_work(measurement, max_completion_length)
     if broken is not None:
         return Verdict("will_not_work", (broken,), None, {})
-    kind = _kind(measurement)
-    seen = [*_distance(measurement, kind), *_student_at_chance(measurement)]
+    distance = _kind(measurement)
+    kind = _with_endings(distance, measurement.endings)
+    endings = ending_sentences(measurement.endings, tokenizer)
+    seen = [*endings, *_distance(measurement, kind), *_student_at_chance(measurement)]
     if kind == "identical":
         return Verdict(kind, tuple(seen), None, {})
-    advice = advise(measurement, method, kind, max_completion_length, teacher_response_lengths)
+    advice = advise(measurement, method, distance, max_completion_length, teacher_response_lengths)
     return Verdict(kind, (*seen, *advice.sentences), advice.method, advice.settings)
+
+
+def _with_endings(kind: Kind, endings: Endings) -> Kind:
+    """A pair whose endings differ is never safe as it is."""
+    if kind == "identical" or not endings.apart:
+        return kind
+    if not endings.aligned:
+        return "endings_apart"
+    return "endings" if kind == "safe" else kind
 
 
 def _kind(m: PairMeasurement) -> Kind:
@@ -137,6 +153,10 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
     words = {
         "safe": "They are close: plain OPD is safe here, and a trust region costs nothing but has little to protect "
         "against.",
+        "endings": "They end a response with different ids, which are one action here. Apart from that they are close, "
+        "and a trust region has little to protect against.",
+        "endings_apart": "They end a response with different ids, and each is scored by itself: the teacher finds the "
+        "student's ending nearly impossible, so the student unlearns to stop, or ends where its rollouts go on.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
         "far": "They are far apart: the teacher refuses more than every second token. It can work, with a trust region "
         "for the outliers and teacher prefixes for states that the student does not reach alone; expect a slow start, "
@@ -150,6 +170,11 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
             f"{m.outlier_share:.1%} of the tokens have r < −2 and carry {m.gradient.outlier_share:.0%} of OPD's "
             f"squared gradient by the forecast: its norm will be at least about {m.gradient.ratio:.1f} times "
             "that of mask_outlier."
+        )
+    if m.endings.last_outlier_share:
+        said.append(
+            f"Of the responses that end, {m.endings.last_outlier_share:.0%} end with such a token: one a response, "
+            "whatever its share of all tokens."
         )
     if kind in ("outliers", "far") and len(m.positions) > 1:
         first, last = m.positions[0], m.positions[-1]

@@ -172,4 +172,6 @@ def _compared(student: ModelFiles, teacher: ModelFiles, rows: list[dict[str, Any
         chat_template_kwargs=args.chat_template_kwargs,
         teacher_chat_template=args.teacher_chat_template,
         teacher_chat_template_kwargs=args.teacher_chat_template_kwargs,
+        ending=args.ending,
+        ending_ids=args.ending_ids,
     )

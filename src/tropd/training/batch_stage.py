@@ -84,6 +84,7 @@ class BuildsBatches(RollsOut):
         metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
         self._record(metrics)
         if training:
+            self.ended_by = self._count_endings(rollouts)
             unheeded = metrics.get("response/unheeded_ending_share", 0.0)
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts), unheeded)
         direct = make_direct(method, signals, teacher)
@@ -139,6 +140,12 @@ class BuildsBatches(RollsOut):
         ended = [r.ended for r in rollouts if r.ended or r.prefix_length == 0 or r.student_length >= ROOM_TO_END]
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
+
+    def _count_endings(self, rollouts: list[Rollout]) -> dict[int, int]:
+        """How many of all ranks' rollouts ended by each id."""
+        ids = self.eos_token_ids
+        counts = torch.tensor([sum(rollout.ended_by == i for rollout in rollouts) for i in ids])
+        return {i: int(n) for i, n in zip(ids, self.ranks.sum(counts).tolist(), strict=True) if n}
 
     def _micro_batches(self, method, rollouts, signals, direct, windows: int, unread: bool) -> list[MicroBatch]:
         per_batch = self.args.per_device_train_batch_size if self.model.training else len(rollouts)

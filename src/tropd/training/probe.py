@@ -16,21 +16,25 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ..endings import special_ids
+from ..objective.endings import Endings, one_action
 from ..objective.head import logps_of, scan_vocabulary
 from ..teacher.local import TeacherScores, TopKRequest
 from .batch import Rollout, pack_for_student
 from .metrics import Totals
 from .no_trace import without_a_trace
 from .out_of_memory import SCORING
-from .probed import Probe, ProbedPrompts, ProbedTokens, ProbeTimes
+from .probed import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
 from .scoring import score_student
 from .trainer import TrOPDTrainer
 
-__all__ = ["Probe", "ProbeTimes", "ProbedPrompts", "ProbedTokens", "probe"]
+__all__ = ["Probe", "ProbeTimes", "ProbedEndings", "ProbedPrompts", "ProbedTokens", "probe"]
 
 DEFAULT_TOP_K = 64
 """k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
 
+MOST_CANDIDATES = 64
+"""Ids whose probability is looked at where responses end: E, then special tokens by their ids."""
 
 LEAST_SECONDS = 1e-9
 """What a clock tells that has not gone forward: rates are made of these durations."""
@@ -70,6 +74,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
             rollouts=rollouts,
             tokens=_joined(parts),
             prompts=_read_prompts(trainer, rollouts),
+            endings=_joined_endings(trainer, parts),
             times=_times(trainer, parts),
             top_k=_top_k(trainer),
             topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
@@ -98,6 +103,7 @@ class _Part:
     rollouts: list[Rollout]
     tokens: ProbedTokens
     mass_sums: Tensor
+    endings: tuple[Tensor, Tensor, Tensor]
     seconds: tuple[float, float, float]
 
 
@@ -122,10 +128,11 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
     student = trainer._score_student(rollouts)
     on_cpu = {name: getattr(student, name).cpu() for name in ("rollout_logp", "trainer_logp", "entropy")}
     clock.append(time.perf_counter())
-    teacher = _score_teacher(trainer, rollouts)
+    teacher = _score_teacher(trainer, rollouts, [rollout.scored for rollout in rollouts], trainer.endings.as_one)
     teacher_logp = teacher.logp.float().cpu()  # waits for the device, so that the clock is right
     clock.append(time.perf_counter())
-    collision, student_mass = _second_reading(trainer, rollouts, teacher.topk_ids)
+    ends = _ends(trainer, rollouts, teacher)
+    collision, student_mass, student_endings = _second_reading(trainer, rollouts, teacher.topk_ids)
     cumulative = teacher.topk_logp.float().exp().cumsum(-1)
     places = [(row, place) for row, rollout in enumerate(rollouts) for place in rollout.scored_positions()]
     rollout_index, position = torch.tensor(places, dtype=torch.long).view(-1, 2).T
@@ -143,32 +150,74 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
     )
     rolling, reading, scoring = (max(end - begin, LEAST_SECONDS) for begin, end in pairwise(clock))
     seconds = (rolling, reading, scoring)
-    return _Part(trainer.accelerator.process_index, rollouts, tokens, cumulative.sum(0).cpu(), seconds)
+    there = ends.any(-1)
+    endings = (student_endings.float().cpu()[there], _teacher_endings(trainer, rollouts, teacher, there), ends[there])
+    return _Part(trainer.accelerator.process_index, rollouts, tokens, cumulative.sum(0).cpu(), endings, seconds)
 
 
-def _score_teacher(trainer: TrOPDTrainer, rollouts: list[Rollout]) -> TeacherScores:
+def _ending_candidates(trainer: TrOPDTrainer) -> tuple[int, ...]:
+    """E, and every id that is no text: a model may end with one that nobody declares."""
+    found = dict.fromkeys(trainer.endings.ids + trainer.endings.stop_ids)
+    for tokenizer in (trainer._tokenizer, *trainer.teacher_tokenizers.values()):
+        found |= {} if tokenizer is None else dict.fromkeys(special_ids(tokenizer))
+    return tuple(i for i in found if i < _shared_vocabulary(trainer))[:MOST_CANDIDATES]
+
+
+def _ends(trainer: TrOPDTrainer, rollouts: list[Rollout], teacher: TeacherScores) -> Tensor:
+    """bool [N, 2]: where the student's responses ended, and where the teacher finds an ending likeliest."""
+    last = [
+        rollout.ended and position == len(rollout.response) - 1
+        for rollout in rollouts
+        for position in rollout.scored_positions()
+    ]
+    likeliest = teacher.topk_ids[:, 0].cpu()
+    would = torch.isin(likeliest, torch.tensor(trainer.endings.ids, dtype=likeliest.dtype))
+    return torch.stack([torch.tensor(last, dtype=torch.bool), would], -1)
+
+
+def _teacher_endings(trainer: TrOPDTrainer, rollouts: list[Rollout], teacher: TeacherScores, there: Tensor) -> Tensor:
+    """[P, C]: what the teacher gives each candidate at the places `there` [N]; one more pass where E is one action."""
+    ids, logp = teacher.topk_ids.cpu()[there], teacher.topk_logp.float().cpu()[there]
+    if trainer.endings.merged:
+        marks, start = [], 0
+        for rollout in rollouts:
+            stop = start + sum(rollout.scored)
+            here = iter(there[start:stop].tolist())
+            marks.append([scored and next(here) for scored in rollout.scored])
+            start = stop
+        apart = _score_teacher(trainer, rollouts, marks, endings=())
+        ids, logp = apart.topk_ids.cpu(), apart.topk_logp.float().cpu()
+    candidates = torch.tensor(_ending_candidates(trainer), dtype=ids.dtype)
+    return ((ids[:, :, None] == candidates) * logp.exp()[:, :, None]).sum(1)
+
+
+def _score_teacher(
+    trainer: TrOPDTrainer, rollouts: list[Rollout], marks: list[list[bool]], endings: Endings
+) -> TeacherScores:
     def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    with trainer.asking_teacher(sum(sum(rollout.scored) for rollout in rollouts)) as check:
+    with trainer.asking_teacher(sum(map(sum, marks))) as check:
         scores = trainer.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
             [rollout.response for rollout in rollouts],
-            [rollout.scored for rollout in rollouts],
+            marks,
             pad_id=trainer._tokenizer.pad_token_id,
             temperature=trainer.temperature,
             rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
             topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
-            endings=trainer.endings.as_one,
+            endings=endings,
         )
         check(scores)
     return scores
 
 
-def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ π_S² and the student's mass on the teacher's top-k, [N] each: what training's own pass does not tell."""
-    columns, done = [], 0
+def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, ...]:
+    """What training's own pass does not tell: Σ π_S² and the student's mass on the teacher's top-k, [N] each, with the
+    endings as training has them; and the probability of every candidate for an ending by itself, [N, C].
+    """
+    candidates, columns, done = list(_ending_candidates(trainer)), [], 0
     for start in range(0, len(rollouts), trainer._rows_per_pass):
         packed = pack_for_student(
             rollouts[start : start + trainer._rows_per_pass],
@@ -178,10 +227,11 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
         topk_ids = topk_ids_NK[done : done + packed.token_ids.numel()]
         done += packed.token_ids.numel()
 
-        def numbers(logits_CV: Tensor, tokens: slice, topk_ids: Tensor = topk_ids) -> tuple[Tensor, Tensor]:
-            probs_CV = logps_of(logits_CV).exp()
+        def numbers(logits_CV: Tensor, tokens: slice, topk_ids: Tensor = topk_ids) -> tuple[Tensor, ...]:
+            endings = logps_of(logits_CV)[:, candidates].exp()
+            probs_CV = logps_of(one_action(logits_CV, trainer.endings.as_one)).exp()
             masses = probs_CV.gather(-1, topk_ids[tokens].to(probs_CV.device).long()).sum(-1)
-            return probs_CV.square().sum(-1), masses
+            return probs_CV.square().sum(-1), masses, endings
 
         with trainer._memory_for(SCORING), trainer.accelerator.autocast():
             columns.append(
@@ -189,12 +239,11 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
                     input_ids=packed.input_ids,
                     attention_mask=packed.attention_mask,
                     on_hidden=lambda hidden, head, packed=packed, numbers=numbers: scan_vocabulary(
-                        numbers, packed.states(hidden), head.at_temperature(trainer.temperature, trainer.endings.as_one)
+                        numbers, packed.states(hidden), head.at_temperature(trainer.temperature)
                     ),
                 )
             )
-    collisions, masses = zip(*columns, strict=True)
-    return torch.cat(collisions), torch.cat(masses)
+    return tuple(map(torch.cat, zip(*columns, strict=True)))
 
 
 def _top_k(trainer: TrOPDTrainer) -> int:
@@ -217,6 +266,11 @@ def _joined(parts: Sequence[_Part]) -> ProbedTokens:
             columns[field.name].append(getattr(part.tokens, field.name) + offset)
         first += len(part.rollouts)
     return ProbedTokens(**{name: torch.cat(values) for name, values in columns.items()})
+
+
+def _joined_endings(trainer: TrOPDTrainer, parts: Sequence[_Part]) -> ProbedEndings:
+    student, teacher, ends = map(torch.cat, zip(*(part.endings for part in parts), strict=True))
+    return ProbedEndings(trainer.endings, _ending_candidates(trainer), student, teacher, ends[:, 0], ends[:, 1])
 
 
 def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:

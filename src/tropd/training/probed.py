@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from ..endings import PairEndings
 from .batch import Rollout
 
 
@@ -55,6 +56,27 @@ class ProbedPrompts:
 
 
 @dataclass(frozen=True)
+class ProbedEndings:
+    """What each model gives to every id that may end a response, at the P places where one ends or would.
+
+    Attributes:
+        pair: what ends a response, and what is done about it.
+        ids: [C] ids of E and every other special id of the tokenizers.
+        student: [P, C], probabilities at the sampling temperature, each id by itself.
+        teacher: [P, C], likewise; 0 for an id beyond its top-k.
+        student_ends: [P], the student's response ended there.
+        teacher_ends: [P], an ending is what the teacher finds likeliest there.
+    """
+
+    pair: PairEndings
+    ids: tuple[int, ...]
+    student: Tensor
+    teacher: Tensor
+    student_ends: Tensor
+    teacher_ends: Tensor
+
+
+@dataclass(frozen=True)
 class ProbeTimes:
     """Seconds of each stage (the slowest rank's) and what they were spent on (of all ranks).
 
@@ -96,6 +118,7 @@ class Probe:
         rollouts: every rollout, of all ranks.
         tokens: the student's tokens.
         prompts: how the prompts are read.
+        endings: how responses end.
         times: how long each stage took.
         top_k: K.
         topk_mass_curve: [K], the teacher's mean mass on its first 1, 2, … K tokens.
@@ -106,6 +129,7 @@ class Probe:
     rollouts: list[Rollout]
     tokens: ProbedTokens
     prompts: ProbedPrompts
+    endings: ProbedEndings
     times: ProbeTimes
     top_k: int
     topk_mass_curve: Tensor

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .clock import WallClock, correct_runtimes
+from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
 from .run_directory import write_whole
 from .sharding import whole_weights
@@ -27,6 +28,7 @@ class WholeCheckpoints(GRPOTrainer):
 
     args: Any
     guard: Any
+    ended_by: dict[int, int]
     resumed_from: str | None = None
     _writing = False
     _clocks: dict[str, WallClock]
@@ -133,6 +135,8 @@ class WholeCheckpoints(GRPOTrainer):
         """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
         with nullcontext() if _internal_call else whole_weights(self.accelerator):
             super().save_model(output_dir, _internal_call=_internal_call)
+        if self.args.should_save:
+            save_ending(self, output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writing:  # the host asks while the checkpoint is still aside
@@ -183,6 +187,7 @@ class WholeCheckpoints(GRPOTrainer):
             "last_logged": self._globalstep_last_logged,
             "total_loss": self._total_loss_scalar,
             "steps_summed": self._steps_summed,
+            "ended_by": self.ended_by,
             "guard": {
                 "steps_in_a_row": self.guard.steps_in_a_row,
                 "best_ended_share": self.guard.best_ended_share,
@@ -209,6 +214,7 @@ class WholeCheckpoints(GRPOTrainer):
         self._globalstep_last_logged = state["last_logged"]
         self._total_loss_scalar = state.get("total_loss", 0.0)
         self._summed_before = state.get("steps_summed", 0)
+        self.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
         self.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         self.guard.best_ended_share = state["guard"]["best_ended_share"]
 

@@ -154,6 +154,7 @@ class TrOPDTrainer(BuildsBatches):
         self._notes: SamplerNotes | None = None
         self._tokens_learned = 0
         self._ended_before = 0.0
+        self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
         self._evaluated_rows = 0
         self.stopped_by_signal = 0
