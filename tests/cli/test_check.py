@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tropd.comparison.other_ending import write_with_ending
+
 
 def check(**changes):
     return {"output_dir": None, "preflight_prompts": 4, "max_completion_length": 72, **changes}
@@ -58,3 +60,20 @@ def test_a_sharded_student_is_looked_at_when_training_begins(workspace, tropd, m
     assert "verdict" in seen.out and "step 1: " in seen.out
     assert tropd("train", *workspace.fields(preflight_prompts=2)).code == 0
     assert (workspace.root / "out/preflight.json").is_file()
+
+
+def test_a_pair_whose_endings_differ_is_never_called_safe_and_training_says_what_it_does(workspace, tropd):
+    write_with_ending("teacher", "<unk>", workspace.root / "other")
+    kinds, found = {}, workspace.root / "found.json"
+    for ending in ("one_action", "as_given"):
+        outcome = tropd("check", *workspace.fields(**check(teacher="other", ending=ending)), "--json", "found.json")
+        said = " ".join(outcome.out.split())
+        assert outcome.code == 0 and "plain OPD is safe" not in said
+        assert "the student ends with '<eos>' (2) and the teacher with '<unk>' (3)" in said
+        kinds[ending] = json.loads(found.read_text())["verdict"]["kind"]
+        assert ("--method opd --ending one_action" in said) is (ending == "as_given"), "what follows works"
+    assert kinds == {"one_action": "endings", "as_given": "endings_apart"}
+    outcome = tropd("train", *workspace.fields(teacher="other"))
+    said = " ".join((outcome.out + outcome.err).split())
+    assert "the teacher ends with '<unk>' (3). These are one action in every distribution" in said
+    assert json.loads((workspace.root / "out/run.json").read_text())["endings"]["stop_ids"] == [2, 3]
