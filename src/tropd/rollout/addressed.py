@@ -15,8 +15,8 @@ B counts sequences, V is the vocabulary, L the tokens that are asked for.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..objective.randomness import addressed_uniforms
+from .capability import why_not_here
 from .decoding import Writing, contexts_of, decode
 from .notes import SamplerNotes
-from .plain import why_plain
+from .plain import cache_name, why_plain
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ PREFIX_STREAM = 4
 
 RESPONSE_STREAM = 5
 """Addressed draws of the teacher responses that are written before a run; the row is the line of their file."""
+
+THEIR_LOOP, OUR_LOOP = 0.0, 1.0
+"""Transformers' decoding loop and ours, as the metric rollout/engine has them."""
 
 Place = tuple[int, int]
 """(row in the whole step, position in the response) of the next token of a sequence."""
@@ -69,6 +73,7 @@ class AddressedNoise:
         synced_gpus: keep running until every rank has finished, as sharded weights need it.
         rows_at_once: sequences that are decoded together, at most; `None` is all.
         notes: where to write down what the sampler knows of each token; Transformers' own loop tells nothing.
+        used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
     """
 
     seed: int
@@ -78,6 +83,7 @@ class AddressedNoise:
     synced_gpus: bool = False
     rows_at_once: int | None = None
     notes: SamplerNotes | None = None
+    used: list[float] = field(default_factory=list)
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].
@@ -99,12 +105,14 @@ class AddressedNoise:
         logits_processor: LogitsProcessorList,
         stopping_criteria: Any,
         generation_config: GenerationConfig,
+        unproven: bool = False,
         **model_kwargs: Any,
     ) -> Any:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
         The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
-        The loop is ours where it can be, and Transformers' otherwise (`plain.why_plain`); both draw the same tokens.
+        The loop is ours where it can be (`plain.why_plain`, `capability.why_not_here`), and Transformers' otherwise,
+        which is said once; both draw the same tokens. With `unproven` it is ours or none.
 
         Raises:
             RuntimeError: a softmax that is not finite.
@@ -112,10 +120,15 @@ class AddressedNoise:
         width = input_ids.shape[1]
         race = Race(self.keys(int(generation_config.max_length) - width).to(input_ids.device), width)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        if unproven and why is not None:
+            raise RuntimeError(f"it is not given what it reads: {why}")
+        if why is None and not unproven:
+            why = why_not_here()
+        self.used.append(OUR_LOOP if why is None else THEIR_LOOP)
         if why is None:
             output = self._decode_here(model, input_ids, race, logits_processor, generation_config, model_kwargs)
         else:
-            logger.debug("Transformers' own loop decodes, because of %s.", why)
+            say_why_plain(why)
             generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
             output = model._sample(
                 input_ids,
@@ -149,6 +162,7 @@ class AddressedNoise:
             rows_at_once=self.rows_at_once,
             synced_gpus=self.synced_gpus,
             inputs={"logits_to_keep": 1} if "logits_to_keep" in given else {},
+            cache_name=cache_name(given),
             temperature=None if self.notes is None else self.notes.temperature,
             endings=() if self.notes is None else self.notes.endings,
         )
@@ -158,6 +172,16 @@ class AddressedNoise:
             tokens = writing.behind(written.ids)
             self.notes.add(self.places, contexts, tokens, written.logps, written.entropies)
         return written.ids
+
+
+@cache
+def say_why_plain(why: str) -> None:
+    """Say, once, that Transformers' own loop decodes, which is slower and notes nothing."""
+    logger.warning(
+        "Rollouts are written by Transformers' own loop, because of this: %s. The tokens are the same; it takes "
+        "longer, and a pass of the student reads each batch once more (docs/rollouts.md).",
+        why,
+    )
 
 
 class Race(LogitsProcessor):

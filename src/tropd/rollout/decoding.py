@@ -56,6 +56,7 @@ class Writing:
         rows_at_once: rows that are decoded together, at most; `None` is all.
         synced_gpus: keep running the model until every rank has finished, as sharded weights need it.
         inputs: further keyword arguments of the model.
+        cache_name: the keyword under which it is given its cache.
         temperature: note each token's log-probability, and the entropy, in the model's softmax at this temperature,
             whatever the processors do to it; `None` notes nothing.
         endings: ids that are one action in what is noted.
@@ -71,6 +72,7 @@ class Writing:
     rows_at_once: int | None
     synced_gpus: bool
     inputs: dict[str, Any]
+    cache_name: str = "past_key_values"
     temperature: float | None = None
     endings: Endings = ()
 
@@ -230,9 +232,9 @@ class _Loop:
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             return_dict=True,
+            **{self.writing.cache_name: cache},
             **self.writing.inputs,
         )
         return output.logits[:, -1].to(self.device, torch.float32)

@@ -45,7 +45,9 @@ READ_IDS = (
 """Processors that read a row's ids, or how many there are, and no other row's."""
 
 _ENDINGS = (stopping_criteria.MaxLengthCriteria, stopping_criteria.EosTokenCriteria)
-_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+CACHES = ("cache", "past_key_values")
+"""What `generate` calls the cache that it hands over: the first from Transformers 5.24 on, the second before."""
+_INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_keep"}
 
 
 def why_plain(
@@ -68,7 +70,7 @@ def why_plain(
     """
     known = (*READ_SCORES, *READ_IDS)
     reasons = {
-        "a cache whose rows cannot be moved": not can_move_rows(given.get("past_key_values")),
+        "a cache whose rows cannot be moved": not can_move_rows(given.get(cache_name(given))),
         "decoding without a cache": not given.get("use_cache"),
         "inputs beside token ids": any(given[name] is not None for name in given.keys() - _INPUTS),
         "scores, states or attention in the output": bool(config.return_dict_in_generate),
@@ -78,6 +80,11 @@ def why_plain(
     }
     found = [reason for reason, holds in reasons.items() if holds]
     return found[0] if found else _why_not_this_model(model, input_ids, given)
+
+
+def cache_name(given: dict[str, Any]) -> str:
+    """Under which name a call's cache goes to the model."""
+    return next((name for name in CACHES if name in given), CACHES[0])
 
 
 def _why_not_this_model(model: Any, input_ids: Tensor, given: dict[str, Any]) -> str | None:

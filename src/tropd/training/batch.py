@@ -3,6 +3,7 @@
 N counts the response tokens of a micro-batch that are learned from or measured, row after row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +74,10 @@ class Rollout:
     def student_length(self) -> int:
         """Number of tokens the student wrote."""
         return len(self.response) - self.prefix_length - sum(self.external or [])
+
+    def wrote_any_of(self, token_ids: Sequence[int]) -> bool:
+        """Did the student write one of these tokens?"""
+        return any(token in token_ids for token in self.response[self.prefix_length :])
 
     def scored_positions(self) -> list[int]:
         return [position for position, marked in enumerate(self.scored) if marked]

@@ -135,9 +135,14 @@ class BuildsBatches(RollsOut):
     def _ended_share(self, rollouts: list[Rollout]) -> float | None:
         """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
 
-        One that a teacher's prefix leaves a few tokens of the budget says nothing unless it ends.
+        One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens
+        of the budget says nothing unless it ends.
         """
-        ended = [r.ended for r in rollouts if r.ended or r.prefix_length == 0 or r.student_length >= ROOM_TO_END]
+        ended = [
+            rollout.ended and not rollout.wrote_any_of(self.endings.unheeded)
+            for rollout in rollouts
+            if rollout.ended or rollout.prefix_length == 0 or rollout.student_length >= ROOM_TO_END
+        ]
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None
 

@@ -1,5 +1,5 @@
 """The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place, and the
-two of Transformers that addressed sampling goes through; `decoding_host` has those of the decoding loop.
+two of Transformers that addressed sampling goes through. The decoding loop is tried, not read: `rollout.capability`.
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.
@@ -12,8 +12,6 @@ from typing import Any
 
 from transformers import GenerationMixin
 from trl import GRPOTrainer
-
-from .decoding_host import check_decoding
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
     "_generate_single_turn": (
@@ -138,7 +136,6 @@ def check_host(host: Any = GRPOTrainer) -> None:
         if f'"{key}"' not in produced:
             raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
     check_sampler()
-    check_decoding()
 
 
 @cache

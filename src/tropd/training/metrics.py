@@ -66,6 +66,7 @@ teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one 
 teacher/<name>/k1 | nats | kl/k1 on the rows of one of several teachers | falls | rises while others fall: the teachers pull apart
 teacher/<name>/entropy | nats | entropy/teacher on the rows of one of several teachers | steady | rises: the student leads this teacher where it knows nothing
 teacher/<name>/num_tokens | tokens per rollout batch | student tokens learned from on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
+rollout/engine | code | what wrote the rollouts: 0 Transformers' decoding loop, 1 tropd's, 2 vLLM, 3 Transformers' continuous batching | as meant | 0 where 1 was meant: a warning said why tropd's loop could not be used
 speed/rollout | tokens per second | student-written tokens by rollout time | steady | falls: longer tails, smaller batches
 speed/teacher | tokens per second | scored tokens by teacher time | steady | falls
 speed/update | tokens per second | response tokens by forward-backward time | steady | falls

@@ -33,8 +33,7 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Seque
     totals.add("response/truncated_share", sum(not rollout.ended for rollout in rollouts), count)
     totals.add("response/eos_share", sum(rollout.ended for rollout in rollouts), count)
     if unheeded:
-        past = [any(token in unheeded for token in rollout.response[rollout.prefix_length :]) for rollout in rollouts]
-        totals.add("response/unheeded_ending_share", sum(past), count)
+        totals.add("response/unheeded_ending_share", sum(rollout.wrote_any_of(unheeded) for rollout in rollouts), count)
     totals.add("response/repetitive_share", sum(rollout.repetitive for rollout in rollouts), count)
     totals.add("response/collapsed_share", sum(rollout.collapsed for rollout in rollouts), count)
     totals.add("response/excluded_share", sum(not rollout.included for rollout in rollouts), count)

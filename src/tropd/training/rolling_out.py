@@ -15,6 +15,7 @@ from ..rollout.addressed import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
     SAMPLING_STREAM,
+    THEIR_LOOP,
     AddressedNoise,
     Turns,
     decoding_through,
@@ -36,6 +37,9 @@ from .sharding import shards_teacher
 
 logger = logging.getLogger(__name__)
 
+VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
+"""Engines of their own, as the metric rollout/engine has them."""
+
 
 class RollsOut(WholeCheckpoints):
     """`GRPOTrainer` whose rollouts start from teacher prefixes and are drawn by row and position."""
@@ -54,6 +58,7 @@ class RollsOut(WholeCheckpoints):
     _pending_prefixes: list[list[int]] | None
     _turns: Turns | None
     _notes: SamplerNotes | None
+    _loops: list[float]
     _evaluated_rows: int
     in_preflight = False
 
@@ -134,10 +139,12 @@ class RollsOut(WholeCheckpoints):
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
+        self._loops = []
         self._notes = notes = SamplerNotes(self.temperature, self.endings.as_one) if notes_suffice(self) else None
         with self._memory_for(WRITING), finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
         self._pending_prefixes = self._turns = self._notes = None
+        totals.add("rollout/engine", self._engine(), 1)
         self._drop_host_metrics()
         return read_rollouts(
             host,
@@ -150,6 +157,14 @@ class RollsOut(WholeCheckpoints):
             mask_repetitive=self.args.mask_repetitive_completions,
             notes=notes,
         )
+
+    def _engine(self) -> float:
+        """What has written the last rollouts; see the metric."""
+        if self.use_vllm:
+            return VLLM
+        if self.args.use_transformers_continuous_batching:
+            return CONTINUOUS_BATCHING
+        return sum(self._loops) / len(self._loops) if self._loops else THEIR_LOOP
 
     def _first_row(self, count: int) -> int:
         """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
@@ -243,6 +258,7 @@ class RollsOut(WholeCheckpoints):
             synced_gpus=self._weights_are_sharded_here(),
             rows_at_once=self.args.rollout_batch_size,
             notes=self._notes,
+            used=self._loops,
         )
         return decoding_through(self.accelerator.unwrap_model(self.model_wrapped), noise)
 

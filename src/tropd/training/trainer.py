@@ -152,6 +152,7 @@ class TrOPDTrainer(BuildsBatches):
         self._pending_prefixes: list[list[int]] | None = None
         self._turns: Turns | None = None
         self._notes: SamplerNotes | None = None
+        self._loops: list[float] = []
         self._tokens_learned = 0
         self._ended_before = 0.0
         self.ended_by: dict[int, int] = {}
