@@ -1,12 +1,32 @@
 """Plain sampling with Transformers, outside of a training step: teacher responses and evaluation samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from .modeling import head_rows
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""All that sampling takes from a model's own generation_config."""
+
+
+@contextmanager
+def as_asked(model: Any) -> Iterator[None]:
+    """Inside, `model.generate` draws as its caller says and no otherwise.
+
+    What a caller leaves out Transformers fills in from the model's generation_config.json, where anything may stand
+    that reshapes the softmax: top-p, penalties, beams, suppressed tokens. Both models are scored with the whole one.
+    """
+    owner = getattr(model, "get_base_model", lambda: model)()
+    before = owner.generation_config
+    owner.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in IDS})
+    try:
+        yield
+    finally:
+        owner.generation_config = before
 
 
 @torch.no_grad()
@@ -36,27 +56,22 @@ def sample(
     input_ids = [[pad_id] * gap + list(context) for gap, context in zip(padding, contexts, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in padding]
     rows_of_head = head_rows(model)
-    # What is left out here would be filled in from the model's own generation_config.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         use_cache=True,
         temperature=temperature or 1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
+        top_k=0,  # Transformers' own default is 50
         pad_token_id=pad_id,
         eos_token_id=list(eos_ids),
         suppress_tokens=list(range(vocab_limit or rows_of_head, rows_of_head)) or None,
     )
-    output = model.generate(
-        input_ids=torch.tensor(input_ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        generation_config=settings,
-    )
+    with as_asked(model):
+        output = model.generate(
+            input_ids=torch.tensor(input_ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=settings,
+        )
     return [through_eos(row, eos_ids) for row in output[:, width:].tolist()]
 
 

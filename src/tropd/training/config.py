@@ -45,6 +45,24 @@ _GRPO_LOSS_SETTINGS = (
 )
 
 
+# What a sampler may be told beside TRL's and our fields, since the tokens' distribution does not depend on it.
+_LEAVES_SOFTMAX = (
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile",
+    "prefill_chunk_size", "low_memory", "do_sample", "renormalize_logits", "pad_token_id", "bos_token_id",
+    "continuous_batching_config",
+)  # fmt: skip
+_NEUTRAL: dict[str, Any] = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0,
+    "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "length_penalty": 1.0, "guidance_scale": 1.0, "min_length": 0, "min_new_tokens": 0,
+}  # fmt: skip
+_OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} | {
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "eos_token_id": "ending_ids",
+}
+
+
 # Of the host's fields: those whose nonsense would end in another place, without a name.
 _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_generations": (lambda n: n is None or n >= 1, "a prompt needs at least 1 rollout"),
@@ -54,6 +72,11 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
     "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or leave it out for num_train_epochs"),
     "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
+    "neftune_noise_alpha": (
+        lambda alpha: not alpha,
+        "it adds noise to the embeddings in every pass of the student, so that rollouts, scores and update are of "
+        "different models, and a student that is its own teacher has a gradient; leave it out",
+    ),
     "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
 }
 
@@ -92,6 +115,7 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
         else:
             super().__post_init__()
         self._check_windows()
+        self._check_generation_kwargs()
 
     def _check_groups(self) -> None:
         if self.reward_mixing_weight > 0 and self.num_generations == 1:
@@ -108,6 +132,25 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
                     f"{name} is {getattr(self, name)!r}, but it belongs to GRPO's loss and has no effect here: the "
                     f"loss is set by `method` ({self.method!r}) and its parts. Remove it."
                 )
+
+    def _check_generation_kwargs(self) -> None:
+        """Refuse what would draw rollouts from another distribution than the one that is scored, by its name.
+
+        vLLM has names of its own, and hands these on to its `SamplingParams`.
+        """
+        from transformers import GenerationConfig
+
+        given: Any = self.generation_kwargs or {}  # a dict by now, though TRL also takes JSON
+        for name, value in given.items():
+            neutral = value is None or name in _LEAVES_SOFTMAX or _NEUTRAL.get(name, value is None) == value
+            if self.use_vllm or neutral or not hasattr(GenerationConfig(), name):
+                continue
+            reason = (
+                f"which is a field of its own here, {_OWN_FIELDS[name]}. Set that, and remove it."
+                if name in _OWN_FIELDS
+                else "which changes how rollouts are drawn, while both models score the whole softmax. Remove it."
+            )
+            raise ValueError(f"generation_kwargs has {name!r} ({value!r:.60}), {reason}")
 
     def _warn_of_truncated_sampling(self) -> None:
         """Scores are of the whole softmax at the sampling temperature; a sampler that cuts it draws from another."""

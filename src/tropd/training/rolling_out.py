@@ -22,6 +22,7 @@ from ..rollout.addressed import (
 )
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
+from ..sampling import as_asked
 from ..teacher.local import LocalTeacher
 from ..teacher.several import Teachers
 from .batch import Rollout
@@ -206,13 +207,14 @@ class RollsOut(WholeCheckpoints):
         starts, self._pending_prefixes = self._pending_prefixes, None
         starts = starts or [[] for _ in prompt_ids]
         rest = images, multimodal_fields, num_generations, has_tool_images
+        student = self.accelerator.unwrap_model(self.model_wrapped)
         if not any(starts):
-            with self._addressed(prompt_ids, starts):
+            with as_asked(student), self._addressed(prompt_ids, starts):
                 written, logps = super()._generate_single_turn(prompt_ids, *rest)
         else:
             longest = self.max_completion_length - min(len(start) for start in starts)
             contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
-            with self._generation_budget(longest), self._addressed(prompt_ids, starts):
+            with self._generation_budget(longest), as_asked(student), self._addressed(prompt_ids, starts):
                 continuations, logps = super()._generate_single_turn(contexts, *rest)
             pairs = [
                 splice(start, continuation, None if logps is None else logps[row], self.max_completion_length)
