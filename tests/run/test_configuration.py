@@ -188,3 +188,33 @@ def test_no_configuration_says_what_to_give():
 
 def test_a_word_that_is_no_field_is_refused():
     assert refusal(None, ["learning_rate", "1"]).startswith("'learning_rate' is not a field; overrides look like `--")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["false"], False),
+        (["true"], True),
+        ([], True),
+        (["3"], 3),
+        (["1e-5"], 1e-5),
+        (["0.5"], 0.5),
+        (["null"], None),
+        (["high"], "high"),
+        (["[1, 2]"], [1, 2]),
+        (["{a: 1}"], {"a": 1}),
+        (["1", "2"], [1, 2]),
+        (["'3'"], "3"),
+    ],
+)
+@pytest.mark.parametrize(
+    "field", ["chat_template_kwargs", "teacher_chat_template_kwargs", "model_init_kwargs", "teacher_model_init_kwargs"]
+)
+def test_a_dotted_key_means_what_yaml_would_read(file, field, words, expected):
+    found = resolve(file(), [f"--{field}.key", *words]).trainer[field]["key"]
+    assert found == expected and type(found) is type(expected)
+
+
+def test_a_dotted_key_of_a_mapping_of_names_stays_text(file):
+    assert resolve(file(), ["--columns.prompt", "5"]).settings.columns == {"prompt": "5"}
+    assert resolve(file(), ["--teacher.math", "007"]).settings.teachers == {"math": "007"}

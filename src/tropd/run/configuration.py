@@ -195,7 +195,7 @@ def _with_key(name: str, key: str, value: Any, earlier: Mapping[str, Value]) -> 
     so_far = earlier[name].value if name in earlier else {}
     if not isinstance(so_far, dict):
         raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; give it one way.")
-    return {**so_far, key: str(value) if isinstance(value, Unquoted) else value}
+    return {**so_far, key: value}
 
 
 def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str, Value]:
@@ -302,6 +302,8 @@ def _typed(name: str, written: Value, annotation: Any) -> Any:
         )
     try:
         value = _meant(written.value, kinds)
+        if isinstance(value, dict):
+            value = {key: _meant_in_mapping(part, _holds_text(annotation)) for key, part in value.items()}
         return TypeAdapter(annotation, config={"coerce_numbers_to_str": True}).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
@@ -334,8 +336,27 @@ def _meant(value: Any, kinds: set[Any]) -> Any:
     return [text] if list in kinds and str not in kinds else text
 
 
+def _holds_text(annotation: Any) -> bool:
+    """Are the values of a mapping in this field names, such as those of columns?"""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    mappings = [part for part in parts if (get_origin(part) or part) is dict]
+    return bool(mappings) and all(get_args(part)[1:] == (str,) for part in mappings)
+
+
+def _meant_in_mapping(value: Any, is_text: bool) -> Any:
+    """The value of `--field.key value`: text for a field that holds names, else what YAML would read."""
+    if isinstance(value, list) and not is_text:
+        return [_meant_in_mapping(item, is_text) for item in value] if value else True  # a flag
+    if not isinstance(value, Unquoted):
+        return value
+    text = str(value)
+    if is_text:
+        return text
+    return float(text) if _is_number(text) and set(text) & set("eE") else _read_flow(text)
+
+
 def _read_flow(text: str) -> Any:
-    """A list or a mapping, as YAML or JSON writes them on a line."""
+    """What YAML or JSON reads on a line."""
     import yaml
 
     try:
