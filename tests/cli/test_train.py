@@ -219,3 +219,34 @@ def test_two_processes_train_through_the_command_line(workspace):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done: 2 steps") == 1, "one process speaks"
     assert (workspace.root / "out/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("lost", ["all", "cut", "nothing"])
+def test_a_run_killed_while_its_final_model_was_saved_gets_it_by_resuming(workspace, tropd, lost):
+    fields = workspace.fields(max_steps=2, save_strategy="steps", save_steps=1)
+    assert tropd("train", *fields).code == 0
+    weights = workspace.root / "out/model.safetensors"
+    whole, text = weights.read_bytes(), (workspace.root / "out/config.json").read_text()
+    if lost == "all":
+        for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+            (workspace.root / "out" / name).unlink()
+    elif lost == "cut":
+        weights.write_bytes(whole[:-9])
+    outcome = tropd("train", *fields, "--resume_from_checkpoint", "latest")
+    said = " ".join((outcome.out + outcome.err).split())
+    assert outcome.code == 0 and "is complete (2 steps)" in said
+    assert ("had no final model; it is made from out/checkpoint-2" in said) is (lost != "nothing")
+    assert weights.read_bytes() == whole and (workspace.root / "out/config.json").read_text() == text
+    loaded = AutoModelForCausalLM.from_pretrained(workspace.root / "out")
+    assert loaded.generation_config.eos_token_id is not None
+    assert not (workspace.root / "out/optimizer.pt").exists() and not (workspace.root / "out/.writing").exists()
+
+
+def test_a_finished_run_whose_checkpoint_was_altered_gets_no_model_from_it(workspace, tropd):
+    fields = workspace.fields(max_steps=1, save_strategy="steps", save_steps=1)
+    assert tropd("train", *fields).code == 0
+    (workspace.root / "out/model.safetensors").unlink()
+    altered = workspace.root / "out/checkpoint-1/model.safetensors"
+    altered.write_bytes(altered.read_bytes()[:-4] + b"abcd")
+    outcome = tropd("train", *fields, "--resume_from_checkpoint", "latest")
+    assert outcome.code == 2 and "model.safetensors was altered after it was written" in " ".join(outcome.err.split())

@@ -58,11 +58,22 @@ def run(options: argparse.Namespace) -> int:
     check_costs(inputs)
     if checkpoint is not None:
         if steps_of(checkpoint) >= inputs.args.max_steps > 0:
-            console.say(f"{output_dir} is complete ({inputs.args.max_steps} steps); raise max_steps to go on.")
-            return 0
+            return _finish(inputs.args, checkpoint)
         for change in check_same_run(output_dir, inputs.args, inputs.configuration.settings.teacher):
             console.warn(change)
     return _train(inputs, checkpoint)
+
+
+def _finish(args: Any, checkpoint: str) -> int:
+    """A run whose steps are done: say so, and make the final model where a kill has left none."""
+    from ..training.final_model import best_of, is_missing, make_from
+
+    source = best_of(checkpoint) if args.load_best_model_at_end else checkpoint
+    if args.save_final_model and is_missing(args.output_dir, source):
+        made_from = make_from(source, args.output_dir)
+        console.say(f"{args.output_dir} had no final model; it is made from {made_from}.")
+    console.say(f"{args.output_dir} is complete ({args.max_steps} steps); raise max_steps to go on.")
+    return 0
 
 
 def _train(inputs: Any, checkpoint: str | None) -> int:

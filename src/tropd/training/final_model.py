@@ -1,0 +1,57 @@
+"""The final model of a run that had ended its training when it was killed: made from its last checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+from .checkpoints import ASIDE, MANIFEST, check_checkpoint, clear_aside, publish_files, room_on_disk
+
+WEIGHTS = (".safetensors", ".bin")
+STATE_OF_TRAINING = (
+    "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "tropd_state.json", "training_args.bin",
+    MANIFEST, "global_step*", "latest", "zero_to_fp32.py", "pytorch_model_fsdp*", "README.md",
+)  # fmt: skip
+"""What a checkpoint holds besides its model."""
+
+
+def is_missing(output_dir: str | Path, checkpoint: str | Path) -> bool:
+    """Does the run's folder lack weights that its checkpoint has, or hold some of another size?"""
+    sizes = {path.name: path.stat().st_size for path in _weights(Path(checkpoint))}
+    there = {path.name: path.stat().st_size for path in _weights(Path(output_dir))}
+    return not sizes or any(there.get(name) != size for name, size in sizes.items())
+
+
+def make_from(checkpoint: str | Path, output_dir: str | Path) -> Path:
+    """Write the final model of a finished run from one of its checkpoints.
+
+    Returns:
+        The checkpoint it is from.
+
+    Raises:
+        ValueError: the checkpoint is not whole, or holds each process's part of the weights alone.
+    """
+    source = Path(checkpoint)
+    if not _weights(source):
+        raise ValueError(
+            f"{output_dir} has no final model, and checkpoint {source} holds the weights of each process apart. Merge "
+            "them with `accelerate merge-weights`, or raise max_steps by one and go on."
+        )
+    check_checkpoint(source)
+    aside = Path(output_dir) / ASIDE / "model"
+    with room_on_disk(output_dir):
+        clear_aside(output_dir)
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE_OF_TRAINING))
+        publish_files(output_dir, "model")
+    return source
+
+
+def best_of(checkpoint: str | Path) -> Path:
+    """The best checkpoint that a run knew of when this one was written; this one where it knew of none."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    return Path(best) if best and Path(best).is_dir() else Path(checkpoint)
+
+
+def _weights(folder: Path) -> list[Path]:
+    names = ("model", "adapter_model", "pytorch_model")
+    return [path for path in folder.iterdir() if path.suffix in WEIGHTS and path.name.startswith(names)]
