@@ -21,7 +21,7 @@ OURS = {
     "objective": {"objective"},
     "rollout": {"rollout", "objective", "sampling"},
     "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
-    "training": {"training", "objective", "rollout", "teacher", "modeling", "packing"},
+    "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "safetensors_header"},
     "preflight": {
@@ -32,6 +32,7 @@ OURS = {
         "rollout",
         "evaluation",
         "sampling",
+        "endings",
         "model_folder",
     },
     "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "model_folder"},
@@ -50,6 +51,7 @@ OURS = {
         "proving_ground",
         "sampling",
         "compression",
+        "endings",
         "model_folder",
     },
 }

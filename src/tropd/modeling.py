@@ -36,19 +36,60 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
     def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
         if on_hidden is None:
             return ordinary_forward(self, *args, **kwargs)
-        hidden, head = _as_computed(_states(self.base_model, *args, **kwargs), head_of(self))
+        layers = _before_output_layer(self, ordinary_forward) if self._tropd_by_output_layer else _last_states(self)
+        hidden, head = _as_computed(_of_groups(layers, *args, **kwargs), head_of(self))
         with torch.autocast(hidden.device.type, enabled=False):
             return on_hidden(hidden, head)
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
     model._tropd_exposes_hidden = True  # type: ignore[assignment]
+    model._tropd_by_output_layer = False  # type: ignore[assignment]
 
 
-def _states(layers: Callable, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Tensor:
-    """Last hidden states of one tensor of ids [B, L, H], or of several [Σ B·L, H]."""
+def read_output_layer(model: PreTrainedModel, by_output_layer: bool) -> None:
+    """Where a model that exposes its states takes them from.
+
+    Args:
+        model: see `expose_hidden_states`.
+        by_output_layer: take what the model's own forward hands to its output layer, which costs nothing more; else the
+            last states of its base model.
+    """
+    model._tropd_by_output_layer = by_output_layer  # type: ignore[assignment]
+
+
+def _last_states(model: PreTrainedModel) -> Callable[..., Tensor]:
+    return lambda **inputs: model.base_model(**inputs).last_hidden_state
+
+
+def _before_output_layer(model: PreTrainedModel, ordinary_forward: Callable) -> Callable[..., Tensor]:
+    def states(**inputs: Any) -> Tensor:
+        layer, handed = model.get_output_embeddings(), []
+
+        def keep(hidden: Tensor) -> Tensor:
+            handed.append(hidden)
+            return hidden  # no logits: nothing of the vocabulary's size is made
+
+        before = vars(layer).get("forward")
+        layer.forward = keep  # type: ignore[union-attr]
+        try:
+            ordinary_forward(model, **inputs)
+        finally:
+            if before is None:
+                del layer.forward  # type: ignore[union-attr]
+            else:
+                layer.forward = before  # type: ignore[union-attr]
+        if len(handed) != 1:
+            raise AttributeError(f"its output layer is used {len(handed)} times in a forward pass")
+        return handed[0]
+
+    return states
+
+
+def _of_groups(states: Callable, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Tensor:
+    """States of one tensor of ids [B, L, H], or of several [Σ B·L, H]."""
 
     def of(ids: Tensor, mask: Tensor | None) -> Tensor:
-        return layers(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
+        return states(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs)  # type: ignore[no-any-return]
 
     if not isinstance(input_ids, tuple):
         return of(input_ids, attention_mask)
@@ -93,7 +134,7 @@ def head_of(model: PreTrainedModel) -> Head:
         weight=_whole(layer.weight),
         bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),
         logit_scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
     )
 
 

@@ -32,6 +32,7 @@ from .metrics import Totals
 from .out_of_memory import EVALUATED_ROWS, TRAINED_ROWS, WRITING, enough_memory
 from .prefix_stage import PrefixStage
 from .reading import read_rollouts, unpad
+from .reading_check import check_student, check_teachers
 from .saving import WholeCheckpoints
 from .scoring import notes_suffice
 from .sharding import shards_teacher
@@ -60,6 +61,7 @@ class RollsOut(WholeCheckpoints):
     _turns: Turns | None
     _notes: SamplerNotes | None
     _loops: list[float]
+    _is_read_rightly = False
     _evaluated_rows: int
     in_preflight = False
 
@@ -136,6 +138,7 @@ class RollsOut(WholeCheckpoints):
 
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
+        self._check_reading()
         first_row = self._first_row(len(inputs))
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
@@ -158,6 +161,13 @@ class RollsOut(WholeCheckpoints):
             mask_repetitive=self.args.mask_repetitive_completions,
             notes=notes,
         )
+
+    def _check_reading(self) -> None:
+        """Once, before the first rollout: do both models say of themselves what we read of them?"""
+        if not self._is_read_rightly:
+            check_student(self)
+            check_teachers(self)
+            self._is_read_rightly = True
 
     def _engine(self) -> float:
         """What has written the last rollouts; see the metric."""

@@ -42,6 +42,7 @@ from .monitoring import loss_metrics
 from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
+from .reading_check import silence
 from .rollout_log import write_rollouts
 from .sampler import EpochAddressedSampler
 from .saving import SaveBetweenCycles
@@ -140,6 +141,8 @@ class TrOPDTrainer(BuildsBatches):
         check_host_model(self)
         check_teacher_apart(self, teachers)
         keep_outputs_exact(self.accelerator)
+        if args.disable_dropout:
+            silence(self.model)
         # Truncated rollouts are left out by us: the host would blank them before they can be measured.
         self.mask_truncated_completions = False
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
