@@ -66,7 +66,7 @@ def ends(history: Sequence[dict[str, float]], name: str) -> tuple[float, float] 
     >>> ends([{"a": 1.0}, {"b": 0.0}, {"a": 3.0}], "a")
     (1.0, 3.0)
     """
-    values = [entry[name] for entry in history if name in entry]
+    values = [entry[name] for entry in history if entry.get(name) is not None]  # not a number is no number
     if not values:
         return None
     tenth = max(1, len(values) // 10)

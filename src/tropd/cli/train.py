@@ -1,7 +1,9 @@
 """`tropd train`: distil a teacher into a student, from a file of fields."""
 
 import argparse
+import os
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from . import console
@@ -61,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
             return _finish(inputs.args, checkpoint)
         for change in check_same_run(output_dir, inputs.args, inputs.configuration.settings.teacher):
             console.warn(change)
-    return _train(inputs, checkpoint)
+    with ExitStack() as stack:
+        return _train(inputs, checkpoint, stack)
 
 
 def _finish(args: Any, checkpoint: str) -> int:
@@ -76,10 +79,11 @@ def _finish(args: Any, checkpoint: str) -> int:
     return 0
 
 
-def _train(inputs: Any, checkpoint: str | None) -> int:
+def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     from transformers import PrinterCallback
 
     from ..run.assemble import build_trainer
+    from ..training.directory_lock import only_run_in
     from ..training.guards import kept
     from ..training.interruption import Interrupted, Signals, StopAtSignal
     from .at_start import look_when_ready
@@ -87,6 +91,8 @@ def _train(inputs: Any, checkpoint: str | None) -> int:
     from .progress import TrainingProgress
     from .summary import Ended, show_summary
 
+    if int(os.environ.get("RANK", "0")) == 0:
+        stack.enter_context(only_run_in(inputs.args.output_dir))  # before two runs have loaded their models
     console.say("loading student and teacher")
     progress = TrainingProgress("train")
     trainer = build_trainer(inputs, [progress])

@@ -296,7 +296,9 @@ class HeadGradients:
     def __init__(self, hidden_NH: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]):
         self._inputs = hidden_NH, weight, bias
         needs_hidden, needs_weight, needs_bias = needs
-        self.hidden = torch.zeros_like(hidden_NH) if needs_hidden else None
+        # Half as wide as it is kept: a loss scale arrives with the backward pass, and float16 has underflowed by then.
+        kept = wide(hidden_NH.dtype) if hidden_NH.dtype == torch.float16 else hidden_NH.dtype
+        self.hidden = torch.zeros_like(hidden_NH, dtype=kept) if needs_hidden else None
         self.weight = torch.empty_like(weight, dtype=wide(weight.dtype)) if needs_weight else None
         self.bias = torch.zeros_like(bias, dtype=wide(bias.dtype)) if needs_bias and bias is not None else None
         self._weight_is_written = False
@@ -322,11 +324,11 @@ class HeadGradients:
 
     def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The three gradients in the dtypes of what they belong to; `None` where not wanted."""
-        _, weight, bias = self._inputs
+        hidden_NH, weight, bias = self._inputs
         if self.weight is not None and not self._weight_is_written:
             self.weight.zero_()
         return (
-            self.hidden,
+            None if self.hidden is None else self.hidden.to(hidden_NH.dtype),
             None if self.weight is None else self.weight.to(weight.dtype),
             None if self.bias is None or bias is None else self.bias.to(bias.dtype),
         )

@@ -28,8 +28,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def gradient_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which gradients of logits are multiplied: the weight's where the device is fast at it."""
-    return weight.dtype if _multiplies(weight) else wide(weight.dtype)
+    """The dtype in which gradients of logits are multiplied: the weight's where the device is fast at it.
+
+    Never float16, whose smallest numbers are larger than many a gradient before a loss scale has been applied.
+    """
+    return weight.dtype if _multiplies(weight) and weight.dtype != torch.float16 else wide(weight.dtype)
 
 
 def project_into(raw_CV: Tensor, hidden_CH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,7 +68,7 @@ def narrowed_(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
 
 def states_gradient(grad_CV: Tensor, weight: Tensor) -> Tensor:
     """grad · weight, [C, H]; `grad_CV` is of `gradient_dtype(weight)`. Rounded at most once, at the end."""
-    if _half_on_gpu(weight):
+    if _half_on_gpu(weight) and grad_CV.dtype == weight.dtype:
         return torch.mm(grad_CV, weight, out_dtype=torch.float32)
     if grad_CV.dtype == weight.dtype:
         return torch.mm(grad_CV, weight)

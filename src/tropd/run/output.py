@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..objective.methods import describe
+from ..training.directory_lock import LOCK
 
-RECORDS = re.compile(r"(run|preflight)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing")
+RECORDS = re.compile(r"(run|preflight)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing|\.lock")
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
 
@@ -29,7 +30,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
         return None
     if not directory.is_dir():
         raise ValueError(f"output_dir is {str(directory)!r}, which is a file. Choose another name.")
-    found = sorted(path.name for path in directory.iterdir())
+    found = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
     if any(name in found for name in ("run.json", "preflight.json")):
         found = [name for name in found if not RECORDS.fullmatch(name)]
     if found:

@@ -198,7 +198,9 @@ def _score_states(
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logits_RV, log_sum, entropy = normalise_(logits_RV, room)
         here = token_ids[tokens]
-        logp = (gather_logps(logits_RV, here.clamp_min(0)) - log_sum).masked_fill(here < 0, -torch.inf)
+        sampled = gather_logps(logits_RV, here.clamp_min(0))
+        impossible = (here < 0) | (sampled <= torch.finfo(sampled.dtype).min)  # what `normalise_` made of −inf
+        logp = (sampled - log_sum).masked_fill(impossible, -torch.inf)
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)

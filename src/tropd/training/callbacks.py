@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from .checkpoints import ASIDE, clear_aside, publish_files, room_on_disk
 from .faults import log_written
+from .reading_check import check_weights
 from .run_directory import append_jsonl, drop_after_step, set_aside, write_run_description
 from .teachers import model_names
 
@@ -103,6 +104,7 @@ class RunDirectoryCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.save_final_model and not self.trainer.stopped_by_signal:
+            check_weights(self.trainer, state.global_step)
             with room_on_disk(args.output_dir):
                 self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
                 self.trainer.accelerator.wait_for_everyone()

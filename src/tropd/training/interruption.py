@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while training: finish the step, write a checkpoint, leave with the conventional exit code."""
+"""SIGTERM, SIGINT and SIGHUP while training: finish the step, write a checkpoint, leave with the usual exit code."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ class Interrupted(TrainingStopped):
 
 
 class Signals:
-    """Remembers that SIGTERM or SIGINT arrived; a second SIGINT ends the process at once."""
+    """Remembers that SIGTERM, SIGINT or SIGHUP arrived; a second SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -49,8 +49,11 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator["Signals"]:
-        """Catch both signals while the block runs; the handlers before it come back."""
-        earlier = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Catch the signals while the block runs; the handlers before it come back. `nohup` goes on ignoring SIGHUP."""
+        wanted = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            wanted.append(signal.SIGHUP)
+        earlier = {number: signal.signal(number, self) for number in wanted}
         try:
             yield self
         finally:

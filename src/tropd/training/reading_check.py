@@ -11,16 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..modeling import read_output_layer
 from ..teacher.base import BaseTeacher, without_adapter
 from ..teacher.names import called
+from .errors import NotFinite
+from .guards import kept
 
 NUM_TOKENS = 12
 ROUNDINGS = 2.0
 """Roundings of the largest logit that two ways of computing the same log-probability may lie apart."""
 SLACK = 1e-4
 """Nats, for sums of another order in float32."""
+LARGEST_WEIGHT = 1e6
+"""No language model has a weight this large; norms hide one from the logits."""
+ABSURD = -1e5
+"""Nats: a student that finds some token as unlikely as that is ruined, whatever its numbers."""
 NOISY = ("dropout", "jitter", "layerdrop")
 """What the settings of noise are called, in modules and configurations."""
 
@@ -74,6 +81,35 @@ def check_teachers(trainer: Any) -> None:
                 _agreeing(teacher.forward, _base(teacher.model), ids, called(name))
         else:
             _agreeing(teacher.forward, _base(teacher.model), ids, called(name))
+
+
+def check_weights(trainer: Any, step: int) -> None:
+    """Refuse to keep a student that computes nothing any more: its weights, or what it makes of a few tokens.
+
+    Raises:
+        NotFinite: with the step, and the checkpoint there is to go back to.
+    """
+    device = trainer.accelerator.device
+    sizes = [_local(p).abs().amax() for p in trainer.model.parameters() if _local(p).numel()]
+    broken = ~(torch.stack([size.float().cpu() for size in sizes]) < LARGEST_WEIGHT).all()  # NaN is not less
+    training = trainer.model.training
+    trainer.model.eval()
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            logps = _read(trainer.model, _some_tokens(trainer._student_vocab_size, device))
+    finally:
+        trainer.model.train(training)
+    broken = broken.to(device) | logps.isnan().any() | ((logps < ABSURD) & logps.isfinite()).any()
+    if trainer.ranks.max(broken.int().view(1))[0]:
+        raise NotFinite(
+            f"the student's weights are not finite, or too large to compute with, after step {step}, so it is not "
+            f"saved; {kept(trainer.args.output_dir)}. Lower the learning rate."
+        )
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """What of a parameter lies on this process."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _base(model: Any) -> Any:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from transformers.generation import GenerationMode
 
 from ..endings import PairEndings, declared, pair_endings
@@ -62,6 +64,7 @@ class RollsOut(WholeCheckpoints):
     _notes: SamplerNotes | None
     _loops: list[float]
     _is_read_rightly = False
+    _said_of_rewards: set[str]
     _evaluated_rows: int
     in_preflight = False
 
@@ -246,7 +249,28 @@ class RollsOut(WholeCheckpoints):
         """The host's rewards; a reward function that fails stops the run in a sentence."""
         functions = list(zip(self.reward_func_names, self.reward_funcs, strict=True))
         with rewards_given(functions, self._moment(), self.args.output_dir):
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            given = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._monitors_rewards:
+            self._count_missing_rewards(given)
+        return given.masked_fill(given.isinf(), torch.nan)  # which the host leaves out, as it does None
+
+    def _count_missing_rewards(self, rewards_NF: Tensor) -> None:
+        """A reward that is none, or no finite number, is left out of the host's sums; how many there are is told."""
+        missing = ~rewards_NF.isfinite()
+        self._metrics["train" if self.model.training else "eval"]["rewards/nonfinite_share"].append(
+            missing.float().mean().item()
+        )
+        for name, count in zip(self.reward_func_names, missing.sum(0).tolist(), strict=True):
+            if count and name not in self._said_of_rewards and self.is_world_process_zero():
+                self._said_of_rewards.add(name)
+                logger.warning(
+                    "the reward function %s gave no finite number (None, NaN or infinity) for %d of %d rollouts in %s; "
+                    "they are left out. Later ones are counted in the metric rewards/nonfinite_share.",
+                    name,
+                    count,
+                    len(rewards_NF),
+                    self._moment(),
+                )
 
     def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""

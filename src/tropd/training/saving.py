@@ -15,6 +15,7 @@ from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, p
 from .clock import WallClock, correct_runtimes
 from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
+from .reading_check import check_weights
 from .run_directory import write_whole
 from .sharding import whole_weights
 from .stream import place_in_stream
@@ -110,6 +111,7 @@ class WholeCheckpoints(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The host's checkpoint, written aside and published."""
+        check_weights(self, self.state.global_step)
         directory, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
         self._note_best(directory)
         with room_on_disk(directory):

@@ -7,6 +7,7 @@ The flow of one step: prompts → teacher prefix → rollout (TRL) → student a
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from .checks import (
     has_rewards,
 )
 from .config import TrOPDConfig
+from .directory_lock import only_run_in
 from .errors import RolloutsCollapsed
 from .faults import DataEnd, log_written
 from .guards import check_gradient_norm, check_loss
@@ -156,6 +158,7 @@ class TrOPDTrainer(BuildsBatches):
         self._turns: Turns | None = None
         self._notes: SamplerNotes | None = None
         self._loops: list[float] = []
+        self._said_of_rewards: set[str] = set()
         self._tokens_learned = 0
         self._ended_before = 0.0
         self.ended_by: dict[int, int] = {}
@@ -171,14 +174,16 @@ class TrOPDTrainer(BuildsBatches):
         """Train; see `transformers.Trainer.train`.
 
         Raises:
-            ValueError: fewer prompts than a rollout batch takes, or a checkpoint that is not whole.
+            ValueError: fewer prompts than a rollout batch takes, a checkpoint that is not whole, or another run in the
+                output directory.
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
             TrainingStopped: something failed that the run cannot go on without; its kinds are in `errors`.
         """
         if hasattr(self.train_dataset, "__len__"):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
-        with enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS):
+        here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
+        with here, enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS):
             output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))

@@ -1,0 +1,122 @@
+"""What is kept is what was trained: ruined weights, missing rewards, a second run in the folder."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from training import tiny
+from tropd.training import directory_lock
+from tropd.training.checkpoints import checkpoints_in, fault_of
+from tropd.training.directory_lock import only_run_in
+from tropd.training.errors import NotFinite
+from tropd.training.interruption import Signals
+
+
+def build(folder, **settings):
+    return tiny.build(folder, tiny.llama(seed=1), tiny.llama(seed=2), settings.pop("method", "opd"), **settings)
+
+
+@pytest.mark.parametrize("rate", [float("inf"), 1e30])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_ruined_weights_are_never_saved_nor_called_untouched(rate, steps, tmp_path):
+    trainer = build(tmp_path, learning_rate=rate, max_steps=steps, save_strategy="steps", save_steps=1)
+    with pytest.raises(NotFinite, match=r"weights are not finite.*after step 1.*has no checkpoint yet"):
+        trainer.train()
+    assert checkpoints_in(tmp_path) == [] and not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_last_step_is_looked_at_without_checkpoints_too(tmp_path):
+    trainer = build(tmp_path, learning_rate=float("inf"), max_steps=1, save_final_model=True)
+    with pytest.raises(NotFinite, match="it is not saved"):
+        trainer.train()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_checkpoint_before_the_ruin_is_there_and_whole(tmp_path):
+    trainer = build(tmp_path, learning_rate=1e-3, max_steps=3, save_strategy="steps", save_steps=1)
+    step = trainer.training_step
+
+    def ruin(model, *args, **kwargs):
+        if trainer.state.global_step == 1:
+            with torch.no_grad():
+                next(model.parameters()).fill_(torch.inf)
+        return step(model, *args, **kwargs)
+
+    trainer.training_step = ruin
+    with pytest.raises(NotFinite, match="checkpoint-1, is untouched"):
+        trainer.train()
+    (checkpoint,) = checkpoints_in(tmp_path)
+    assert fault_of(checkpoint) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_rewards_that_are_no_number_are_counted_and_named_and_end_nothing(value, tmp_path, caplog):
+    def odd(completions, **_):
+        return [value if i % 2 else 1.0 * i for i in range(len(completions))]
+
+    with caplog.at_level(logging.WARNING):
+        trainer = build(tmp_path, trainer_options={"reward_funcs": odd}, reward_mixing_weight=0.5, max_steps=2)
+        trainer.train()
+    shares = [
+        entry["rewards/nonfinite_share"] for entry in trainer.state.log_history if "rewards/nonfinite_share" in entry
+    ]
+    assert shares == [0.5, 0.5]
+    named = [r.getMessage() for r in caplog.records if "gave no finite number" in r.getMessage()]
+    assert len(named) == 1 and "the reward function odd" in named[0] and "4 of 8 rollouts in step 1" in named[0]
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert all(entry["loss"] == entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+
+
+def _hold(folder, held, done):
+    with only_run_in(folder):
+        held.set()
+        done.wait(60)
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_kill_leaves_no_lock(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, done))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(ValueError, match=rf"in which another process trains \(process {other.pid} on "):
+        build(tmp_path, max_steps=1).train()
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    build(tmp_path, max_steps=1).train()
+
+
+def test_a_run_may_ask_for_its_own_folder_again(tmp_path):
+    with only_run_in(tmp_path), only_run_in(str(tmp_path)):
+        assert directory_lock._held
+    assert not directory_lock._held
+
+
+def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monkeypatch, caplog):
+    def none(*_):
+        raise OSError(directory_lock.UNSUPPORTED[0], "no locks available")
+
+    monkeypatch.setattr(directory_lock.fcntl, "flock", none)
+    with caplog.at_level(logging.WARNING), only_run_in(tmp_path):
+        pass
+    assert "has no locks" in caplog.text
+
+
+def test_a_closed_terminal_stops_a_run_as_sigterm_does_unless_it_is_to_go_on():
+    with Signals().caught() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.received == signal.SIGHUP
+    code = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from tropd.training.interruption import Signals\n"
+        "with Signals().caught() as s: os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print(s.received)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
