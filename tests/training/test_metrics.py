@@ -11,7 +11,7 @@ from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
 from tropd.training.batch import Rollout
 from tropd.training.metrics import METRICS, METRICS_BY_TEACHER, Totals, as_markdown
-from tropd.training.monitoring import batch_metrics, log_ratio_quantiles, rollout_metrics
+from tropd.training.monitoring import batch_metrics, log_ratio_quantiles, rollout_metrics, student_log_ratios
 from tropd.training.scoring import StudentScores
 
 HOSTS = {"loss", "grad_norm", "learning_rate", "num_tokens", "step_time", "epoch", "step"}
@@ -99,7 +99,7 @@ def test_four_tokens_by_hand():
             "teacher/topk_mass": 0.75,
         }
     )
-    assert log_ratio_quantiles(signals, alone) == pytest.approx(
+    assert log_ratio_quantiles(student_log_ratios(signals), alone) == pytest.approx(
         {"log_ratio/p01": -log_2, "log_ratio/p50": 0.0, "log_ratio/p99": 1.0}
     )
 
@@ -182,7 +182,10 @@ def test_every_metric_of_the_table_is_logged_by_some_run(tmp_path, student, teac
         trainer_options={"reward_funcs": lambda completions, **_: [float(len(c)) for c in completions]},
         **settings,
     )
-    assert METRICS.keys() - set().union(*done.logs) == set()
+    other = clone(teacher)
+    other.config.eos_token_id = 9
+    apart = run(tmp_path / "apart", student, other, script=replay(recorded(8)), ending="as_given")
+    assert METRICS.keys() - set().union(*done.logs, *apart.logs) == set()
 
 
 def test_the_parts_of_the_loss_add_up_to_it(tmp_path, student, teacher):

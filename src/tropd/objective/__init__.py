@@ -22,7 +22,7 @@ _HOMES = {
     "methods": "METHODS SETTINGS Method describe get_method",
     "policy_gradient": "policy_gradient_loss",
     "randomness": "addressed_uniforms",
-    "reduce": "RegionCounts reduce_losses reduced_parts region_counts",
+    "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",
     "regions": "top_share_threshold trust_probability trust_weight",
     "schedules": "guidance_fraction prefix_length",
 }

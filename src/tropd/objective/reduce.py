@@ -35,6 +35,18 @@ def region_counts(signals: TokenSignals) -> Tensor:
     return torch.stack([region.sum(dtype=torch.float64) for region in regions])
 
 
+def denominators(counts: RegionCounts, reduction: str = "shared") -> dict[str, float]:
+    """What each part of the loss is divided by; see `reduced_parts`."""
+    by_reduction = {
+        "shared": (counts.total, counts.total, counts.total, counts.total),
+        "per_region": (counts.trust, counts.outlier, counts.guidance, counts.student),
+        "selected": (counts.trust, counts.trust, counts.trust, counts.trust),
+    }
+    if reduction not in by_reduction:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(by_reduction)}")
+    return dict(zip(("trust", "outlier", "guidance", "reward"), by_reduction[reduction], strict=True))
+
+
 def reduced_parts(losses: TokenLosses, counts: RegionCounts, reduction: str = "shared") -> dict[str, Tensor]:
     """Each part of the scalar loss: its sum over these tokens, divided by its global count.
 
@@ -42,22 +54,8 @@ def reduced_parts(losses: TokenLosses, counts: RegionCounts, reduction: str = "s
     do not dilute the on-policy terms. `selected`: over trusted tokens alone (REOPOLD's Σ M). An empty region gives
     zero.
     """
-    denominators = {
-        "shared": (counts.total, counts.total, counts.total, counts.total),
-        "per_region": (counts.trust, counts.outlier, counts.guidance, counts.student),
-        "selected": (counts.trust, counts.trust, counts.trust, counts.trust),
-    }
-    if reduction not in denominators:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(denominators)}")
-    sums = {
-        "trust": losses.trust,
-        "outlier": losses.outlier,
-        "guidance": losses.guidance,
-        "reward": losses.reward,
-    }
     return {
-        name: _divide(values.sum(), count)
-        for (name, values), count in zip(sums.items(), denominators[reduction], strict=True)
+        name: _divide(getattr(losses, name).sum(), count) for name, count in denominators(counts, reduction).items()
     }
 
 

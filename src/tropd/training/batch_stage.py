@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .callbacks import CollapseGuard
 from .faults import check_score_counts, teacher_asked, teacher_failed_elsewhere
 from .guards import check_teacher_scores
 from .metrics import Totals
-from .monitoring import batch_metrics, ending_metrics, log_ratio_quantiles, rollout_metrics
+from .monitoring import batch_metrics, ending_metrics, log_ratio_quantiles, rollout_metrics, student_log_ratios
 from .out_of_memory import SCORING
 from .ranks import Ranks
 from .rolling_out import RollsOut
@@ -44,18 +45,27 @@ EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
 
 
+@dataclass
+class Evaluation:
+    """What an evaluation adds up over its batches, so that no metric depends on how they were cut."""
+
+    totals: Totals
+    log_ratios: list[Tensor] = field(default_factory=list)
+
+
 class BuildsBatches(RollsOut):
     """`GRPOTrainer` whose batches are rollouts that the student and its teachers have scored."""
 
     ranks: Ranks
     guard: CollapseGuard
+    _evaluated: Evaluation
     _record: Callable[[dict[str, float]], None]
 
     def _build_batch(self, inputs: list[dict[str, Any]], windows: int) -> list[MicroBatch]:
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
         training = self.model.training
         method = self.method.stage(self.state.global_step / max(self.state.max_steps, 1))
-        totals = Totals(self.teachers.names)
+        totals = Totals(self.teachers.names) if training else self._evaluated.totals
         started = time.perf_counter()
         rollouts = self._roll_out(inputs, totals)
         rolled_out = time.perf_counter()
@@ -81,12 +91,15 @@ class BuildsBatches(RollsOut):
         rollout_metrics(totals, rollouts, self.endings.unheeded)
         batch_metrics(totals, signals, student, teacher, of_teachers)
         ending_metrics(totals, rollouts, signals, self._tokenizer.eos_token_id)
-        metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(signals, self.ranks.gather_ragged)
-        self._record(metrics)
+        log_ratios = student_log_ratios(signals)
         if training:
+            metrics = totals.collect(self.ranks.sum) | log_ratio_quantiles(log_ratios, self.ranks.gather_ragged)
+            self._record(metrics)
             self.ended_by = self._count_endings(rollouts)
             unheeded = metrics.get("response/unheeded_ending_share", 0.0)
             self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts), unheeded)
+        else:
+            self._evaluated.log_ratios.append(log_ratios)
         direct = make_direct(method, signals, teacher)
         return self._micro_batches(method, rollouts, signals, direct, windows, unread=known is not None)
 

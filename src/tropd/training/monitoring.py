@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..objective.fused import FusedLoss
 from ..objective.loss import TokenSignals, TopKTerm, learned_from
-from ..objective.reduce import reduced_parts
+from ..objective.reduce import denominators, reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
 from .batch import MicroBatch, Rollout
@@ -118,22 +118,38 @@ def reading_metrics(
     totals.add_mean("sampler/logp_gap", (rollout_logp - trainer_logp).abs(), on_policy * from_sampler * read)
 
 
-def log_ratio_quantiles(signals: TokenSignals, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def student_log_ratios(signals: TokenSignals) -> Tensor:
+    """r of the student tokens that have one."""
+    return signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()
+
+
+def log_ratio_quantiles(log_ratios: Tensor, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
     """Quantiles of r over the student tokens of all ranks; absent where there are none."""
-    values = gather(signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()).sort().values
+    values = gather(log_ratios).sort().values
     if values.numel() == 0:
         return {}
     # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
     return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
 
 
-def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss) -> None:
+def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
     """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
 
     The update of an unread batch is the first pass over it, and says what that pass would have said.
+
+    Args:
+        window: added to.
+        batch: what was learned from, or evaluated.
+        terms: its losses.
+        part_of_evaluation: `None` in training, where the parts of a step add up. In an evaluation, which of the
+            processes' counts are this one's: the batches are weighed by their tokens.
     """
+    divided_by = denominators(batch.counts, batch.method.reduction)
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
-        window.add_sum(f"loss/{name}", value.detach())
+        if part_of_evaluation is None:
+            window.add_sum(f"loss/{name}", value.detach())
+        else:
+            window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
     if batch.unread and batch.first_update:
         read = learned_from(batch.method, batch.signals)  # others are projected for the rollout log alone
         student_logp = torch.where(read, terms.student_logp, torch.nan)

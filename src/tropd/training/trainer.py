@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
 from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, pack_for_student
-from .batch_stage import BuildsBatches
+from .batch_stage import BuildsBatches, Evaluation
 from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback
 from .checks import (
@@ -40,7 +41,7 @@ from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
 from .metrics import Totals
 from .model_card import write_card
-from .monitoring import loss_metrics
+from .monitoring import log_ratio_quantiles, loss_metrics
 from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
@@ -164,6 +165,7 @@ class TrOPDTrainer(BuildsBatches):
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
         self._evaluated_rows = 0
+        self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stopped_by_signal = 0
         self._clocks: dict[str, Any] = {}
         self.add_callback(DataEnd())
@@ -208,6 +210,19 @@ class TrOPDTrainer(BuildsBatches):
         self._evaluated_rows = 0
         with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
             return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were."""
+        self._evaluated = Evaluation(Totals(self.teachers.names))
+        output = super().evaluation_loop(*args, **kwargs)
+        found = self._evaluated.totals.collect(self.ranks.sum)
+        ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
+        for name, value in (found | log_ratio_quantiles(ratios, self.ranks.gather_ragged)).items():
+            self._metrics["eval"][name].append(value)
+        parts = [value for name, value in found.items() if name.startswith("loss/")]
+        metrics = output.metrics or {}
+        metrics |= {name: sum(parts) for name in metrics if name.endswith("_loss") and parts}
+        return output
 
     # ------------------------------------------------------------------ set-up
 
@@ -277,9 +292,10 @@ class TrOPDTrainer(BuildsBatches):
             )
         check_loss(terms.loss.item(), self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()
-        loss_metrics(self._window, inputs, terms)
-        if not self.model.training:
-            self._record_window()
+        if self.model.training:
+            loss_metrics(self._window, inputs, terms)
+        else:
+            loss_metrics(self._evaluated.totals, inputs, terms, 1 / self.accelerator.num_processes)
         if logs_rollouts:
             self._log_rollouts(inputs, terms)
         # Data parallelism averages gradients over ranks; the counts are already global.
@@ -310,7 +326,7 @@ class TrOPDTrainer(BuildsBatches):
             write_card(self)
 
     def _record_window(self) -> None:
-        """Log what the losses added up since the last call: an optimiser step, or one batch of an evaluation."""
+        """Log what the losses added up since the last call: over an optimiser step."""
         self._record(self._window.collect(self.ranks.sum))
         self._window = Totals(self.teachers.names)
 
