@@ -120,3 +120,46 @@ def test_a_closed_terminal_stops_a_run_as_sigterm_does_unless_it_is_to_go_on():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"
+
+
+ROWS = [{"prompt": prompt} for prompt in (*tiny.PROMPTS, "kk=", "l+m=", "n=", "o=")]
+
+
+def interrupted(folder, **settings):
+    trainer = tiny.build(folder, tiny.llama(seed=1), tiny.llama(seed=2), "opd", rows=ROWS, **SAVED | settings)
+    trainer.train()
+    return checkpoints_in(folder)[0]
+
+
+SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.mark.parametrize("changed", ["data", "teacher", "nothing", "data, not skipped"])
+def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(changed, tmp_path):
+    checkpoint = interrupted(tmp_path)
+    teacher, rows, settings = tiny.llama(seed=2), list(ROWS), dict(SAVED)
+    if changed.startswith("data"):
+        rows[5] = {"prompt": "zz="}
+        settings["ignore_data_skip"] = "not" in changed
+    if changed == "teacher":
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.mul_(1.01)
+    trainer = tiny.build(tmp_path, tiny.llama(seed=1), teacher, "opd", rows=rows, **settings)
+    if changed in ("data", "teacher"):
+        with pytest.raises(ValueError, match=rf"but the {changed} (is|are) not what the run began with"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "told"), [("bfloat16", 5e-6, True), ("bfloat16", 0.05, False), ("float32", 5e-6, False)]
+)
+def test_a_student_whose_updates_round_away_is_told_so_in_the_first_step(dtype, rate, told, tmp_path, caplog):
+    student = tiny.llama(seed=1).to(getattr(torch, dtype))
+    with caplog.at_level(logging.WARNING):
+        tiny.build(tmp_path, student, tiny.llama(seed=2), "opd", learning_rate=rate, max_steps=2).train()
+    said = [r.getMessage() for r in caplog.records if "rounds away" in r.getMessage()]
+    assert len(said) == told
+    assert not told or "kept in bfloat16" in said[0]

@@ -90,7 +90,7 @@ def check_weights(trainer: Any, step: int) -> None:
         NotFinite: with the step, and the checkpoint there is to go back to.
     """
     device = trainer.accelerator.device
-    sizes = [_local(p).abs().amax() for p in trainer.model.parameters() if _local(p).numel()]
+    sizes = [local_part(p).abs().amax() for p in trainer.model.parameters() if local_part(p).numel()]
     broken = ~(torch.stack([size.float().cpu() for size in sizes]) < LARGEST_WEIGHT).all()  # NaN is not less
     training = trainer.model.training
     trainer.model.eval()
@@ -107,7 +107,7 @@ def check_weights(trainer: Any, step: int) -> None:
         )
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local_part(parameter: Tensor) -> Tensor:
     """What of a parameter lies on this process."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 

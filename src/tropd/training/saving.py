@@ -15,6 +15,7 @@ from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, p
 from .clock import WallClock, correct_runtimes
 from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
+from .fingerprints import check_unchanged
 from .reading_check import check_weights
 from .run_directory import write_whole
 from .sharding import whole_weights
@@ -41,7 +42,7 @@ class WholeCheckpoints(GRPOTrainer):
 
         Raises:
             ValueError: the checkpoint to resume from is missing, cut short or altered; the sentence offers another.
-                With `True`, there is none in the output directory.
+                With `True`, there is none in the output directory. Or data, teacher or tokenizer are others by now.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
             DataFailed: the data cannot be read on, or a process that loads them was lost.
             ProcessLost: another process of the run was lost.
@@ -50,6 +51,7 @@ class WholeCheckpoints(GRPOTrainer):
             resume_from_checkpoint = self._last_checkpoint()
         if resume_from_checkpoint and self.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
+            check_unchanged(self, str(resume_from_checkpoint))
         self.resumed_from = resume_from_checkpoint or None
         self._check_steps_left()
         self._clocks["train"] = WallClock()

@@ -24,7 +24,7 @@ from ..teacher.local import LocalTeacher
 from .batch import MicroBatch, pack_for_student
 from .batch_stage import BuildsBatches, Evaluation
 from .by_teacher import args_of, check_names, check_settings, named
-from .callbacks import CollapseGuard, RunDirectoryCallback
+from .callbacks import CollapseGuard, RunDirectoryCallback, UpdatesArrive
 from .checks import (
     check_arguments,
     check_enough_prompts,
@@ -171,6 +171,7 @@ class TrOPDTrainer(BuildsBatches):
         self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
+        self.add_callback(UpdatesArrive(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see `transformers.Trainer.train`.
