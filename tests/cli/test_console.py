@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from tropd.cli import console
 
@@ -64,3 +65,13 @@ def test_no_colour_codes_reach_a_file(capsys):
     console.fail("a [bold]sentence[/bold] of the user's")
     console.warn("mind")
     assert capsys.readouterr().err == "error: a [bold]sentence[/bold] of the user's\nwarning: mind\n"
+
+
+def test_what_a_file_or_a_model_brings_can_only_be_read(capsys):
+    hostile = "a column '\x1b[2J\x1b]0;own\x07evil\u202eneg\x9b31m' of [bold]yours[/bold]\n\tsecond line"
+    shown = r"a column '\x1b[2J\x1b]0;own\x07evil\u202eneg\x9b31m' of [bold]yours[/bold]" + "\n\tsecond line"
+    for tell in (console.say, console.warn, console.fail):
+        tell(hostile)
+        assert capsys.readouterr().err.replace("        ", "\t").endswith(shown.replace("        ", "\t") + "\n")
+    console.Screen().print(Text("x\x1b[2Jy", style="bold"))
+    assert capsys.readouterr().out == "x\N{REPLACEMENT CHARACTER}[2Jy\n"

@@ -6,13 +6,15 @@ to standard output, everything else to standard error, so that a command can be 
 
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 PLAIN_LINES = 10
 """A long work without a terminal is reported this many times, and at least every `PLAIN_SECONDS`."""
@@ -20,16 +22,43 @@ PLAIN_LINES = 10
 PLAIN_SECONDS = 60.0
 
 
+def visible(text: str) -> str:
+    """Text of a file or a model as a terminal may show it: what would move the cursor or turn the line is written out.
+
+    >>> visible("a\x1b[2Jb\u202ec")
+    'a\\x1b[2Jb\\u202ec'
+    """
+    return "".join(
+        one if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf") else repr(one)[1:-1] for one in text
+    )
+
+
+class Screen(Console):
+    """A console on which nothing that is printed can do more than be read."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_harmless, objects), **options)
+
+
+def _harmless(thing: Any) -> Any:
+    if isinstance(thing, str):
+        return visible(thing)
+    if isinstance(thing, Text) and visible(thing.plain) != thing.plain:  # one for one, so that colours stay in place
+        thing = thing.copy()
+        thing.plain = "".join(one if visible(one) == one else "\N{REPLACEMENT CHARACTER}" for one in thing.plain)
+    return thing
+
+
 @cache
 def out() -> Console:
     """Standard output, for results; silent on every process of a run but the first."""
-    return Console(soft_wrap=True, highlight=False, quiet=not _is_first_process())
+    return Screen(soft_wrap=True, highlight=False, quiet=not _is_first_process())
 
 
 @cache
 def err() -> Console:
     """Standard error, for status and warnings; silent on every process of a run but the first."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=not _is_first_process())
+    return Screen(stderr=True, soft_wrap=True, highlight=False, quiet=not _is_first_process())
 
 
 def _is_first_process() -> bool:
@@ -50,7 +79,7 @@ def fail(text: str) -> None:
     """A mistake, in the words of its exception; with the process's number where there are several."""
     rank = os.environ.get("RANK", "0")
     text = text if rank == "0" else f"(process {rank}) {text}"
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(text)}")
+    Screen(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(text)}")
 
 
 class Advance(Protocol):
@@ -100,7 +129,7 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         task = bar.add_task(title, total=total, completed=done, unit=unit, note="")
 
         def advance(count: int = 1, note: str = "") -> None:
-            bar.update(task, advance=count, note=escape(note))
+            bar.update(task, advance=count, note=escape(visible(note)))
 
         yield advance
 
