@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from tropd.objective import Head, RegionCounts, TokenSignals, fused_loss, get_method
+from tropd.objective import (
+    Head,
+    RegionCounts,
+    TokenSignals,
+    TopKTerm,
+    fused_loss,
+    get_method,
+    reads_tail,
+    reduce_losses,
+    student_terms,
+    token_losses,
+    topk_function,
+)
 from tropd.teacher.local import _score_states
 
 N, H, V = 24, 32, 200
@@ -39,3 +51,39 @@ def test_a_teacher_that_rules_a_token_out_has_no_finite_score_for_it(endings):
     head = Head(torch.randn(8, 4), bias, endings=endings)
     logp, entropy, *_ = _score_states(torch.randn(3, 4), head, torch.tensor([6, 5, 3]), 0, None)
     assert logp[0] == -torch.inf and logp[1:].isfinite().all() and entropy.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("tail_mass", [1e-1, 1e-4, 1e-6, 1e-9, 1e-20])
+@pytest.mark.parametrize("endings", [(), (0, 199)])
+def test_a_small_tail_keeps_its_value_and_its_gradient_in_float32(tail_mass, fused, endings):
+    """The student's mass outside of the top-k is added up; 1 minus the rest would be 0, without a gradient."""
+    generator = torch.Generator().manual_seed(1)
+    k, ids = 4, torch.arange(1, 5)
+    logits = torch.randn(3, V, generator=generator, dtype=torch.float64)
+    logits[:, ids] += 2.0
+    outside = torch.ones(V, dtype=torch.bool).index_fill(0, ids, False)
+    inside_mass = logits[:, ids].logsumexp(-1, keepdim=True)
+    logits[:, outside] += inside_mass + torch.tensor(tail_mass).log() - logits[:, outside].logsumexp(-1, keepdim=True)
+    teacher = torch.tensor([[0.4, 0.3, 0.1, 0.1]], dtype=torch.float64).log().expand(3, k)
+    ones, zeros = torch.ones(3), torch.zeros(3)
+    signals = TokenSignals(-5 * ones, -5.5 * ones, zeros, ones, zeros)
+    method = get_method("fkl", fkl_truncation="tail", fkl_top_k=k)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        states = logits.to(dtype).requires_grad_(True)
+        term = TopKTerm(torch.arange(3), ids.expand(3, k), teacher.to(dtype), topk_function(method), reads_tail(method))
+        head = Head(torch.eye(V, dtype=dtype), temperature=0.5, endings=endings)
+        states = (states.detach() * 0.5).requires_grad_(True)
+        counts, tokens = RegionCounts(0, 3, 0), torch.tensor([1, 9, 2])
+        if fused:
+            loss = fused_loss(states, head, tokens, method, signals, counts, term).loss
+        else:
+            logp, direct, _ = student_terms(states, head, tokens, term)
+            loss = reduce_losses(token_losses(method, signals, logp, direct), counts, "shared")
+        loss.backward()
+        found.append((loss.detach().double(), states.grad.double()))
+    (value, gradient), (exact_value, exact_gradient) = found
+    torch.testing.assert_close(value, exact_value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, exact_gradient, rtol=1e-3, atol=1e-7)
+    assert exact_gradient[:, outside].abs().sum() > 0.01, "the teacher's tail of 0.1 pulls at the student's"

@@ -17,7 +17,7 @@ _HOMES = {
     "head": "Head entropy_of gather_logps logps_of over_vocabulary sampled_logps scan_vocabulary topk_logps topk_of",
     "loss": (
         "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm full_function learned_from "
-        "student_terms token_losses topk_function"
+        "reads_tail student_terms token_losses topk_function"
     ),
     "methods": "METHODS SETTINGS Method describe get_method",
     "policy_gradient": "policy_gradient_loss",

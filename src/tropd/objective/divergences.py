@@ -47,7 +47,12 @@ def forward_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor) -> Tensor:
     return _mean_under(teacher_logps_NV, teacher_logps_NV - student_logps_NV)
 
 
-def topk_forward_kl(student_topk_logp_NK: Tensor, teacher_topk_logp_NK: Tensor, truncation: str = "none") -> Tensor:
+def topk_forward_kl(
+    student_topk_logp_NK: Tensor,
+    teacher_topk_logp_NK: Tensor,
+    truncation: str = "none",
+    student_tail_logp_N: Tensor | None = None,
+) -> Tensor:
     """Forward KL on the teacher's top-k tokens (TrOPD, outlier term; EOPD).
 
     `none` is the sum as printed, Σ_k π_T (log π_T − log π_S), which can be negative; its gradient in the student's
@@ -59,12 +64,15 @@ def topk_forward_kl(student_topk_logp_NK: Tensor, teacher_topk_logp_NK: Tensor, 
         student_topk_logp_NK: [N, K], from the student's full softmax, at the teacher's top-k tokens.
         teacher_topk_logp_NK: [N, K], from the teacher's full softmax.
         truncation: `none`, `teacher_renorm` or `tail`.
+        student_tail_logp_N: [N], log of the student's mass on all other tokens, for `tail`. By default 1 minus the mass
+            on the top-k, which float32 cannot tell from nothing below 1e-5, and then has no gradient.
     """
     if truncation == "teacher_renorm":
         teacher_topk_logp_NK = teacher_topk_logp_NK - teacher_topk_logp_NK.logsumexp(-1, keepdim=True)
     kl = _mean_under(teacher_topk_logp_NK, teacher_topk_logp_NK - student_topk_logp_NK)
     if truncation == "tail":
-        teacher_tail, student_tail = _tail_logp(teacher_topk_logp_NK), _tail_logp(student_topk_logp_NK)
+        teacher_tail = _tail_logp(teacher_topk_logp_NK)
+        student_tail = _tail_logp(student_topk_logp_NK) if student_tail_logp_N is None else student_tail_logp_N
         return kl + teacher_tail.exp() * (teacher_tail - student_tail)
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation is {truncation!r}; choose one of {', '.join(TRUNCATIONS)}")

@@ -18,6 +18,7 @@ from .divergences import generalized_jsd
 from .endings import merge_, spread_
 from .head import Head, Room, gather_logps, slice_buffer
 from .loss import (
+    LEAST_TAIL,
     DirectTerm,
     FullVocabularyTerm,
     SeveralTerms,
@@ -129,11 +130,20 @@ class SelectedTokens(Worker):
             alternatives = logits_CV[place]
         sums = logits_CV.exp_().sum(-1)
         sampled = sampled - sums.log()
+        tail_sums = tail = None
         if place is not None and alternatives is not None:
             alternatives = alternatives - sums.log()[place[0]]
-        values, grads = self._small_problem(tokens, sampled, alternatives, rows, entries, with_gradient)
+            if self.task.direct.reads_tail:  # type: ignore[union-attr]
+                tail_sums = _sums_outside(logits_CV, place)
+                tail = (tail_sums.log() - sums[rows].log()).clamp_min(LEAST_TAIL)
+        values, grads = self._small_problem(tokens, sampled, alternatives, tail, rows, entries, with_gradient)
         if grads is not None:
-            _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
+            if tail is None or tail_sums is None:
+                _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
+            else:
+                sampled_grad, topk_grad, tail_grad = grads
+                tail_grad = torch.where(tail > LEAST_TAIL, tail_grad, 0.0)
+                _logit_gradient_(logits_CV, sums, factor, ids, place, sampled_grad, topk_grad, tail_sums, tail_grad)
             if shares_CE is not None:
                 spread_(logits_CV, endings, shares_CE)
             if slope_CV is not None:
@@ -150,29 +160,52 @@ class SelectedTokens(Worker):
         capped_CV = torch.mul(tanh_CV, head.softcap / head.temperature, out=self._capped_CV[: raw_CV.shape[0]])
         return capped_CV, factor, tanh_CV.square_().neg_().add_(1.0)
 
-    def _small_problem(self, tokens, sampled, alternatives, rows, entries, with_gradient):
+    def _small_problem(self, tokens, sampled, alternatives, tail, rows, entries, with_gradient):
         """Per-token values from the selected log-probabilities, and the loss's gradients in these."""
-        leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives) if leaf is not None]
+        leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives, tail) if leaf is not None]
         with torch.set_grad_enabled(with_gradient):
             direct = mass = torch.zeros_like(sampled)
             if alternatives is not None:
                 assert isinstance(self.task.direct, TopKTerm)
-                value, part = self.task.direct.of_selected(alternatives, entries)
+                value, part = self.task.direct.of_selected(alternatives, entries, tail)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
             losses, total = self.losses(tokens, sampled, direct)
         grads = torch.autograd.grad(total, leaves, materialize_grads=True) if with_gradient else None
         return detached(sampled, direct, mass, losses), grads
 
 
-def _logit_gradient_(exp_CV, sums_C, factor, ids_C, place, sampled_grad_C, alternatives_grad_MK=None) -> None:
-    """exp_CV, whose rows sum to `sums_C`, becomes factor · (Σ_j g_j e_j − (Σ_j g_j) π)."""
+def _sums_outside(exp_CV: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
+    """[M], the sum of each row of `place` over all other tokens than those: added up, not what is left of the whole."""
+    inside = exp_CV[place]
+    exp_CV[place] = 0.0
+    outside = exp_CV.sum(-1)[place[0].squeeze(-1)]
+    exp_CV[place] = inside
+    return outside
+
+
+def _logit_gradient_(
+    exp_CV, sums_C, factor, ids_C, place, sampled_grad_C, topk_grad_MK=None, tail_sums_M=None, tail_grad_M=None
+) -> None:
+    """exp_CV, whose rows sum to `sums_C`, becomes factor · (Σ_j g_j e_j − (Σ_j g_j) π).
+
+    A tail of mass T is one more j: its e_j is π/T outside of the top-k, and 0 in it.
+    """
     total = sampled_grad_C
     if place is not None:
-        total = total.index_add(0, place[0].squeeze(-1), alternatives_grad_MK.sum(-1))
-    exp_CV *= (-factor * total / sums_C).unsqueeze(-1)
+        total = total.index_add(0, place[0].squeeze(-1), topk_grad_MK.sum(-1))
+    weight_C = -factor * total / sums_C
+    if tail_grad_M is None:
+        exp_CV *= weight_C.unsqueeze(-1)
+    else:
+        rows, share_M = place[0].squeeze(-1), torch.where(tail_grad_M == 0, 0.0, tail_grad_M / tail_sums_M)
+        weight_C = weight_C.index_add(0, rows, -factor * tail_grad_M / sums_C[rows])
+        # Apart from the rest: what is left of a share of 1e9 after that share would be rounding.
+        inside_MK = exp_CV[place] * weight_C[rows].unsqueeze(-1)
+        exp_CV *= weight_C.index_add(0, rows, factor * share_M).unsqueeze(-1)
+        exp_CV[place] = inside_MK
     exp_CV.scatter_add_(1, ids_C.unsqueeze(-1), (factor * sampled_grad_C).unsqueeze(-1))
     if place is not None:
-        exp_CV.index_put_(place, factor * alternatives_grad_MK, accumulate=True)
+        exp_CV.index_put_(place, factor * topk_grad_MK, accumulate=True)
 
 
 class WholeDistributions(Worker):

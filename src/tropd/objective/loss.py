@@ -65,6 +65,10 @@ class TokenLosses:
     reward: Tensor
 
 
+LEAST_TAIL = -80.0
+"""Nats: a tail with less mass than that counts as so much, and has no gradient: there is no token in it."""
+
+
 class DirectTerm(Protocol):
     """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M])."""
 
@@ -87,19 +91,29 @@ class TopKTerm:
         token_ids: [M, K].
         teacher_logp: [M, K], of the teacher's full softmax.
         function: (student_topk_logp [C, K], teacher_topk_logp [C, K]) → [C].
+        reads_tail: `function` takes the log of the student's mass on all other tokens, [C], as well.
     """
 
     index: Tensor
     token_ids: Tensor
     teacher_logp: Tensor
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[..., Tensor]
+    reads_tail: bool = False
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        return self.of_selected(student_logps_CV.gather(-1, self.token_ids[rows].long()), rows)
+        ids, tail = self.token_ids[rows].long(), None
+        if self.reads_tail:
+            least = torch.finfo(student_logps_CV.dtype).min
+            rest = student_logps_CV.scatter(-1, ids, least)
+            tail = rest.logsumexp(-1).clamp_min(LEAST_TAIL)
+        return self.of_selected(student_logps_CV.gather(-1, ids), rows, tail)
 
-    def of_selected(self, student_topk_logp_CK: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """The same, from the student's log-probabilities [C, K] of `token_ids[rows]` alone."""
-        value = self.function(student_topk_logp_CK, self.teacher_logp[rows].to(student_topk_logp_CK.dtype))
+    def of_selected(
+        self, student_topk_logp_CK: Tensor, rows: slice, tail_logp_C: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, from the student's log-probabilities [C, K] of `token_ids[rows]`, and of the rest where read."""
+        tail = () if tail_logp_C is None else (tail_logp_C,)
+        value = self.function(student_topk_logp_CK, self.teacher_logp[rows].to(student_topk_logp_CK.dtype), *tail)
         return value, student_topk_logp_CK.detach().exp().sum(-1)
 
 
@@ -200,11 +214,17 @@ def moved(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
-def topk_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
-    """What `method` computes on the teacher's top-k tokens."""
+def reads_tail(method: Method) -> bool:
+    """Does `method` compare the mass on all tokens outside of the top-k, too?"""
+    return method.outlier_uses_fkl and method.fkl_truncation == "tail"
+
+
+def topk_function(method: Method) -> Callable[..., Tensor]:
+    """What `method` computes on the teacher's top-k tokens; see `TopKTerm`."""
     if method.trust == "jsd":
         return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _set(method.jsd_beta))
-    return lambda student, teacher: topk_forward_kl(student, teacher, method.fkl_truncation or "none")
+    truncation = method.fkl_truncation or "none"
+    return lambda student, teacher, *tail: topk_forward_kl(student, teacher, truncation, *tail)
 
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:

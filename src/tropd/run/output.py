@@ -9,7 +9,9 @@ from typing import Any
 from ..objective.methods import describe
 from ..training.directory_lock import LOCK
 
-RECORDS = re.compile(r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing|\.lock")
+RECORDS = re.compile(
+    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing|\.lock"
+)
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
 

@@ -153,8 +153,8 @@ class UpdatesArrive(TrainerCallback):
             dtype = str(after[0].dtype).removeprefix("torch.")
             logger.warning(
                 "the first step moved %.1f%% of the student's weights: they are kept in %s, in which an update of "
-                "about the learning rate (%g) rounds away. Load the student in float32 (model_init_kwargs: {dtype: float32}) "
-                "and compute in half precision with bf16: true, train an adapter, or raise the learning rate.",
+                "about the learning rate (%g) rounds away. Load the student in float32 (model_init_kwargs: "
+                "{dtype: float32}) and compute in half precision with bf16: true, train an adapter, or raise the rate.",
                 100 * share,
                 dtype,
                 rate,

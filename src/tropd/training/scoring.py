@@ -25,6 +25,7 @@ from ..objective.loss import (
     TopKTerm,
     full_function,
     narrowed,
+    reads_tail,
     topk_function,
 )
 from ..objective.methods import Method
@@ -332,7 +333,9 @@ def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -
             terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
         return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
-        return TopKTerm(teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method))
+        return TopKTerm(
+            teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method), reads_tail(method)
+        )
     return None
 
 
