@@ -103,3 +103,14 @@ def test_a_student_saved_with_use_cache_off_still_writes_with_a_cache(tmp_path, 
     assert "loop decodes" not in caplog.text
     asked = build(tmp_path, clone(student), clone(teacher), "opd", generation_kwargs={"use_cache": False})
     assert asked.generation_config.use_cache is False
+
+
+@pytest.mark.parametrize("method", ["jsd", "gkd", "tropd", "eopd"])
+@pytest.mark.parametrize("doubled", [(False, True), (True, False), (True, True)])
+def test_models_in_double_precision_train_in_any_pairing(method, doubled, tmp_path):
+    models = [
+        model.double() if twice else model for model, twice in zip((tiny.llama(1), tiny.llama(2)), doubled, strict=True)
+    ]
+    trainer = build(tmp_path, *models, method, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_norm"] > 0

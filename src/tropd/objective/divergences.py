@@ -127,8 +127,7 @@ def _log_mixture(first_logps: Tensor, second_logps: Tensor, weight: float) -> Te
     """log(weight·exp(first) + (1−weight)·exp(second)), without 0·∞ in the gradient where both are impossible."""
     if not 0 < weight < 1:
         raise ValueError(f"the mixture weight is {weight}; it must lie strictly between 0 and 1")
-    floor = torch.finfo(first_logps.dtype).min / 2
-    first, second = first_logps.clamp_min(floor), second_logps.clamp_min(floor)
+    first, second = (logps.clamp_min(torch.finfo(logps.dtype).min / 2) for logps in (first_logps, second_logps))
     return torch.logaddexp(first + math.log(weight), second + math.log1p(-weight))
 
 
