@@ -225,6 +225,7 @@ def test_the_setting_is_refused_where_no_sampler_of_ours_notes_anything(tmp_path
 def test_the_hosts_own_pass_over_several_updates_is_not_made(tmp_path, student, teacher):
     """TRL would compute log-probabilities that only its own loss reads."""
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=tiny.replay(tiny.recorded(8)))
+    trainer._check_reading()
     calls = []
     trainer.model.register_forward_pre_hook(lambda module, args: calls.append(1))
     trainer.args.steps_per_generation, trainer.num_iterations = 1, 2

@@ -11,11 +11,14 @@ from tropd.objective.loss import FullVocabularyTerm, TopKTerm
 
 
 def forwards(model):
-    """Counts the rows and calls of a model's forward passes."""
+    """Counts the rows and calls of a model's forward passes; those of one row ask how the model is read, once a run."""
     calls = []
-    model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True
-    )
+
+    def count(module, args, kwargs):
+        rows = kwargs["input_ids"].shape[0]
+        calls.extend([rows] if rows > 1 else [])
+
+    model.model.register_forward_pre_hook(count, with_kwargs=True)
     return calls
 
 

@@ -132,13 +132,13 @@ def _agreeing(forward: Callable, base: Any, ids: Tensor, who: str) -> Tensor:
     for by_output_layer in (False, True):
         read_output_layer(base, by_output_layer)
         try:
-            read = _read(forward, ids)
+            read, precision = _read_with_precision(forward, ids)
         except (AttributeError, TypeError) as error:  # no states where they are looked for: the other way is left
             if not by_output_layer:
                 continue
             what = f"reading it fails ({type(error).__name__}: {error})"
             raise ValueError(_cannot_read(who, base, what)) from error
-        apart = _apart(own, read)
+        apart = _apart(own, read, precision)
         if apart is None:
             return read
         worst = apart
@@ -154,20 +154,26 @@ def _cannot_read(who: str, model: Any, what: str) -> str:
 
 
 def _read(forward: Callable, ids: Tensor) -> Tensor:
+    return _read_with_precision(forward, ids)[0]
+
+
+def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.dtype]:
+    """What is read, and the dtype in which the model itself would make its logits."""
     return forward(  # type: ignore[no-any-return]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        on_hidden=lambda hidden, head: head.logits(hidden.flatten(0, -2)).log_softmax(-1),
+        on_hidden=lambda hidden, head: (head.logits(hidden.flatten(0, -2)).log_softmax(-1), head.weight.dtype),
     )
 
 
-def _apart(own_logits: Tensor, read_logps: Tensor) -> float | None:
+def _apart(own_logits: Tensor, read_logps: Tensor, precision: torch.dtype) -> float | None:
     """How far the two lie apart, in nats; `None` where that is rounding."""
     own = own_logits.float().log_softmax(-1)
     if own.shape != read_logps.shape:
         return float("inf")
     finite = own_logits[own_logits.isfinite()].abs()
-    allowed = SLACK + ROUNDINGS * torch.finfo(own_logits.dtype).eps * (float(finite.max()) if finite.numel() else 0.0)
+    rounding = max(torch.finfo(dtype).eps for dtype in (own_logits.dtype, precision))
+    allowed = SLACK + ROUNDINGS * rounding * (float(finite.max()) if finite.numel() else 0.0)
     apart = float((own - read_logps.float()).nan_to_num(0.0).abs().max())
     return apart if apart > allowed else None
 
