@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 ARGS ?=
 
 VENV := .venv
+NEWEST := .venv-newest
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-input
@@ -19,16 +20,19 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench check format clean
+.PHONY: help demo test test-newest test-slow bench check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## The smallest comparison: a shipped student as it is, after OPD and after TrOPD
 	@$(VENV)/bin/tropd compare recipes/proving_ground/demo.yaml --out runs/demo $(ARGS)
 
 test: $(STAMP) ## The quick test suite
 	@$(TEST) -m "not slow" --timeout 300 $(PARALLEL) $(ARGS)
+
+test-newest: $(NEWEST)/.installed ## The quick tests with the newest releases that may be installed
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -m "not slow" --timeout 300 $(PARALLEL) $(ARGS)
 
 test-slow: $(STAMP) ## The slow tests
 	@$(TEST) -m slow --timeout 1800 $(ARGS) || { code=$$?; \
@@ -58,6 +62,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing tropd and what it needs into $(VENV) (once; this takes a few minutes) ..."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints.txt "$(TORCH)"
 	@$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Without constraints.txt: whatever pip fetches today.
+$(NEWEST)/.installed: pyproject.toml | $(STAMP)
+	@rm -rf $(NEWEST)
+	@$(PY) -m venv $(NEWEST) 2>/dev/null || { $(PY) -m venv --without-pip $(NEWEST); \
+	  $(PY) -m pip --python $(NEWEST)/bin/python install --quiet pip; }
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") "$(TORCH)" -e ".[dev]"
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.

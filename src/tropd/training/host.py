@@ -160,7 +160,7 @@ def check_sampler(mixin: Any = GenerationMixin) -> None:
         if missing:
             raise RuntimeError(
                 f"Transformers' {mixin.__name__}.{name} no longer takes {', '.join(missing)}, which tropd passes to "
-                "sample by row and position (Transformers 5.17). Install transformers>=5.17,<6, or a newer tropd."
+                "sample by row and position. Install transformers>=5.17,<5.25, or a newer tropd."
             )
 
 
