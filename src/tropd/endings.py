@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
-
 from .teacher.names import Name, called
 
 _SAID = "tropd-marks-the-end-of-this-message"
@@ -24,18 +22,18 @@ class Declared:
     Attributes:
         ids: ids that end a response, the tokenizer's first, then those of generation_config and chat template.
         sources: id → who names it: `generation_config`, `tokenizer`, `chat template`.
-        between_turns: declared ids that its chat template writes between messages only.
+        separators: special ids that its chat template writes between messages only, declared or not.
     """
 
     ids: tuple[int, ...]
     sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    between_turns: tuple[int, ...] = ()
+    separators: tuple[int, ...] = ()
 
     @property
     def stops(self) -> tuple[int, ...]:
         """Every id at which the model's own generation stops."""
         named = tuple(i for i, sources in self.sources.items() if sources != ("chat template",))
-        return (*(i for i in self.ids if i in named), *self.between_turns)
+        return (*(i for i in self.ids if i in named), *(i for i in self.separators if i in self.sources))
 
 
 def declared(generation_config: Any, tokenizer: Any) -> Declared:
@@ -45,12 +43,18 @@ def declared(generation_config: Any, tokenizer: Any) -> Declared:
     closing = [] if tokenizer is None else closing_ids(tokenizer)
     for name, ids in (
         ("tokenizer", [] if own is None else [own]),
-        ("generation_config", _ids(getattr(generation_config, "eos_token_id", None))),
+        ("generation_config", as_ids(getattr(generation_config, "eos_token_id", None))),
         ("chat template", closing[:1]),
     ):
         for token_id in dict.fromkeys(ids):
             sources[token_id] = (*sources.get(token_id, ()), name)
-    apart = tuple(i for i in sources if i not in closing and _is_written_by_template(i, tokenizer))
+    # A template that could not be asked tells nothing apart; one may begin with an id that ends elsewhere.
+    begins = None if tokenizer is None else tokenizer.bos_token_id
+    apart = tuple(
+        i
+        for i in (special_ids(tokenizer) if closing else ())
+        if i not in closing and i != begins and _is_written_by_template(i, tokenizer)
+    )
     return Declared(tuple(i for i in sources if i not in apart), sources, apart)
 
 
@@ -64,7 +68,7 @@ def closing_ids(tokenizer: Any) -> list[int]:
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, ValueError):  # a template for other conversations than this says nothing of its endings
+    except Exception:  # a template is a program; one for other conversations than this says nothing of its endings
         return []
     _, mark, tail = text.rpartition(_SAID)
     special = special_ids(tokenizer)
@@ -78,12 +82,13 @@ def special_ids(tokenizer: Any) -> list[int]:
 
 
 def _is_written_by_template(token_id: int, tokenizer: Any) -> bool:
-    template = None if tokenizer is None else tokenizer.chat_template
-    texts = list(template.values()) if isinstance(template, dict) else [template or ""]
-    return bool(any(texts)) and any(str(tokenizer.convert_ids_to_tokens(token_id)) in text for text in texts)
+    template = tokenizer.chat_template
+    texts = template.values() if isinstance(template, dict) else [template]
+    return any(str(tokenizer.convert_ids_to_tokens(token_id)) in text for text in texts)
 
 
-def _ids(value: Any) -> list[int]:
+def as_ids(value: Any) -> list[int]:
+    """An `eos_token_id` as a list, however it is written."""
     return [] if value is None else [int(i) for i in value] if isinstance(value, (list, tuple)) else [int(value)]
 
 
@@ -92,7 +97,7 @@ class PairEndings:
     """How the responses of a run end. Made by `pair_endings`.
 
     Attributes:
-        ids: E, all ids that end a response for student or teacher; the first is the student's own.
+        ids: E, all ids that end a response for student or teacher, the student's own first.
         stop_ids: every id at which the sampler stops: E where it is one action, and the student's ends of turns.
         merged: is E scored as one action?
         reason: why it is not; empty where it is.
@@ -163,7 +168,9 @@ def pair_endings(
         stops = student.stops if ending_ids is None else ids
         reason = "ending is as_given"
         return PairEndings(tuple(dict.fromkeys((*ids, *known))), stops, False, reason, student, teachers)
-    reason = _why_apart(ids, [i for i in found if i not in known])
+    reason = _why_apart(ids, [i for i in found if i not in known], given=ending_ids is not None)
+    if ending_ids is None and student.ids and not set(student.ids) & set(found):
+        reason = "the student's ending separates messages for a teacher, and ends no response"
     stops = tuple(dict.fromkeys((*ids, *student.stops)))
     return PairEndings(ids, stops, not reason, reason, student, teachers)
 
@@ -179,11 +186,13 @@ def _check_given(ending_ids: Sequence[int], known: Sequence[int], vocab_size: in
 def _found(student: Declared, teachers: Mapping[Name, Declared]) -> tuple[int, ...]:
     """Every id that ends a response for one of the models, and no turn for another."""
     models = (student, *teachers.values())
-    apart = {i for model in models for i in model.between_turns}
+    apart = {i for model in models for i in model.separators}
     return tuple(dict.fromkeys(i for model in models for i in model.ids if i not in apart))
 
 
-def _why_apart(ids: Sequence[int], outside: Sequence[int]) -> str:
+def _why_apart(ids: Sequence[int], outside: Sequence[int], given: bool) -> str:
+    if given and len(ids) == 1:
+        return "ending_ids names one id"
     if not ids:
         return "no model names an id that ends a response"
     if len(ids) == 1 and outside:

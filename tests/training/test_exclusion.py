@@ -96,7 +96,7 @@ def test_empty_rollouts_collapse_as_well(tmp_path, student, teacher):
 def test_a_share_below_the_threshold_does_not_count():
     guard = CollapseGuard(share=0.5, patience=2)
     for share in (0.5, 0.49, 0.5):
-        guard.observe(share)
+        guard.observe(share, 1.0)
     assert not guard.tripped
     guard.observe(1.0)
     assert guard.tripped

@@ -39,7 +39,8 @@ from .scoring import (
 from .sharding import reads_by_length, shards_teacher
 
 ROOM_TO_END = 16
-"""Tokens that the student must have written behind a teacher's prefix for an unended rollout to say something."""
+"""Tokens, or an eighth of the budget, that the student must have written behind a teacher's prefix for an unended
+rollout to say something."""
 
 EVALUATION_STREAM = 1
 """Addressed draws of evaluation batches come from a stream of their own."""
@@ -97,7 +98,8 @@ class BuildsBatches(RollsOut):
             self._record(metrics)
             self.ended_by = self._count_endings(rollouts)
             unheeded = metrics.get("response/unheeded_ending_share", 0.0)
-            self.guard.observe(metrics["response/collapsed_share"], self._ended_share(rollouts), unheeded)
+            collapsed, of_all = metrics["response/collapsed_share"], metrics["response/eos_share"]
+            self.guard.observe(collapsed, self._ended_share(rollouts), unheeded, of_all)
         else:
             self._evaluated.log_ratios.append(log_ratios)
         direct = make_direct(method, signals, teacher)
@@ -154,7 +156,10 @@ class BuildsBatches(RollsOut):
         ended = [
             rollout.ended and not rollout.wrote_any_of(self.endings.unheeded)
             for rollout in rollouts
-            if rollout.ended or rollout.prefix_length == 0 or rollout.student_length >= ROOM_TO_END
+            if rollout.ended
+            or rollout.prefix_length == 0
+            or rollout.student_length >= min(ROOM_TO_END, self.max_completion_length // 8)
+            or rollout.wrote_any_of(self.endings.unheeded)
         ]
         total, count = self.ranks.sum(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
         return total / count if count else None

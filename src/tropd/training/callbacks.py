@@ -37,19 +37,28 @@ class CollapseGuard:
         self.best_ended_share = ended_before
         self.unheeded_share = 0.0
 
-    def observe(self, collapsed_share: float, ended_share: float | None = None, unheeded_share: float = 0.0) -> None:
-        """Take in a step.
+    def observe(
+        self,
+        collapsed_share: float,
+        ended_share: float | None = None,
+        unheeded_share: float = 0.0,
+        of_all: float | None = None,
+    ) -> None:
+        """Take in a step; one that says nothing of endings neither counts nor breaks a row.
 
         Args:
             collapsed_share: of its rollouts.
             ended_share: of those with room to end; `None` where there are none.
             unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+            of_all: share of all its rollouts that ended; `ended_share` by default.
         """
-        ended = self.best_ended_share if ended_share is None else ended_share
-        self.best_ended_share = max(self.best_ended_share, ended)
-        endless = self.best_ended_share >= 0.5 and 1 - ended >= self.share
-        self.steps_in_a_row = self.steps_in_a_row + 1 if endless or collapsed_share >= self.share else 0
-        self.unheeded_share = unheeded_share
+        self.best_ended_share = max(self.best_ended_share, (ended_share if of_all is None else of_all) or 0.0)
+        endless = ended_share is not None and self.best_ended_share >= 0.5 and 1 - ended_share >= self.share
+        if endless or collapsed_share >= self.share:
+            self.steps_in_a_row += 1
+            self.unheeded_share = max(self.unheeded_share, unheeded_share)
+        elif ended_share is not None:
+            self.steps_in_a_row, self.unheeded_share = 0, 0.0
 
     @property
     def tripped(self) -> bool:
@@ -59,8 +68,8 @@ class CollapseGuard:
         advice = "lower the learning rate, or start from an earlier checkpoint"
         if self.unheeded_share >= 0.5:
             advice = (
-                f"{self.unheeded_share:.0%} of the last rollouts wrote the teacher's ending and went on behind it, "
-                "since the student stops elsewhere: train with ending one_action"
+                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and went on behind "
+                "it, since the student stops elsewhere: train with ending one_action"
             )
         return (
             f"stopped at step {step}: in each of the last {self.steps_in_a_row} steps at least {self.share:.0%} of the "

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.generation import GenerationMode
 
-from ..endings import PairEndings, declared, pair_endings
+from ..endings import PairEndings, as_ids, declared, pair_endings
 from ..objective.methods import Method
 from ..objective.schedules import guidance_fraction
 from ..rollout.addressed import (
@@ -99,6 +99,8 @@ class RollsOut(WholeCheckpoints):
             ending_ids=self.args.ending_ids,
             vocab_size=self.teachers.shared_vocabulary(self._student_vocab_size),
         )
+        if set(found.stop_ids) - set(as_ids(self.model.generation_config.eos_token_id)):
+            self.model.generation_config.eos_token_id = list(found.stop_ids)
         if set(found.stop_ids) != set(self.eos_token_ids):
             self.eos_token_ids = self.model.generation_config.eos_token_id = list(found.stop_ids)
             if self.use_vllm:
