@@ -18,7 +18,7 @@ from tropd.evaluation.statistics import estimate
 from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ["methods", "ablations", "pairs", "remains"]
+PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings"]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
     "### One domain": ("methods", "single-domain"),
@@ -115,6 +115,30 @@ def test_the_page_of_results_is_beside_the_paper_with_what_was_published(beside)
             if method is None and setting == "single-domain":  # three seeds
                 method = beside("ablations", "opd")[setting]["methods"][label]
             assert cell == ("" if method is None else _difference(method) + "†" * method["at_edge"])
+
+
+@pytest.mark.parametrize("setting", ["one domain", "three domains"])
+def test_the_page_of_results_has_what_became_of_endings_that_differ(setting, beside):
+    methods = beside("endings", "opd")[setting]["methods"]
+    for label, rate, alike, *shown in table_under(f"#### Endings, {setting}"):
+        rows = [methods[name] for name in (label, f"{label} as given", f"{label} two ids")]
+        assert float(rate) == rows[0]["learning_rate"]
+        right, ended = (
+            [_shown(row["metrics"][name], 100, digits) for row in rows]
+            for name, digits in (("accuracy", 1), ("ended", 0))
+        )
+        one_action, difference, as_given, its_end, two_ids, their_end = shown
+        assert [one_action, as_given, two_ids] == right
+        assert [re.sub(r" \(\d stopped\)", "", end) for end in (its_end, their_end)] == ended[1:]
+        stopped = [
+            int(found[1]) if (found := re.search(r"\((\d) stopped\)", end)) else 0 for end in (its_end, their_end)
+        ]
+        assert stopped == [row["failures"] for row in rows[1:]]
+        assert difference == (_difference(rows[0]) if label != "opd" else "")
+        published_runs = beside("methods", "opd")[
+            {"one domain": "single-domain", "three domains": "multi-domain"}[setting]
+        ]
+        assert (alike == "") is (label not in published_runs["methods"])
 
 
 def test_the_page_of_results_has_the_published_pulls():
