@@ -3,6 +3,7 @@
     python benchmarks/head.py                                                 # vocabulary 151,936, hidden 1,024
     python benchmarks/head.py --vocabulary 32768 --hidden 2048 --tokens 1024 --dtypes float32
     python benchmarks/head.py --memory --tokens 16384 --peers fused           # peak memory in a forked process
+    python benchmarks/head.py --peers fused --endings 1 2 8                   # what endings as one action cost
 
 Peers run in one process, in turns; the table gives medians of their seconds (CPU seconds with one thread, so that
 neighbours do not count; wall-clock on a GPU) and ratios within the run.
@@ -13,6 +14,7 @@ neighbours do not count; wall-clock on a GPU) and ratios within the run.
 - `trl`: TRL's `ChunkedDivergenceFunction`; for the policy gradient `ChunkedLogProbFunction`, twice.
 - `liger`: Liger's fused JSD, where it is installed and the work is equal.
 - `naive`: all logits at once. `plain`: our per-token path. `fused`: ours.
+- `endings n`: `fused`, with n ids that are one action in both heads.
 
 Work: `reverse`, `forward` and `jsd` are divergences over the whole vocabulary on every token; `k1` is OPD (the
 teacher's log-probability, and the policy gradient); `tropd` has the teacher's top-64 forward KL where a token is not
@@ -28,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +106,7 @@ class Bench:
             return get_method("opd")
         return get_method("fkl_outlier", fkl_top_k=self.setting.k)
 
-    def peers(self, wanted: list[str]) -> dict[str, Callable[[], Any]]:
+    def peers(self, wanted: list[str], endings: list[int]) -> dict[str, Callable[[], Any]]:
         """The peers that can do this work here."""
         divergence = self.setting.work in BETAS
         has_liger = importlib.util.find_spec("liger_kernel") is not None and torch.cuda.is_available() and divergence
@@ -116,7 +119,8 @@ class Bench:
             "plain": lambda: self._ours(fused=False),
             "fused": lambda: self._ours(fused=True),
         }
-        return {name: peer for name, peer in known.items() if name in wanted and peer is not None}
+        chosen = {name: peer for name, peer in known.items() if name in wanted and peer is not None}
+        return chosen | {f"endings {count}": partial(self._ours, True, count) for count in endings}
 
     def _products(self) -> Callable[[], Any]:
         room: dict[str, Tensor] = {}
@@ -193,8 +197,9 @@ class Bench:
         losses = token_losses(self.method, signals, gather_logps(logps, self.tokens), direct)
         return self._backward(reduce_losses(losses, self._counts(signals)))
 
-    def _ours(self, fused: bool) -> Tensor:
-        head, teacher_head = Head(self.weight), Head(self.teacher_weight)
+    def _ours(self, fused: bool, endings: int = 0) -> Tensor:
+        ids = tuple(range(0, len(self.weight), len(self.weight) // max(endings, 1)))[:endings]
+        head, teacher_head = (Head(weight, endings=ids) for weight in (self.weight, self.teacher_weight))
         if self.setting.work in BETAS:
             signals = self._signals(self.rollout_logp)
             every = torch.arange(len(self.tokens), device=self.tokens.device)
@@ -297,11 +302,13 @@ def _high_water() -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line a setting: seconds, and the two ratios of the goals."""
+    """One line a setting: seconds, the ratios of the goals, and what endings take of the time without them."""
+    with_endings = [name for name in rows[0]["seconds"] if name not in PEERS]
     lines = [
         "| work | V | H | N | dtype | trust | "
         + " | ".join(PEERS)
         + " | fused / products | fused / exact | fused / trl |"
+        + "".join(f" {name} / fused |" for name in with_endings)
     ]
     lines.append("|---" * lines[0].count(" | ") + "|---|")
     for row in rows:
@@ -311,6 +318,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{seconds['fused'] / seconds[name]:.2f}" if {"fused", name} <= seconds.keys() else ""
             for name in ("products", "exact", "trl")
         ]
+        ratios += [f"{seconds[name] / seconds['fused']:.3f}" if "fused" in seconds else "" for name in with_endings]
         first = [s.work, s.vocabulary, s.hidden, s.tokens, s.dtype, s.trust]
         lines.append("| " + " | ".join(map(str, [*first, *cells, *ratios])) + " |")
     return "\n".join(lines)
@@ -333,7 +341,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for setting in _settings(options):
         bench = Bench(setting, device)
-        peers = bench.peers(options.peers)
+        peers = bench.peers(options.peers, options.endings)
         row: dict[str, Any] = {"setting": vars(setting)}
         if options.memory:
             row["memory"] = {name: memory(bench, name, peer, device) for name, peer in peers.items()}
@@ -370,6 +378,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trust", nargs="+", type=float, default=[0.8, 1.0])
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--endings", nargs="+", type=int, default=[], help="numbers of endings to take as one action")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
