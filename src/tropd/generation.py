@@ -13,6 +13,7 @@ from .preflight.files import ModelFiles
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.addressed import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .sampling import sample, until_eos
+from .teacher.context import check_renders_tools, text_ids, tools_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Summary:
 def read_prompts(
     rows: Sequence[Row], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any] | None = None
 ) -> Prompts:
-    """Token ids of each row's `teacher_prompt`, else its `prompt`: text as it stands, messages through the template.
+    """Token ids of each row's `teacher_prompt`, else its `prompt`: text as it stands, messages through the template,
+    with the row's `tools`.
 
     Args:
         rows: the data set's.
@@ -44,15 +46,15 @@ def read_prompts(
         template_kwargs: keyword arguments of the chat template, such as `{"enable_thinking": True}`.
 
     Raises:
-        ValueError: rows that have a response already, an empty prompt, or messages that the chat template refuses.
+        ValueError: rows that have a response already, an empty prompt, or messages or tools that the chat template
+            refuses.
     """
     taken = [name for name in COLUMNS if any(name in row for row in rows)]
     if taken:
         raise ValueError(f"the data has a column {taken[0]} already, which would be replaced. Leave that column out.")
     if not rows:
         raise ValueError("the data has no rows, so there is nothing to answer.")
-    seen = [row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"] for row in rows]
-    contexts = _tokenize(seen, places, tokenizer, template_kwargs or {})
+    contexts = _tokenize(rows, places, tokenizer, template_kwargs or {})
     empty = [BadRow(place, "the prompt is empty") for place, ids in zip(places, contexts, strict=True) if not ids]
     if empty:
         raise refusal(empty, len(rows), "Nothing predicts a first token behind an empty prompt. Remove these rows.")
@@ -60,39 +62,42 @@ def read_prompts(
 
 
 def _tokenize(
-    prompts: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
+    rows: Sequence[Row], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
 ) -> list[list[int]]:
     """Text with the tokenizer's special tokens, messages with those of the template alone; each kind in one call."""
+    prompts = [row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"] for row in rows]
     is_text = [isinstance(prompt, str) for prompt in prompts]
     if not all(is_text) and not tokenizer.chat_template and "chat_template" not in template_kwargs:
         raise ValueError(
             f"{places[is_text.index(False)]}: the prompt is a list of messages, and the teacher's tokenizer has no "
             "chat template to write them with. Give text, or take a teacher with a template."
         )
-    rendered = _render(prompts, places, tokenizer, template_kwargs)
+    rendered = _render(prompts, [tools_of(row) for row in rows], places, tokenizer, template_kwargs)
     contexts: list[list[int]] = [[]] * len(prompts)
     for kind in (True, False):
         numbers = [number for number, text in enumerate(is_text) if text is kind]
         if numbers:
-            ids = tokenizer([rendered[number] for number in numbers], add_special_tokens=kind)["input_ids"]
+            texts = [rendered[number] for number in numbers]
+            ids = text_ids(tokenizer, texts) if kind else tokenizer(texts, add_special_tokens=False)["input_ids"]
             for number, row in zip(numbers, ids, strict=True):
                 contexts[number] = list(row)
     return contexts
 
 
 def _render(
-    prompts: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
+    prompts: Sequence[Any], tools: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
 ) -> list[str]:
     """Every prompt as the text that the tokenizer reads."""
     texts, bad = [], []
-    for prompt, place in zip(prompts, places, strict=True):
+    for prompt, given, place in zip(prompts, tools, places, strict=True):
         if isinstance(prompt, str):
             texts.append(prompt)
             continue
+        if given:
+            check_renders_tools(tokenizer, template_kwargs)
+        options = template_kwargs | ({"tools": given} if given else {})
         try:
-            texts.append(
-                tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
-            )
+            texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options))
         except TemplateError as error:
             bad.append(BadRow(place, f"the teacher's chat template refuses the messages ({error})"))
     if bad:

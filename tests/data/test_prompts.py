@@ -92,10 +92,11 @@ def test_a_value_that_arrow_cannot_hold_is_named(write, value):
     assert "in a.jsonl:2, which has no type that Arrow knows" in data.notes[0]
 
 
-def test_messages_whose_other_fields_disagree_are_refused(write, refused):
-    rows = [{"prompt": [USER | {"weight": 1}]}, {"prompt": [USER | {"weight": "high"}]}]
+@pytest.mark.parametrize("value", [2**70, float("nan"), 1.2345678901234568e16])
+def test_a_number_that_a_message_cannot_keep_is_refused(write, refused, value):
+    rows = [{"prompt": [USER | {"weight": 1}]}, {"prompt": [USER | {"weight": value}]}]
     message = refused(write("a.jsonl", rows))
-    assert message.startswith("column 'prompt' is") and "in a.jsonl:2" in message and "same fields" in message
+    assert message.startswith("column 'prompt' is") and "in a.jsonl:2" in message and "beyond 64 bits" in message
 
 
 def test_true_does_not_go_with_fractions_in_any_order(write):

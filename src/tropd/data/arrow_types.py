@@ -1,5 +1,10 @@
-"""One Arrow type for values that came in chunks: the type that Arrow would have found for all of them together."""
+"""One Arrow type for values that came in chunks: the type that Arrow would have found for all of them together.
 
+Of objects Arrow makes structs, and gives every row the fields of all rows. What a chat template renders must stay as it
+was written, so messages and tools are stored as JSON.
+"""
+
+import json
 from typing import Any
 
 
@@ -25,6 +30,72 @@ def as_array(values: list[Any]) -> Any:
         except pa.ArrowInvalid:
             return array
     return array
+
+
+def as_json_array(values: list[Any]) -> Any:
+    """Lists of objects (or `None`) as Arrow has them, each object as its JSON; `None` where JSON cannot keep one.
+
+    >>> print(as_json_array([[{"x": 1}, {"x": "1"}], None]).type)
+    list<item: extension<arrow.json>>
+    """
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from datasets.utils.json import ujson_loads
+
+    try:
+        lists = [
+            None if value is None else [json.dumps(item, ensure_ascii=False) for item in value] for value in values
+        ]
+        if any(
+            value != [ujson_loads(item) for item in items] for value, items in zip(values, lists, strict=True) if items
+        ):
+            return None  # what `datasets` reads with keeps 64 bits of a number
+        return pa.array(lists, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
+    except (TypeError, ValueError):  # dates and bytes, numbers of more than 64 bits, half a character
+        return None
+
+
+def rows_of(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a record batch, with the objects of what is stored as JSON."""
+    rows = batch.to_pylist()
+    for field in batch.schema:
+        if "arrow.json" in str(field.type):
+            for row in rows:
+                row[field.name] = _read_json(row[field.name], field.type)
+    return rows  # type: ignore[no-any-return]
+
+
+def _read_json(value: Any, kind: Any) -> Any:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    if value is None:
+        return None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_read_json(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _read_json(value[field.name], field.type) for field in kind}
+    return json.loads(value) if isinstance(kind, pa.BaseExtensionType) else value
+
+
+def columns_of_structs(schema: Any) -> frozenset[str]:
+    """The columns of an Arrow schema that hold structs, by themselves or in lists."""
+    return frozenset(field.name for field in schema if "struct<" in str(field.type))
+
+
+def without_nulls(value: Any) -> Any:
+    """What an Arrow struct held before it got the fields of all rows; the content of a message may be null.
+
+    >>> without_nulls([{"role": "assistant", "content": None, "name": None, "tool_calls": [{"x": 1, "y": None}]}])
+    [{'role': 'assistant', 'content': None, 'tool_calls': [{'x': 1}]}]
+    """
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: without_nulls(item)
+        for name, item in value.items()
+        if item is not None or (name == "content" and "role" in value)
+    }
 
 
 def common_type(one: Any, other: Any) -> Any:

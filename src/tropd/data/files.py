@@ -28,11 +28,15 @@ _CLOSING, _EMPTY_ARRAY = re.compile(rf"{_SPACE}\]{_SPACE}\Z"), re.compile(rf"{_S
 
 
 class Record(NamedTuple):
-    """A row as it was read: its `file:line`, its values, and why there are none if it is no row."""
+    """A row as it was read: its `file:line`, its values, and why there are none if it is no row.
+
+    `filled` names the columns of structs, where Arrow gives every row the fields of all rows, null where it has none.
+    """
 
     place: str
     values: dict[str, Any]
     fault: str = ""
+    filled: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, place: str, value: Any) -> "Record":
@@ -191,11 +195,14 @@ def read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+    from .arrow_types import columns_of_structs, rows_of
+
     try:
         with pq.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=ROWS_AT_ONCE) for row in batch.to_pylist())
+            filled = columns_of_structs(file.schema_arrow)
+            rows = (row for batch in file.iter_batches(batch_size=ROWS_AT_ONCE) for row in rows_of(batch))
             for number, row in enumerate(rows, 1):
-                yield Record(f"{path}: row {number}", row)
+                yield Record(f"{path}: row {number}", row, filled=filled)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a whole Parquet file ({error}). Copy or download it again.") from error
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from .arrow_types import without_nulls
 from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
 from .refusals import BadRow, did_you_mean, nearest, refusal
-from .rows import OURS, TEACHER, FirstForms, bad_rows
+from .rows import OURS, TEACHER, TOOLS, FirstForms, bad_rows
 from .sources import Source, has_splits, parts_of, read_records
 from .table import GrowingTable
 
@@ -32,7 +33,8 @@ class PromptData:
     """Checked prompts, and where each came from.
 
     Attributes:
-        dataset: columns `prompt`, `teacher_response` and `teacher_prompt` (where there are any), then the others.
+        dataset: columns `prompt`, `teacher_response`, `teacher_prompt` and `tools` (where there are any), then the
+            others. Messages and tools are as they were written: no field is added that another row has.
         places: one `file:line` for each row.
         source: what was loaded, in words.
         dropped: how many rows `check_lengths` left out.
@@ -110,6 +112,11 @@ def load_prompts(
     if bad:
         raise refusal(bad, len(places), _ADVICE)
     dataset, left_out = table.dataset()
+    if first_of_form["prompt"][0] == "text" and TOOLS in dataset.column_names:
+        notes.append(
+            f"there is a column {TOOLS!r}, which reaches no chat template, as the prompts are text; only the reward "
+            "functions get it. Set chat: true (--chat) to make each prompt a user's message."
+        )
     return PromptData(dataset, tuple(places), ", ".join(parts), notes=(*notes, *left_out))
 
 
@@ -122,7 +129,9 @@ def _chunks(records: Iterator[Record], limit: int | None) -> Iterator[list[Recor
 
 def _prepared(record: Record, columns: Mapping[str, str], chat: bool, system_prompt: str | None) -> Record:
     """The record as it is checked and stored."""
-    record = record._replace(values=_renamed(record.values, columns))
+    values = _renamed(record.values, columns)
+    filled = [name for name in OURS if columns.get(name, name) in record.filled and name in values]
+    record = record._replace(values=values | {name: without_nulls(values[name]) for name in filled})
     if chat:
         record = as_chat(record)
     return record if system_prompt is None else with_system_prompt(record, system_prompt)

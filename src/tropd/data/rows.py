@@ -1,5 +1,6 @@
 """What a row must be: the forms of prompts and teacher responses, and what is wrong with a value."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,12 +9,29 @@ from .files import Record
 from .refusals import BadRow, did_you_mean, shortened
 
 PROMPTS = ("prompt", "teacher_prompt")
-OURS = ("prompt", "teacher_response", "teacher_prompt")
+FORMED = ("prompt", "teacher_response", "teacher_prompt")
+"""The columns that have one of several forms."""
+TOOLS = "tools"
+"""The column with the tools of a row's messages, as JSON schemas: a list of them, or the list as JSON text."""
+OURS = (*FORMED, TOOLS)
 """The columns that are read; the others are handed to the reward functions."""
 TEACHER = "teacher"
 """The column that names each row's teacher, read where there are several."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES_OF_SOME = (
+    "function",
+    "ipython",
+    "observation",
+    "environment",
+    "tool_call",
+    "tool_response",
+    "available_tools",
+    "documents",
+)
+"""Other roles that the chat templates of some families know; each template decides what becomes of them."""
+INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""A message that holds one of these needs no content."""
 MAX_TOKEN_ID = 2**31 - 1
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,6 +79,8 @@ def _faults(row: dict[str, Any], teachers: Sequence[str] | None) -> list[str]:
         faults.append(response_fault(row["teacher_response"], row.get("prompt")))
     if row.get("teacher_prompt") is not None:
         faults.append(prompt_fault("teacher_prompt", row["teacher_prompt"]))
+    if form_of(row.get("prompt")) == "messages":
+        faults.append(tools_fault(row.get(TOOLS)))
     if teachers is not None:
         faults.append(teacher_fault(row.get(TEACHER), teachers))
     return [fault for fault in faults if fault]
@@ -69,7 +89,7 @@ def _faults(row: dict[str, Any], teachers: Sequence[str] | None) -> list[str]:
 def _changes_of_form(record: Record, first_of_form: FirstForms) -> list[str]:
     """Faults of a row that is right by itself: Arrow wants one form throughout a column."""
     faults = []
-    for name in OURS:
+    for name in FORMED:
         value = record.values.get(name)
         if value is None:
             continue
@@ -91,7 +111,7 @@ def prompt_fault(name: str, value: Any) -> str:
     fault = messages_fault(name, value)
     if not fault and value[-1]["role"] == "assistant":
         return f"the last message of {name} is from the assistant, which leaves nothing to answer ({shortened(value)})"
-    if not fault and not any(message["content"].strip() for message in value):
+    if not fault and not any((message.get("content") or "").strip() for message in value):
         return f"the messages of {name} are empty ({shortened(value)})"
     return fault
 
@@ -125,7 +145,8 @@ def response_fault(value: Any, prompt: Any) -> str:
     if form_of(prompt) == "text":
         return f"teacher_response is a list of messages, but prompt is text ({shortened(prompt)}); set chat=True"
     fault = messages_fault("teacher_response", value)
-    if not fault and not any(message["content"] for message in value if message["role"] == "assistant"):
+    said = (message for message in value if message["role"] == "assistant")
+    if not fault and not any(message.get("content") or _says_otherwise(message) for message in said):
         return f"teacher_response has no tokens from the assistant ({shortened(value)})"
     return fault
 
@@ -135,15 +156,46 @@ def messages_fault(name: str, messages: Sequence[dict[str, Any]]) -> str:
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         where = f"message {number} of {name}"
-        if role is None or content is None:
+        if role is None or (content is None and not _says_otherwise(message)):
             return f"{where} has no {'role' if role is None else 'content'} ({shortened(message)})"
-        if role not in ROLES:
-            return f"{where} has the role {shortened(role)}; roles are {', '.join(ROLES)}"
+        if role not in (*ROLES, *ROLES_OF_SOME):
+            known = f"{', '.join(ROLES)}, and of some templates {', '.join(ROLES_OF_SOME)}"
+            return f"{where} has the role {shortened(role)}; roles are {known}"
+        if content is None:
+            continue
         if not isinstance(content, str):
             return f"the content of {where} is not text ({shortened(content)})"
         if fault := text_fault(f"the content of {where}", content):
             return fault
     return ""
+
+
+def _says_otherwise(message: dict[str, Any]) -> bool:
+    """Does a message say something without content, such as a tool call?"""
+    return any(message.get(name) for name in INSTEAD_OF_CONTENT)
+
+
+def tools_fault(value: Any) -> str:
+    """What is wrong with the `tools` of a row whose prompt is messages, or nothing.
+
+    >>> tools_fault('[{"type": "function", "function": {"name": "add"}}]'), tools_fault(None)
+    ('', '')
+    >>> tools_fault("add")
+    "tools is not JSON ('add'); write the tools' JSON schemas, as a list or as JSON text"
+    """
+    wanted = "write the tools' JSON schemas, as a list or as JSON text"
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value else value
+        tools = (
+            [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+            if isinstance(tools, list)
+            else tools
+        )
+    except ValueError:
+        return f"tools is not JSON ({shortened(value)}); {wanted}"
+    if not tools or form_of(tools) == "messages":
+        return ""
+    return f"tools is no list of objects ({shortened(value)}); {wanted}"
 
 
 def text_fault(name: str, text: str) -> str:

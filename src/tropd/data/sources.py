@@ -66,10 +66,13 @@ def _records(part: str, split: str) -> Iterator[Record]:
 
 
 def _rows(dataset: "Dataset", name: str) -> Iterator[Record]:
+    from .arrow_types import columns_of_structs
+
+    filled = columns_of_structs(dataset.features.arrow_schema)
     for start in range(0, len(dataset), ROWS_AT_ONCE):
         rows = dataset.select(range(start, min(start + ROWS_AT_ONCE, len(dataset)))).to_list()
         for number, row in enumerate(rows, start + 1):
-            yield Record(f"{name}: row {number}", row)
+            yield Record(f"{name}: row {number}", row, filled=filled)
 
 
 def _saved(path: Path, split: str) -> tuple["Dataset", str]:

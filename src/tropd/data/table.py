@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrow_types import as_array, as_type, common_type
+from .arrow_types import as_array, as_json_array, as_type, common_type
 from .files import Record
 from .refusals import shortened
-from .rows import OURS
+from .rows import OURS, form_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,14 +33,14 @@ class GrowingTable:
         for name, chunks in self._columns.items():
             if name not in self._misfits:
                 values = [record.values.get(name) for record in records]
-                self._columns[name] = _extended(chunks, values) or self._give_up(name, chunks, values, records)
+                self._columns[name] = _extended(name, chunks, values) or self._give_up(name, chunks, values, records)
         self._rows += len(records)
 
     def _give_up(self, name: str, chunks: list[Any], values: list[Any], records: Sequence[Record]) -> list[Any]:
-        row = _first_misfit(chunks, values)
+        row = _first_misfit(name, chunks, values)
         why = (
             "has no type that Arrow knows (mixed types, a number beyond 64 bits, or half a character)"
-            if as_array([values[row]]) is None
+            if _array(name, [values[row]]) is None
             else "does not go with the types of the rows before it"
         )
         self._misfits[name] = f"column {name!r} is {shortened(values[row])} in {records[row].place}, which {why}"
@@ -68,11 +68,18 @@ class GrowingTable:
         return Dataset(table, fingerprint=_fingerprint(table)), notes
 
 
-def _extended(chunks: list[Any], values: list[Any]) -> list[Any] | None:
+def _array(name: str, values: list[Any]) -> Any:
+    """The values of a column as Arrow has them, messages and tools as JSON; `None` where they have no common type."""
+    if name in OURS and any(form_of(value) == "messages" for value in values):
+        return as_json_array(values)
+    return as_array(values)
+
+
+def _extended(name: str, chunks: list[Any], values: list[Any]) -> list[Any] | None:
     """The chunks with the values behind them, all of one type, or `None` where there is no such type."""
     import pyarrow as pa  # type: ignore[import-untyped]
 
-    array = as_array(values)
+    array = _array(name, values)
     kind = common_type(chunks[0].type, array.type) if chunks and array is not None else None
     if array is None or (chunks and kind is None):
         return None
@@ -84,12 +91,12 @@ def _extended(chunks: list[Any], values: list[Any]) -> list[Any] | None:
         return None
 
 
-def _first_misfit(chunks: list[Any], values: list[Any]) -> int:
+def _first_misfit(name: str, chunks: list[Any], values: list[Any]) -> int:
     """Index of the first value that has no common type with those before it, found by bisection."""
     fits, fails = 0, len(values)
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        if _extended(chunks, values[:middle]) is None:
+        if _extended(name, chunks, values[:middle]) is None:
             fails = middle
         else:
             fits = middle

@@ -27,7 +27,7 @@ def asked(prompt: Any) -> str:
     """The text of a prompt that is compared: itself, or what the user says in its messages."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(message["content"] for message in prompt if message["role"] == "user")
+    return "\n".join(message.get("content") or "" for message in prompt if message["role"] == "user")
 
 
 def letters_and_digits(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from ..teacher.context import TeacherContexts
+from ..teacher.context import TOOLS, TeacherContexts, ToolsLost, appended, check_renders_tools
 from .files import ModelFiles
 from .findings import Finding
 
@@ -43,11 +43,13 @@ def compare_prompts(
     if any(finding.level == "refusal" for finding in findings):
         return findings
     nothing: Ids = [[] for _ in rows]
+    shown = [{name: value for name, value in row.items() if name != "teacher_prompt"} for row in rows]
     student_ids = TeacherContexts(
         student.tokenizer, template_kwargs=settings.chat_template_kwargs, as_student=False
-    ).of([{"prompt": row["prompt"]} for row in rows], nothing)
+    ).of(shown, nothing)
     seen = _contexts(student, teacher, settings.teacher_chat_template, settings).of(rows, student_ids)
     findings += _beginnings(student, student_ids)
+    findings += _ends_of_prompts(student, rows, student_ids)
     findings += _teacher_view(student, teacher, rows, settings, student_ids, seen)
     findings += _lengths("student", student, student_ids, settings)
     findings += _lengths("teacher", teacher, seen, settings)
@@ -84,6 +86,13 @@ def _templates(
             "teacher_chat_template is 'teacher', but the teacher's tokenizer has no chat template. Use 'student', or "
             "give a Jinja template.",
         )
+    elif any(row.get(TOOLS) for row in messages):
+        teachers = _contexts(student, teacher, settings.teacher_chat_template, settings)
+        try:
+            check_renders_tools(student.tokenizer, settings.chat_template_kwargs)
+            check_renders_tools(teachers.tokenizer, teachers.options)
+        except ToolsLost as error:
+            yield Finding("refusal", "tools", str(error))
     if len(messages) < len(rows) and student.tokenizer.chat_template:
         yield Finding(
             "warning",
@@ -106,6 +115,28 @@ def _beginnings(student: ModelFiles, student_ids: Ids) -> Iterator[Finding]:
         )
 
 
+def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids) -> Iterator[Finding]:
+    tokenizer = student.tokenizer
+    text = next((row["prompt"] for row in rows if isinstance(row["prompt"], str)), None)
+    behind = [] if text is None else appended(tokenizer, text)
+    if behind:
+        tokens = " ".join(map(repr, tokenizer.convert_ids_to_tokens(behind)))
+        yield Finding(
+            "note",
+            "end of prompts",
+            f"The student's tokenizer puts {tokens} behind every text, where the response follows; it is left out.",
+        )
+    ended = [ids[-1] for ids in student_ids if ids and ids[-1] in student.eos_ids]
+    if ended:
+        yield Finding(
+            "warning",
+            "end of prompts",
+            f"{len(ended)} of {len(student_ids)} prompts end with {tokenizer.convert_ids_to_tokens(ended[0])!r}, an "
+            "end of sequence that their text or the chat template writes: the student goes on behind an ending. Remove "
+            "it, unless the models were trained so.",
+        )
+
+
 def _teacher_view(
     student: ModelFiles,
     teacher: ModelFiles,
@@ -125,7 +156,7 @@ def _teacher_view(
         return
     try:
         own = _contexts(student, teacher, "teacher", settings).of(rows, student_ids)
-    except TemplateError as error:
+    except (TemplateError, ToolsLost) as error:
         yield Finding(
             "note",
             "teacher's view",

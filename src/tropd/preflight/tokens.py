@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..endings import declared, pair_endings, sentence
-from ..teacher.agreement import highest_id, vocabulary_disagreement
+from ..teacher.agreement import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
 from .files import ModelFiles, read_model_files
 from .findings import Finding
 from .prompts import PromptSettings, compare_prompts
@@ -54,6 +54,9 @@ def _vocabulary(student: ModelFiles, teacher: ModelFiles) -> Finding:
     disagreement = vocabulary_disagreement(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     if disagreement is not None:
         return Finding("refusal", "vocabulary", disagreement[0].upper() + disagreement[1:])
+    own = own_tokens(student.tokenizer, teacher.tokenizer, teacher.head_rows)
+    if own:
+        return Finding("note", "vocabulary", own_tokens_sentence(student.tokenizer, own))
     size = len(student.tokenizer.get_vocab())
     return Finding("ok", "vocabulary", f"Both tokenizers give the student's {size} tokens the same ids.")
 

@@ -5,11 +5,17 @@ the teacher when the batch is built. Every rollout of a prompt shares one prefix
 and never decoded and tokenised again.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..objective.schedules import prefix_length
 from ..sampling import until_eos
+
+ANCHORS = ("\n", ".", "=", "a", "1")
+"""Texts to put before another, to see how it is tokenised in the middle of a text."""
+
+logger = logging.getLogger(__name__)
 
 
 def response_ids(
@@ -23,13 +29,13 @@ def response_ids(
         prompt_ids: the prompt's ids as the student sees them.
         tokenizer: the student's.
         eos_ids: every id that ends a response.
-        template: keyword arguments of the chat template.
+        template: keyword arguments of the chat template, the row's tools among them.
 
     Raises:
         ValueError: a value of another type, or messages whose rendering does not start with the prompt.
     """
     if isinstance(value, str):
-        return until_eos(tokenizer(value, add_special_tokens=False)["input_ids"], eos_ids)
+        return until_eos(_behind(prompt, prompt_ids, value, tokenizer, template), eos_ids)
     if isinstance(value, Sequence) and all(isinstance(item, int) for item in value):
         return until_eos(value, eos_ids)
     if isinstance(value, Sequence) and all(isinstance(item, dict) for item in value) and not isinstance(prompt, str):
@@ -45,6 +51,47 @@ def response_ids(
         f"teacher_response is {value!r:.80}; give text, a list of token ids, or (for conversational prompts) a list "
         "of messages."
     )
+
+
+def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, template: dict[str, Any]) -> list[int]:
+    """The ids of a text behind a prompt: those of the two as one text, less the prompt's, where that can be.
+
+    A tokenizer may put something before every text, such as SentencePiece's space, which would stand in the middle.
+    Where a token of the joined text lies across the border, they are ids with which the whole reads the same.
+    """
+
+    def ids(text: str, special: bool = False) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    alone = ids(text)
+    if not prompt_ids or not text:
+        return alone
+    is_text = isinstance(prompt, str)
+    before = prompt
+    if not is_text:
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template)
+    first, joined, start = ids(before, is_text), ids(before + text, is_text), len(prompt_ids)
+    if prompt_ids == first[:start] == joined[:start]:
+        return joined[start : len(joined) - len(first[start:])]  # what is put behind every text is no response
+    whole = tokenizer.decode(ids(before + text), skip_special_tokens=True)
+    for found in (*_in_the_middle(text, ids), alone):
+        if tokenizer.decode([*prompt_ids, *found], skip_special_tokens=True) == whole:
+            return found
+    logger.warning(
+        "The teacher_response %.60r cannot be put behind the prompt %.60r: its tokenizer reads the two otherwise than "
+        "one text. It is tokenised by itself; give token ids where that is wrong.",
+        text,
+        before,
+    )
+    return alone
+
+
+def _in_the_middle(text: str, ids: Callable[[str], list[int]]) -> Iterator[list[int]]:
+    """A text's ids behind some others, where these keep their own."""
+    for anchor in ANCHORS:
+        first, both = ids(anchor), ids(anchor + text)
+        if first and both[: len(first)] == first:
+            yield both[len(first) :]
 
 
 def prefixes(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data import PromptData, check_lengths
 from ..preflight.files import ModelFiles
-from ..teacher.context import TeacherContexts
+from ..teacher.context import TOOLS, TeacherContexts, message_ids, text_ids, tools_of
 from ..teacher.names import Name, field_of
 from ..training.by_teacher import args_of
 from .sources import rows_of_teacher
@@ -84,7 +84,7 @@ class ContextFit:
         return [
             len(ids)
             for _, rows in _batches(data.dataset)
-            for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs)
+            for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs, [tools_of(row) for row in rows])
         ]
 
     @staticmethod
@@ -106,8 +106,16 @@ class ContextFit:
         return files.context_length - longest
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, Any]) -> list[list[int]]:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, Any], tools: Sequence[Any] | None = None
+) -> list[list[int]]:
     """Prompts as the student sees them: text as it stands, messages through the chat template.
+
+    Args:
+        tokenizer: the student's.
+        prompts: of one form.
+        template_kwargs: keyword arguments of the chat template.
+        tools: those of each prompt, where there are any.
 
     Raises:
         ValueError: a chat template that refuses the messages, in its own words.
@@ -115,8 +123,13 @@ def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, 
     from jinja2 import TemplateError
 
     if isinstance(prompts[0], str):
-        return tokenizer(list(prompts))["input_ids"]
+        return text_ids(tokenizer, prompts)
     try:
+        if tools is not None and any(tools):
+            return [
+                message_ids(tokenizer, prompt, given, **template_kwargs)
+                for prompt, given in zip(prompts, tools, strict=True)
+            ]
         rendered = tokenizer.apply_chat_template(
             list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
         )
@@ -130,7 +143,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, 
 
 def _batches(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Rows with the number of their first; a batch at a time, so that a large data set is never whole in memory."""
-    columns = [name for name in ("prompt", "teacher_prompt") if name in dataset.column_names]
+    columns = [name for name in ("prompt", "teacher_prompt", TOOLS) if name in dataset.column_names]
     read = dataset.select_columns(columns)
     for start in range(0, len(dataset), BATCH):
         yield start, read.select(range(start, min(start + BATCH, len(dataset)))).to_list()

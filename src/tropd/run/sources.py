@@ -101,7 +101,7 @@ def _response_length(value: Any, tokenizer: Any) -> int:
         return len(tokenizer(value, add_special_tokens=False)["input_ids"])
     if isinstance(value[0], int):
         return len(value)
-    return sum(_response_length(message["content"], tokenizer) for message in value)
+    return sum(_response_length(message.get("content") or "", tokenizer) for message in value)
 
 
 def rows_without_response(data: PromptData) -> list[str]:

@@ -1,8 +1,138 @@
-"""What the teacher sees before a response: the student's own prompt unless told otherwise."""
+"""What a model reads before a response, as token ids; and the teacher's, which is the student's own prompt unless told
+otherwise.
+"""
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from types import NoneType
 from typing import Any
+
+from jinja2 import TemplateError
+
+Row = dict[str, Any]
+
+TOOLS = "tools"
+"""The column with the tools of a row's messages, as JSON schemas: a list of them, or the list as JSON text."""
+
+SOME_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]},
+    },
+}
+
+logger = logging.getLogger(__name__)
+
+
+class ToolsLost(ValueError):
+    """There are tools, and a chat template that renders none."""
+
+
+def tools_of(row: Row) -> list[Any] | None:
+    """The tools that a row brings along for its chat template; none where there is only text, which has no template.
+
+    Raises:
+        ValueError: a `tools` column that is neither a list of objects nor the JSON text of one.
+    """
+    value = row.get(TOOLS)
+    if not value or all(isinstance(row.get(name), (str, NoneType)) for name in ("prompt", "teacher_prompt")):
+        return None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (TypeError, ValueError):
+        tools = [None]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(
+            f"tools is {value!r:.80} in a row whose prompt is {row.get('prompt')!r:.60}; write the tools' JSON "
+            "schemas, as a list or as JSON text, or remove the column."
+        )
+    return tools
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Texts as a tokenizer reads them, without what it puts behind every text.
+
+    `add_eos_token`, BERT's [SEP]: a response is to follow the prompt, not its end. An ending that the text itself
+    holds is its own and stays.
+    """
+    whole = [list(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    if len({tuple(ids[-1:]) for ids in whole}) > 1:
+        return whole
+    bare = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    kept = []
+    for ids, own in zip(whole, bare, strict=True):
+        start = next((n for n in range(len(ids) - len(own)) if own and ids[n : n + len(own)] == own), len(ids))
+        kept.append(ids[: start + len(own)])
+        if len(kept[-1]) < len(ids):
+            _say_dropped(tuple(tokenizer.convert_ids_to_tokens(ids[len(kept[-1]) :])))
+    return kept
+
+
+def appended(tokenizer: Any, text: str) -> list[int]:
+    """What a tokenizer puts behind a text."""
+    return list(tokenizer(text)["input_ids"])[len(text_ids(tokenizer, [text])[0]) :]
+
+
+@cache
+def _say_dropped(tokens: tuple[str, ...]) -> None:
+    """Once for all texts."""
+    logger.warning(
+        "The tokenizer puts %s behind every text, where a response would follow it; it is left out of prompts.",
+        " ".join(map(repr, tokens)),
+    )
+
+
+def message_ids(tokenizer: Any, messages: Sequence[Row], tools: Any = None, **options: Any) -> list[int]:
+    """Messages as their chat template renders them, with the opening of the answer.
+
+    Raises:
+        ToolsLost: there are tools, and the template renders none.
+    """
+    if tools:
+        check_renders_tools(tokenizer, options)
+        options["tools"] = tools
+    rendered = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+    )
+    return list(rendered["input_ids"])
+
+
+def check_renders_tools(tokenizer: Any, options: dict[str, Any]) -> None:
+    """Refuse a chat template to which tools say nothing.
+
+    Args:
+        tokenizer: with a chat template.
+        options: keyword arguments of `apply_chat_template`.
+
+    Raises:
+        ToolsLost: with whose template it is, and what to type.
+    """
+    if not _renders_tools(tokenizer, options.get("chat_template") or str(tokenizer.chat_template)):
+        raise ToolsLost(
+            f"there are tools, but the chat template of {tokenizer.name_or_path or 'the tokenizer'} renders none, so "
+            "that a model would read, write or score calls of tools that it was never told of. Take a template that "
+            "renders them (chat_template.jinja in the model's folder; teacher_chat_template), or remove the tools (the "
+            f"data's column {TOOLS!r})."
+        )
+
+
+@lru_cache(maxsize=16)
+def _renders_tools(tokenizer: Any, template: str) -> bool:
+    messages = [{"role": "user", "content": "a"}]
+    own = {} if template == str(tokenizer.chat_template) else {"chat_template": template}
+    try:
+        without, rendered = (
+            tokenizer.apply_chat_template(messages, tokenize=False, tools=tools, **own) for tools in (None, [SOME_TOOL])
+        )
+    except TemplateError:  # a template for other conversations or other tools than these
+        return True
+    return bool(rendered != without)
 
 
 @dataclass(frozen=True)
@@ -15,6 +145,8 @@ class TeacherContexts:
         template: `student`, `teacher`, or a Jinja template.
         template_kwargs: keyword arguments of the template, such as `{"enable_thinking": True}`.
         as_student: rows without a `teacher_prompt` keep the student's prompt ids, untouched.
+        tools: the tools that a row's messages are rendered with; those of its `tools` column by default.
+        student_template: a Jinja template by which the student's prompts are rendered instead of its tokenizer's own.
     """
 
     student_tokenizer: Any
@@ -22,9 +154,11 @@ class TeacherContexts:
     template: str = "student"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     as_student: bool = True
+    tools: Callable[[Row], Any] = tools_of
+    student_template: str | None = None
 
     @classmethod
-    def configured(cls, args: Any, student_tokenizer: Any, teacher_tokenizer: Any) -> "TeacherContexts":
+    def configured(cls, args: Any, student_tokenizer: Any, teacher_tokenizer: Any, **tools: Any) -> "TeacherContexts":
         """As `chat_template_kwargs`, `teacher_chat_template` and `teacher_chat_template_kwargs` of `args` say."""
         own_kwargs = dict(args.teacher_chat_template_kwargs or {})
         return cls(
@@ -33,9 +167,10 @@ class TeacherContexts:
             args.teacher_chat_template,
             {**(args.chat_template_kwargs or {}), **own_kwargs},
             as_student=args.teacher_chat_template == "student" and not own_kwargs,
+            **tools,
         )
 
-    def of(self, rows: Sequence[dict[str, Any]], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    def of(self, rows: Sequence[Row], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Token ids for each row: of its `teacher_prompt` where it has one, else of its prompt.
 
         Args:
@@ -47,16 +182,30 @@ class TeacherContexts:
             for row, ids in zip(rows, prompt_ids, strict=True)
         ]
 
-    def _render(self, row: dict[str, Any]) -> list[int]:
+    def _render(self, row: Row) -> list[int]:
         prompt = row["prompt"] if row.get("teacher_prompt") is None else row["teacher_prompt"]
-        by_student = self.template == "student" or self.teacher_tokenizer is None
-        tokenizer = self.student_tokenizer if by_student else self.teacher_tokenizer
+        tokenizer = self.tokenizer
         if isinstance(prompt, str):
-            return list(tokenizer(prompt)["input_ids"])
-        options = dict(self.template_kwargs)
-        if self.template not in ("student", "teacher"):
-            options["chat_template"] = self.template
-        rendered = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-        )
-        return list(rendered["input_ids"])
+            return text_ids(tokenizer, [prompt])[0]
+        return message_ids(tokenizer, prompt, self.tools(row), **self.options)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that renders."""
+        return self.student_tokenizer if self._by_student else self.teacher_tokenizer
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `apply_chat_template`."""
+        by_student = {"chat_template": self.student_template} if self.student_template and self._by_student else {}
+        given = {} if self.template in ("student", "teacher") else {"chat_template": self.template}
+        return by_student | self.template_kwargs | given
+
+    def student_options(self, row: Row) -> dict[str, Any]:
+        """With what the student's prompt is rendered, beside its `chat_template_kwargs`."""
+        options = {"chat_template": self.student_template, "tools": self.tools(row)}
+        return {name: value for name, value in options.items() if value}
+
+    @property
+    def _by_student(self) -> bool:
+        return self.template == "student" or self.teacher_tokenizer is None

@@ -95,9 +95,8 @@ class PrefixStage:
         return [found[i] if i in found else self._given(row, prompt_ids[i]) for i, row in enumerate(rows)]
 
     def _given(self, row: Row, prompt_ids: list[int]) -> list[int]:
-        ids = response_ids(
-            row["teacher_response"], row["prompt"], prompt_ids, self.tokenizer, self.eos_ids, **self.template_kwargs
-        )
+        options = self.template_kwargs | self.teachers.contexts[self.teachers.name_for(row)].student_options(row)
+        ids = response_ids(row["teacher_response"], row["prompt"], prompt_ids, self.tokenizer, self.eos_ids, **options)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_limit:
             raise ValueError(
                 f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
@@ -126,7 +125,7 @@ class PrefixStage:
             with self.asking(), naming(name), self.drawing(teacher, [numbers[i] for i in mine]):
                 responses = teacher.write(
                     [contexts[i] for i in mine],
-                    pad_id=self.tokenizer.pad_token_id,
+                    pad_id=min(self.tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that the teacher has
                     eos_ids=self.eos_ids,
                     max_new_tokens=longest,
                     temperature=self.temperature,

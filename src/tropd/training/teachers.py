@@ -4,11 +4,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
-from ..teacher.agreement import check_vocabularies
+from ..teacher.agreement import check_vocabularies, own_tokens, own_tokens_sentence
 from ..teacher.base import BaseTeacher
-from ..teacher.context import TeacherContexts
+from ..teacher.context import TOOLS, Row, TeacherContexts, check_renders_tools, tools_of
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, called
 from ..teacher.several import Teachers
@@ -16,6 +24,9 @@ from .by_teacher import args_of, loading_key, of_teacher
 from .sharding import in_autocast, prepare_teacher, shards_teacher
 
 logger = logging.getLogger(__name__)
+
+WHICH = ("trust_remote_code", "revision", "subfolder", "token", "cache_dir")
+"""Keyword arguments of loading that say which configuration it is."""
 
 
 def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
@@ -49,9 +60,36 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
                 called(name)[1:],
             )
         _check_vocabulary(trainer, name, tokenizer, teachers[name])
-        contexts[name] = TeacherContexts.configured(args, trainer._tokenizer, tokenizer)
+        contexts[name] = TeacherContexts.configured(
+            args,
+            trainer._tokenizer,
+            tokenizer,
+            tools=lambda row: _tools_for(trainer, row),
+            student_template=trainer.chat_template,
+        )
+        _check_tools(trainer, contexts[name])
     most = trainer.ranks.max if len(given) > 1 and shards_teacher(trainer) else None
     return Teachers(teachers, contexts, most), found
+
+
+def language_model_class(config: Any, start: str) -> Any:
+    """What loads a model that writes text: also one that could look or listen, and is used on text alone.
+
+    Raises:
+        ValueError: beginning with `start`; a model that writes no text behind text.
+    """
+    if (
+        "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not config.is_encoder_decoder:
+        return AutoModelForMultimodalLM
+    kind = ", ".join(getattr(config, "architectures", None) or [config.model_type])
+    raise ValueError(
+        f"{start}, which is a {kind}: Transformers loads it neither as a causal language model nor as a multimodal "
+        "one. Give a model whose config.json names a …ForCausalLM, such as a checkpoint of its family for text alone."
+    )
 
 
 def model_name(model: Any) -> str:
@@ -83,6 +121,41 @@ def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTe
         if name is None:
             raise
         raise ValueError(f"{called(name)} cannot be used: {error}") from error
+    own = own_tokens(trainer._tokenizer, tokenizer, teacher.vocab_size)
+    if own:
+        logger.warning(own_tokens_sentence(trainer._tokenizer, own))
+
+
+def _tools_for(trainer: Any, row: Row) -> Any:
+    """What the host tells the student of tools in a row's prompt: its own, its environment's, or the row's."""
+    if trainer.environment_factories is not None:
+        return trainer._env_tools[row.get("environment") if trainer._multi_environment else None]
+    return trainer.tools or tools_of(row)
+
+
+def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
+    """Refuse tools that a model would not be told of, or that come from two places; say where they have no effect.
+
+    Raises:
+        ValueError: with what to type.
+    """
+    hosts = trainer.tools or trainer.environment_factories is not None
+    rows = trainer.train_dataset if TOOLS in (getattr(trainer.train_dataset, "column_names", None) or ()) else None
+    if rows is not None and hosts:
+        raise ValueError(
+            f"the training data has a column {TOOLS!r}, and the trainer has tools of its own (tools, or an "
+            "environment), which alone can be called: a prompt would tell of one or of the other. Remove the column: "
+            f"dataset.remove_columns({TOOLS!r})."
+        )
+    first = None if rows is None else next(iter(rows))
+    if first is not None and isinstance(first["prompt"], str):
+        logger.warning(
+            "The training data has a column %r, which reaches no chat template, as the prompts are text; only the "
+            "reward functions get it. Make each prompt a user's message to have it rendered.",
+            TOOLS,
+        )
+    elif hosts or (first is not None and tools_of(first)):  # later rows are refused when they are met
+        check_renders_tools(contexts.tokenizer, contexts.options)
 
 
 def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:
@@ -92,9 +165,13 @@ def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: b
         return BaseTeacher(trainer.model, forward, by_length=not shards_teacher(trainer))
     if isinstance(teacher, str):
         options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
-        teacher = AutoModelForCausalLM.from_pretrained(teacher, **options | dict(args.teacher_model_init_kwargs or {}))
+        options |= dict(args.teacher_model_init_kwargs or {})
+        config = AutoConfig.from_pretrained(teacher, **{key: options[key] for key in WHICH if key in options})
+        model = language_model_class(config, f"teacher is {teacher!r}").from_pretrained(teacher, **options)
     elif args.teacher_model_init_kwargs:
         raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
-    local = LocalTeacher(teacher, by_length=not shards_teacher(trainer))
-    local.forward = prepare_teacher(trainer, teacher)
+    else:
+        model = teacher
+    local = LocalTeacher(model, by_length=not shards_teacher(trainer))
+    local.forward = prepare_teacher(trainer, model)
     return local
