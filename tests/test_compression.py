@@ -10,8 +10,10 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    OlmoHybridConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -174,6 +176,24 @@ def test_a_crash_leaves_no_half_folder(tmp_path, monkeypatch):
 def test_layers_that_would_be_loaded_as_others_are_refused(config, said):
     with pytest.raises(ValueError, match=said):
         keep_layers(random_model(config), [0, 2, 4])
+
+
+LINEAR = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")}
+MIXED = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (OlmoHybridConfig(**(SIZES | MIXED), **LINEAR), "cannot be described .*at least one attention layer"),
+        (Lfm2Config(**(SIZES | MIXED | {"layer_types": ["conv", "full_attention"] * 2})), "cannot write"),
+    ],
+)
+def test_a_hybrid_without_a_layer_of_each_kind_is_a_sentence(config, said):
+    with pytest.raises(ValueError, match=rf"keep_layers leaves a .* that {said}.*Keep a layer of each kind"):
+        keep_layers(random_model(config), [0, 2])
+    keep_layers(model := random_model(config), [0, 1])
+    assert model(IDS).logits.isfinite().all()
 
 
 def test_an_unknown_architecture_is_a_sentence():

@@ -124,7 +124,8 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     """Take all layers but `keep` out of `model`, its configuration included.
 
     Raises:
-        ValueError: see `check_layers`; or the model that the new configuration describes is not the one that is left.
+        ValueError: see `check_layers`; or the model that the new configuration describes is not the one that is left,
+            or cannot be built, or does not write.
     """
     layers = decoder_layers(model)
     check_layers(keep, len(layers))
@@ -142,6 +143,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = position  # type: ignore[assignment]  # the attention's place in the key-value cache
     _check_rebuilt(model)
+    _check_writes(model)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -188,8 +190,8 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
         config = type(model.config).from_dict(model.config.to_dict())
         with torch.device("meta"):
             rebuilt = type(model)(config)
-    except ValueError as error:
-        raise ValueError(f"a {name} with these layers cannot be described: {error} Take another teacher.") from error
+    except Exception as error:  # configurations and models refuse in as many ways as there are
+        raise ValueError(_unusable(name, "be described", error)) from error
     found, expected = _facts(model), _facts(rebuilt)
     for what in sorted(found.keys() | expected.keys()):
         if found.get(what) != expected.get(what):
@@ -198,6 +200,26 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
                 f"loaded as {expected.get(what)}. Keep other layers (the first ones in a row may do), or take another "
                 "teacher."
             )
+
+
+@torch.no_grad()
+def _check_writes(model: PreTrainedModel) -> None:
+    """Read two tokens and one more behind them: some hybrids have no cache without a layer of attention."""
+    ids = torch.tensor([[0, 1]], device=model.device)
+    try:
+        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        if cache is not None:
+            model(input_ids=ids[:, 1:], past_key_values=cache, use_cache=True)
+    except Exception as error:
+        raise ValueError(_unusable(type(model).__name__, "write", error)) from error
+
+
+def _unusable(name: str, what: str, error: Exception) -> str:
+    why = " ".join(str(error).split())
+    return (
+        f"keep_layers leaves a {name} that cannot {what} ({type(error).__name__}: {why:.300}). Keep a layer of each "
+        "kind (layer_types in the teacher's config.json names them), or take another teacher."
+    )
 
 
 def _facts(model: PreTrainedModel) -> dict[str, Any]:

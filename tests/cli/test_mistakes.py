@@ -46,6 +46,24 @@ def broken(role: str, break_it, **changes):
     return words
 
 
+def beside_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "teacher", "peft_type": "LORA"}))
+
+
+def without_checkpointing(folder: Path) -> None:
+    """Another architecture, whose layers cannot be computed again in the backward pass."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2}
+    OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=rows, **sizes)).save_pretrained(folder)
+
+
+def linked_to_nothing(at):
+    (at.root / "out").symlink_to("nowhere")
+    return ["train", *at.fields()]
+
+
 def remove(*names: str):
     return lambda folder: [(folder / name).unlink() for name in names]
 
@@ -298,6 +316,65 @@ MISTAKES = [
         "a teacher that is nowhere",
         lambda at: ["student", "--teacher", "nobody/nothing", "--keep-layers", "0", "--out", "pruned"],
         ("teacher is 'nobody/nothing'", "neither a model folder here nor"),
+    ),
+    Mistake(
+        "a field that an other architecture has not",
+        broken("student", without_checkpointing, gradient_checkpointing=True),
+        ("gradient_checkpointing is True, but the student is a OpenAIGPTLMHeadModel", "gradient_checkpointing: false"),
+    ),
+    Mistake("a checkpoint every 0 steps", train(save_strategy="steps", save_steps=0), ("save_steps is 0", "steps")),
+    Mistake(
+        "a key that the model does not take",
+        train(model_init_kwargs="{flux: 1}"),
+        ("model_init_kwargs has 'flux'", "Remove or correct it"),
+    ),
+    Mistake(
+        "a key that the accelerator does not take",
+        with_file("check", WHOLE + "accelerator_config: {flux: 1}\n"),
+        ("run.yaml, line 5: accelerator_config has 'flux'", "Remove or correct it"),
+    ),
+    Mistake(
+        "a model beside an adapter",
+        broken("teacher", beside_an_adapter),
+        ("teacher is 'broken', which holds a model and an adapter", "remove adapter_config.json"),
+    ),
+    Mistake("no epoch", train(max_steps=None, num_train_epochs=-1), ("num_train_epochs is -1.0", "above 0")),
+    Mistake(
+        "hardly an epoch",
+        train(max_steps=None, num_train_epochs=1e-9),
+        ("num_train_epochs is 1e-09, and an epoch of the 8 prompts has 4 optimiser steps", "max_steps: 1"),
+    ),
+    Mistake("a link to nothing", linked_to_nothing, ("output_dir is 'out' and a link to 'nowhere'", "Choose another")),
+    Mistake("a name with a NUL", train(output_dir="o\0t"), ("output_dir is 'o\\x00t', which has a NUL character",)),
+    Mistake(
+        "a folder in a file", train(output_dir="prompts.jsonl/out"), ("prompts.jsonl' is a file", "Choose another")
+    ),
+    Mistake("a name too long", train(output_dir="o" * 300), ("output_dir is 'ooo", "File name too long")),
+    Mistake("a seed below zero", train(seed=-1), ("seed is -1", "from 0 to 4294967295")),
+    Mistake("a negative norm", train(max_grad_norm=-1), ("max_grad_norm is -1.0", "0 clips nothing")),
+    Mistake("a norm that is no number", train(max_grad_norm="nan"), ("max_grad_norm is nan", "0 clips nothing")),
+    Mistake("an adapter of rank 0", train(use_peft=True, lora_r=0), ("lora_r is 0", "at least 1")),
+    Mistake("an adapter that drops all", train(use_peft=True, lora_dropout=1.5), ("lora_dropout is 1.5", "[0, 1)")),
+    Mistake("an adapter without effect", train(use_peft=True, lora_alpha=0), ("lora_alpha is 0", "lora_r")),
+    Mistake(
+        "a package that is not installed",
+        train(deepspeed="zero3.json"),
+        ("deepspeed is 'zero3.json', but the package deepspeed is not installed", "pip install deepspeed"),
+    ),
+    Mistake(
+        "the Hub without a network",
+        train(push_to_hub=True),
+        ("push_to_hub is True, but the Hub cannot be written to", "push_to_hub: false"),
+    ),
+    Mistake(
+        "the best model without an evaluation",
+        with_file("train", WHOLE + "load_best_model_at_end: true\n"),
+        ("run.yaml, line 5: load_best_model_at_end is True, but eval_strategy is 'no'", "eval_steps"),
+    ),
+    Mistake(
+        "batches handed out by one process",
+        with_file("train", WHOLE + "accelerator_config: {dispatch_batches: true}\n"),
+        ("run.yaml, line 5: accelerator_config has dispatch_batches: True", "Remove it"),
     ),
     Mistake("steps below zero", lambda at: ["check", "--steps", "-1", *at.fields()], ("--steps is -1",)),
 ]

@@ -1,10 +1,29 @@
 """The LoRA adapter of the settings, and whether its base is the teacher as well."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..teacher.names import Name
 from ..training.by_teacher import args_of
 from ..training.own_base import is_own_base
+from ..training.settings import check_ranges
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lora_r": (lambda rank: rank >= 1, "an adapter has a rank of at least 1; use 16"),
+    "lora_alpha": (lambda scale: scale >= 1, "the adapter's part is multiplied by lora_alpha / lora_r; use 32"),
+    "lora_dropout": (lambda share: 0 <= share < 1, "it is a share of the inputs, in [0, 1)"),
+    "lora_target_modules": (lambda names: len(names) > 0, "name the layers that get the adapter, or all-linear"),
+}
+
+
+def check_adapter_settings(settings: Any) -> None:
+    """Refuse numbers that no adapter can have.
+
+    Raises:
+        ValueError: with the field, its value, and what to type.
+    """
+    if settings.use_peft:
+        check_ranges(settings, RANGES)
 
 
 def own_bases(settings: Any, args: Any) -> set[Name]:

@@ -25,13 +25,12 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
     Raises:
         ValueError: with what is in the folder, and what to type.
     """
-    directory = Path(output_dir)
+    directory = Path(os.path.expanduser(output_dir))  # as Transformers will read it
+    _check_place(directory)
     if resume is not None:
         return _checkpoint(directory, resume)
     if not directory.exists() or int(os.environ.get("RANK", "0")) > 0:
         return None
-    if not directory.is_dir():
-        raise ValueError(f"output_dir is {str(directory)!r}, which is a file. Choose another name.")
     found = sorted(path.name for path in directory.iterdir() if path.name != LOCK)
     if any(name in found for name in ("run.json", "preflight.json")):
         found = [name for name in found if not RECORDS.fullmatch(name)]
@@ -42,6 +41,25 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
             "with the run in it: --resume_from_checkpoint latest"
         )
     return None
+
+
+def _check_place(directory: Path) -> None:
+    """Refuse a name under which no folder can be, or be made."""
+    start = f"output_dir is {str(directory)!r:.200}"
+    if "\0" in str(directory):
+        raise ValueError(f"{start}, which has a NUL character in it. Choose another name.")
+    try:
+        directory.exists()
+        there = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+        is_folder = there.stat() and there.is_dir()
+    except OSError as error:  # a link to nothing or to itself, a name too long, a folder that may not be looked into
+        target = f" and a link to {os.readlink(directory)!r}" if os.path.islink(directory) else ""
+        raise ValueError(f"{start}{target}, which cannot be used ({error.strerror}). Choose another name.") from error
+    if not is_folder:
+        what = "which" if there == directory else f"where {str(there)!r}"
+        raise ValueError(f"{start}, {what} is a file. Choose another name.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{start}, and {str(there)!r} may not be written to. Choose another place.")
 
 
 def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:

@@ -4,7 +4,8 @@ Cheap questions come first, so that a mistake costs seconds. Nothing is printed 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 from ..data import PromptData
@@ -15,9 +16,11 @@ from ..preflight.tokens import compare_pair
 from ..teacher.agreement import check_vocabularies
 from ..teacher.names import Name, called, field_of
 from ..training.by_teacher import args_of, check_settings
-from ..training.checks import check_enough_prompts
-from .adapter import own_bases
-from .configuration import Configuration
+from ..training.checks import check_enough_prompts, check_no_adapter_beside
+from ..training.host_settings import check_host_settings, named_by_field, settle_checkpointing
+from ..training.hub import check_hub
+from .adapter import check_adapter_settings, own_bases
+from .configuration import Configuration, at_place
 from .context import ContextFit
 from .rewards import check_reward_columns, reward_function
 from .sources import (
@@ -76,18 +79,21 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     models = {"student": settings.student} | {field_of(name): model for name, model in settings.teachers.items()}
     for role, name in models.items():
         check_model_folder(name, role)
+        check_no_adapter_beside(role, name)
     check_evaluation(configuration)
     say("loading libraries and tokenizers")
     for role, name in models.items():
         check_weights(name, role, configuration.trainer.get("trust_remote_code", False))
-    args = configuration.training_arguments(**hardware_defaults(configuration.trainer))
+    args = arguments_of(configuration)
     check_settings(args, settings.teachers)
+    check_hub(args)
     rewards = [reward_function(name) for name in settings.reward_funcs]
     files = {
         role: read_model_files(name, trust_remote_code=args.trust_remote_code, role=role)
         for role, name in models.items()
     }
     student, teachers = files["student"], {name: files[field_of(name)] for name in settings.teachers}
+    kept_in_memory = _settled_checkpointing(student, args, configuration)
     for teacher_name, teacher in teachers.items():
         check_vocabulary(student, teacher_name, teacher)
     say(f"reading {settings.data}")
@@ -97,13 +103,40 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     if evaluation is not None:
         evaluation, _ = fit.of(evaluation)
     longest_row = lengths.index(max(lengths)) if lengths else 0
-    findings = compare(student, teachers, data, longest_row, args)
+    findings = compare(student, teachers, data, longest_row, args) + kept_in_memory
     check_enough_prompts(len(data), args)
     check_reward_columns(rewards, data.dataset.column_names)
     findings += teacher_findings(data, settings.teacher_names)
     findings += guidance_findings(data, args, bool(own_bases(settings, args)))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return RunInputs(configuration, args, data, evaluation, rewards, student, teachers, findings, mean, longest)
+
+
+def arguments_of(configuration: Configuration) -> Any:
+    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written.
+
+    Raises:
+        ValueError: with the field, where it was written, its value, why, and what to type.
+    """
+    from ..training.config import TrOPDConfig
+
+    defaults = {field.name: field.default for field in fields(TrOPDConfig)}
+    try:
+        check_host_settings(SimpleNamespace(**defaults | configuration.trainer))
+        check_adapter_settings(configuration.settings)
+        with named_by_field(configuration.trainer):
+            return configuration.training_arguments(**hardware_defaults(configuration.trainer))
+    except ValueError as error:
+        raise at_place(error, configuration.places) from error
+
+
+def _settled_checkpointing(student: ModelFiles, args: Any, configuration: Configuration) -> list[Finding]:
+    """What is said of a student whose architecture has no activation checkpointing; of other code it is found later."""
+    from transformers import AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM._model_mapping.get(type(student.config), None)
+    note = settle_checkpointing(args, kind, configuration.trainer) if isinstance(kind, type) else None
+    return [] if note is None else [Finding("note", "activations", note)]
 
 
 def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:

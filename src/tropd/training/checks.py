@@ -2,18 +2,25 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from transformers.utils import CONFIG_NAME
 
-from ..teacher.names import COLUMN, Name, why_unknown
+from ..teacher.names import COLUMN, Name, called, field_of, why_unknown
 from .by_teacher import args_of
 from .config import TrOPDConfig
+from .host_settings import check_host_settings
 from .own_base import why_not_shared
 from .sharding import shards_teacher, uses_zero3
 
 logger = logging.getLogger(__name__)
+
+ADAPTER = "adapter_config.json"
 
 OWN_BASE = (
     "pass the base model, without an adapter, as both, and the adapter as peft_config; or load the teacher twice."
@@ -35,9 +42,13 @@ def check_arguments(
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
+    check_host_settings(args)
+    check_no_adapter_beside("student", student)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
+        _check_adapter(called(name), teacher, learns=False)
+        check_no_adapter_beside(field_of(name), teacher)
     _check_columns(train_dataset, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
@@ -119,7 +130,8 @@ def has_rewards(options: dict[str, Any]) -> bool:
 
 
 def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
-    """Refuse data that do not fill one rollout batch: the host drops the rest of an epoch, and would train nothing.
+    """Refuse data that do not fill one rollout batch (the host drops the rest of an epoch, and would train nothing),
+    and a part of an epoch that holds no step.
 
     Raises:
         ValueError: with both numbers, and what to lower.
@@ -133,6 +145,13 @@ def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
             f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so "
             "nothing would be trained. Lower per_device_train_batch_size or gradient_accumulation_steps, or give more "
             "prompts."
+        )
+    updates = args.num_iterations * int(args.steps_per_generation or 1) // args.gradient_accumulation_steps
+    an_epoch = num_prompts // per_step * updates
+    if args.max_steps < 1 and args.num_train_epochs * an_epoch < 1:
+        raise ValueError(
+            f"num_train_epochs is {args.num_train_epochs}, and an epoch of the {num_prompts} prompts has {an_epoch} "
+            "optimiser steps, so that is less than one. Raise it, or set max_steps: 1."
         )
 
 
@@ -152,7 +171,7 @@ def check_host_model(trainer: Any) -> None:
             "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
             "yet. For the latter set router_aux_loss_coef to 0."
         )
-    _check_adapter(trainer.model)
+    _check_adapter("the student", trainer.model, learns=True)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
@@ -183,15 +202,63 @@ def _check_whole_teacher(trainer: Any) -> None:
         )
 
 
-def _check_adapter(student: Any) -> None:
-    """Refuse an adapter that puts tokens of its own before the prompt: a token's state would be another one's."""
-    adapter = student.active_peft_config if is_peft_model(student) else None
-    if adapter is not None and adapter.is_prompt_learning:
-        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+def _check_adapter(who: str, model: Any, learns: bool) -> None:
+    """Refuse an adapter that does more than change weights: the model's forward is read from within.
+
+    Tokens of its own before the prompt would make each state another token's; a wrapper around the forward adds to the
+    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not hand on what is asked of it.
+    """
+    if isinstance(model, str) or not is_peft_model(model):
+        return
+    adapter = model.active_peft_config
+    kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+    if adapter.is_prompt_learning:
+        why = (
+            f"puts {adapter.num_virtual_tokens} virtual tokens before the prompt, and scores would be those of other "
+            "tokens"
+        )
+    elif getattr(adapter, "alora_invocation_tokens", None):
+        why = "acts only behind its alora_invocation_tokens, which it looks for in whole rows of token ids"
+    elif type(model.base_model).forward not in (BaseTuner.forward, None if learns else AdaLoraModel.forward):
+        why = "wraps the model's forward pass, and changes what goes in or what comes out, such as the loss"
+    else:
+        return
+    raise ValueError(
+        f"{who}'s adapter (peft_config) is {type(adapter).__name__}, of kind {kind}: it {why}. Use an adapter of the "
+        "weights alone, such as LoraConfig."
+    )
+
+
+def check_no_adapter_beside(role: str, model: Any) -> None:
+    """Refuse a folder that holds a model and an adapter: Transformers lays the one over the other in silence.
+
+    Args:
+        role: `student` or `teacher`, as the sentence begins.
+        model: a folder; a name of the Hub, or a model, is let through.
+
+    Raises:
+        ValueError: with the folder, and what to do.
+    """
+    if not isinstance(model, str) or not all((Path(model) / name).is_file() for name in (CONFIG_NAME, ADAPTER)):
+        return
+    raise ValueError(
+        f"{role} is {model!r}, which holds a model and an adapter ({ADAPTER}): Transformers would lay the adapter over "
+        f"the model, a second time where that is the merged one. If it is, or if it is meant alone, remove {ADAPTER}; "
+        "else merge the two (merge_and_unload) and save that in a folder of its own."
+    )
+
+
+def check_padding(trainer: Any) -> None:
+    """Refuse a student that could not end a response, or be padded with anything."""
+    if trainer._tokenizer.pad_token_id is None:
         raise ValueError(
-            f"the student's adapter (peft_config) is {type(adapter).__name__}, of kind {kind}: it puts "
-            f"{adapter.num_virtual_tokens} virtual tokens before the prompt, and scores would be those of other "
-            "tokens. Use an adapter of the weights, such as LoraConfig."
+            "the student's tokenizer (processing_class) has neither a padding nor an end-of-sequence token, and rows "
+            "are padded with one. Set its pad_token and its eos_token."
+        )
+    if not trainer.args.ending_ids and not any(i is not None for i in trainer.eos_token_ids):
+        raise ValueError(
+            "the student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
+            "(processing_class) names one, so no response could end. Set the tokenizer's eos_token."
         )
 
 

@@ -46,10 +46,20 @@ def make_from(checkpoint: str | Path, output_dir: str | Path) -> Path:
 
 
 def best_of(checkpoint: str | Path) -> Path:
-    """The best checkpoint that a run knew of when this one was written; this one where it knew of none."""
+    """The best checkpoint that a run knew of when this one was written; this one where it knew of none.
+
+    Raises:
+        ValueError: the best one is gone.
+    """
     state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    best = state.get("best_model_checkpoint")
-    return Path(best) if best and Path(best).is_dir() else Path(checkpoint)
+    best = Path(state.get("best_model_checkpoint") or checkpoint)
+    for folder in (best, Path(checkpoint).parent / best.name):  # the run's folder may have moved
+        if folder.is_dir():
+            return folder
+    raise ValueError(
+        f"load_best_model_at_end is True, but {best.name}, the best of this run, is not beside {checkpoint}. Put it "
+        "back, or set load_best_model_at_end: false."
+    )
 
 
 def _weights(folder: Path) -> list[Path]:

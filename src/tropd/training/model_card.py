@@ -13,8 +13,7 @@ library_name: transformers
 tags:
 - tropd
 - on-policy-distillation
-- {method}
-{base_model}---
+{tag}{base_model}---
 
 # {student}, distilled from {teacher}
 
@@ -44,12 +43,13 @@ def write_card(trainer: Any) -> None:
     is_local = Path(student).exists() or student == UNNAMED
     text = CARD.format(
         method=method.name,
+        tag="" if method.name == "tropd" else f"- {method.name}\n",
         summary=method.summary,
         source=method.source,
         student=student,
         teacher=_teachers(trainer.teachers),
         base_model="" if is_local else f"base_model: {student}\n",
-        steps=trainer.state.global_step,
+        steps=_steps(args, trainer.state),
         learning_rate=args.learning_rate,
         schedule=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         rollouts=args.num_generations,
@@ -57,6 +57,13 @@ def write_card(trainer: Any) -> None:
         seed=args.seed,
     )
     write_whole(Path(args.output_dir) / "README.md", text)
+
+
+def _steps(args: Any, state: Any) -> str:
+    """How many steps the model has taken, of how many where an earlier one was the best."""
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return str(state.global_step)
+    return f"{state.best_global_step} (the best of {state.global_step} by {args.metric_for_best_model})"
 
 
 UNNAMED = "a model without a name"

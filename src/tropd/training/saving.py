@@ -1,6 +1,7 @@
 """Saving and resuming in the trainer: checkpoints whole or not at all, and everything that a later step reads."""
 
 import json
+import logging
 import os
 import shutil
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
@@ -16,10 +18,13 @@ from .clock import WallClock, correct_runtimes
 from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
 from .fingerprints import check_unchanged
+from .hub import hub_asked
 from .reading_check import check_weights
 from .run_directory import write_whole
 from .sharding import whole_weights
 from .stream import place_in_stream
+
+logger = logging.getLogger(__name__)
 
 STATE = "tropd_state.json"
 """What Transformers' checkpoint does not hold: metrics of an unfinished logging window, and the collapse guard."""
@@ -34,6 +39,7 @@ class WholeCheckpoints(GRPOTrainer):
     resumed_from: str | None = None
     _writing = False
     _clocks: dict[str, WallClock]
+    _began_at = 0
     _summed_before = 0
     """Steps before this `train()` call whose losses are part of its `_total_loss_scalar`."""
 
@@ -115,7 +121,6 @@ class WholeCheckpoints(GRPOTrainer):
         """The host's checkpoint, written aside and published."""
         check_weights(self, self.state.global_step)
         directory, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
-        self._note_best(directory)
         with room_on_disk(directory):
             if self.args.should_save:
                 clear_aside(directory)
@@ -125,7 +130,9 @@ class WholeCheckpoints(GRPOTrainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._writing = False
+            self._note_best(directory)
             if self.args.should_save:
+                self.state.save_to_json(str(Path(directory) / ASIDE / name / TRAINER_STATE_NAME))
                 write_whole(Path(directory) / ASIDE / name / STATE, json.dumps(self._pending_state()) + "\n")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -137,8 +144,10 @@ class WholeCheckpoints(GRPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
-        with nullcontext() if _internal_call else whole_weights(self.accelerator):
-            super().save_model(output_dir, _internal_call=_internal_call)
+        aside = output_dir is not None and ASIDE in Path(output_dir).parts
+        in_a_checkpoint = _internal_call and output_dir is not None
+        with nullcontext() if in_a_checkpoint else whole_weights(self.accelerator):
+            super().save_model(output_dir, _internal_call=_internal_call or aside)  # what is aside is not pushed
         if self.args.should_save:
             save_ending(self, output_dir or self.args.output_dir)
 
@@ -146,12 +155,54 @@ class WholeCheckpoints(GRPOTrainer):
         if not self._writing:  # the host asks while the checkpoint is still aside
             super()._push_from_checkpoint(checkpoint_folder)
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository to push to; see `transformers.Trainer`."""
+        with hub_asked():
+            super().init_hf_repo(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Is the model that was evaluated the best so far?
+
+        One that is to be the final model gets a checkpoint here and now, also between two saves or inside a generation
+        cycle: there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
+        though under `save_strategy: best` the host would take the answer for the last word.
+        """
+        name = self.args.metric_for_best_model
+        if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
+            raise ValueError(
+                f"metric_for_best_model is {name!r}, which this evaluation has not measured (it has: "
+                f"{', '.join(metrics)}). Choose one of these, such as loss."
+            )
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best or self.control.should_save
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The end of a training; see `transformers.Trainer`.
+
+        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped goes on from its
+        last one.
+        """
+        limit, stopped = self.args.save_total_limit, self.state.global_step < self.state.max_steps
+        self.args.save_total_limit = None if stopped else limit
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _note_best(self, directory: str) -> None:
-        """The best checkpoint's place, which the host looks up where this one is being written."""
-        best = self.state.best_global_step
-        folder = os.path.join(directory, f"checkpoint-{best}")
+        """The best checkpoint's place, which the host looks up where this one was written; `None`: it was never saved.
+
+        A run that goes on in another folder may have left it in the old one.
+        """
+        best, before = self.state.best_global_step, self.state.best_model_checkpoint
+        name = f"checkpoint-{best}"
+        folder = os.path.join(directory, name)
         if best and (best == self.state.global_step or os.path.isdir(folder)):
             self.state.best_model_checkpoint = folder
+        elif before is not None and (Path(before).name != name or not os.path.isdir(before)):
+            self.state.best_model_checkpoint = None
 
     def _remove_old(self, directory: str) -> None:
         """All but the latest `save_total_limit` checkpoints and the best; one that goes is invisible first."""
@@ -200,12 +251,14 @@ class WholeCheckpoints(GRPOTrainer):
 
     @property
     def _steps_summed(self) -> int:
-        return self._summed_before + self.state.global_step - self._initial_global_step
+        return self._summed_before + self.state.global_step - self._began_at
 
     def restore_pending(self) -> None:
         """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
+        self._began_at = self.state.global_step
         if self.resumed_from is None:
             return
+        self._find_best()
         if not self.args.ignore_data_skip:
             # A checkpoint of a stop inside a cycle: the cycle's end, and those after it, stay where they were.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps % self._cycle
@@ -221,6 +274,23 @@ class WholeCheckpoints(GRPOTrainer):
         self.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
         self.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         self.guard.best_ended_share = state["guard"]["best_ended_share"]
+
+    def _find_best(self) -> None:
+        """The best model so far, of a run that goes on; its folder may have moved.
+
+        Raises:
+            ValueError: its checkpoint is gone, so that it could not be the final one.
+        """
+        best = self.state.best_global_step
+        for directory in (self.args.output_dir, os.path.dirname(str(self.resumed_from))):
+            if self.state.best_model_checkpoint is None:
+                folder = os.path.join(directory, f"checkpoint-{best}")
+                self.state.best_model_checkpoint = folder if os.path.isdir(folder) else None
+        if self.args.load_best_model_at_end and best and self.state.best_model_checkpoint is None:
+            raise ValueError(
+                f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not beside "
+                f"{self.resumed_from}. Put it back, or set load_best_model_at_end: false."
+            )
 
     @property
     def inside_cycle(self) -> bool:
@@ -248,3 +318,12 @@ class SaveBetweenCycles(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.on_step_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            logger.warning(
+                "load_best_model_at_end is True, but no evaluation found a best model (eval_delay %s), so the final "
+                "model is that of the last step, %d.",
+                args.eval_delay,
+                state.global_step,
+            )

@@ -29,6 +29,7 @@ from .checks import (
     check_arguments,
     check_enough_prompts,
     check_host_model,
+    check_padding,
     check_teacher_apart,
     check_teacher_column,
     has_rewards,
@@ -39,6 +40,8 @@ from .errors import RolloutsCollapsed
 from .faults import DataEnd, log_written
 from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
+from .host_settings import named_by_field, settle_checkpointing
+from .hub import PushWhenWhole
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import log_ratio_quantiles, loss_metrics
@@ -131,18 +134,21 @@ class TrOPDTrainer(BuildsBatches):
             for name, teacher in teachers.items()
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
-        super().__init__(
-            model,
-            reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            **kwargs,
-        )
+        with named_by_field(vars(args)):
+            super().__init__(
+                model,
+                reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                **kwargs,
+            )
         check_host_model(self)
+        check_padding(self)
         check_teacher_apart(self, teachers)
+        self._settle_checkpointing()
         keep_outputs_exact(self.accelerator)
         if args.disable_dropout:
             silence(self.model)
@@ -151,7 +157,8 @@ class TrOPDTrainer(BuildsBatches):
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
-        self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
+        with named_by_field(vars(args)):
+            self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         self._write_with_a_cache()
         self._prefix_stage = self._make_prefix_stage()
@@ -171,6 +178,7 @@ class TrOPDTrainer(BuildsBatches):
         self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
+        self.add_callback(PushWhenWhole(self))
         self.add_callback(UpdatesArrive(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -186,7 +194,8 @@ class TrOPDTrainer(BuildsBatches):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
         here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
-        with here, enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS):
+        enough = enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS)
+        with here, enough, named_by_field(vars(self.args)):
             output = super().train(*args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
@@ -242,6 +251,14 @@ class TrOPDTrainer(BuildsBatches):
         """The tokenizer of the teacher, where there is one."""
         (tokenizer,) = self.teacher_tokenizers.values()
         return tokenizer
+
+    def _settle_checkpointing(self) -> None:
+        student = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        # That somebody wrote `True` where it is the default cannot be told here; the command line can.
+        asked = {name: getattr(self.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
+        note = settle_checkpointing(self.args, student, asked)
+        if note is not None:
+            logger.warning(note)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.

@@ -1,0 +1,205 @@
+"""Settings of the host whose nonsense would be obeyed in silence, or end elsewhere without the field's name."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from .settings import check_ranges
+
+_OPTIONAL_COUNT = (lambda n: n is None or n >= 1, "use at least 1, or leave it out")
+_RATE = (lambda rate: 0 <= rate < 1, "a moving average keeps a share of the past, in [0, 1)")
+_SEED = (lambda n: n is None or 0 <= n < 2**32, "a seed is a whole number from 0 to 4294967295")
+_EVERY = (lambda n: n is None or n > 0, "use a number of steps, or a share of the run between 0 and 1")
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "num_train_epochs": (lambda n: 0 < n < math.inf, "use a number above 0, or set max_steps"),
+    "max_grad_norm": (lambda norm: norm is None or norm >= 0, "a gradient's norm is at least 0; 0 clips nothing"),
+    "weight_decay": (lambda decay: 0 <= decay < math.inf, "weights can only be drawn to zero; use 0 for none"),
+    "adam_beta1": _RATE,
+    "adam_beta2": _RATE,
+    "adam_epsilon": (lambda number: 0 <= number < math.inf, "it is added to a denominator; use 1e-8"),
+    "warmup_steps": (lambda n: n is None or n >= 0, "use a number of steps, or a share of the run between 0 and 1"),
+    "steps_per_generation": _OPTIONAL_COUNT,
+    "generation_batch_size": _OPTIONAL_COUNT,
+    "save_total_limit": (lambda n: n is None or n >= 1, "keep at least 1, or leave it out to keep all"),
+    "per_device_eval_batch_size": (lambda n: n >= 1, "a batch has at least 1 sequence"),
+    "dataloader_num_workers": (lambda n: n >= 0, "use 0 to read the data in the process itself"),
+}
+EVERY = {"save_steps": "save_strategy", "eval_steps": "eval_strategy", "logging_steps": "logging_strategy"}
+"""Read where their strategy is `steps`."""
+
+PACKAGES = {"deepspeed": "deepspeed", "use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
+"""TRL's name and Transformers' newer one; each has `…_kwargs`."""
+
+_QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?(\w+)|for field '(\w+)'")
+"""How Python, PyTorch and Hugging Face name what they do not take."""
+
+
+def check_host_settings(args: Any) -> None:
+    """Refuse what the host's fields cannot be, before anything is loaded.
+
+    Args:
+        args: the configuration, or its fields as they were written.
+
+    Raises:
+        ValueError: with the field, its value, why, and what to type.
+    """
+    check_ranges(args, RANGES)
+    check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
+    for name, package in PACKAGES.items():
+        if getattr(args, name, None) and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name} is {getattr(args, name)!r}, but the package {package} is not installed. Install it "
+                f"(pip install {package.replace('_', '-')}), or remove {name}."
+            )
+    _check_best(args)
+    _check_batches(args)
+
+
+def _check_best(args: Any) -> None:
+    if _value(args, "eval_strategy") != "no":
+        return
+    name = "load_best_model_at_end" if args.load_best_model_at_end else "save_strategy"
+    if name == "load_best_model_at_end" or _value(args, name) == "best":
+        raise ValueError(
+            f"{name} is {_value(args, name)!r}, but eval_strategy is 'no', and without an evaluation no model is the "
+            f"best. Set eval_strategy: steps (with eval_steps, and prompts to evaluate on), or remove {name}."
+        )
+
+
+def _check_batches(args: Any) -> None:
+    """A batch is a list of rows, of which each process reads its own; the trainer cuts it into micro-batches."""
+    given = _accelerator(args)
+    gathers = "a batch is a list of rows, not tensors, so one process cannot hand them out to the others"
+    reasons = {
+        "dispatch_batches": given.get("dispatch_batches") and gathers,
+        "split_batches": given.get("split_batches") and "each process reads whole rollout batches of its own",
+        "even_batches": given.get("even_batches") is False
+        and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and "a process without a last batch would leave the others waiting for it",
+    }
+    for name, why in reasons.items():
+        if why:
+            raise ValueError(f"accelerator_config has {name}: {given[name]}, but {why}. Remove it.")
+    if (given.get("gradient_accumulation_kwargs") or {}).get("num_steps") is not None:
+        raise ValueError(
+            "accelerator_config has gradient_accumulation_kwargs with num_steps, which the rollout batches would not "
+            "know of. Set gradient_accumulation_steps instead."
+        )
+    if args.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns is True, which would take every column but the prompt from the data: teacher "
+            "responses, teacher prompts, what rewards read. Remove it."
+        )
+    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+        raise ValueError(
+            "dataloader_persistent_workers is True, but dataloader_num_workers is 0: there is no worker to keep. "
+            "Remove one of the two."
+        )
+
+
+def _accelerator(args: Any) -> dict[str, Any]:
+    """`accelerator_config` as a mapping; empty while it is the name of a file."""
+    given = getattr(args, "accelerator_config", None)
+    given = given.to_dict() if isinstance(given, AcceleratorConfig) else given
+    return dict(given) if isinstance(given, Mapping) else {}
+
+
+def _value(args: Any, name: str) -> Any:
+    return getattr(getattr(args, name), "value", getattr(args, name))
+
+
+# ---------------------------------------------------------------------- activation checkpointing
+
+
+def can_checkpoint(model: Any) -> bool:
+    """Can a model compute activations again in the backward pass? `model` may be a class, which tells less."""
+    modules = [] if isinstance(model, type) else list(model.modules())
+    marked = not modules or any(hasattr(module, "gradient_checkpointing") for module in modules)
+    return bool(getattr(model, "supports_gradient_checkpointing", False)) and marked
+
+
+def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str | None:
+    """Switch activation checkpointing off for a model that has none; TRL switches it on by itself.
+
+    Args:
+        args: the configuration, which is changed.
+        model: the student, or its class.
+        asked: fields that somebody set.
+
+    Returns:
+        What to say, where it was switched off.
+
+    Raises:
+        ValueError: somebody asked for it.
+    """
+    if not args.gradient_checkpointing or can_checkpoint(model):
+        return None
+    kind = getattr(model, "__name__", type(model).__name__)
+    fields = (*CHECKPOINTING, *(f"{name}_kwargs" for name in CHECKPOINTING))
+    name = next((name for name in fields if asked.get(name)), None)
+    if name is not None:
+        raise ValueError(
+            f"{name} is {asked[name]!r}, but the student is a {kind}, whose architecture does not support activation "
+            "checkpointing. Set gradient_checkpointing: false."
+        )
+    for name in CHECKPOINTING:
+        if hasattr(args, name):  # Transformers before 5.23 has one name
+            setattr(args, name, False)
+    return (
+        f"The student is a {kind}, whose architecture does not support activation checkpointing: "
+        "gradient_checkpointing is off, and activations take more memory."
+    )
+
+
+# ---------------------------------------------------------------------- other people's exceptions
+
+
+@contextmanager
+def named_by_field(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there)
+    into a sentence that begins with the field; everything else travels.
+
+    Args:
+        settings: field → value.
+    """
+    try:
+        yield
+    except (TypeError, OSError, ValueError, StrictDataclassError) as error:
+        sentence = _about_field(error, settings)
+        if sentence is None:
+            raise
+        raise ValueError(sentence) from error
+
+
+def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    file = getattr(error, "filename", None)
+    quoted = _QUOTED.search(str(error))
+    key = next(filter(None, quoted.groups()), None) if quoted else None
+    for name, value in settings.items():
+        if file is not None and isinstance(value, str) and value == str(file):
+            return f"{name} is {value!r}, which cannot be read or written: {getattr(error, 'strerror', error)}."
+        if key is not None and key in _keys(value):
+            what = " ".join(str(error).split())
+            return f"{name} has {key!r}, which is not taken there ({what:.200}). Remove or correct it."
+    return None
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of a mapping, and of those inside it; the accelerator's configuration is one."""
+    if isinstance(value, AcceleratorConfig):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield str(key)
+            yield from _keys(inside)

@@ -1,0 +1,63 @@
+"""`push_to_hub`: asked of the Hub before anything is loaded, and done when the model is whole on disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .errors import TrainingStopped
+from .faults import in_a_line
+
+
+class NotPushed(TrainingStopped):
+    """The Hub did not take the model; it is whole on disk."""
+
+
+def check_hub(args: Any) -> None:
+    """Ask the Hub whose token this is, where the run wants to push; the first process alone.
+
+    Raises:
+        ValueError: there is no network, no token, or none that the Hub knows.
+    """
+    if args.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
+        from huggingface_hub import HfApi
+
+        with hub_asked():
+            HfApi().whoami(token=args.hub_token)
+
+
+@contextmanager
+def hub_asked() -> Iterator[None]:
+    """Stop in a sentence where the Hub cannot be asked, or refuses.
+
+    Raises:
+        ValueError: with what was raised, and what to type.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"push_to_hub is True, but the Hub cannot be written to ({in_a_line(error)}). See that there is a network "
+            "(HF_HUB_OFFLINE unset) and a token that may write (`hf auth login`, or hub_token) to hub_model_id; or set "
+            "push_to_hub: false and upload the model later: `hf upload NAME output_dir`."
+        ) from error
+
+
+class PushWhenWhole(TrainerCallback):
+    """Pushes the final model when its last file is in the output directory; `trainer` is the trainer that it serves."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if not (args.push_to_hub and args.save_final_model) or self.trainer.stopped_by_signal:
+            return
+        try:
+            self.trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
+        except Exception as error:
+            raise NotPushed(
+                f"the final model is in {args.output_dir}, but the Hub did not take it ({in_a_line(error)}). Upload it "
+                f"when the Hub can be reached: `hf upload NAME {args.output_dir} --exclude 'checkpoint-*'`."
+            ) from error

@@ -1,0 +1,260 @@
+"""What the host cannot do, or would do without a word: a sentence that names the field, before anything is trained."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel, Trainer
+from trl import GRPOTrainer
+
+from training import tiny
+from training.tiny import build, clone, config
+from tropd.training.host_settings import can_checkpoint, check_host_settings, named_by_field, settle_checkpointing
+from tropd.training.hub import NotPushed, check_hub
+
+HIDDEN = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+ADALORA = peft.AdaLoraConfig(**HIDDEN, init_r=3, target_r=2, total_step=9)
+LORA = peft.LoraConfig(**HIDDEN, r=2)
+
+# ---------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        (ADALORA, "wraps the model's forward"),
+        (peft.PolyConfig(**HIDDEN, n_tasks=2, n_skills=2, n_splits=1), "wraps the model's forward"),
+        (
+            peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
+            "wraps the model's forward",
+        ),
+        (peft.LoraConfig(**HIDDEN, alora_invocation_tokens=[5]), "acts only behind its alora_invocation_tokens"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_adapter_that_does_more_than_change_weights_is_refused(tmp_path, pair, adapter, why):
+    with pytest.raises(
+        ValueError, match=rf"the student's adapter \(peft_config\) is {type(adapter).__name__}, .*{why}"
+    ):
+        build(tmp_path, *pair, "opd", trainer_options={"peft_config": adapter})
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig, peft.PromptEncoderConfig])
+def test_a_teacher_with_virtual_tokens_is_refused(tmp_path, pair, kind):
+    teacher = peft.get_peft_model(pair[1], kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(
+        ValueError, match=rf"the teacher's adapter \(peft_config\) is {kind.__name__}, .*3 virtual tokens"
+    ):
+        build(tmp_path, pair[0], teacher, "opd")
+    with pytest.raises(ValueError, match=r"the teacher 'math''s adapter"):
+        build(tmp_path, pair[0], {"code": clone(pair[0]), "math": teacher}, "opd")
+
+
+def test_a_teacher_with_adalora_scores_as_the_model_that_it_is(tmp_path, pair):
+    torch.manual_seed(0)
+    teacher = peft.get_peft_model(clone(pair[1]), ADALORA)
+    for name, parameter in teacher.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter.data, std=0.3)
+    context, response = tiny.ids("ab="), [5, 6, 7]
+    expected = tiny.plain_logp(teacher.eval(), context, response)
+    assert (expected - tiny.plain_logp(pair[1], context, response)).abs().max() > 0.01
+    trainer = build(tmp_path, pair[0], teacher, "opd")
+    scores = trainer.teacher.score([context], [response], [[True] * 3], pad_id=0)
+    torch.testing.assert_close(scores.logp.double(), expected, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- activation checkpointing
+
+
+def gpt(seed):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes, bos_token_id=1, eos_token_id=2))
+
+
+def test_a_student_without_activation_checkpointing_trains_without_it_and_that_is_said(tmp_path, caplog):
+    script = tiny.replay(tiny.recorded(8))
+    trainer = build(tmp_path, gpt(1), gpt(2), "opd", script=script, gradient_checkpointing=True)
+    assert "a OpenAIGPTLMHeadModel, whose architecture does not support activation checkpointing" in caplog.text
+    assert trainer.args.gradient_checkpointing is False
+    trainer.train()
+    assert trainer.state.global_step == 1
+    asked = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(
+        ValueError, match=r"gradient_checkpointing_kwargs is \{'use_reentrant': True\}, but the student"
+    ):
+        build(tmp_path, gpt(1), gpt(2), "opd", **asked)
+
+
+def test_whoever_asked_for_activation_checkpointing_is_refused_and_nobody_else(pair):
+    args = SimpleNamespace(gradient_checkpointing=True)
+    asked = {"gradient_checkpointing": True}
+    with pytest.raises(ValueError, match=r"gradient_checkpointing is True, but .*Set gradient_checkpointing: false"):
+        settle_checkpointing(args, OpenAIGPTLMHeadModel, asked)
+    assert settle_checkpointing(args, GPT2LMHeadModel, asked) is None and args.gradient_checkpointing
+    assert can_checkpoint(pair[0]) and not can_checkpoint(gpt(1))
+    unmarked = torch.nn.Linear(1, 1)
+    unmarked.supports_gradient_checkpointing = True  # says so, and no layer of it does
+    assert not can_checkpoint(unmarked)
+
+
+# ---------------------------------------------------------------------- endings and padding
+
+
+def test_a_student_that_could_not_end_or_be_padded_is_refused(tmp_path, pair):
+    bare = copy.deepcopy(tiny.tokenizer())
+    bare.pad_token = bare.eos_token = None
+    with pytest.raises(ValueError, match=r"\(processing_class\) has neither a padding nor an end-of-sequence token"):
+        build(tmp_path, *pair, "opd", trainer_options={"processing_class": bare})
+    endless, student = copy.deepcopy(tiny.tokenizer()), clone(pair[0])
+    endless.eos_token = student.config.eos_token_id = student.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match=r"the student has no end-of-sequence token: .*Set the tokenizer's eos_token"):
+        build(tmp_path, student, pair[1], "opd", trainer_options={"processing_class": endless})
+
+
+# ---------------------------------------------------------------------- fields of the host
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"seed": -1}, "seed is -1; a seed is a whole number from 0"),
+        ({"data_seed": 2**32}, "data_seed is 4294967296; a seed"),
+        ({"num_train_epochs": -1}, "num_train_epochs is -1; use a number above 0"),
+        ({"num_train_epochs": float("inf")}, "num_train_epochs is inf; "),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; "),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm is nan; .*0 clips nothing"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; "),
+        ({"adam_beta2": 1.5}, r"adam_beta2 is 1.5; .*\[0, 1\)"),
+        ({"adam_epsilon": -1e-8}, "adam_epsilon is -1e-08; "),
+        ({"warmup_steps": float("nan")}, "warmup_steps is nan; "),
+        ({"save_strategy": "steps", "save_steps": 0}, "save_steps is 0; use a number of steps"),
+        ({"save_strategy": "steps", "save_steps": float("nan")}, "save_steps is nan; "),
+        ({"logging_steps": -5}, "logging_steps is -5; "),
+        ({"save_total_limit": 0}, "save_total_limit is 0; keep at least 1"),
+        ({"steps_per_generation": 0}, "steps_per_generation is 0; use at least 1"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size is 0; "),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers is -1; "),
+        (
+            {"dataloader_persistent_workers": True},
+            "dataloader_persistent_workers is True, but dataloader_num_workers is 0",
+        ),
+        ({"remove_unused_columns": True}, "remove_unused_columns is True, .*teacher responses"),
+        (
+            {"accelerator_config": {"dispatch_batches": True}},
+            "accelerator_config has dispatch_batches: True, .*Remove it",
+        ),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config has split_batches: True, "),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+            "accelerator_config has gradient_accumulation_kwargs .*Set gradient_accumulation_steps",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_field_that_cannot_be_is_refused_by_its_name(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        check_host_settings(config(tmp_path, "opd", **settings))
+
+
+def test_batches_of_uneven_number_are_refused_where_there_are_several_processes(tmp_path, monkeypatch):
+    args = config(tmp_path, "opd", accelerator_config={"even_batches": False})
+    check_host_settings(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match="accelerator_config has even_batches: False, but a process without a last batch"
+    ):
+        check_host_settings(args)
+
+
+def test_every_default_and_every_edge_is_allowed(tmp_path):
+    check_host_settings(config(tmp_path, "opd"))
+    edges = {"seed": 2**32 - 1, "max_grad_norm": 0, "adam_beta1": 0.0, "weight_decay": 0.0, "save_total_limit": 1}
+    check_host_settings(config(tmp_path, "opd", save_strategy="steps", save_steps=0.5, logging_steps=0.1, **edges))
+
+
+def test_less_than_one_step_of_an_epoch_is_refused_before_anything_is_sampled(tmp_path, pair):
+    trainer = build(tmp_path, *pair, "opd", max_steps=-1, num_train_epochs=1e-9)
+    with pytest.raises(
+        ValueError, match=r"num_train_epochs is 1e-09, and an epoch of the 4 prompts has 2 optimiser steps"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("field", ["model_init_kwargs", "teacher_model_init_kwargs"])
+@pytest.mark.parametrize(
+    ("inside", "key"), [({"flux": 1}, "flux"), ({"num_hidden_layers": "two"}, "num_hidden_layers")]
+)
+def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair, field, inside, key):
+    pair[1].save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    models = (str(tmp_path / "model"), pair[0]) if field == "model_init_kwargs" else (pair[0], str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=rf"^{field} has '{key}', which is not taken there \(.*Remove or correct it"):
+        build(tmp_path / "out", *models, "opd", **{field: inside})
+
+
+def test_what_the_trainer_itself_does_not_take_is_named_with_its_field_too(tmp_path, pair):
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"flux": 1}}
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), **schedule)
+    with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not taken there"):
+        trainer.train()
+
+
+def test_an_error_that_no_field_is_to_blame_for_stays_as_it_is():
+    with (
+        pytest.raises(TypeError, match="unexpected keyword argument 'flux'"),
+        named_by_field({"seed": 1, "other": {"a": 1}}),
+    ):
+        raise TypeError("f() got an unexpected keyword argument 'flux'")
+    lost = pytest.raises(ValueError, match=r"^fsdp_config is 'none.json', which cannot be read")
+    with lost, named_by_field({"seed": 1, "fsdp_config": "none.json"}):
+        Path("none.json").read_text()
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_refused(tmp_path, pair):
+    pair[1].save_pretrained(tmp_path / "both")
+    peft.get_peft_model(clone(pair[1]), LORA).save_pretrained(tmp_path / "both")
+    for role, models in (
+        ("student", (str(tmp_path / "both"), pair[0])),
+        ("teacher", (pair[0], str(tmp_path / "both"))),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{role} is '.*both', which holds a model and an adapter.*remove adapter_con"
+        ):
+            build(tmp_path / "out", *models, "opd")
+
+
+# ---------------------------------------------------------------------- the Hub
+
+
+def test_without_a_network_the_hub_is_a_sentence(tmp_path, pair):
+    args = config(tmp_path, "opd", push_to_hub=True)
+    for ask in (lambda: check_hub(args), lambda: build(tmp_path, *pair, "opd", push_to_hub=True)):
+        with pytest.raises(
+            ValueError, match=r"push_to_hub is True, but the Hub cannot be written to \(.*push_to_hub: false"
+        ):
+            ask()
+    check_hub(config(tmp_path, "opd"))
+
+
+def test_the_final_model_is_pushed_once_when_it_is_whole_and_outlives_a_hub_that_is_gone(tmp_path, pair, monkeypatch):
+    pushed = []
+
+    def push(self, commit_message, revision):
+        pushed.append(sorted(path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.safetensors")))
+        raise ConnectionError("no route to the Hub")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self: None)
+    monkeypatch.setattr(GRPOTrainer, "push_to_hub", push)
+    trainer = build(
+        tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), push_to_hub=True, save_final_model=True
+    )
+    with pytest.raises(
+        NotPushed, match=r"the final model is in .*did not take it \(ConnectionError: no route.*hf upload"
+    ):
+        trainer.train()
+    assert pushed == [["model.safetensors"]] and (tmp_path / "README.md").is_file()
