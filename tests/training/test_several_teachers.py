@@ -14,7 +14,7 @@ from training.tiny import EOS, Recorder, build, clone, ids, largest, largest_dif
 from tropd.objective.loss import FullVocabularyTerm, SeveralTerms, TopKTerm
 from tropd.teacher.base import BaseTeacher
 from tropd.training.errors import TeacherFailed
-from tropd.training.metrics import metric_names
+from tropd.training.metrics import Totals, metric_names
 
 METHODS = ["opd", "tropd", "eopd", "fkl", "jsd", "gkd", "reopold"]
 OWNERS = {"ab=": "math", "cde+f=": "code", "g=": "math", "hi+jk+l=": "code"}
@@ -150,7 +150,8 @@ def test_each_teacher_reads_its_own_rows_in_its_own_passes(tmp_path):
             lambda module, args, kwargs, name=name: calls[name].append(kwargs["input_ids"].shape[0]), with_kwargs=True
         )
     trained(tmp_path, teachers, teacher_batch_size=3)
-    assert calls == {"math": [3, 1], "code": [3, 1]}
+    looked_at = [1, 1]  # before the first rollout: is what is read of it what it says itself?
+    assert calls == {"math": [*looked_at, 3, 1], "code": [*looked_at, 3, 1]}
 
 
 def test_a_model_with_two_names_is_loaded_once(tmp_path):
@@ -294,7 +295,7 @@ def test_evaluation_data_are_looked_at_too(tmp_path, evaluation):
 def test_a_row_of_a_stream_is_refused_when_it_is_met(tmp_path):
     trainer = build(tmp_path, tiny.llama(0), pair(), "opd", rows=ROWS, script=replay(recorded(8)))
     with pytest.raises(ValueError, match=r"a row names the teacher 'art', which is unknown; .* Its prompt is 'q='"):
-        trainer._roll_out([{"prompt": "q=", "teacher": "art"}] * 8, None)
+        trainer._roll_out([{"prompt": "q=", "teacher": "art"}] * 8, Totals())
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
     tiny.ScriptedTrainer(
         tiny.llama(0), pair(), args=tiny.config(tmp_path), train_dataset=stream, processing_class=tiny.tokenizer()
