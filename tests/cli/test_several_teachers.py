@@ -53,7 +53,7 @@ def test_a_run_names_the_teacher_of_everything(workspace, tropd):
     assert "distilled from teacher (math), other (code)" in (out / "README.md").read_text()
 
 
-def test_a_run_that_goes_on_with_other_teachers_says_so(workspace, tropd):
+def test_a_run_does_not_go_on_with_other_teachers(workspace, tropd):
     saved = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     assert tropd("train", *fields(workspace, **saved)).code == 0
     resumed = fields(workspace, **saved | {"max_steps": 2}, resume_from_checkpoint="latest")
@@ -65,8 +65,10 @@ def test_a_run_that_goes_on_with_other_teachers_says_so(workspace, tropd):
         "--teacher.math",
         "other",
     )
-    assert other.code == 0
-    assert "teacher was {'math': 'teacher', 'code': 'other'} when the run" in " ".join((other.err + other.out).split())
+    assert other.code == 2
+    said = " ".join((other.err + other.out).split())
+    assert "teacher was {'math': 'teacher', 'code': 'other'} when the run" in said
+    assert "teacher math" in said and "start a new run with the checkpoint as its student" in said
 
 
 def test_a_check_looks_at_each_pair_and_counts_both_teachers(workspace, tropd):
