@@ -366,7 +366,7 @@ def test_a_moved_hook_is_reported_by_name(name):
     for moved in (lambda self, something_else: None, None):
         hooks = {name: moved} if moved else {}
         bases = (GenerationMixin,) if moved else ()
-        with pytest.raises(RuntimeError, match=r"Transformers' Moved\.\w+ no longer takes .*transformers>=5\.17,<5\.25"):
+        with pytest.raises(RuntimeError, match=r"s' Moved\.\w+ no longer takes .*transformers>=5\.17,<5\.25"):
             host.check_sampler(type("Moved", bases, hooks))
 
 
