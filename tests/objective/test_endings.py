@@ -541,6 +541,19 @@ def test_one_ending_that_is_impossible_stays_so(with_gradient):
     assert (head.logits(hidden)[:, 1] == -math.inf).all()
 
 
+@each_set
+@pytest.mark.parametrize("name", ["gkd 0.0", "gkd 0.3", "gkd 1.0"])
+def test_a_teacher_in_double_precision_is_read_by_a_student_in_single(name, endings):
+    """What no outcome has must stay finite in both, or 0 times infinity is a loss."""
+    method, trusted, _ = method_of(name)
+    batch = a_batch(endings, dtype=torch.float32)
+    head = batch.teacher_head
+    teacher = replace(head, weight=head.weight.double(), bias=None if head.bias is None else head.bias.double())
+    mixed = replace(batch, teacher_head=teacher, teacher_hidden=batch.teacher_hidden.double())
+    for ours, theirs in zip(both(mixed, method, trusted), both(batch, method, trusted), strict=True):
+        assert_equal(ours, theirs, 1e-5)
+
+
 # What a head says, beside the twin.
 
 

@@ -36,7 +36,7 @@ def one_action(logits_NV: Tensor, endings: Sequence[int]) -> Tensor:
         merge_(logits_NV, endings)
         return logits_NV
     ids = torch.tensor(endings, device=logits_NV.device)
-    least = torch.finfo(logits_NV.dtype).min
+    least = _least(logits_NV.dtype)
     merged_NE = torch.full_like(logits_NV[:, : len(ids)], least)
     merged_NE[:, 0] = logits_NV.index_select(-1, ids).clamp_min(least).logsumexp(-1)
     return logits_NV.index_copy(-1, ids, merged_NE)
@@ -49,7 +49,7 @@ def merge_(logits_NV: Tensor, endings: Sequence[int]) -> Tensor:
     Returns:
         What each id had of `stop`, [N, E], for `spread_`.
     """
-    least = torch.finfo(logits_NV.dtype).min
+    least = _least(logits_NV.dtype)
     columns_NE = torch.stack([logits_NV[:, ending] for ending in endings], -1).clamp_min_(least)
     logits_NV[:, endings[0]] = columns_NE.logsumexp(-1)
     for ending in endings[1:]:
@@ -79,3 +79,8 @@ def check_endings(endings: Sequence[int], vocab_size: int) -> None:
     """Refuse ids that are given twice, or that a head of `vocab_size` rows does not have."""
     if len(set(endings)) < len(endings) or any(not 0 <= ending < vocab_size for ending in endings):
         raise ValueError(f"endings are {tuple(endings)}; give different ids from 0 to {vocab_size - 1}")
+
+
+def _least(dtype: torch.dtype) -> float:
+    """A logit that no outcome has: finite, and still so when a float64 teacher is read in float32."""
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
