@@ -1,6 +1,6 @@
 """What a run was made of, so that a resumed one can tell whether it still is: data, teachers, tokenizer.
 
-A fingerprint is of contents, not of names: rows as they are read, and a sample of every weight.
+A fingerprint is of contents, not of names: rows as they are stored, and a sample of every weight.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from .run_directory import write_whole
@@ -50,6 +51,8 @@ def _sample(tensor: Tensor) -> Any:
 
 
 def _of_rows(dataset: Any) -> str:
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None)  # as they are stored: a transform is for the step that reads a row
     step = max(1, len(dataset) // MOST_ROWS)
     return _of(len(dataset), [dataset[row] for row in range(0, len(dataset), step)])
 
