@@ -23,7 +23,7 @@ OURS = {
     "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
     "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},
-    "planning": {"planning", "training", "objective", "safetensors_header"},
+    "planning": {"planning", "training", "objective", "modeling", "safetensors_header"},
     "preflight": {
         "preflight",
         "training",
@@ -35,7 +35,7 @@ OURS = {
         "endings",
         "model_folder",
     },
-    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "model_folder"},
+    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "modeling", "model_folder"},
     "report": {"report"},
     "comparison": {
         "comparison",

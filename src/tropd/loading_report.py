@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from .modeling import language_model_class
 from .safetensors_header import read_header
 
 
@@ -44,7 +45,7 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
         return LoadingReport([], [])  # each method stores weights under names of its own
     shapes = {name: tensor["shape"] for file in files for name, tensor in read_header(file, start).items()}
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        built = language_model_class(config, start).from_config(config, trust_remote_code=trust_remote_code)
     try:
         _, found = type(built).from_pretrained(
             None,

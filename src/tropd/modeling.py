@@ -5,6 +5,7 @@ autocast is in force; `expose_hidden_states` adds that door to a model and leave
 """
 
 import functools
+import logging
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from .objective.head import Head
+
+logger = logging.getLogger(__name__)
 
 OnHidden = Callable[[Tensor, Head], Any]
 """Receives the last hidden states and the head; what it returns is what the model's forward returns.
@@ -111,6 +122,66 @@ def rotates_by_length(model: PreTrainedModel) -> bool:
     ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     several = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
     return any(rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope") for rope in several)
+
+
+def language_model_class(config: Any, start: str) -> Any:
+    """What loads a model that writes text: also one that could look or listen, and is used on text alone.
+
+    Raises:
+        ValueError: beginning with `start`; a model that writes no text behind text.
+    """
+    if (
+        "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not config.is_encoder_decoder:
+        return AutoModelForMultimodalLM
+    kind = ", ".join(getattr(config, "architectures", None) or [config.model_type])
+    raise ValueError(
+        f"{start}, which is a {kind}: Transformers loads it neither as a causal language model nor as a multimodal "
+        "one. Give a model whose config.json names a …ForCausalLM, such as a checkpoint of its family for text alone."
+    )
+
+
+def text_tokenizer(given: Any, model: "str | PreTrainedModel", args: Any) -> Any:
+    """The tokenizer of a student, which is used on text alone: of a processor, the part that reads text.
+
+    Args:
+        given: `processing_class`: a tokenizer, a processor, or `None`.
+        model: the student.
+        args: its `trust_remote_code` and `model_init_kwargs` say how the tokenizer is loaded.
+    """
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+    if given is None and name:
+        revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+        options = {"truncation_side": "left", "padding_side": "left", "trust_remote_code": args.trust_remote_code}
+        return AutoTokenizer.from_pretrained(name, revision=revision, **options)
+    if not isinstance(given, ProcessorMixin):
+        return given
+    given.tokenizer.chat_template = given.tokenizer.chat_template or getattr(given, "chat_template", None)
+    return given.tokenizer
+
+
+def freeze_what_text_does_not_reach(model: Any) -> None:
+    """Freeze the parts of a multimodal student that look or listen: no gradient comes there, which DDP would wait for.
+
+    Nothing is done to a model of text alone, nor under an adapter, which has frozen them.
+    """
+    if hasattr(model, "peft_config") or model.config.get_text_config() is model.config:
+        return
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    read = {id(p) for part in (model.get_decoder(), *embeddings) if part is not None for p in part.parameters()}
+    frozen = [name for name, p in model.named_parameters() if id(p) not in read]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    if frozen:
+        logger.warning(
+            "The student is a %s, trained on text alone: %d tensors that text does not reach stay as they are (%s, …).",
+            type(model).__name__,
+            len(frozen),
+            frozen[0],
+        )
 
 
 def head_rows(model: PreTrainedModel) -> int:

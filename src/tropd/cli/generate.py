@@ -211,14 +211,15 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
 def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles") -> float:
     """Write what is missing; tokens per second."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from ..generation import generate
+    from ..modeling import language_model_class
     from ..preflight.files import explained
 
     device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
     with explained(options.teacher, "teacher"):
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded_by = language_model_class(teacher.config, f"teacher is {options.teacher!r}")
+        model = loaded_by.from_pretrained(
             options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
         )
     model.to(device)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..evaluation.exact import sample_responses
 from ..preflight.files import read_model_files
+from ..teacher.context import text_ids
 from .domains import problems
 from .names import model_folder
 from .plan import SPLITS, Plan, Setting
@@ -110,10 +111,21 @@ def _file_prompts(setting: Setting, plan: Plan) -> dict[str, list[dict[str, Any]
             raise ValueError(
                 f"prompts.{split} is {plan.prompts[split]}, but {setting.data[split]} has {len(rows)}. Lower it."
             )
+        _check_read(setting.data[split], rows)
         kept = ("prompt", "teacher_response")
         found[split] = [{"part": "data"} | {name: row[name] for name in kept if name in row} for row in rows]
     _check_disjoint(setting, found)
     return found
+
+
+def _check_read(source: Any, rows: list[dict[str, Any]]) -> None:
+    """Refuse columns that change what a model reads, and that a comparison does not hand on."""
+    for name in ("tools", "teacher_prompt"):
+        if any(row.get(name) and not (name == "tools" and isinstance(row["prompt"], str)) for row in rows):
+            raise ValueError(
+                f"{source} has a column {name!r}, which a comparison does not hand on, so that models would read other "
+                "prompts than the data say. Leave the column out, or compare runs of `tropd train`."
+            )
 
 
 def _check_disjoint(setting: Setting, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -145,7 +157,8 @@ def _answered(
         teacher = teacher_folder(setting, name, folder)
         eos_ids = eos_ids_of(teacher)
         for n in given:
-            response = response_ids(rows[n]["teacher_response"], rows[n]["prompt"], ids[n], tokenizer, eos_ids)
+            given_response, prompt = rows[n]["teacher_response"], rows[n]["prompt"]
+            response = response_ids(given_response, prompt, ids[n], tokenizer, eos_ids, **template)
             texts[n] = Text(rows[n]["prompt"], ids[n], [*response, eos_ids[0]][: plan.max_length], rows[n]["part"])
         written = _write(teacher, [ids[n] for n in wanted], tokenizer, plan, stream)
         for n, response in zip(wanted, written, strict=True):
@@ -212,7 +225,7 @@ def _sampled_stories(teacher_path: str | Path, prompt_tokens: Sequence[int], pla
             length = shortest + number % (longest - shortest + 1)
             prompt_ids, response = start + ids[:length], ids[length : length + plan.max_length]
             prompt = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-            if response and tokenizer(prompt)["input_ids"] == prompt_ids:
+            if response and text_ids(tokenizer, [prompt])[0] == prompt_ids:
                 texts.append(Text(prompt, prompt_ids, response, "stories"))
         yield texts
         seed += 1

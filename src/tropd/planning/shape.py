@@ -89,14 +89,17 @@ def model_shape(source: "str | Path | PretrainedConfig", *, trust_remote_code: b
     (362496, 3, True, 4)
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from ..modeling import language_model_class
 
     folder = Path(source) if isinstance(source, str | Path) else None
     config: Any = source
     if folder is not None:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        made_by = language_model_class(config, f"the model is {str(source)[:80]!r}")
+        model = made_by.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

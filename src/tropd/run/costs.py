@@ -75,10 +75,11 @@ def adapter_parameters(config: Any, settings: Any) -> int:
     """Parameters of the LoRA adapter on a model of this configuration, counted without storage."""
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+
+    from ..modeling import language_model_class
 
     with torch.device("meta"):
-        wrapped = get_peft_model(AutoModelForCausalLM.from_config(config), adapter(settings))
+        wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
 
 

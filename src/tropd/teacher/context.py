@@ -135,6 +135,17 @@ def _renders_tools(tokenizer: Any, template: str) -> bool:
     return bool(rendered != without)
 
 
+def with_observation(row: Row, prompt: Any) -> Row:
+    """A row as the student was asked it: what an environment has put behind the prompt, the teacher sees too."""
+    own, teacher_prompt = row.get("prompt", [{"content": ""}]), row.get("teacher_prompt")
+    asked = row | {"prompt": prompt}
+    if own == prompt or teacher_prompt is None or isinstance(teacher_prompt, str) or isinstance(prompt, str):
+        return asked
+    observed = prompt[-1]["content"][len(own[-1]["content"]) :]
+    last = teacher_prompt[-1]
+    return asked | {"teacher_prompt": [*teacher_prompt[:-1], last | {"content": last["content"] + observed}]}
+
+
 @dataclass(frozen=True)
 class TeacherContexts:
     """Renders each row's prompt for the teacher. The response tokens are shared with the student; the contexts are not.

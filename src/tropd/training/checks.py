@@ -165,11 +165,11 @@ def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
 
 
 def check_host_model(trainer: Any) -> None:
-    """Refuse what the built host cannot carry yet: images, router losses, and some kinds of sharding."""
-    if trainer._is_vlm or trainer.aux_loss_enabled:
+    """Refuse what the built host cannot carry yet: router losses, and some kinds of sharding."""
+    if trainer.aux_loss_enabled:
         raise ValueError(
-            "the student is a vision-language model or a mixture of experts with a router loss; neither is supported "
-            "yet. For the latter set router_aux_loss_coef to 0."
+            "the student is a mixture of experts with a router loss, which is not supported yet. Set "
+            "router_aux_loss_coef to 0."
         )
     _check_adapter("the student", trainer.model, learns=True)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None

@@ -14,6 +14,7 @@ from transformers import GenerationMixin
 from trl import GRPOTrainer
 
 OVERRIDDEN: dict[str, tuple[str, ...]] = {
+    "_tokenize_prompts": ("self", "prompts"),
     "_generate_single_turn": (
         "self",
         "prompt_ids",
@@ -65,7 +66,6 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 
 CALLED: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
-    "_tokenize_prompts": ("self", "prompts"),
 }
 """Methods of `GRPOTrainer` that we call."""
 

@@ -22,7 +22,7 @@ class PrefixStage:
         method: its guidance reading is used.
         teachers: write the responses that the data set does not have, each for its own rows.
         tokenizer: the student's.
-        tokenize: prompts to the token ids that the student sees.
+        tokenize: rows to the token ids of their prompts, as the student sees them.
         eos_ids: every id that ends a response.
         template_kwargs: keyword arguments of the student's chat template.
         max_length: L_max, tokens of prefix and continuation together.
@@ -39,7 +39,7 @@ class PrefixStage:
     method: Method
     teachers: Teachers
     tokenizer: Any
-    tokenize: Callable[[list[Any]], list[list[int]]]
+    tokenize: Callable[[list[Row]], list[list[int]]]
     eos_ids: Sequence[int]
     template_kwargs: dict[str, Any]
     max_length: int
@@ -86,7 +86,7 @@ class PrefixStage:
         """
         if not rows:
             return []
-        prompt_ids = [list(ids) for ids in self.tokenize([row["prompt"] for row in rows])]
+        prompt_ids = [list(ids) for ids in self.tokenize(rows)]
         missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
         written = self._write(
             [rows[i] for i in missing], [numbers[i] for i in missing], [prompt_ids[i] for i in missing], fraction

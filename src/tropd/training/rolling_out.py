@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.generation import GenerationMode
+from trl.trainer.utils import remove_none_values
 
 from ..endings import PairEndings, as_ids, declared, pair_endings
 from ..objective.methods import Method
@@ -25,6 +27,7 @@ from ..rollout.addressed import (
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
 from ..sampling import as_asked
+from ..teacher.context import TOOLS, Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
 from ..teacher.several import Teachers
 from .batch import Rollout
@@ -43,6 +46,11 @@ logger = logging.getLogger(__name__)
 
 VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
 """Engines of their own, as the metric rollout/engine has them."""
+
+
+def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
+    """A message or a tool without nulls but for the content of a message, which may be null."""
+    return {**remove_none_values(item), **({"content": None} if item.get("content", "") is None else {})}
 
 
 class RollsOut(WholeCheckpoints):
@@ -64,6 +72,8 @@ class RollsOut(WholeCheckpoints):
     _notes: SamplerNotes | None
     _loops: list[float]
     _is_read_rightly = False
+    _rows: Sequence[Row] | None = None
+    _asked: Sequence[Any] | None = None
     _said_of_rewards: set[str]
     _evaluated_rows: int
     in_preflight = False
@@ -73,7 +83,7 @@ class RollsOut(WholeCheckpoints):
             method=self.method,
             teachers=self.teachers,
             tokenizer=self._tokenizer,
-            tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
+            tokenize=self._prompt_ids,
             eos_ids=self._every_ending,
             template_kwargs=self.chat_template_kwargs,
             max_length=self.max_completion_length,
@@ -144,15 +154,19 @@ class RollsOut(WholeCheckpoints):
     def _roll_out(self, inputs: list[dict[str, Any]], totals: Totals) -> list[Rollout]:
         """Teacher prefixes and student continuations for local rows, through the host's rollout."""
         self._check_reading()
+        inputs = [self._as_written(row) for row in inputs]
         first_row = self._first_row(len(inputs))
         starts = self._guidance_prefixes(inputs, first_row, totals)
         self._pending_prefixes = starts
         self._turns = Turns(first_row) if self.args.addresses_sampling() else None
         self._loops = []
+        self._rows, self._asked = inputs, None
         self._notes = notes = SamplerNotes(self.temperature, self.endings.as_one) if notes_suffice(self) else None
         with self._memory_for(WRITING), finite_softmax(self.state.global_step + 1, self.args.output_dir):
             host = self._generate_and_score_completions(inputs)
-        self._pending_prefixes = self._turns = self._notes = None
+        if self._asked is not None:
+            inputs = [with_observation(row, prompt) for row, prompt in zip(inputs, self._asked, strict=True)]
+        self._pending_prefixes = self._turns = self._notes = self._rows = self._asked = None
         totals.add("rollout/engine", self._engine(), 1)
         self._drop_host_metrics()
         return read_rollouts(
@@ -166,6 +180,40 @@ class RollsOut(WholeCheckpoints):
             mask_repetitive=self.args.mask_repetitive_completions,
             notes=notes,
         )
+
+    def _as_written(self, row: Row) -> Row:
+        """A row without the nulls of Arrow's structs in messages and tools: the fields that only other rows have."""
+        filled = {name: row[name] for name in self._struct_columns if row.get(name)}
+        return row | {name: [_without_nulls(item) for item in items] for name, items in filled.items()}
+
+    @cached_property
+    def _struct_columns(self) -> list[str]:
+        """The columns of messages and tools that the data sets keep as structs, not as JSON."""
+        features = [getattr(data, "features", None) or {} for data in (self.train_dataset, self.eval_dataset)]
+        return [
+            name
+            for name in ("prompt", "teacher_prompt", "teacher_response", TOOLS)
+            if any(isinstance(getattr(of.get(name), "feature", None), dict) for of in features)
+        ]
+
+    def _tokenize_prompts(self, prompts):
+        """The host's, with the tools that each row brings, and without an ending that a tokenizer puts behind text."""
+        self._asked = prompts
+        rows = [{"prompt": prompt} for prompt in prompts] if self._rows is None else self._rows
+        return self._prompts_and_fields([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)])
+
+    def _prompt_ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Each row's prompt as the student reads it."""
+        return self._prompts_and_fields(rows)[0]
+
+    def _prompts_and_fields(self, rows: Sequence[Row]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        prompts = [row["prompt"] for row in rows]
+        if isinstance(prompts[0], str):
+            return text_ids(self._tokenizer, prompts), None, {}
+        if self.tools or self.environment_factories is not None:
+            return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
+        options = self.chat_template_kwargs
+        return [message_ids(self._tokenizer, row["prompt"], tools_of(row), **options) for row in rows], None, {}
 
     def _check_reading(self) -> None:
         """Once, before the first rollout: do both models say of themselves what we read of them?"""

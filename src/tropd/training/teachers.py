@@ -4,16 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMultimodalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ..modeling import language_model_class
 from ..teacher.agreement import check_vocabularies, own_tokens, own_tokens_sentence
 from ..teacher.base import BaseTeacher
 from ..teacher.context import TOOLS, Row, TeacherContexts, check_renders_tools, tools_of
@@ -70,26 +63,6 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
         _check_tools(trainer, contexts[name])
     most = trainer.ranks.max if len(given) > 1 and shards_teacher(trainer) else None
     return Teachers(teachers, contexts, most), found
-
-
-def language_model_class(config: Any, start: str) -> Any:
-    """What loads a model that writes text: also one that could look or listen, and is used on text alone.
-
-    Raises:
-        ValueError: beginning with `start`; a model that writes no text behind text.
-    """
-    if (
-        "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    ):
-        return AutoModelForCausalLM
-    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not config.is_encoder_decoder:
-        return AutoModelForMultimodalLM
-    kind = ", ".join(getattr(config, "architectures", None) or [config.model_type])
-    raise ValueError(
-        f"{start}, which is a {kind}: Transformers loads it neither as a causal language model nor as a multimodal "
-        "one. Give a model whose config.json names a …ForCausalLM, such as a checkpoint of its family for text alone."
-    )
 
 
 def model_name(model: Any) -> str:

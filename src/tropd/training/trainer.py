@@ -16,7 +16,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import expose_hidden_states, head_rows
+from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
 from ..objective.fused import FusedLoss, fused_loss
 from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
@@ -141,11 +141,12 @@ class TrOPDTrainer(BuildsBatches):
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
-                processing_class=processing_class,
+                processing_class=text_tokenizer(processing_class, model, args),
                 peft_config=peft_config,
                 **kwargs,
             )
         check_host_model(self)
+        freeze_what_text_does_not_reach(self.model)
         check_padding(self)
         check_teacher_apart(self, teachers)
         self._settle_checkpointing()
