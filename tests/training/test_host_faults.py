@@ -131,6 +131,7 @@ def test_a_student_that_could_not_end_or_be_padded_is_refused(tmp_path, pair):
         ({"weight_decay": float("nan")}, "weight_decay is nan; "),
         ({"adam_beta2": 1.5}, r"adam_beta2 is 1.5; .*\[0, 1\)"),
         ({"adam_epsilon": -1e-8}, "adam_epsilon is -1e-08; "),
+        ({"optim_args": "flux"}, "optim_args is flux; write it like eps=1e-6"),
         ({"warmup_steps": float("nan")}, "warmup_steps is nan; "),
         ({"save_strategy": "steps", "save_steps": 0}, "save_steps is 0; use a number of steps"),
         ({"save_strategy": "steps", "save_steps": float("nan")}, "save_steps is nan; "),
@@ -195,9 +196,17 @@ def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair
     models = (str(tmp_path / "model"), pair[0]) if field == "model_init_kwargs" else (pair[0], str(tmp_path / "model"))
     with pytest.raises(ValueError, match=rf"^{field} has '{key}', which is not taken there \(.*Remove or correct it"):
         build(tmp_path / "out", *models, "opd", **{field: inside})
+    with pytest.raises(ValueError, match=rf"^{field} is \{{'device_map': 3\}}, and a model cannot be loaded with that"):
+        build(tmp_path / "out", *models, "opd", **{field: {"device_map": 3}})
+    with pytest.raises(ValueError, match=rf"^{field} has 'output_loading_info'"):
+        build(tmp_path / "out", *models, "opd", **{field: {"output_loading_info": True}})
 
 
 def test_what_the_trainer_itself_does_not_take_is_named_with_its_field_too(tmp_path, pair):
+    unknown = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"flux": 1}}
+    trainer = build(tmp_path, *map(clone, pair), "opd", script=tiny.replay(tiny.recorded(8)), **unknown)
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs has 'flux', which is not taken there"):
+        trainer.train()
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"flux": 1}}
     trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), **schedule)
     with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not taken there"):

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from .faults import in_a_line, is_out_of_memory
 from .settings import check_ranges
 
 _OPTIONAL_COUNT = (lambda n: n is None or n >= 1, "use at least 1, or leave it out")
@@ -28,6 +30,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "adam_beta2": _RATE,
     "adam_epsilon": (lambda number: 0 <= number < math.inf, "it is added to a denominator; use 1e-8"),
     "warmup_steps": (lambda n: n is None or n >= 0, "use a number of steps, or a share of the run between 0 and 1"),
+    "optim_args": (
+        lambda text: not text or all("=" in part for part in text.split(",")),
+        "write it like eps=1e-6,foreach=false",
+    ),
     "steps_per_generation": _OPTIONAL_COUNT,
     "generation_batch_size": _OPTIONAL_COUNT,
     "save_total_limit": (lambda n: n is None or n >= 1, "keep at least 1, or leave it out to keep all"),
@@ -40,6 +46,9 @@ EVERY = {"save_steps": "save_strategy", "eval_steps": "eval_strategy", "logging_
 PACKAGES = {"deepspeed": "deepspeed", "use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 """TRL's name and Transformers' newer one; each has `…_kwargs`."""
+
+LOADERS = ("modeling_utils.py", "auto_factory.py")
+"""Where Transformers loads models; tokenizers are loaded elsewhere."""
 
 _QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?(\w+)|for field '(\w+)'")
 """How Python, PyTorch and Hugging Face name what they do not take."""
@@ -62,6 +71,9 @@ def check_host_settings(args: Any) -> None:
                 f"{name} is {getattr(args, name)!r}, but the package {package} is not installed. Install it "
                 f"(pip install {package.replace('_', '-')}), or remove {name}."
             )
+    for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
+        if "output_loading_info" in _keys(getattr(args, name)):
+            raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
     _check_best(args)
     _check_batches(args)
 
@@ -166,32 +178,43 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
 
 
 @contextmanager
-def named_by_field(settings: Mapping[str, Any]) -> Iterator[None]:
+def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
     """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there)
     into a sentence that begins with the field; everything else travels.
 
     Args:
         settings: field → value.
+        loading: the field that a model is loaded with, where one is loaded.
     """
     try:
         yield
-    except (TypeError, OSError, ValueError, StrictDataclassError) as error:
-        sentence = _about_field(error, settings)
+    except Exception as error:
+        sentence = _about_field(error, settings) or _about_loading(error, loading, settings.get(loading))
         if sentence is None:
             raise
         raise ValueError(sentence) from error
 
 
+def _about_loading(error: Exception, field: str, value: Any) -> str | None:
+    """Files and memory are not the field's fault; what else goes wrong in a loader that was given it probably is."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loads = any(code.co_name == "from_pretrained" and code.co_filename.endswith(LOADERS) for code in codes)
+    if not value or not loads or isinstance(error, OSError) or is_out_of_memory(error):
+        return None
+    return f"{field} is {value!r:.200}, and a model cannot be loaded with that ({in_a_line(error)}). Correct it."
+
+
 def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    if not isinstance(error, (TypeError, OSError, ValueError, StrictDataclassError)):
+        return None
     file = getattr(error, "filename", None)
     quoted = _QUOTED.search(str(error))
     key = next(filter(None, quoted.groups()), None) if quoted else None
-    for name, value in settings.items():
+    for name, value in sorted(settings.items(), key=lambda item: item[0].startswith("activation_")):  # an alias
         if file is not None and isinstance(value, str) and value == str(file):
             return f"{name} is {value!r}, which cannot be read or written: {getattr(error, 'strerror', error)}."
         if key is not None and key in _keys(value):
-            what = " ".join(str(error).split())
-            return f"{name} has {key!r}, which is not taken there ({what:.200}). Remove or correct it."
+            return f"{name} has {key!r}, which is not taken there ({in_a_line(error)}). Remove or correct it."
     return None
 
 

@@ -134,7 +134,7 @@ class TrOPDTrainer(BuildsBatches):
             for name, teacher in teachers.items()
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
-        with named_by_field(vars(args)):
+        with named_by_field(vars(args), loading="model_init_kwargs"):
             super().__init__(
                 model,
                 reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ class TrOPDTrainer(BuildsBatches):
         expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
-        with named_by_field(vars(args)):
+        with named_by_field(vars(args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         self._write_with_a_cache()
