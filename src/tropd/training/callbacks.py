@@ -101,7 +101,7 @@ class RunDirectoryCallback(TrainerCallback):
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
-        self.trainer.restore_pending()
+        self.trainer.checkpointing.restore_pending()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class PrefixStage:
+class TeacherPrefixes:
     """Finds teacher responses and cuts them to the schedule's length.
 
     Attributes:
