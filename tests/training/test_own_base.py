@@ -79,9 +79,7 @@ def test_a_shared_base_writes_as_the_base_does(tmp_path):
     shared = tiny.build(tmp_path, student, student, "tropd", trainer_options={"peft_config": lora()})
     apart = tiny.build(tmp_path, tiny.llama(1), copy, "tropd", trainer_options={"peft_config": lora()})
     written = [
-        trainer.rollout_stage.teacher_prefixes.prefixes_for(
-            [{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0, list
-        )
+        trainer.rollout_stage.find_prefixes([{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0)
         for trainer in (shared, apart)
     ]
     assert written[0] == written[1] and any(written[0])

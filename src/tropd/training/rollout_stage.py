@@ -27,17 +27,18 @@ from ..rollout.addressed import (
     Turns,
     decoding_through,
 )
-from ..rollout.guidance import splice
+from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.notes import SamplerNotes
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..sampling import as_asked
 from ..teacher.context import TOOLS, Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
+from ..teacher.names import rows_by_name
+from ..teacher.several import naming
 from .faults import rewards_given, teacher_asked
 from .reading_check import check_student, check_teachers
 from .records import Rollout
 from .sharding import shards_teacher
-from .teacher_prefixes import TeacherPrefixes
 
 logger = logging.getLogger(__name__)
 
@@ -80,22 +81,6 @@ class RolloutStage:
         self._batch: _Batch | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
-        self.teacher_prefixes = TeacherPrefixes(
-            method=trainer.method,
-            teachers=trainer.teachers,
-            tokenizer=trainer._tokenizer,
-            tokenize=lambda rows: self._tokenize_rows(rows)[0],
-            eos_ids=list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids))),
-            template_kwargs=trainer.chat_template_kwargs,
-            max_length=trainer.max_completion_length,
-            min_tail=trainer.args.guidance_min_tail,
-            temperature=trainer.temperature,
-            vocab_limit=trainer._student_vocab_size,
-            num_generations=trainer.num_generations,
-            teacher_may_write=not shards_teacher(trainer),
-            asking=lambda: teacher_asked(trainer.moment(), trainer.args.output_dir),
-            drawing=self._draw_prefixes,
-        )
 
     # ------------------------------------------------------------------ called by a step
 
@@ -111,8 +96,29 @@ class RolloutStage:
         return [self._as_written(row) for row in rows], self._first_row(len(rows))
 
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float) -> list[list[int]]:
-        """Where each row starts: the first tokens of its teacher's response, as many as the schedule's α allows."""
-        return self.teacher_prefixes.prefixes_for(rows, first_row, fraction, gather_object)
+        """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
+
+        All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
+
+        Args:
+            rows: this rank's rows, rollouts of a prompt side by side.
+            first_row: number of the first of them in the whole step.
+            fraction: α of the schedule.
+        """
+        trainer, each = self.trainer, self.trainer.num_generations
+        numbers = range(first_row, first_row + len(rows))
+        firsts = [i for i, number in enumerate(numbers) if number % each == 0]
+        responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction)
+        starts = prefixes(
+            responses,
+            reading=trainer.method.guidance_length,
+            fraction=fraction,
+            max_length=trainer.max_completion_length,
+            min_tail=trainer.args.guidance_min_tail,
+        )
+        found = [(numbers[i] // each, start) for i, start in zip(firsts, starts, strict=True)]
+        of_prompt = dict(gather_object(found))
+        return [of_prompt[number // each] for number in numbers]
 
     def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
         """The student's continuations of `prefixes`, through the host."""
@@ -225,6 +231,64 @@ class RolloutStage:
             return (host or trainer.tokenize_as_host)(prompts)  # type: ignore[no-any-return]
         options = trainer.chat_template_kwargs
         return [message_ids(trainer._tokenizer, row["prompt"], tools_of(row), **options) for row in rows], None, {}
+
+    # ------------------------------------------------------------------ teacher responses
+
+    def _teacher_responses(self, rows: Sequence[Row], numbers: Sequence[int], fraction: float) -> list[list[int]]:
+        """Each row's teacher response as ids without EOS: the data set's, else written by its teacher now.
+
+        Args:
+            rows: the first rollout of each prompt.
+            numbers: theirs in the whole step.
+            fraction: α of the schedule; a response is written no longer than its prefix can use.
+        """
+        if not rows:
+            return []
+        trainer, limit = self.trainer, self.trainer._student_vocab_size
+        prompt_ids = [list(ids) for ids in self._tokenize_rows(rows)[0]]
+        responses: list[list[int]] = [[] for _ in rows]
+        for i, row in enumerate(rows):
+            if row.get("teacher_response") is None:
+                continue
+            own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
+            options = trainer.chat_template_kwargs | own
+            given = (row["teacher_response"], row["prompt"], prompt_ids[i])
+            ids = responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
+            if ids and not 0 <= min(ids) <= max(ids) < limit:
+                raise ValueError(
+                    f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to "
+                    f"{max(ids)}, but the student's vocabulary has {limit} entries; use the student's tokenizer."
+                )
+        missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
+        if missing and shards_teacher(trainer):
+            raise ValueError(
+                f"prompt {rows[missing[0]]['prompt']!r:.60} has no teacher_response, and a sharded teacher cannot "
+                "write one for a single rank. Generate the responses beforehand into a teacher_response column."
+            )
+        longest = trainer.max_completion_length
+        if trainer.method.guidance_length == "cap":
+            longest = min(longest, int(fraction * longest + 1e-9) + trainer.args.guidance_min_tail)
+        contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
+        for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
+            teacher = trainer.teachers.by_name[name]
+            asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
+            with asked, naming(name), self._draw_prefixes(teacher, [numbers[missing[i]] for i in mine]):
+                written = teacher.write(
+                    [contexts[i] for i in mine],
+                    pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
+                    eos_ids=self._every_ending,
+                    max_new_tokens=longest,
+                    temperature=trainer.temperature,
+                    vocab_limit=limit,
+                )
+            for i, ids in zip(mine, written, strict=True):
+                responses[missing[i]] = ids
+        return responses
+
+    @property
+    def _every_ending(self) -> list[int]:
+        """Where a teacher's response is over: an ending of either model, also where the student would go on."""
+        return list(dict.fromkeys((*self.trainer.eos_token_ids, *self.trainer.endings.ids)))
 
     # ------------------------------------------------------------------ draws
 
