@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..suggestions import did_you_mean
 from .files import Record
-from .refusals import BadRow, did_you_mean, shortened
+from .refusals import BadRow, shortened
 
 PROMPTS = ("prompt", "teacher_prompt")
 FORMED = ("prompt", "teacher_response", "teacher_prompt")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..suggestions import did_you_mean
 from .files import ROWS_AT_ONCE, TEXT_READERS, Record, reader_of
-from .refusals import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
