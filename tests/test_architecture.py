@@ -57,8 +57,9 @@ OURS = {
         "model_folder",
     },
 }
-# What every layer may import, as it imports nothing of ours: what was probably meant by a name.
-LEAVES = {"suggestions"}
+# What every layer may import, as it imports nothing of ours: how messages and tools are read from rows, which data,
+# teacher and trainer must agree about, and what was probably meant by a name.
+LEAVES = {"messages", "suggestions"}
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names
 EXCEPTIONS_IN_OBJECTIVE: set[str] = set()

@@ -76,28 +76,6 @@ def _read_json(value: Any, kind: Any) -> Any:
     return json.loads(value) if isinstance(kind, pa.BaseExtensionType) else value
 
 
-def columns_of_structs(schema: Any) -> frozenset[str]:
-    """The columns of an Arrow schema that hold structs, by themselves or in lists."""
-    return frozenset(field.name for field in schema if "struct<" in str(field.type))
-
-
-def without_nulls(value: Any) -> Any:
-    """What an Arrow struct held before it got the fields of all rows; the content of a message may be null.
-
-    >>> without_nulls([{"role": "assistant", "content": None, "name": None, "tool_calls": [{"x": 1, "y": None}]}])
-    [{'role': 'assistant', 'content': None, 'tool_calls': [{'x': 1}]}]
-    """
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: without_nulls(item)
-        for name, item in value.items()
-        if item is not None or (name == "content" and "role" in value)
-    }
-
-
 def common_type(one: Any, other: Any) -> Any:
     """The type that holds the values of both, by Arrow's permissive unification, or `None`.
 

@@ -10,9 +10,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.generation import GenerationMode
-from trl.trainer.utils import remove_none_values
 
 from ..endings import PairEndings, as_ids, declared, pair_endings
+from ..messages import TOOLS, struct_columns, without_nulls
 from ..objective.methods import Method
 from ..objective.schedules import guidance_fraction
 from ..rollout.addressed import (
@@ -27,7 +27,7 @@ from ..rollout.addressed import (
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
 from ..sampling import as_asked
-from ..teacher.context import TOOLS, Row, message_ids, text_ids, tools_of, with_observation
+from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
 from ..teacher.several import Teachers
 from .batch import Rollout
@@ -46,11 +46,6 @@ logger = logging.getLogger(__name__)
 
 VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
 """Engines of their own, as the metric rollout/engine has them."""
-
-
-def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
-    """A message or a tool without nulls but for the content of a message, which may be null."""
-    return {**remove_none_values(item), **({"content": None} if item.get("content", "") is None else {})}
 
 
 class RollsOut(WholeCheckpoints):
@@ -183,18 +178,14 @@ class RollsOut(WholeCheckpoints):
 
     def _as_written(self, row: Row) -> Row:
         """A row without the nulls of Arrow's structs in messages and tools: the fields that only other rows have."""
-        filled = {name: row[name] for name in self._struct_columns if row.get(name)}
-        return row | {name: [_without_nulls(item) for item in items] for name, items in filled.items()}
+        return row | {name: without_nulls(row[name]) for name in self._struct_columns if row.get(name)}
 
     @cached_property
-    def _struct_columns(self) -> list[str]:
+    def _struct_columns(self) -> set[str]:
         """The columns of messages and tools that the data sets keep as structs, not as JSON."""
-        features = [getattr(data, "features", None) or {} for data in (self.train_dataset, self.eval_dataset)]
-        return [
-            name
-            for name in ("prompt", "teacher_prompt", "teacher_response", TOOLS)
-            if any(isinstance(getattr(of.get(name), "feature", None), dict) for of in features)
-        ]
+        features = [getattr(data, "features", None) for data in (self.train_dataset, self.eval_dataset)]
+        structs = set().union(*(struct_columns(known.arrow_schema) for known in features if known))
+        return structs & {"prompt", "teacher_prompt", "teacher_response", TOOLS}
 
     def _tokenize_prompts(self, prompts):
         """The host's, with the tools that each row brings, and without an ending that a tokenizer puts behind text."""
