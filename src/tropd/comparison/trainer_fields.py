@@ -3,8 +3,8 @@
 from dataclasses import fields
 
 from ..objective.methods import SETTINGS
+from ..suggestions import hint
 from .plan import Plan
-from .reading import nearest
 
 
 def check_trainer_fields(plan: Plan) -> None:
@@ -30,5 +30,5 @@ def check_trainer_fields(plan: Plan) -> None:
         if name not in known:
             raise ValueError(
                 f"{where} has {name!r}, which is neither a part of a method nor a field of TrOPDConfig"
-                f"{nearest(name, [*SETTINGS, *known])}."
+                f"{hint(name, [*SETTINGS, *known])}."
             )

@@ -5,10 +5,11 @@ teacher prefixes guide the rollout. `METHODS` holds the published settings under
 parts of one and refuses a change that would have no effect. This file imports no torch, so that listing is quick.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from ..suggestions import hint
 
 DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
@@ -304,7 +305,7 @@ def get_method(name: str, **changes: Any) -> Method:
             the sentence says what to type instead.
     """
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}, which is unknown{_nearest(name, METHODS)}. Known: {', '.join(METHODS)}.")
+        raise ValueError(f"method is {name!r}, which is unknown{hint(name, METHODS)}. Known: {', '.join(METHODS)}.")
     changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
         _check_value(key, value)
@@ -348,10 +349,10 @@ def _with_defaults(method: Method) -> Method:
 
 def _check_value(key: str, value: Any) -> None:
     if key not in _RELEVANT:
-        raise ValueError(f"{key} is not a setting of a method{_nearest(key, _RELEVANT)}.")
+        raise ValueError(f"{key} is not a setting of a method{hint(key, _RELEVANT)}.")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise ValueError(
-            f"{key} is {value!r}{_nearest(str(value), _CHOICES[key])}. Choose one of: {', '.join(_CHOICES[key])}."
+            f"{key} is {value!r}{hint(str(value), _CHOICES[key])}. Choose one of: {', '.join(_CHOICES[key])}."
         )
     if key in _RANGES and not _RANGES[key][0](value):
         raise ValueError(f"{key} is {value!r}; it must be {_RANGES[key][1]}.")
@@ -375,11 +376,6 @@ def _check_whole(method: Method) -> None:
             "reduction is 'selected', a mean over trusted tokens alone, but guidance adds prefix tokens to the loss; "
             "choose 'shared' or 'per_region', or guidance_schedule 'none'."
         )
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.generation import GenerationMode
-from trl.trainer.utils import remove_none_values
 
+from ..messages import TOOLS, struct_columns, without_nulls
 from ..modeling import rotates_by_length
 from ..rollout.addressed import (
     EVALUATION_SAMPLING_STREAM,
@@ -31,7 +31,7 @@ from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.notes import SamplerNotes
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..sampling import as_asked
-from ..teacher.context import TOOLS, Row, message_ids, text_ids, tools_of, with_observation
+from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
 from ..teacher.names import rows_by_name
 from ..teacher.several import naming
@@ -206,19 +206,15 @@ class RolloutStage:
 
     def _as_written(self, row: Row) -> Row:
         """A row without the nulls of Arrow's structs in messages and tools: the fields that only other rows have."""
-        filled = {name: row[name] for name in self._struct_columns if row.get(name)}
-        return row | {name: [_without_nulls(item) for item in items] for name, items in filled.items()}
+        return row | {name: without_nulls(row[name]) for name in self._struct_columns if row.get(name)}
 
     @cached_property
-    def _struct_columns(self) -> list[str]:
+    def _struct_columns(self) -> set[str]:
         """The columns of messages and tools that the data sets keep as structs, not as JSON."""
         data = (self.trainer.train_dataset, self.trainer.eval_dataset)
-        features = [getattr(one, "features", None) or {} for one in data]
-        return [
-            name
-            for name in ("prompt", "teacher_prompt", "teacher_response", TOOLS)
-            if any(isinstance(getattr(of.get(name), "feature", None), dict) for of in features)
-        ]
+        features = [getattr(one, "features", None) for one in data]
+        structs = set().union(*(struct_columns(known.arrow_schema) for known in features if known))
+        return structs & {"prompt", "teacher_prompt", "teacher_response", TOOLS}
 
     def _tokenize_rows(
         self, rows: Sequence[Row], host: Callable | None = None
@@ -406,11 +402,6 @@ def notes_suffice(trainer: Any) -> bool:
         return args.rescore_rollouts is False
     exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trainer.model.parameters())
     return bool(exact and trainer.accelerator.mixed_precision == "no" and not rotates_by_length(trainer.model))
-
-
-def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
-    """A message or a tool without nulls but for the content of a message, which may be null."""
-    return {**remove_none_values(item), **({"content": None} if item.get("content", "") is None else {})}
 
 
 # ---------------------------------------------------------------------- from the host's tensors to records
