@@ -1,5 +1,9 @@
 """From student, teacher and regions to one loss value per token; then, separately, to a scalar.
 
+This is the oracle: `student_terms`, `token_losses` and `reduce.reduce_losses`, one after another, are the loss as it is
+written, differentiated by autograd. Training runs `head.fused_loss`, which is quicker, calls the same `token_losses`,
+and is held to this path in values and gradients.
+
 Shapes: N response tokens of any number of sequences (student-written and prefix alike), M ≤ N of them with a direct
 term, K the teacher's top-k, V vocabulary. Signals are detached numbers made when the batch was built; only the
 student's terms carry gradient.
@@ -16,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
-from .head import Head, gather_logps, over_vocabulary
+from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
 from .policy_gradient import policy_gradient_loss
 
@@ -189,12 +193,12 @@ class SeveralTerms:
         return values, masses
 
 
-def narrowed(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
+def restrict_term(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
     """The direct term of a run of tokens, its index counted from the run's start."""
     if direct is None:
         return None
     if isinstance(direct, SeveralTerms):
-        return SeveralTerms(tuple(narrowed(term, tokens) for term in direct.terms))  # type: ignore[misc]
+        return SeveralTerms(tuple(restrict_term(term, tokens) for term in direct.terms))  # type: ignore[misc]
     inside = (direct.index >= tokens.start) & (direct.index < tokens.stop)
     index = direct.index[inside] - tokens.start
     if isinstance(direct, TopKTerm):
@@ -205,12 +209,12 @@ def narrowed(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
     return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside])
 
 
-def moved(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
+def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
     """The direct term where token n has become token `place_N[n]`; the tokens of a term keep their order."""
     if direct is None:
         return None
     if isinstance(direct, SeveralTerms):
-        return SeveralTerms(tuple(moved(term, place_N) for term in direct.terms))  # type: ignore[misc]
+        return SeveralTerms(tuple(reindex_term(term, place_N) for term in direct.terms))  # type: ignore[misc]
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
@@ -222,7 +226,7 @@ def reads_tail(method: Method) -> bool:
 def topk_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on the teacher's top-k tokens; see `TopKTerm`."""
     if method.trust == "jsd":
-        return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _set(method.jsd_beta))
+        return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _require(method.jsd_beta))
     truncation = method.fkl_truncation or "none"
     return lambda student, teacher, *tail: topk_forward_kl(student, teacher, truncation, *tail)
 
@@ -230,7 +234,7 @@ def topk_function(method: Method) -> Callable[..., Tensor]:
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
     """What `method` computes on whole distributions."""
     # A partial, in which the fused loss recognises what it has a closed form for.
-    return functools.partial(generalized_jsd, beta=_set(method.jsd_beta))
+    return functools.partial(generalized_jsd, beta=_require(method.jsd_beta))
 
 
 def student_terms(
@@ -266,7 +270,7 @@ def student_terms(
     return logp, values, masses.detach()
 
 
-def learned_from(method: Method, signals: TokenSignals) -> Tensor:
+def active_tokens(method: Method, signals: TokenSignals) -> Tensor:
     """bool [N]: the tokens whose loss under `method` can be other than zero, in value or gradient."""
     learned = signals.trust_weight != 0
     if method.outlier != "mask":
@@ -295,11 +299,11 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         # An infinite advantage of a token left out would still reach the gradient as 0·∞.
         advantage = torch.where(weight == 0, 0.0, advantage)
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
-        return _weighted(weight, loss)
+        return _weigh(weight, loss)
 
     trust = _trust_losses(method, signals, policy_gradient, direct_N)
     outlier = _outlier_losses(method, signals, policy_gradient, direct_N)
-    guidance = _weighted(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
     student_weight = signals.trust_weight + signals.outlier_weight
     reward = (
         torch.zeros_like(student_logp_N)
@@ -312,10 +316,10 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
 def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
     weight = signals.trust_weight
     if method.trust == "gkd":
-        return _weighted(weight, direct_N)
+        return _weigh(weight, direct_N)
     if method.trust == "jsd":
-        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _set(method.jsd_beta))
-        return policy_gradient(advantage, weight) + _weighted(weight, direct_N)
+        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
+        return policy_gradient(advantage, weight) + _weigh(weight, direct_N)
     advantage = signals.log_ratio
     if method.advantage_floor is not None:
         advantage = advantage.clamp_min(method.advantage_floor)
@@ -325,22 +329,22 @@ def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct
 def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
     weight = signals.outlier_weight
     if method.outlier == "clip":
-        return policy_gradient(signals.log_ratio.clamp_min(_set(method.outlier_tau)), weight)
+        return policy_gradient(signals.log_ratio.clamp_min(_require(method.outlier_tau)), weight)
     if method.outlier == "fkl_direct":
-        return method.fkl_weight * _weighted(weight, direct_N)
+        return method.fkl_weight * _weigh(weight, direct_N)
     if method.outlier == "fkl_scalar":
         # The printed value as a detached advantage: another algorithm, kept as a switch (METHOD 1.5).
         return policy_gradient(-method.fkl_weight * direct_N.detach(), weight)
     if method.outlier == "k1_and_fkl":
-        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weighted(weight, direct_N)
+        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weigh(weight, direct_N)
     return torch.zeros_like(weight)
 
 
-def _weighted(weight: Tensor, value: Tensor) -> Tensor:
+def _weigh(weight: Tensor, value: Tensor) -> Tensor:
     """weight·value with 0·(anything) = 0 in both passes."""
     return torch.where(weight == 0, 0.0, weight * torch.where(weight == 0, 0.0, value))
 
 
-def _set(value: float | None) -> float:
+def _require(value: float | None) -> float:
     assert value is not None, "get_method fills every setting that a method reads"
     return value

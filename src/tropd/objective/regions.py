@@ -45,15 +45,15 @@ def trust_weight(
     if gate == "closed":
         return torch.zeros_like(log_ratio)
     if gate == "bernoulli":
-        return (_needed(uniforms, gate, "uniforms") < trust_probability(log_ratio)).to(log_ratio.dtype)
+        return (_require(uniforms, gate, "uniforms") < trust_probability(log_ratio)).to(log_ratio.dtype)
     if gate == "expected":
         return trust_probability(log_ratio)
     if gate == "hard":
-        return (log_ratio > _needed(tau, gate, "tau")).to(log_ratio.dtype)
+        return (log_ratio > _require(tau, gate, "tau")).to(log_ratio.dtype)
     if gate == "floor":
-        return (log_ratio >= _needed(tau, gate, "tau")).to(log_ratio.dtype)
+        return (log_ratio >= _require(tau, gate, "tau")).to(log_ratio.dtype)
     if gate in ("student_entropy", "teacher_entropy"):
-        return _needed(selected, gate, "selected").to(log_ratio.dtype)
+        return _require(selected, gate, "selected").to(log_ratio.dtype)
     raise ValueError(f"gate is {gate!r}; choose one of {', '.join(GATES)}")
 
 
@@ -72,7 +72,7 @@ def top_share_threshold(values: Tensor, share: float) -> float:
     return values.flatten().topk(count).values[-1].item()
 
 
-def _needed(value, gate: str, name: str):
+def _require(value, gate: str, name: str):
     if value is None:
         raise ValueError(f"gate {gate!r} needs `{name}`, which is None")
     return value

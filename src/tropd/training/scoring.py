@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..modeling import rotates_by_length
 from ..objective.endings import Endings
-from ..objective.head import sampled_logps
+from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
@@ -24,8 +24,8 @@ from ..objective.loss import (
     TokenSignals,
     TopKTerm,
     full_function,
-    narrowed,
     reads_tail,
+    restrict_term,
     topk_function,
 )
 from ..objective.methods import Method
@@ -349,6 +349,6 @@ def split_micro_batches(
     for size in sizes:
         rows = list(rollouts[row : row + size])
         tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
-        parts.append((rows, signals[tokens], narrowed(direct, tokens)))
+        parts.append((rows, signals[tokens], restrict_term(direct, tokens)))
         row, token = row + size, tokens.stop
     return parts

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
-from ..objective.fused import FusedLoss, fused_loss
+from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..rollout.addressed import Turns
 from ..rollout.notes import SamplerNotes
 from ..teacher.local import LocalTeacher

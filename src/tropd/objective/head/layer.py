@@ -2,7 +2,7 @@
 
 Vocabulary-wide work never holds more than one slice: `over_vocabulary` projects a few tokens, hands their logits to
 a function that returns per-token values, and throws the logits away; the backward pass projects the same slice again.
-`scan_vocabulary` is its quick form for what needs no gradient, and `fused` that of the loss.
+`scan_vocabulary` is its quick form for what needs no gradient, and `fused_loss` that of the loss.
 
 Shapes: N tokens (already selected, no padding), C tokens of one slice, R rows of one block, H hidden size, V
 vocabulary, K alternatives.
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .endings import Endings, check_endings, events_of, one_action
-from .products import (
+from ..endings import Endings, check_endings, events_of, one_action
+from .matmul import (
     add_weight_gradient,
     block_rows,
     blocks_of,
     gradient_dtype,
-    narrowed_,
+    narrow_,
     project_into,
     slices_of,
     states_gradient,
@@ -89,9 +89,9 @@ class Head:
 
     def transform(self, raw_NV: Tensor) -> Tensor:
         """Logits from the raw projection; may change `raw_NV` where that carries no gradient."""
-        return one_action(self.scaled(raw_NV), self.endings)
+        return one_action(self.scale(raw_NV), self.endings)
 
-    def scaled(self, raw_NV: Tensor) -> Tensor:
+    def scale(self, raw_NV: Tensor) -> Tensor:
         """Scale, softcap and temperature alone: the endings are still apart."""
         logits = raw_NV if self.logit_scale == 1.0 else raw_NV * self.logit_scale
         if self.softcap is not None:
@@ -165,10 +165,10 @@ def sampled_logps(
     """
     token_ids_N = head.events(token_ids_N)
     if not needs_gradient(hidden_NH, head):
-        room = Room()
+        scratch = Scratch()
 
         def scan(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-            logits_RV, log_sum, entropy = normalise_(logits_RV, room)
+            logits_RV, log_sum, entropy = normalise_(logits_RV, scratch)
             return gather_logps(logits_RV, token_ids_N[tokens]) - log_sum, entropy
 
         logp, entropy = scan_vocabulary(scan, hidden_NH, head, slice_tokens=slice_tokens)
@@ -201,7 +201,7 @@ def topk_logps(
     return ids_NK, logp_NK
 
 
-class Room:
+class Scratch:
     """Memory for one block's temporaries, shared by the blocks of a pass.
 
     Fresh ones would scatter the heap: a block's small results stay, and what is freed around them is seldom of the size
@@ -219,8 +219,8 @@ class Room:
         return self._kept[:num_rows]
 
 
-def normalise_(logits_RV: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift each row's largest logit to 0, in place; `room` is for a temporary.
+def normalise_(logits_RV: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift each row's largest logit to 0, in place; `scratch` is for a temporary.
 
     Returns:
         the shifted logits [R, V], −inf raised to a finite number that exp sends to 0; the log of the sum of their
@@ -228,7 +228,7 @@ def normalise_(logits_RV: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
     """
     logits_RV -= logits_RV.amax(-1, keepdim=True)
     logits_RV.clamp_(min=torch.finfo(logits_RV.dtype).min)
-    probs_RV = torch.softmax(logits_RV, -1, out=room.for_rows(logits_RV))
+    probs_RV = torch.softmax(logits_RV, -1, out=scratch.for_rows(logits_RV))
     log_sum = -probs_RV.amax(-1).log()  # the likeliest token's probability is exp(0) over the sum
     return logits_RV, log_sum, log_sum - probs_RV.mul_(logits_RV).sum(-1)
 
@@ -280,7 +280,7 @@ class _OverVocabulary(torch.autograd.Function):
             )
             if raw_grad_CV is not None:
                 gradients.add(tokens, raw_grad_CV)
-        return (*gradients.finished(), None, None, None)
+        return (*gradients.result(), None, None, None)
 
 
 class HeadGradients:
@@ -308,7 +308,7 @@ class HeadGradients:
         hidden_NH, weight, _ = self._inputs
         if self.bias is not None:
             self.bias += raw_grad_CV.sum(0)
-        grad_CV = narrowed_(raw_grad_CV, gradient_dtype(weight))
+        grad_CV = narrow_(raw_grad_CV, gradient_dtype(weight))
         if self.hidden is not None:
             self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
         if self.weight is not None:
@@ -322,7 +322,7 @@ class HeadGradients:
             if gradient is not None:
                 gradient.mul_(factor)
 
-    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The three gradients in the dtypes of what they belong to; `None` where not wanted."""
         hidden_NH, weight, bias = self._inputs
         if self.weight is not None and not self._weight_is_written:
@@ -367,7 +367,7 @@ def default_slice_tokens(vocab_size: int, device: str = "elsewhere", slices_held
 
 
 def slice_buffer(weight: Tensor, slices: list[slice]) -> Tensor:
-    """Room for the raw logits of the longest slice, [C, V]."""
+    """Scratch for the raw logits of the longest slice, [C, V]."""
     tokens = max(piece.stop - piece.start for piece in slices)
     return weight.new_empty(tokens, weight.shape[0], dtype=wide(weight.dtype))
 
