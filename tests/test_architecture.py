@@ -93,9 +93,9 @@ def imports_of_layer(layer: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("line", "module", "is_package", "names"),
     [
-        ("import torch.nn as nn, math", "tropd.objective.head", False, ["torch.nn", "math"]),
-        ("from .head import Head", "tropd.objective.loss", False, ["tropd.objective.head.Head"]),
-        ("from .head import Head", "tropd.objective", True, ["tropd.objective.head.Head"]),
+        ("import torch.nn as nn, math", "tropd.objective.loss", False, ["torch.nn", "math"]),
+        ("from .head.layer import Head", "tropd.objective.loss", False, ["tropd.objective.head.layer.Head"]),
+        ("from .head.layer import Head", "tropd.objective", True, ["tropd.objective.head.layer.Head"]),
         ("from ..training import config", "tropd.objective.loss", False, ["tropd.training.config"]),
         ("from .. import data", "tropd.rollout", True, ["tropd.data"]),
         ("if True:\n  from tropd import METHODS", "tropd.teacher.local", False, ["tropd.METHODS"]),

@@ -429,15 +429,15 @@ def test_tokens_without_a_teacher_score_leave_the_loss_and_are_counted(workspace
 
 
 def test_a_loss_that_is_not_finite_stops_before_its_step_and_keeps_the_checkpoint(workspace, tropd, monkeypatch):
-    from tropd.objective import fused
+    from tropd.objective.head import fused_loss
 
-    plain, calls = fused.reduce_losses, []
+    plain, calls = fused_loss.reduce_losses, []
 
     def poisoned(*arguments):
         calls.append(1)
         return plain(*arguments) * (float("nan") if len(calls) == 2 else 1)
 
-    monkeypatch.setattr(fused, "reduce_losses", poisoned)
+    monkeypatch.setattr(fused_loss, "reduce_losses", poisoned)
     outcome = tropd("train", *workspace.fields(max_steps=3, save_strategy="steps", save_steps=1))
     assert outcome.code == 2
     assert "the loss of step 2 is nan, so the step was not taken; the last checkpoint, out/checkpoint-1," in outcome.err

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..endings import PairEndings
-from ..objective.fused import FusedLoss
-from ..objective.loss import TokenSignals, TopKTerm, learned_from
+from ..objective.head.fused_loss import FusedLoss
+from ..objective.loss import TokenSignals, TopKTerm, active_tokens
 from ..objective.reduce import denominators, reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
@@ -207,7 +207,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
         else:
             window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
     if batch.unread and batch.first_update:
-        read = learned_from(batch.method, batch.signals)  # others are projected for the rollout log alone
+        read = active_tokens(batch.method, batch.signals)  # others are projected for the rollout log alone
         student_logp = torch.where(read, terms.student_logp, torch.nan)
         reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
     if isinstance(batch.direct, TopKTerm):

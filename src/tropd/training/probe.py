@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..endings import special_ids
 from ..objective.endings import Endings, one_action
-from ..objective.head import logps_of, scan_vocabulary
+from ..objective.head.layer import logps_of, scan_vocabulary
 from ..teacher.local import TeacherScores, TopKRequest
 from .no_trace import without_a_trace
 from .out_of_memory import SCORING

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..endings import PairEndings
 from ..objective.endings import Endings
-from ..objective.head import sampled_logps
+from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
@@ -27,8 +27,8 @@ from ..objective.loss import (
     TokenSignals,
     TopKTerm,
     full_function,
-    narrowed,
     reads_tail,
+    restrict_term,
     topk_function,
 )
 from ..objective.methods import Method
@@ -484,7 +484,7 @@ def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1
     while row < len(step.rollouts):
         rows = step.rollouts[row : row + rows_each]
         tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
-        parts.append((rows, step.signals[tokens], narrowed(step.direct, tokens)))
+        parts.append((rows, step.signals[tokens], restrict_term(step.direct, tokens)))
         row, token = row + rows_each, tokens.stop
     per_window = len(parts) // windows
     counts = []

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 
 from ..endings import PairEndings, as_ids, declared, pair_endings
 from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
-from ..objective.fused import FusedLoss, fused_loss
+from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.local import LocalTeacher
 from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback, UpdatesArrive
