@@ -18,7 +18,7 @@ from .clock import WallClock, correct_runtimes
 from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
 from .fingerprints import check_unchanged
-from .hub import hub_asked
+from .hub import Pushes, hub_asked
 from .reading_check import check_weights
 from .run_directory import write_whole
 from .sharding import whole_weights
@@ -35,6 +35,7 @@ class WholeCheckpoints(GRPOTrainer):
 
     args: Any
     guard: Any
+    pushes: Pushes
     ended_by: dict[int, int]
     resumed_from: str | None = None
     _writing = False
@@ -153,7 +154,12 @@ class WholeCheckpoints(GRPOTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._writing:  # the host asks while the checkpoint is still aside
-            super()._push_from_checkpoint(checkpoint_folder)
+            with self.pushes.of_step(self.state.global_step, self):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self.pushes.tell_failed()
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository to push to; see `transformers.Trainer`."""

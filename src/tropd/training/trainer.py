@@ -41,7 +41,7 @@ from .faults import DataEnd, log_written
 from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
 from .host_settings import named_by_field, settle_checkpointing
-from .hub import PushWhenWhole
+from .hub import Pushes, PushWhenWhole
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import log_ratio_quantiles, loss_metrics
@@ -175,6 +175,7 @@ class TrOPDTrainer(BuildsBatches):
         self._evaluated_rows = 0
         self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stopped_by_signal = 0
+        self.pushes = Pushes()
         self._clocks: dict[str, Any] = {}
         self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
