@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 from training import tiny
 from training.tiny import build, clone, config
+from tropd.run.costs import num_steps
 from tropd.training import callbacks
 from tropd.training.final_model import is_missing, make_from
 from tropd.training.host_settings import can_checkpoint, check_host_settings, named_by_field, settle_checkpointing
@@ -182,12 +183,12 @@ def test_every_default_and_every_edge_is_allowed(tmp_path):
     check_host_settings(config(tmp_path, "opd", save_strategy="steps", save_steps=0.5, logging_steps=0.1, **edges))
 
 
-def test_less_than_one_step_of_an_epoch_is_refused_before_anything_is_sampled(tmp_path, pair):
-    trainer = build(tmp_path, *pair, "opd", max_steps=-1, num_train_epochs=1e-9)
-    with pytest.raises(
-        ValueError, match=r"num_train_epochs is 1e-09, and an epoch of the 4 prompts has 2 optimiser steps"
-    ):
-        trainer.train()
+@pytest.mark.parametrize(("epochs", "steps"), [(1e-9, 1), (0.5, 1), (0.6, 2), (1.5, 3)])
+def test_a_step_that_an_epoch_has_begun_is_taken_and_counted_beforehand(tmp_path, pair, epochs, steps):
+    """Two steps are an epoch of the four prompts."""
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), max_steps=-1, num_train_epochs=epochs)
+    trainer.train()
+    assert trainer.state.global_step == steps == num_steps(trainer.args, 4)
 
 
 @pytest.mark.parametrize("field", ["model_init_kwargs", "teacher_model_init_kwargs"])
