@@ -23,6 +23,7 @@ from ..rollout.addressed import (
     AddressedNoise,
     Turns,
     decoding_through,
+    drawing_without_address,
 )
 from ..rollout.guidance import splice
 from ..rollout.notes import SamplerNotes
@@ -325,7 +326,7 @@ class RollsOut(WholeCheckpoints):
     def _addressed(self, prompt_ids: list[list[int]], starts: list[list[int]]) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         if self._turns is None:
-            return nullcontext()
+            return drawing_without_address(self.accelerator.unwrap_model(self.model_wrapped))
         places = self._turns.places(prompt_ids)
         if self.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
             return nullcontext()
