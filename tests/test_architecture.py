@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 # What each layer may import of ours. A layer that is not listed sits above these and imports what it likes.
 OURS = {
     "objective": {"objective"},
-    "rollout": {"rollout", "objective", "sampling"},
+    "rollout": {"rollout", "objective", "modeling", "sampling"},
     "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
     "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},

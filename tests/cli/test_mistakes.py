@@ -339,11 +339,6 @@ MISTAKES = [
         ("teacher is 'broken', which holds a model and an adapter", "remove adapter_config.json"),
     ),
     Mistake("no epoch", train(max_steps=None, num_train_epochs=-1), ("num_train_epochs is -1.0", "above 0")),
-    Mistake(
-        "hardly an epoch",
-        train(max_steps=None, num_train_epochs=1e-9),
-        ("num_train_epochs is 1e-09, and an epoch of the 8 prompts has 4 optimiser steps", "max_steps: 1"),
-    ),
     Mistake("a link to nothing", linked_to_nothing, ("output_dir is 'out' and a link to 'nowhere'", "Choose another")),
     Mistake("a name with a NUL", train(output_dir="o\0t"), ("output_dir is 'o\\x00t', which has a NUL character",)),
     Mistake(

@@ -26,6 +26,7 @@ from ..rollout.addressed import (
     AddressedNoise,
     Turns,
     decoding_through,
+    drawing_without_address,
 )
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.notes import SamplerNotes
@@ -306,7 +307,7 @@ class RolloutStage:
     ) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         if batch.turns is None:
-            return nullcontext()
+            return drawing_without_address(student)
         trainer, places = self.trainer, batch.turns.places(prompt_ids)
         if trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
             return nullcontext()

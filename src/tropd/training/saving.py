@@ -37,12 +37,13 @@ class Checkpointing:
 
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
+        is_writing: is the host writing a checkpoint, which lies aside until it is whole?
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.resumed_from: str | None = None
-        self._is_writing = False
+        self.is_writing = False
         self._began_at = 0
         self._summed_before = 0  # steps before this `train()` call whose losses are part of `_total_loss_scalar`
 
@@ -143,7 +144,7 @@ class Checkpointing:
 
     def folder(self, host: str) -> str:
         """Where the host is to write: aside, while a checkpoint is not whole."""
-        return os.path.join(host, ASIDE) if self._is_writing else host
+        return os.path.join(host, ASIDE) if self.is_writing else host
 
     def save(self, host: Callable[[], None], trial: Any = None) -> None:
         """The host's checkpoint, written aside and published.
@@ -160,11 +161,11 @@ class Checkpointing:
             if writes:
                 clear_aside(directory)
             together()
-            self._is_writing = True
+            self.is_writing = True
             try:
                 host()
             finally:
-                self._is_writing = False
+                self.is_writing = False
             self._note_best(directory)
             if writes:
                 trainer.state.save_to_json(str(Path(directory) / ASIDE / name / TRAINER_STATE_NAME))
@@ -176,11 +177,6 @@ class Checkpointing:
             together()
         if trainer.args.push_to_hub:
             trainer._push_from_checkpoint(os.path.join(directory, name))
-
-    def push(self, host: Callable[[], None]) -> None:
-        """The host's push of a checkpoint; it asks for it while the checkpoint is still aside."""
-        if not self._is_writing:
-            host()
 
     def save_model(self, output_dir: str | None, is_internal: bool, host: Callable[..., None]) -> None:
         """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""

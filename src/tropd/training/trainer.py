@@ -1,7 +1,7 @@
 """`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
 
 This file is the switchboard: what is overridden of the host, in the order in which a run comes to it. The step itself
-is `step.build_step`; what it learns by is `objective.fused.fused_loss`.
+is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
 """
 
 import logging
@@ -39,7 +39,7 @@ from .faults import PREFLIGHT, DataEnd, Reading, data_read, log_written, process
 from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
 from .host_settings import named_by_field, settle_checkpointing
-from .hub import PushWhenWhole, hub_asked
+from .hub import Pushes, PushWhenWhole, hub_asked
 from .metrics import Totals
 from .model_card import write_card
 from .monitoring import count_endings, ended_share, log_ratio_quantiles, loss_metrics, step_metrics, student_log_ratios
@@ -168,6 +168,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._forget_what_was_begun()
         self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stopped_by_signal = 0
+        self.pushes = Pushes()
         for callback in (
             DataEnd(),
             SaveBetweenCycles(self),
@@ -576,8 +577,13 @@ class TrOPDTrainer(GRPOTrainer):
         self.checkpointing.save_model(output_dir, _internal_call, super().save_model)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        host = super()._push_from_checkpoint
-        self.checkpointing.push(lambda: host(checkpoint_folder))
+        if not self.checkpointing.is_writing:  # the host asks while the checkpoint is still aside
+            with self.pushes.of_step(self.state.global_step, self):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self.pushes.tell_failed()
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository to push to; see `transformers.Trainer`."""
