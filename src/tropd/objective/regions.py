@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-GATES = ("open", "closed", "bernoulli", "expected", "hard", "floor", "student_entropy", "teacher_entropy")
+from .methods import GATES
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
