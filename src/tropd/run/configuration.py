@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS, get_method
 from ..suggestions import did_you_mean, hint
+from ..training.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
 
 
@@ -289,7 +290,7 @@ def _typed(name: str, written: Value, annotation: Any) -> Any:
     """The value as the field's type."""
     from pydantic import TypeAdapter, ValidationError
 
-    kinds = _kinds(annotation)
+    kinds = kinds_of(annotation)
     if written.value == [] and not written.place:  # a flag of the command line
         if bool not in kinds:
             raise ValueError(f"--{name} has no value; type one behind it.")
@@ -308,13 +309,6 @@ def _typed(name: str, written: Value, annotation: Any) -> Any:
         reason = error.errors()[0]["msg"]
         reason = reason[0].lower() + reason[1:]
         raise ValueError(_said(written.place, f"{name} is {_shown(written.value)}; {reason}.")) from error
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation allows: of `list[str] | None`, `list` and `NoneType`."""
-    if get_origin(annotation) in (Union, UnionType):
-        return set().union(*(_kinds(part) for part in get_args(annotation)))
-    return {get_origin(annotation) or annotation}
 
 
 def _meant(value: Any, kinds: set[Any]) -> Any:

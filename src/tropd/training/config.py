@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from transformers import SchedulerType
+from transformers.training_args import trainer_log_levels
 from trl import GRPOConfig
 
+from .field_types import check_types
+from .host_settings import check_host_values, named_by_field
 from .settings import MethodSettings
 from .settings import check_ranges as _check_ranges
 
@@ -42,6 +46,7 @@ _GRPO_LOSS_SETTINGS = (
     "vllm_importance_sampling_mode",
     "vllm_importance_sampling_clip_min",
     "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_cap",
 )
 
 
@@ -65,7 +70,7 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 
 # Of the host's fields: those whose nonsense would end in another place, without a name.
 _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_generations": (lambda n: n is None or n >= 1, "a prompt needs at least 1 rollout"),
+    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
     "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
     "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
     "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
@@ -78,6 +83,20 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "different models, and a student that is its own teacher has a gradient; leave it out",
     ),
     "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
+}
+
+
+# What the host's fields may be that are annotated as text, and that it would look at late or never.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding"),
+    "train_sampling_strategy": ("random",),  # the order of prompts is shuffle_dataset's
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm", "transformers"),
 }
 
 
@@ -104,16 +123,20 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     ]
 
     def __post_init__(self) -> None:
+        check_types(self, _CHOICES)
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
         _check_ranges(self, _HOST_RANGES)
+        check_host_values(self)
         self._check_groups()
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()
-        if self.num_generations == 1:
-            self._post_init_with_single_rollouts()
-        else:
-            super().__post_init__()
+        self._refuse_backend_without_launcher()
+        with named_by_field(vars(self)):
+            if self.num_generations == 1:
+                self._post_init_with_single_rollouts()
+            else:
+                super().__post_init__()
         self._check_windows()
         self._check_generation_kwargs()
 
@@ -122,6 +145,13 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
             raise ValueError(
                 f"reward_mixing_weight is {self.reward_mixing_weight} with num_generations 1: the rewards' advantage "
                 "is relative to the other rollouts of a prompt, so it would be zero. Use num_generations >= 2."
+            )
+
+    def _refuse_backend_without_launcher(self) -> None:
+        if self.ddp_backend is not None and "RANK" not in os.environ:
+            raise ValueError(
+                f"ddp_backend is {self.ddp_backend!r:.100}, but this process was started by no launcher, such as "
+                "torchrun or accelerate launch, so it has no others to talk to. Remove it."
             )
 
     def _refuse_grpo_loss_settings(self) -> None:

@@ -25,7 +25,7 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], s
     for name, (allowed, sentence) in ranges.items():
         value = getattr(settings, name)
         if not allowed(value):
-            raise ValueError(f"{name} is {value}; {sentence}.")
+            raise ValueError(f"{name} is {value!r:.200}; {sentence}.")
 
 
 @dataclass
