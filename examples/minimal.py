@@ -2,7 +2,8 @@
 
     python examples/minimal.py
 
-A small student learns column addition from a teacher that knows it, in about two minutes on two CPU cores. Each step:
+A small student learns column addition from a teacher that knows it, in a minute and a half of one CPU core: with seed 0
+its greedy accuracy goes from 34% to 86% and its reverse KL from 0.30 to 0.23 nats a token. Each step:
 
     rollout   the student continues the beginning of a teacher's response; that beginning is annealed to nothing
     scores    both models read every token of the response
@@ -30,13 +31,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 MODELS = Path(__file__).parents[1] / "src/tropd/proving_ground/models/family"
 STUDENT, TEACHER = MODELS / "student", MODELS / "specialist-mathematics"
 
-TOP_K = 64  # as in the paper
-BETA = 0.001  # weight of the teacher's beginning; as in the paper
+TOP_K, BETA = 64, 0.001  # of the outliers' forward KL; weight of the teacher's beginning; both as in the paper
 STEPS = 100  # the paper: 200
 PROMPTS, ROLLOUTS = 8, 4  # of a step, and of each prompt; the paper: 128, 4
 MAX_LENGTH = 96  # of a response, in tokens; the paper: 8192
 LEARNING_RATE = 3e-4  # constant; the paper: 5e-6, for models two thousand times as large
-NUM_TEST = 200  # problems that are measured before and after
 
 Ids = list[int]
 NOBODY, BY_TEACHER, BY_STUDENT = 0, 1, 2  # who wrote a token: prompts and padding teach nothing
@@ -161,7 +160,8 @@ def measure(student: PreTrainedModel, teacher: PreTrainedModel, prompts: list[Id
 # ---------------------------------------------------------------------- training
 
 
-def main(seed: int, steps: int = STEPS, num_test: int = NUM_TEST) -> None:
+def main(seed: int, steps: int = STEPS, num_test: int = 200) -> None:
+    torch.set_num_threads(1)  # tensors this small wait longer for a second thread than it helps them
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = AutoTokenizer.from_pretrained(STUDENT)

@@ -42,6 +42,15 @@ ALL_PREFIX, NO_PREFIX, MIXED = (2, 5, 0), (4, 0, 7), (3, 4, 3)
 """Lengths of prompt, prefix and continuation."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def minimal(monkeypatch):
     spec = importlib.util.spec_from_file_location("minimal", FILE)
@@ -227,5 +236,5 @@ def test_the_student_learns(minimal, monkeypatch, capsys):
     before, *_, after = capsys.readouterr().out.splitlines()
     accuracy = [float(re.search(r"accuracy (\S+)%", line)[1]) for line in (before, after)]
     kl = [float(re.search(r"KL (\S+)", line)[1]) for line in (before, after)]
-    assert accuracy[1] > accuracy[0] + 10
-    assert kl[1] < 0.8 * kl[0]
+    assert accuracy[1] > accuracy[0] + 30  # seed 0: 34% to 86%
+    assert kl[1] < 0.9 * kl[0]  # 0.299 to 0.230
