@@ -114,6 +114,10 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The learning-rate schedule."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    # What TRL computes for it is read by its own loss alone.
+    vllm_importance_sampling_correction: bool = field(
+        default=False, metadata={"help": "TRL's extra pass beside vLLM, which nothing reads here."}
+    )
     num_generations: int | None = field(default=4, metadata={"help": "Rollouts per prompt; 1 is allowed."})
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012
@@ -171,6 +175,11 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
         from transformers import GenerationConfig
 
         given: Any = self.generation_kwargs or {}  # a dict by now, though TRL also takes JSON
+        if given.get("seed") is not None:
+            raise ValueError(
+                f"generation_kwargs has 'seed' ({given['seed']!r:.60}), with which all rollouts of a prompt would "
+                "be the same. Remove it: each row has a seed of its own, made of `seed`, the step and the row."
+            )
         for name, value in given.items():
             neutral = value is None or name in _LEAVES_SOFTMAX or _NEUTRAL.get(name, value is None) == value
             if self.use_vllm or neutral or not hasattr(GenerationConfig(), name):

@@ -24,6 +24,7 @@ from ..rollout.addressed import (
     SAMPLING_STREAM,
     THEIR_LOOP,
     AddressedNoise,
+    Place,
     Turns,
     decoding_through,
     drawing_without_address,
@@ -36,7 +37,7 @@ from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observa
 from ..teacher.local import LocalTeacher
 from ..teacher.names import rows_by_name
 from ..teacher.several import naming
-from .faults import rewards_given, teacher_asked
+from .faults import engine_asked, rewards_given, teacher_asked
 from .reading_check import check_student, check_teachers
 from .records import Rollout
 from .sharding import shards_teacher
@@ -126,7 +127,8 @@ class RolloutStage:
         trainer = self.trainer
         addressed = trainer.args.addresses_sampling()
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if notes_suffice(trainer) else None
-        self._batch = batch = _Batch(rows, prefixes, Turns(first_row) if addressed else None, notes)
+        turns = Turns(first_row) if addressed or trainer.use_vllm else None
+        self._batch = batch = _Batch(rows, prefixes, turns, notes)
         try:
             with trainer.step_guards().writing():
                 host = trainer._generate_and_score_completions(rows)
@@ -168,14 +170,19 @@ class RolloutStage:
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         budget = self.trainer.max_completion_length
-        longest = budget - min(map(len, starts), default=0)
         contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
-        with (
-            self._generation_budget(longest) if any(starts) else nullcontext(),
-            as_asked(student),
-            self._addressed(batch, student, prompt_ids, starts),
-        ):
-            written, logps = host(contexts)
+        places = None if batch.turns is None else self._places(batch.turns, prompt_ids, starts)
+        if self.trainer.use_vllm:
+            with self._asking_vllm(places, budget, starts):
+                written, logps = host(contexts)
+        else:
+            longest = budget - min(map(len, starts), default=0)
+            with (
+                self._generation_budget(longest) if any(starts) else nullcontext(),
+                as_asked(student),
+                self._addressed(batch, student, places),
+            ):
+                written, logps = host(contexts)
         if any(starts):
             columns = zip(starts, written, logps or [None] * len(starts), strict=True)
             pairs = [splice(start, continuation, values, budget) for start, continuation, values in columns]
@@ -302,33 +309,60 @@ class RolloutStage:
         noise = AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
         return decoding_through(teacher.model, noise)
 
-    def _addressed(
-        self, batch: _Batch, student: Any, prompt_ids: list[list[int]], starts: list[list[int]]
-    ) -> AbstractContextManager[None]:
-        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
-        if batch.turns is None:
-            return drawing_without_address(student)
-        trainer, places = self.trainer, batch.turns.places(prompt_ids)
-        if trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
-            return nullcontext()
+    def _places(self, turns: Turns, prompt_ids: list[list[int]], starts: list[list[int]]) -> list[Place] | None:
+        """Row and position at which each context goes on, behind its teacher prefix; `None` where one has none."""
+        places = turns.places(prompt_ids)
         if places is None:
             logger.warning(
                 "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
-                "of this turn come from PyTorch's generator of this rank: another split of the step, or a resumed run, "
-                "may draw others."
+                "of this turn come from a generator of this rank: another split of the step, or a resumed run, may "
+                "draw others."
             )
+            return None
+        return [(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)]
+
+    def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
+        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
+        trainer = self.trainer
+        if not trainer.args.addresses_sampling():
+            return drawing_without_address(student)
+        if places is None or trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
             return nullcontext()
         noise = AddressedNoise(
             seed=trainer.args.seed,
             step=trainer.state.global_step,
-            stream=SAMPLING_STREAM if trainer.model.training else EVALUATION_SAMPLING_STREAM,
-            places=[(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)],
+            stream=self._sampling_stream,
+            places=places,
             synced_gpus=self._weights_are_sharded_here(),
             rows_at_once=trainer.args.rollout_batch_size,
             notes=batch.notes,
             used=batch.engines,
         )
         return decoding_through(student, noise)
+
+    @property
+    def _sampling_stream(self) -> int:
+        return SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
+
+    @contextmanager
+    def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
+        """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
+        from ..rollout.vllm import RowRequest, row_seed
+
+        args, step = self.trainer.args, self.trainer.state.global_step
+        if places is None:
+            rows = [RowRequest(budget - len(start), None) for start in starts]
+        else:
+            addressed = args.addressed_sampling is not False
+            rows = [
+                RowRequest(
+                    max(budget - position, 1),
+                    row_seed(args.seed, step, row, position, self._sampling_stream) if addressed else None,
+                )
+                for row, position in places
+            ]
+        with engine_asked(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
+            yield
 
     def _weights_are_sharded_here(self) -> bool:
         """Does the student's forward pass need every rank, while it writes rollouts?"""
@@ -341,11 +375,8 @@ class RolloutStage:
 
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
-        """Let Transformers' sampler write at most so many tokens; vLLM's writes on and is cut by `splice`."""
+        """Let Transformers' sampler write at most so many tokens, in every row."""
         trainer = self.trainer
-        if trainer.use_vllm:
-            yield
-            return
         before = trainer.generation_config.max_new_tokens
         trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = max_new_tokens
         try:

@@ -35,7 +35,7 @@ from .checks import (
 from .config import TrOPDConfig
 from .directory_lock import only_run_in
 from .errors import RolloutsCollapsed
-from .faults import PREFLIGHT, DataEnd, Reading, data_read, log_written, processes_alive
+from .faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
 from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
 from .host_settings import named_by_field, settle_checkpointing
@@ -111,6 +111,7 @@ class TrOPDTrainer(GRPOTrainer):
     args: Any
     model: Any
     max_completion_length: Any
+    vllm_generation: Any
     _buffered_inputs: Any
     in_preflight = False
 
@@ -143,7 +144,7 @@ class TrOPDTrainer(GRPOTrainer):
             for name, teacher in teachers.items()
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
-        with named_by_field(vars(args), loading="model_init_kwargs"):
+        with named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
             super().__init__(
                 model,
                 reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -475,6 +476,11 @@ class TrOPDTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
+
+    def close_engine(self) -> None:
+        """End vLLM, if it runs in this process, before the processes part."""
+        if self.use_vllm:
+            self.vllm_generation.close()
 
     def _watch_endings(self, step: Step, metrics: dict[str, float]) -> None:
         """Count by which ids the rollouts of all ranks ended, and let the guard look at the step."""
