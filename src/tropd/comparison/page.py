@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report.charts import interval_chart, legend, line_chart
-from ..report.page import Page, Section, Table, page_html
-from ..report.rollouts import Sample
+from ..report.page import Page, Sample, Section, Table, page_html
 from ..training.run_directory import read_jsonl
 from .anatomy import Cells, doubt_table, phase_table, rollout_files
 from .course import stretches_of

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
 
+from ..visible import visible
 from .axes import Axis, axis, label
 from .palette import look, marker
 
@@ -87,6 +88,11 @@ def legend(labels: Sequence[tuple[str, int]]) -> str:
         )
         items.append(f"<li>{sample}{escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def escape(text: str) -> str:
+    """Text of others as a part of the page."""
+    return escape_html(visible(text))
 
 
 def _positive(line: Line) -> Line:
