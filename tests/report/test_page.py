@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tropd.report.charts import Line, interval_chart, legend, line_chart
-from tropd.report.page import CSS, REGIONS, Page, Sample, Section, Table, page_html
+from tropd.report.page import REGIONS, Page, Sample, Section, Table, page_html
+from tropd.report.rendering import CSS
 
 HOSTILE = "</span></div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 VOID = {"meta", "img", "br", "line", "circle", "rect", "polygon", "polyline", "path"}

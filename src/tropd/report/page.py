@@ -4,12 +4,9 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ..visible import visible
+from .rendering import CSS, TEMPLATES
 
 
 class Region(NamedTuple):
@@ -115,23 +112,7 @@ class Page:
     sections: Sequence[Section] = field(default_factory=list)
 
 
-CSS = (files(__package__) / "templates" / "style.css").read_text(encoding="utf-8")
-
-
 def page_html(page: Page) -> str:
-    """The page as one file of HTML that needs no other; what is put into it is escaped, and hidden characters shown."""
-    templates = Environment(
-        loader=PackageLoader(__package__),
-        autoescape=True,
-        finalize=_spelled_out,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page as one file of HTML that needs no other."""
     digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
-    return templates.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, css_hash=f"sha256-{digest}")
-
-
-def _spelled_out(value: Any) -> Any:
-    """Text of others made visible; what is markup already stays."""
-    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return TEMPLATES.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, css_hash=f"sha256-{digest}")
