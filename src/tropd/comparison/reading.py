@@ -222,12 +222,10 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {_list(known)}.")
+            raise ValueError(
+                f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {', '.join(known)}."
+            )
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:
-        raise ValueError(f"{where} lacks {_list(missing)}.")
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")
