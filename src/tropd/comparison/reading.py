@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS
+from ..run.configuration import Value, convert, read_file
 from ..suggestions import hint
 from .domains import DOMAIN_NAMES
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
@@ -33,18 +32,26 @@ def load_plan(path: str | Path, teacher: str | None = None) -> Plan:
     """Read a plan; `teacher` is for the settings that name none.
 
     Raises:
-        ValueError: what is wrong with it, named with the file.
+        ValueError: what is wrong with it, with the file, and the line where one is to blame.
     """
     if not Path(path).is_file():
         raise ValueError(f"the plan is {str(path)!r}, but there is no such file.")
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    written = read_file(Path(path))
+    types = {name: kind for name, kind in get_type_hints(Plan).items() if get_origin(kind) is not dict}
+    data = {name: convert(name, value, types.get(name, Any)) for name, value in written.items()}
     try:
         return read_plan(data, teacher)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{_place(str(error), written) or path}: {error}") from error
+
+
+def _place(sentence: str, written: Mapping[str, Value]) -> str | None:
+    """Where the field is written that a sentence starts with, or the mapping that the field is in."""
+    places = {name: place for value in written.values() for name, place in value.inside.items()}
+    places |= {name: value.place for name, value in written.items()}
+    names = re.sub(r"^(?:the plan|(.*?)) has '(.*?)'", r"\1.\2", sentence).replace(": ", ".", 1).removeprefix(".")
+    named = [name for name in places if re.match(rf"{re.escape(name)}(?!\w)", names)]
+    return places[max(named, key=len)] if named else None
 
 
 def read_plan(data: Any, teacher: str | None = None) -> Plan:
@@ -52,8 +59,6 @@ def read_plan(data: Any, teacher: str | None = None) -> Plan:
     _check_keys(data, Plan, "the plan")
     if not isinstance(data["settings"], dict) or not data["settings"]:
         raise ValueError("settings must map a name to a setting, and there is none.")
-    if not isinstance(data.get("title", ""), str):
-        raise ValueError(f"title is {data['title']!r}; write it in quotes, as text.")
     settings = {name: _read_setting(name, value, teacher) for name, value in data["settings"].items()}
     if not isinstance(data["methods"], dict) or not data["methods"]:
         raise ValueError("methods must map a label to a method's changed parts, and there is none.")
@@ -134,14 +139,12 @@ def _check_numbers(plan: Plan) -> None:
         values = getattr(plan, name)
         if not isinstance(values, list) or not values or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values!r}; give a list of different numbers, at least one.")
-    for seed in (*plan.seeds, plan.grid_seed):
+    for name, seed in (*(("seeds", seed) for seed in plan.seeds), ("grid_seed", plan.grid_seed)):
         if not isinstance(seed, int):
-            raise ValueError(f"a seed is {seed!r}; seeds are whole numbers.")
+            raise ValueError(f"{name} has {seed!r}; seeds are whole numbers.")
     wrong = [rate for rate in plan.learning_rates if not isinstance(rate, (int, float)) or not rate > 0]
     if wrong:
-        raise ValueError(
-            f"learning_rates has {wrong[0]!r}; rates are numbers above 0 (YAML reads 1e-3 as text: write 1.0e-3)."
-        )
+        raise ValueError(f"learning_rates has {wrong[0]!r}; rates are numbers above 0.")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -179,9 +182,7 @@ def _check_rate(plan: Plan, label: str) -> None:
                 f"methods.{label}.learning_rate has {name!r}, which is no setting{hint(name, plan.settings)}."
             )
         if not isinstance(rate, (int, float)) or not rate > 0:
-            raise ValueError(
-                f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0 (write 1.0e-3, not 1e-3)."
-            )
+            raise ValueError(f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0.")
 
 
 def _check_trainer(where: str, given: Mapping[str, Any]) -> None:
@@ -221,12 +222,10 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {_list(known)}.")
+            raise ValueError(
+                f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {', '.join(known)}."
+            )
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:
-        raise ValueError(f"{where} lacks {_list(missing)}.")
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")
