@@ -26,6 +26,9 @@ PREFIX_READINGS = ("cap", "share")
 class Method:
     """How each kind of token is learned from. Build one with `get_method`.
 
+    >>> METHODS["tropd"].gate, METHODS["tropd"].outlier, METHODS["tropd"].guided
+    ('bernoulli', 'fkl_direct', True)
+
     Attributes:
         name: what the papers call it.
         summary: one line for people.
@@ -383,7 +386,11 @@ def _nearest(word: str, known: Any) -> str:
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """The method's settings as plain data for a run directory: what is set, nested for a second stage."""
+    """The method's settings as plain data for a run directory: what is set, nested for a second stage.
+
+    >>> {key: value for key, value in describe(METHODS["opd"]).items() if key not in ("summary", "source")}["gate"]
+    'open'
+    """
     plain = {field.name: getattr(method, field.name) for field in fields(method)}
     if method.second_stage is not None:
         plain["second_stage"] = describe(method.second_stage)

@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from ..loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, active_tokens
 from ..methods import Method
 from ..reduce import RegionCounts, reduce_losses
+from ..shapes import check_rows, check_same_shape
 from .layer import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
 from .matmul import project_into, slices_of
 from .slice_losses import Divergence, LossInputs, SelectedTokens, SliceLoss, WholeDistributions
@@ -38,6 +39,9 @@ class FusedLoss(NamedTuple):
     """The scalar loss, differentiable once, and detached per-token values [N].
 
     A tuple, since FSDP and DDP look for the loss in what a model's forward returns.
+
+    >>> FusedLoss(*torch.arange(8.0)).losses.trust
+    tensor(4.)
 
     Attributes:
         loss: what `reduce_losses` makes of the regions' losses.
@@ -78,6 +82,13 @@ def fused_loss(
     Equal to `student_terms`, `token_losses` and `reduce_losses` one after another. Gradients are computed here, in the
     forward pass, where anything needs them, and scaled and handed out by the backward pass, once.
 
+    >>> from tropd import get_method
+    >>> hidden, head, tokens = torch.ones(1, 2, requires_grad=True), Head(torch.zeros(4, 2)), torch.tensor([3])
+    >>> rollout, one, none = torch.full((1,), 0.25).log(), torch.ones(1), torch.zeros(1)
+    >>> signals = TokenSignals(rollout, rollout - 0.5, trust_weight=one, outlier_weight=none, guidance_mask=none)
+    >>> round(fused_loss(hidden, head, tokens, get_method("opd"), signals, RegionCounts(1, 0, 0)).loss.item(), 4)
+    0.5
+
     Args:
         hidden_NH: [N, H].
         head: the student's output layer, at the sampling temperature.
@@ -88,8 +99,13 @@ def fused_loss(
         direct: the divergence to differentiate directly, or `None`.
         every_token: project tokens that cannot change the loss as well, for the sake of their `student_logp`.
         slice_tokens: tokens per slice.
+
+    Raises:
+        ValueError: states, tokens and signals do not fit together.
     """
     check_states(hidden_NH, head)
+    check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
+    check_same_shape(token_ids_N=token_ids_N, signals=signals.rollout_logp)
     inputs = LossInputs(method, signals, counts, head.events(token_ids_N), direct, slice_tokens)
     kept = _chosen_tokens(inputs, every_token)
     if kept is not None:
