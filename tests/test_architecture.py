@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 OURS = {
     "objective": {"objective"},
     "rollout": {"rollout", "objective", "modeling", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
+    "teacher": {"teacher", "objective", "modeling", "packing", "sampling", "templates"},
     "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "modeling", "safetensors_header"},
@@ -35,7 +35,18 @@ OURS = {
         "endings",
         "model_folder",
     },
-    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "modeling", "model_folder"},
+    "run": {
+        "run",
+        "data",
+        "planning",
+        "preflight",
+        "training",
+        "teacher",
+        "objective",
+        "modeling",
+        "model_folder",
+        "templates",
+    },
     "report": {"report"},
     "comparison": {
         "comparison",
