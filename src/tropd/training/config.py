@@ -8,6 +8,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from .host_settings import check_packages
+from .hub import TokenStaysHere
 from .settings import MethodSettings
 from .settings import check_ranges as _check_ranges
 
@@ -82,7 +84,7 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 @dataclass
-class TrOPDConfig(MethodSettings, GRPOConfig):
+class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
     """Everything a run needs besides its models and data: the fields of `MethodSettings`, and all of TRL's.
 
     Defaults are the paper's where it states them. Settings of GRPO's own loss, which would have no effect, are refused.
@@ -107,6 +109,7 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
         _check_ranges(self, _HOST_RANGES)
+        check_packages(self)
         self._check_groups()
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()

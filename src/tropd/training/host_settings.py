@@ -65,17 +65,26 @@ def check_host_settings(args: Any) -> None:
     """
     check_ranges(args, RANGES)
     check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
+    check_packages(args)
+    for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
+        if "output_loading_info" in _keys(getattr(args, name)):
+            raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
+    _check_best(args)
+    _check_batches(args)
+
+
+def check_packages(args: Any) -> None:
+    """Refuse a field that another package stands behind where that is not installed.
+
+    Raises:
+        ValueError: with the field, its value, and the package.
+    """
     for name, package in PACKAGES.items():
         if getattr(args, name, None) and importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"{name} is {getattr(args, name)!r}, but the package {package} is not installed. Install it "
                 f"(pip install {package.replace('_', '-')}), or remove {name}."
             )
-    for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
-        if "output_loading_info" in _keys(getattr(args, name)):
-            raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
-    _check_best(args)
-    _check_batches(args)
 
 
 def _check_best(args: Any) -> None:
