@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 OURS = {
     "objective": {"objective"},
     "rollout": {"rollout", "objective", "modeling", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
+    "teacher": {"teacher", "objective", "modeling", "packing", "sampling", "templates"},
     "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "modeling", "safetensors_header"},
@@ -37,7 +37,18 @@ OURS = {
         "endings",
         "model_folder",
     },
-    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "modeling", "model_folder"},
+    "run": {
+        "run",
+        "data",
+        "planning",
+        "preflight",
+        "training",
+        "teacher",
+        "objective",
+        "modeling",
+        "model_folder",
+        "templates",
+    },
     "report": {"report"},
     "comparison": {
         "comparison",

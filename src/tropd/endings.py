@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .teacher.names import Name, called
+from .templates import TemplateStopped, render
 
 _SAID = "tropd-marks-the-end-of-this-message"
 
@@ -67,7 +68,9 @@ def closing_ids(tokenizer: Any) -> list[int]:
         return []
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render(tokenizer, messages, tokenize=False)
+    except TemplateStopped:
+        raise
     except Exception:  # a template is a program; one for other conversations than this says nothing of its endings
         return []
     _, mark, tail = text.rpartition(_SAID)

@@ -177,6 +177,11 @@ def test_batches_of_uneven_number_are_refused_where_there_are_several_processes(
         check_host_settings(args)
 
 
+def test_a_package_that_is_not_there_is_refused_by_its_field_when_the_configuration_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"deepspeed is 'zero3.json', but the package deepspeed is not installed"):
+        config(tmp_path, "opd", deepspeed="zero3.json")
+
+
 def test_every_default_and_every_edge_is_allowed(tmp_path):
     check_host_settings(config(tmp_path, "opd"))
     edges = {"seed": 2**32 - 1, "max_grad_norm": 0, "adam_beta1": 0.0, "weight_decay": 0.0, "save_total_limit": 1}
@@ -243,6 +248,21 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(tmp_path, pair):
 
 
 # ---------------------------------------------------------------------- the Hub
+
+
+def test_a_token_of_the_hub_is_in_no_file_and_in_every_copy(tmp_path, pair):
+    args = config(tmp_path, "opd", hub_token="a secret")
+    for twin in (copy.copy(args), copy.deepcopy(args)):
+        assert twin.hub_token == "a secret" and twin.to_dict() == args.to_dict()
+    trainer = build(
+        tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), save_final_model=True, hub_token="a secret"
+    )
+    trainer.train()
+    assert trainer.args.hub_token == "a secret"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tmp_path / "training_args.bin" in written
+    assert not [path for path in written if b"a secret" in path.read_bytes()]
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).seed == args.seed
 
 
 def test_without_a_network_the_hub_is_a_sentence(tmp_path, pair):

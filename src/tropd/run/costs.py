@@ -17,7 +17,7 @@ from ..planning import (
     plan_run,
 )
 from ..training.by_teacher import distinct
-from .adapter import adapter, own_bases
+from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
 
@@ -82,7 +82,7 @@ def adapter_parameters(config: Any, settings: Any) -> int:
 
     from ..modeling import language_model_class
 
-    with torch.device("meta"):
+    with torch.device("meta"), targets_named(settings):
         wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
 

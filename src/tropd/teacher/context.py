@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..messages import TOOLS, read_tools
+from ..templates import render
 
 Row = dict[str, Any]
 
@@ -91,9 +92,7 @@ def message_ids(tokenizer: Any, messages: Sequence[Row], tools: Any = None, **op
     if tools:
         check_renders_tools(tokenizer, options)
         options["tools"] = tools
-    rendered = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-    )
+    rendered = render(tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options)
     return list(rendered["input_ids"])
 
 
@@ -122,7 +121,7 @@ def _renders_tools(tokenizer: Any, template: str) -> bool:
     own = {} if template == str(tokenizer.chat_template) else {"chat_template": template}
     try:
         without, rendered = (
-            tokenizer.apply_chat_template(messages, tokenize=False, tools=tools, **own) for tools in (None, [SOME_TOOL])
+            render(tokenizer, messages, tokenize=False, tools=tools, **own) for tools in (None, [SOME_TOOL])
         )
     except TemplateError:  # a template for other conversations or other tools than these
         return True

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from .field_types import check_types
 from .host_settings import check_host_values, named_by_field
+from .hub import TokenStaysHere
 from .settings import MethodSettings
 from .settings import check_ranges as _check_ranges
 
@@ -101,7 +102,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class TrOPDConfig(MethodSettings, GRPOConfig):
+class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
     """Everything a run needs besides its models and data: the fields of `MethodSettings`, and all of TRL's.
 
     Defaults are the paper's where it states them. Settings of GRPO's own loss, which would have no effect, are refused.

@@ -1,5 +1,6 @@
 """`push_to_hub`: asked of the Hub before anything is loaded, and done when the model is whole on disk."""
 
+import copy
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,24 @@ from .errors import TrainingStopped
 from .faults import in_a_line
 
 logger = logging.getLogger(__name__)
+
+
+class TokenStaysHere:
+    """A configuration whose tokens are not in its pickle, `training_args.bin`, which is kept and pushed; copies in this
+    process have them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def __copy__(self) -> Any:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
 
 class NotPushed(TrainingStopped):
