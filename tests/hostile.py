@@ -37,9 +37,15 @@ def sentence_of(error: BaseException) -> str:
     return text
 
 
-def names_one_of(text: str, names) -> bool:
-    """Is one of the names a word of the text?"""
-    return bool(set(re.findall(r"\w+", text)) & set(names))
+def says_one_of(error: BaseException, names) -> None:
+    """Is one of the names a word of the error's sentence?"""
+    text = sentence_of(error)
+    assert set(re.findall(r"\w+", text)) & set(names), text
+
+
+def begins_with(error: BaseException, start: str) -> None:
+    text = sentence_of(error)
+    assert text.startswith(start), text
 
 
 def is_sentence(printed: str) -> None:
