@@ -43,8 +43,10 @@ def says_one_of(error: BaseException, names) -> None:
     assert set(re.findall(r"\w+", text)) & set(names), text
 
 
-def begins_with(error: BaseException, start: str) -> None:
+def begins_with(error: BaseException, start: str, raw: bool = True) -> None:
+    """Does the error's sentence begin so? Not `raw`: and could it be printed as it is?"""
     text = sentence_of(error)
+    assert raw or not RAW.search(text), repr(text)
     assert text.startswith(start), text
 
 

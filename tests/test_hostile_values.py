@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hostile import JSON, PYTHON, RAW, SCALARS, begins_with, is_sentence, says_one_of
+from hostile import JSON, PYTHON, SCALARS, begins_with, is_sentence, says_one_of
 from tropd import METHODS, TrOPDConfig, get_method
 from tropd.comparison.plan import Plan, Setting
 from tropd.comparison.reading import load_plan, read_plan
@@ -190,8 +190,7 @@ def test_a_plan_is_read_or_refused_in_its_own_words(field, value):
     try:
         load_plan("plan.yaml")
     except Exception as error:
-        begins_with(error, "plan.yaml")
-        assert not RAW.search(str(error))
+        begins_with(error, "plan.yaml", raw=False)
 
 
 @pytest.mark.parametrize(

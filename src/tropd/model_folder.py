@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .data.refusals import nearest
 from .safetensors_header import read_header
+from .suggestions import nearest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")

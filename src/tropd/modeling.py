@@ -23,7 +23,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .objective.head import Head
+from .objective.head.layer import Head
 
 logger = logging.getLogger(__name__)
 

@@ -179,7 +179,9 @@ def test_a_contradiction_that_trl_sees_is_placed_too(file):
 
 def test_a_missing_file_suggests_the_nearest(file):
     file(name="recipe.yaml")
-    assert refusal("recipes.yaml") == "--config is 'recipes.yaml', but there is no such file. Did you mean recipe.yaml?"
+    assert (
+        refusal("recipes.yaml") == "--config is 'recipes.yaml', but there is no such file. Did you mean 'recipe.yaml'?"
+    )
 
 
 def test_no_configuration_says_what_to_give():

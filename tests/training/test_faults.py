@@ -438,35 +438,6 @@ def test_a_probe_on_a_clock_that_goes_backwards_tells_durations_that_rates_can_b
     assert min(times.rollout_seconds, times.student_seconds, times.teacher_seconds) > 0
 
 
-@pytest.mark.parametrize("hours", [-5, 5])
-def test_a_clock_that_is_set_while_a_run_lasts_leaves_its_runtime_true(train, monkeypatch, hours):
-    now = time.time
-
-    class SetTheClock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
-
-    began = time.monotonic()
-    done = train(callbacks=[SetTheClock()])
-    taken = time.monotonic() - began
-    assert 0 < done.state.log_history[-1]["train_runtime"] <= taken
-    assert "train_steps_per_second" not in done.state.log_history[-1]
-
-
-def test_a_clock_that_is_set_in_an_evaluation_leaves_its_runtime_true(train, monkeypatch):
-    trainer, now = train(max_steps=1), time.time
-    roll_out = trainer._roll_out
-
-    def later(*args):
-        monkeypatch.setattr(time, "time", lambda: now() - 7200)
-        return roll_out(*args)
-
-    assert "eval_steps_per_second" in trainer.evaluate(Dataset.from_list(ROWS[:2]))
-    trainer._roll_out = later
-    found = trainer.evaluate(Dataset.from_list(ROWS[:2]))
-    assert 0 <= found["eval_runtime"] < 60 and "eval_steps_per_second" not in found
-
-
 # ---------------------------------------------------------------------- the log's disk
 
 

@@ -1,17 +1,22 @@
 """What the host cannot do, or would do without a word: a sentence that names the field, before anything is trained."""
 
 import copy
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
+import transformers.trainer as trainer_of_transformers
 from transformers import GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel, Trainer
 from trl import GRPOTrainer
 
 from training import tiny
 from training.tiny import build, clone, config
+from tropd.run.costs import num_steps
+from tropd.training import callbacks
+from tropd.training.final_model import is_missing, make_from
 from tropd.training.host_settings import can_checkpoint, check_host_settings, named_by_field, settle_checkpointing
 from tropd.training.hub import NotPushed, check_hub
 
@@ -178,12 +183,12 @@ def test_every_default_and_every_edge_is_allowed(tmp_path):
     check_host_settings(config(tmp_path, "opd", save_strategy="steps", save_steps=0.5, logging_steps=0.1, **edges))
 
 
-def test_less_than_one_step_of_an_epoch_is_refused_before_anything_is_sampled(tmp_path, pair):
-    trainer = build(tmp_path, *pair, "opd", max_steps=-1, num_train_epochs=1e-9)
-    with pytest.raises(
-        ValueError, match=r"num_train_epochs is 1e-09, and an epoch of the 4 prompts has 2 optimiser steps"
-    ):
-        trainer.train()
+@pytest.mark.parametrize(("epochs", "steps"), [(1e-9, 1), (0.5, 1), (0.6, 2), (1.5, 3)])
+def test_a_step_that_an_epoch_has_begun_is_taken_and_counted_beforehand(tmp_path, pair, epochs, steps):
+    """Two steps are an epoch of the four prompts."""
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), max_steps=-1, num_train_epochs=epochs)
+    trainer.train()
+    assert trainer.state.global_step == steps == num_steps(trainer.args, 4)
 
 
 @pytest.mark.parametrize("field", ["model_init_kwargs", "teacher_model_init_kwargs"])
@@ -267,3 +272,37 @@ def test_the_final_model_is_pushed_once_when_it_is_whole_and_outlives_a_hub_that
     ):
         trainer.train()
     assert pushed == [["model.safetensors"]] and (tmp_path / "README.md").is_file()
+
+
+def test_a_push_on_the_way_that_fails_is_told_and_its_copy_is_no_final_model(tmp_path, pair, monkeypatch, caplog):
+    """What a push copies into the run's folder is not its end: a run killed before that has no final model."""
+
+    def upload(**asked):
+        job = Future()
+        job.set_exception(ConnectionError("no route to the Hub"))
+        return job
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self: setattr(self, "push_in_progress", None))
+    monkeypatch.setattr(trainer_of_transformers, "hf_api", lambda: SimpleNamespace(upload_folder=upload))
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "save_final_model": True}
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), push_to_hub=True, **saving)
+    trainer.hub_model_id = "somebody/something"
+    monkeypatch.setattr(callbacks, "check_weights", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    told = [record.getMessage() for record in caplog.records if "did not take the push" in record.getMessage()]
+    assert [text.split("(")[0] for text in told] == ["the Hub did not take the push of step 1 "]
+    trainer.pushes.tell_failed()
+    assert (
+        "the Hub did not take the push of step 2 (ConnectionError: no route to the Hub); the run goes on" in caplog.text
+    )
+    last, weights = tmp_path / "checkpoint-2", tmp_path / "model.safetensors"
+    assert weights.read_bytes() == (last / "model.safetensors").read_bytes(), "the push has copied it"
+    assert is_missing(tmp_path, last)
+    make_from(last, tmp_path)
+    assert not is_missing(tmp_path, last) and is_missing(tmp_path, tmp_path / "checkpoint-1")
+    weights.write_bytes((tmp_path / "checkpoint-1/model.safetensors").read_bytes())
+    assert is_missing(tmp_path, last), "as long as it is, and another"

@@ -1,6 +1,5 @@
 """From YAML to a plan: what is unknown, missing or contradicts itself is refused in a sentence. No torch here."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..objective.methods import SETTINGS
+from ..suggestions import hint
 from .domains import DOMAIN_NAMES
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
@@ -96,7 +96,7 @@ def _check_source(where: str, setting: Setting) -> None:
     for domain in setting.domains:
         if domain not in DOMAIN_NAMES:
             raise ValueError(
-                f"{where}.domains has {domain!r}, which is unknown{nearest(domain, DOMAIN_NAMES)}. Known: "
+                f"{where}.domains has {domain!r}, which is unknown{hint(domain, DOMAIN_NAMES)}. Known: "
                 f"{', '.join(DOMAIN_NAMES)}."
             )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
@@ -178,7 +178,7 @@ def _check_rate(plan: Plan, label: str) -> None:
     for name, rate in by_setting.items():
         if name not in plan.settings:
             raise ValueError(
-                f"methods.{label}.learning_rate has {name!r}, which is no setting{nearest(name, plan.settings)}."
+                f"methods.{label}.learning_rate has {name!r}, which is no setting{hint(name, plan.settings)}."
             )
         if type(rate) not in (int, float) or not 0 < rate < float("inf"):
             raise ValueError(
@@ -207,7 +207,7 @@ def _check_label(where: str, label: Any) -> None:
 def _check_choice(plan: Plan) -> None:
     known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
     if plan.select_on not in known:
-        raise ValueError(f"select_on is {plan.select_on!r}{nearest(plan.select_on, known)}; choose {', '.join(known)}.")
+        raise ValueError(f"select_on is {plan.select_on!r}{hint(plan.select_on, known)}; choose {', '.join(known)}.")
     ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
     if plan.select_on == "accuracy" and ungraded:
         raise ValueError(
@@ -223,7 +223,7 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{where} has {key!r}, which is unknown{nearest(str(key), known)}. Known: {_list(known)}.")
+            raise ValueError(f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {_list(known)}.")
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:
@@ -232,9 +232,3 @@ def _check_keys(data: Any, record: type, where: str) -> None:
 
 def _list(names: Any) -> str:
     return ", ".join(names)
-
-
-def nearest(word: str, known: Any) -> str:
-    """What was probably meant, in brackets; nothing where nothing is near."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,9 +4,9 @@ from dataclasses import fields
 from typing import get_type_hints
 
 from ..objective.methods import SETTINGS
+from ..suggestions import hint
 from ..training.field_types import check_value
 from .plan import Plan
-from .reading import nearest
 
 
 def check_trainer_fields(plan: Plan) -> None:
@@ -34,6 +34,6 @@ def check_trainer_fields(plan: Plan) -> None:
         if name not in known:
             raise ValueError(
                 f"{where} has {name!r}, which is neither a part of a method nor a field of TrOPDConfig"
-                f"{nearest(name, [*SETTINGS, *known])}."
+                f"{hint(name, [*SETTINGS, *known])}."
             )
         check_value(f"{where}.{name}", value, hints[name])

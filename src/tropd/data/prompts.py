@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .arrow_types import without_nulls
+from ..messages import TOOLS, without_nulls
+from ..suggestions import did_you_mean, nearest
 from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
-from .refusals import BadRow, did_you_mean, nearest, refusal, shortened
-from .rows import OURS, TEACHER, TOOLS, FirstForms, bad_rows
+from .refusals import BadRow, refusal, shortened
+from .rows import OURS, TEACHER, FirstForms, bad_rows
 from .sources import Source, has_splits, parts_of, read_records
 from .table import GrowingTable
 

@@ -5,11 +5,12 @@ teacher prefixes guide the rollout. `METHODS` holds the published settings under
 parts of one and refuses a change that would have no effect. This file imports no torch, so that listing is quick.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
+
+from ..suggestions import hint
 
 DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
@@ -27,6 +28,9 @@ PREFIX_READINGS = ("cap", "share")
 @dataclass(frozen=True)
 class Method:
     """How each kind of token is learned from. Build one with `get_method`.
+
+    >>> METHODS["tropd"].gate, METHODS["tropd"].outlier, METHODS["tropd"].guided
+    ('bernoulli', 'fkl_direct', True)
 
     Attributes:
         name: what the papers call it.
@@ -142,7 +146,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _check_part(key: str, value: Any, choices: dict[str, tuple[str, ...]]) -> None:
     if key in choices and not (isinstance(value, str) and value in choices[key]):
         raise ValueError(
-            f"{key} is {value!r:.100}{_nearest(str(value), choices[key])}. Choose one of: {', '.join(choices[key])}."
+            f"{key} is {value!r:.100}{hint(str(value), choices[key])}. Choose one of: {', '.join(choices[key])}."
         )
     if key in _RANGES and not (_is_number(value) and _RANGES[key][0](value)):
         raise ValueError(f"{key} is {value!r:.100}; it must be {_RANGES[key][1]}.")
@@ -150,11 +154,6 @@ def _check_part(key: str, value: Any, choices: dict[str, tuple[str, ...]]) -> No
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 _FKL: dict[str, Any] = {"fkl_top_k": 64, "fkl_truncation": "none"}
@@ -339,7 +338,7 @@ def get_method(name: str, **changes: Any) -> Method:
     """
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
-            f"method is {name!r:.100}, which is unknown{_nearest(str(name), METHODS)}. Known: {', '.join(METHODS)}."
+            f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}."
         )
     changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
@@ -384,7 +383,7 @@ def _with_defaults(method: Method) -> Method:
 
 def _check_value(key: str, value: Any) -> None:
     if key not in _RELEVANT:
-        raise ValueError(f"{key} is not a setting of a method{_nearest(key, _RELEVANT)}.")
+        raise ValueError(f"{key} is not a setting of a method{hint(key, _RELEVANT)}.")
     _check_part(key, value, _CHOICES)
 
 
@@ -409,7 +408,11 @@ def _check_whole(method: Method) -> None:
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """The method's settings as plain data for a run directory: what is set, nested for a second stage."""
+    """The method's settings as plain data for a run directory: what is set, nested for a second stage.
+
+    >>> {key: value for key, value in describe(METHODS["opd"]).items() if key not in ("summary", "source")}["gate"]
+    'open'
+    """
     plain = {field.name: getattr(method, field.name) for field in fields(method)}
     if method.second_stage is not None:
         plain["second_stage"] = describe(method.second_stage)

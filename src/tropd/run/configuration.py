@@ -4,7 +4,6 @@ A file may start from another with `extends: other.yaml` (a path relative to it)
 file, the command line. Mistakes are named by file and line.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS, get_method
+from ..suggestions import did_you_mean, hint
 from ..training.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
 
@@ -283,8 +283,7 @@ def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> N
 def _hint(name: str, known: Mapping[str, Any]) -> str:
     if name in TRL_NAMES:
         return f"; here it is {TRL_NAMES[name]!r}"
-    close = difflib.get_close_matches(name, [*known, "extends"], n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return hint(name, [*known, "extends"])
 
 
 def _typed(name: str, written: Value, annotation: Any) -> Any:
@@ -374,9 +373,7 @@ def _shown(value: Any) -> str:
 def _no_such_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
     files = [_short(found) for found in folder.iterdir() if found.suffix in (".yaml", ".yml")]
-    close = difflib.get_close_matches(str(path), files, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"--config is {str(path)!r}, but there is no such file.{hint}"
+    return f"--config is {str(path)!r}, but there is no such file.{did_you_mean(str(path), files)}"
 
 
 def _short(path: Path) -> str:

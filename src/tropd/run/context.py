@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import PromptData, check_lengths
+from ..messages import TOOLS
 from ..preflight.files import ModelFiles
-from ..teacher.context import TOOLS, TeacherContexts, message_ids, text_ids, tools_of
+from ..teacher.context import TeacherContexts, message_ids, text_ids, tools_of
 from ..teacher.names import Name, field_of
 from ..training.by_teacher import args_of
 from .sources import rows_of_teacher

@@ -23,6 +23,10 @@ ASIDE = ".writing"
 """Folder in the output directory where a checkpoint is until it is whole. What a crash leaves there is removed."""
 
 MANIFEST = "checkpoint.json"
+FINAL = "final_model.json"
+"""Beside a final model: its step and its files. It is written last, and by no other save."""
+
+WEIGHTS = (".safetensors", ".bin")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 22
 
@@ -52,11 +56,14 @@ def publish(directory: str | Path, name: str) -> Path:
     return final
 
 
-def publish_files(directory: str | Path, name: str) -> None:
-    """Move the files of `<directory>/.writing/<name>` into `<directory>`, each at once, the largest last."""
+def publish_model(directory: str | Path, name: str, step: int) -> None:
+    """Move the final model, of a step, from `<directory>/.writing/<name>` into `<directory>`: each file at once, what
+    describes them last."""
     aside = Path(directory) / ASIDE / name
+    write_manifest(aside, FINAL, step=step)
     _reach_disk(aside)
-    for file in sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path == aside / FINAL, path.stat().st_size)):
         final = Path(directory) / file.relative_to(aside)
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, final)
@@ -96,14 +103,14 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- the manifest
 
 
-def write_manifest(folder: Path) -> None:
-    """Describe every file of a checkpoint."""
+def write_manifest(folder: Path, name: str = MANIFEST, **more: Any) -> None:
+    """Describe every file of a folder in one of that name, beside what `more` there is to say."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != name
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    (folder / name).write_text(json.dumps(more | {"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def fault_of(folder: str | Path, digests: bool = True) -> str | None:
@@ -156,6 +163,24 @@ def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
         if not isinstance(record.get(name), kind):
             raise ValueError(f"{path.name} has {name}: {record.get(name)!r:.60}, which is no {kind.__name__}")
     return record
+
+
+def has_final_model(directory: str | Path, step: int) -> bool:
+    """Is there a final model of that step, with all of its files, and with its own weights in them?
+
+    Other files may have been edited since; weights that something else has put there are not the final ones.
+    """
+    try:
+        described = read_record(Path(directory) / FINAL, {"files": dict})
+        files = described["files"]
+    except (OSError, ValueError):
+        return False
+    weights = {name: file for name, file in files.items() if Path(name).suffix in WEIGHTS}
+    return (
+        described.get("step") == step
+        and all((Path(directory) / name).is_file() for name in files)
+        and all(_fault(Path(directory) / name, file, digests=True) is None for name, file in weights.items())
+    )
 
 
 def _fault(file: Path, described: Any, digests: bool) -> str | None:

@@ -110,7 +110,7 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     # Log ratios and gates compare log-probabilities of one network: dropout would make each pass another one.
     disable_dropout: bool = field(default=True, metadata={"help": "Switch off the student's dropout."})
 
-    # The paper's settings where it states them (section 1.3 of the method page).
+    # The settings of TrOPD (arXiv 2606.01249) where it states them.
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The learning-rate schedule."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})

@@ -4,7 +4,6 @@ The host takes what it is given: `True` for a number, text for a number, NaN, a 
 elsewhere, without the field's name, or trains something else. No heavy import here.
 """
 
-import difflib
 import json
 import math
 import os
@@ -14,6 +13,8 @@ from enum import Enum
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..suggestions import hint
 
 INFINITE = frozenset({"max_grad_norm", "outlier_tau", "advantage_floor", "teacher_entropy_tau"})
 """Fields in which infinity says something: no clipping, every token, no token."""
@@ -141,9 +142,7 @@ def _mapping_of(name: str, value: Any) -> Any:
 def _check_choice(name: str, value: Any, known: Collection[str]) -> None:
     given = getattr(value, "value", value)
     if given not in known:
-        close = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{name} is {_shown(given)}{hint}; choose one of: {', '.join(known)}.")
+        raise ValueError(f"{name} is {_shown(given)}{hint(str(given), known)}; choose one of: {', '.join(known)}.")
 
 
 def _looks_like_a_number(value: Any) -> bool:
