@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like `name`, or `None` where none is like it."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

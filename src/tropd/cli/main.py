@@ -63,6 +63,9 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 0
+    empty = next((word for word in words if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse would hand on an empty list
+        raise ValueError(f"{empty[:-3]} is '--', which is no value; type one behind it.")
     options, rest = parser.parse_known_args(words)
     if rest and not options.takes_fields:
         raise ValueError(

@@ -62,8 +62,9 @@ def read_plan(data: Any, teacher: str | None = None) -> Plan:
     settings = {name: _read_setting(name, value, teacher) for name, value in data["settings"].items()}
     if not isinstance(data["methods"], dict) or not data["methods"]:
         raise ValueError("methods must map a label to a method's changed parts, and there is none.")
-    methods = {label: dict(changes or {}) for label, changes in data["methods"].items()}
-    plan = Plan(**{**data, "settings": settings, "methods": methods, "trainer": dict(data.get("trainer") or {})})
+    methods = {label: {} if changes is None else changes for label, changes in data["methods"].items()}
+    trainer = {} if data.get("trainer") is None else data["trainer"]
+    plan = Plan(**{**data, "settings": settings, "methods": methods, "trainer": trainer})
     _check_numbers(plan)
     _check_methods(plan)
     _check_choice(plan)
@@ -79,7 +80,10 @@ def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
     where = f"settings.{name}"
     _check_label("settings", name)
     _check_keys(value, Setting, where)
-    setting = Setting(**value)
+    try:
+        setting = Setting(**value)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
     if not setting.teachers and not setting.teacher:
         setting = Setting(**{**value, "teacher": teacher or ""})
     given = [source for source in ("domains", "stories", "data") if getattr(setting, source)]
@@ -139,10 +143,10 @@ def _check_numbers(plan: Plan) -> None:
         values = getattr(plan, name)
         if not isinstance(values, list) or not values or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values!r}; give a list of different numbers, at least one.")
-    for name, seed in (*(("seeds", seed) for seed in plan.seeds), ("grid_seed", plan.grid_seed)):
-        if not isinstance(seed, int):
-            raise ValueError(f"{name} has {seed!r}; seeds are whole numbers.")
-    wrong = [rate for rate in plan.learning_rates if not isinstance(rate, (int, float)) or not rate > 0]
+    for seed in (*plan.seeds, plan.grid_seed, plan.prompt_seed):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is {seed!r}; seeds are whole numbers from 0 to 4294967295.")
+    wrong = [rate for rate in plan.learning_rates if not rate > 0]
     if wrong:
         raise ValueError(f"learning_rates has {wrong[0]!r}; rates are numbers above 0.")
 
@@ -181,7 +185,7 @@ def _check_rate(plan: Plan, label: str) -> None:
             raise ValueError(
                 f"methods.{label}.learning_rate has {name!r}, which is no setting{hint(name, plan.settings)}."
             )
-        if not isinstance(rate, (int, float)) or not rate > 0:
+        if type(rate) not in (int, float) or not 0 < rate < float("inf"):
             raise ValueError(f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0.")
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ FINAL = "final_model.json"
 WEIGHTS = (".safetensors", ".bin")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 22
+
+STATE: dict[str, type] = {"log_history": list, "stateful_callbacks": dict, "best_model_checkpoint": str}
+"""What a resumed host reads in trainer_state.json without a look at its type."""
 
 
 class CheckpointNotWritten(TrainingStopped):
@@ -126,11 +129,40 @@ def fault_of(folder: str | Path, digests: bool = True) -> str | None:
         logger.warning("%s has no %s, so whether it is whole cannot be told.", folder, MANIFEST)
         return None
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+        files = read_record(folder / MANIFEST, {"files": dict})["files"]
+    except ValueError:
         return f"{MANIFEST} cannot be read"
     faults = (_fault(folder / name, described, digests) for name, described in files.items())
-    return next((fault for fault in faults if fault), None)
+    return next((fault for fault in faults if fault), None) or _state_fault(folder)
+
+
+def _state_fault(folder: Path) -> str | None:
+    """What the host would stumble over in its own record."""
+    try:
+        state = read_record(folder / "trainer_state.json", {"global_step": int})
+    except ValueError as error:
+        return str(error)
+    wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind | None)]
+    wrong += ["global_step"] if isinstance(state["global_step"], bool) or state["global_step"] < 0 else []
+    return f"trainer_state.json has {wrong[0]}: {state[wrong[0]]!r:.60}" if wrong else None
+
+
+def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object that a run has written for itself, with these fields, of these types.
+
+    Raises:
+        ValueError: with the file, and what is wrong with it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"{path.name} has {name}: {record.get(name)!r:.60}, which is no {kind.__name__}")
+    return record
 
 
 def has_final_model(directory: str | Path, step: int) -> bool:
@@ -139,9 +171,9 @@ def has_final_model(directory: str | Path, step: int) -> bool:
     Other files may have been edited since; weights that something else has put there are not the final ones.
     """
     try:
-        described = json.loads((Path(directory) / FINAL).read_text(encoding="utf-8"))
+        described = read_record(Path(directory) / FINAL, {"files": dict})
         files = described["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
     weights = {name: file for name, file in files.items() if Path(name).suffix in WEIGHTS}
     return (
@@ -151,12 +183,14 @@ def has_final_model(directory: str | Path, step: int) -> bool:
     )
 
 
-def _fault(file: Path, described: dict, digests: bool) -> str | None:
+def _fault(file: Path, described: Any, digests: bool) -> str | None:
+    if not isinstance(described, dict) or not {"bytes", "sha256"} <= described.keys():
+        return f"{MANIFEST} cannot be read"
     if not file.is_file():
         return f"{file.name} is missing"
     size = file.stat().st_size
     if size != described["bytes"]:
-        return f"{file.name} has {size:,} bytes instead of {described['bytes']:,}"
+        return f"{file.name} has {size:,} bytes instead of {described['bytes']}"
     if digests and _digest(file) != described["sha256"]:
         return f"{file.name} was altered after it was written"
     return None
@@ -164,7 +198,7 @@ def _fault(file: Path, described: dict, digests: bool) -> str | None:
 
 def steps_of(folder: str | Path) -> int:
     """Optimiser steps that had been taken when a checkpoint was written."""
-    return int(json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    return int(read_record(Path(folder) / "trainer_state.json", {"global_step": int})["global_step"])
 
 
 def check_checkpoint(folder: str | Path) -> None:

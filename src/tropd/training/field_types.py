@@ -4,7 +4,6 @@ The host takes what it is given: `True` for a number, text for a number, NaN, a 
 elsewhere, without the field's name, or trains something else. No heavy import here.
 """
 
-import difflib
 import json
 import math
 import os
@@ -15,10 +14,12 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..suggestions import hint
+
 INFINITE = frozenset({"max_grad_norm", "outlier_tau", "advantage_floor", "teacher_entropy_tau"})
 """Fields in which infinity says something: no clipping, every token, no token."""
 
-ALSO: dict[str, tuple[type, ...]] = {"fsdp": (bool, list), "scale_rewards": (bool,)}
+ALSO: dict[str, Any] = {"fsdp": bool | list[str], "scale_rewards": bool}
 """What the host takes, or makes of a field, beside its annotation."""
 
 FILES = ("accelerator_config", "fsdp_config", "deepspeed")
@@ -37,16 +38,14 @@ _WORDS: dict[Any, str] = {
 
 def kinds_of(annotation: Any) -> set[Any]:
     """The types that an annotation allows: of `list[str] | None`, `list` and `NoneType`."""
-    if get_origin(annotation) in (Union, UnionType):
-        return set().union(*(kinds_of(part) for part in get_args(annotation)))
-    return {get_origin(annotation) or annotation}
+    return {get_origin(part) or part for part in _parts(annotation)}
 
 
-def check_types(settings: Any, choices: Mapping[str, Collection[str]]) -> None:
+def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = None) -> None:
     """Refuse a value that is not of its field's type, a number that is none, text that is not one of the choices.
 
     Args:
-        settings: a dataclass.
+        settings: a dataclass. What stands in its `_VALID_DICT_FIELDS`, as the host calls them, may be JSON.
         choices: what a field may be that is annotated as text.
 
     Raises:
@@ -54,22 +53,57 @@ def check_types(settings: Any, choices: Mapping[str, Collection[str]]) -> None:
     """
     hints = get_type_hints(type(settings))
     for field in fields(settings):
-        value, annotation = getattr(settings, field.name), hints[field.name]
-        kinds = kinds_of(annotation) | set(ALSO.get(field.name, ()))
-        known = choices.get(field.name) or _members(kinds)
-        if known and not (isinstance(value, bool) and bool in kinds):
-            _check_choice(field.name, value, known)
-            continue
-        if not _fits(value, kinds):
-            raise ValueError(f"{field.name} is {_shown(value)}; it takes {_either(kinds)}.")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{field.name} is {_shown(value)}, which has a NUL character in it. Remove that.")
-        _check_numbers(field.name, value)
-        _check_items(field.name, value, annotation)
-        if field.name in getattr(settings, "_VALID_DICT_FIELDS", ()):
-            value = _mapping_of(field.name, value)
-        if isinstance(value, Mapping):
-            _check_mapping(field.name, value, annotation)
+        name, value = field.name, getattr(settings, field.name)
+        if name in getattr(settings, "_VALID_DICT_FIELDS", ()):
+            value = _mapping_of(name, value)
+        check_value(name, value, hints[name], (choices or {}).get(name, ()))
+
+
+def check_value(name: str, value: Any, annotation: Any, known: Collection[str] = ()) -> None:
+    """The same of one value.
+
+    Args:
+        name: of the field, which begins the sentence; with dots, of a part of it.
+        value: what it holds.
+        annotation: of the field.
+        known: what it may be, where it is one of a few words.
+    """
+    field = name.rpartition(".")[2]
+    parts = _parts(annotation) + (_parts(ALSO[field]) if field in ALSO else [])
+    kinds = {get_origin(part) or part for part in parts}
+    known = known or _members(kinds)
+    if known and not (value is None and NoneType in kinds) and not (isinstance(value, bool) and bool in kinds):
+        _check_choice(name, value, known)
+        return
+    if Any not in kinds and not _fits(value, kinds):
+        text = ", and this is text (YAML reads 1e-3 as text: write 1.0e-3)" if _looks_like_a_number(value) else ""
+        raise ValueError(f"{name} is {_shown(value)}; it takes {_either(kinds)}{text}.")
+    _check_scalar(name, value, may_be_infinite=field in INFINITE)
+    _check_inside(name, value, parts)
+
+
+def _check_scalar(name: str, value: Any, may_be_infinite: bool) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{name} is {_shown(value)}, which has a NUL character in it. Remove that.")
+    if isinstance(value, Integral) and not -(2**63) <= int(value) < 2**63:
+        raise ValueError(f"{name} is {_shown(value)}; whole numbers have 64 bits here.")
+    if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
+        raise ValueError(f"{name} is {value}; it takes a finite number.")
+
+
+def _check_inside(name: str, value: Any, parts: list[Any]) -> None:
+    """The items of a list, and the keys and values of a mapping, as far as the annotation says what they are."""
+    if isinstance(value, (list, tuple)):
+        inside = next((get_args(part)[0] for part in parts if get_origin(part) is list), Any)
+        for place, item in enumerate(value):
+            check_value(f"{name}[{place}]", item, inside)
+    if isinstance(value, Mapping):
+        inside = next((get_args(part)[1] for part in parts if get_origin(part) is dict), Any)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has the key {_shown(key)}; its keys are text.")
+            if inside is not Any:
+                check_value(f"{name}.{key!r}" if not key.isidentifier() else f"{name}.{key}", item, inside)
 
 
 def _fits(value: Any, kinds: set[Any]) -> bool:
@@ -81,10 +115,8 @@ def _fits(value: Any, kinds: set[Any]) -> bool:
         return bool(kinds & {int, float})
     if isinstance(value, Real):
         return float in kinds
-    if isinstance(value, str):
-        return str in kinds
-    if isinstance(value, os.PathLike):
-        return str in kinds
+    if isinstance(value, (str, os.PathLike)):
+        return str in kinds or Literal in kinds
     if isinstance(value, (list, tuple)):
         return list in kinds
     if isinstance(value, Mapping):
@@ -92,27 +124,6 @@ def _fits(value: Any, kinds: set[Any]) -> bool:
     if dict in kinds and hasattr(value, "to_dict"):  # such as Transformers' AcceleratorConfig
         return not isinstance(value, type)
     return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
-
-
-def _check_numbers(name: str, value: Any) -> None:
-    if isinstance(value, Integral) and not -(2**63) <= int(value) < 2**63:
-        raise ValueError(f"{name} is {_shown(value)}; whole numbers have 64 bits here.")
-    if isinstance(value, Real) and (math.isnan(value) or (math.isinf(value) and name not in INFINITE)):
-        raise ValueError(f"{name} is {value}; it takes a finite number.")
-
-
-def _check_items(name: str, value: Any, annotation: Any) -> None:
-    """Each item of a list, which is read from YAML and JSON without a look at its type."""
-    if not isinstance(value, (list, tuple)):
-        return
-    lists = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is list]
-    kinds = kinds_of(get_args(lists[0])[0]) if lists else {str}
-    for item in value:
-        if known := _members(kinds):
-            _check_choice(name, item, known)
-        elif not _fits(item, kinds):
-            raise ValueError(f"{name} has {_shown(item)}; it takes a list, each of which is {_either(kinds)}.")
-        _check_numbers(name, item)
 
 
 def _mapping_of(name: str, value: Any) -> Any:
@@ -128,23 +139,24 @@ def _mapping_of(name: str, value: Any) -> Any:
     return mapping
 
 
-def _check_mapping(name: str, value: Mapping[Any, Any], annotation: Any) -> None:
-    """Keys are text, and values what the annotation says of them, if it does."""
-    mappings = [get_args(part) for part in (annotation, *get_args(annotation)) if get_origin(part) is dict]
-    kinds = kinds_of(mappings[0][1]) if mappings else {Any}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise ValueError(f"{name} has the key {_shown(key)}; its keys are text.")
-        if Any not in kinds and not _fits(item, kinds):
-            raise ValueError(f"{name} has {key!r}: {_shown(item)}; each of its values is {_either(kinds)}.")
-
-
 def _check_choice(name: str, value: Any, known: Collection[str]) -> None:
     given = getattr(value, "value", value)
     if given not in known:
-        close = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{name} is {_shown(given)}{hint}; choose one of: {', '.join(known)}.")
+        raise ValueError(f"{name} is {_shown(given)}{hint(str(given), known)}; choose one of: {', '.join(known)}.")
+
+
+def _looks_like_a_number(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The members of a union, however deep; else the annotation itself."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for member in get_args(annotation) for part in _parts(member)]
+    return [annotation]
 
 
 def _members(kinds: Iterable[Any]) -> list[str]:
