@@ -76,7 +76,7 @@ def check_value(name: str, value: Any, annotation: Any, known: Collection[str] =
         _check_choice(name, value, known)
         return
     if Any not in kinds and not _fits(value, kinds):
-        text = ", and this is text (YAML reads 1e-3 as text: write 1.0e-3)" if _looks_like_a_number(value) else ""
+        text = ", and this is text" if _looks_like_a_number(value) else ""
         raise ValueError(f"{name} is {_shown(value)}; it takes {_either(kinds)}{text}.")
     _check_scalar(name, value, may_be_infinite=field in INFINITE)
     _check_inside(name, value, parts)
