@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from .method_settings import GATES
 from .shapes import check_same_shape
-
-GATES = ("open", "closed", "bernoulli", "expected", "hard", "floor", "student_entropy", "teacher_entropy")
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
