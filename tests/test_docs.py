@@ -71,6 +71,16 @@ def _printed_after(lines: list[str], end: int) -> str | None:
     return "\n".join(lines[following + 1 : lines.index("```", following + 1)])
 
 
+@pytest.fixture
+def methods_as_they_were():
+    """What a page registers is of that page alone."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.usefixtures("methods_as_they_were")
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_every_python_block_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -13,12 +13,14 @@ _HOME_OF = {
     "TrOPDConfig": "training.config",
     "TrOPDTrainer": "training.trainer",
     "METHODS": "objective.methods",
+    "Method": "objective.methods",
     "get_method": "objective.methods",
+    "register_method": "objective.methods",
 }
-__all__ = ["METHODS", "TrOPDConfig", "TrOPDTrainer", "__version__", "get_method"]
+__all__ = ["METHODS", "Method", "TrOPDConfig", "TrOPDTrainer", "__version__", "get_method", "register_method"]
 
 if TYPE_CHECKING:
-    from .objective.methods import METHODS, get_method
+    from .objective.methods import METHODS, Method, get_method, register_method
     from .training.config import TrOPDConfig
     from .training.trainer import TrOPDTrainer
 

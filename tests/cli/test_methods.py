@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tropd.cli.methods import guidance_words, outlier_words, trust_words
-from tropd.objective.methods import METHODS, SETTINGS, describe, get_method
+from tropd.objective.methods import METHODS, SETTINGS, Method, describe, get_method
 
 
 def test_every_method_is_listed(tropd):
@@ -30,8 +30,21 @@ def test_every_method_is_listed(tropd):
         (get_method("eopd"), "K1 everywhere", "and top-16 forward KL where H_T > 0.8", "–"),
         (
             get_method("reopold_2stage"),
-            "K1 where r ≥ -1.72, then K1 on the 20% of highest student entropy",
+            "K1 where r ≥ -1.72, then K1 with max(r, -1.72) on the 20% of highest student entropy",
             "nothing",
+            "–",
+        ),
+        (get_method("opd", advantage_floor=-2), "K1 with max(r, -2) everywhere", "–", "–"),
+        (
+            Method("own", "", "", gate="teacher_entropy", teacher_entropy_tau=0.8, outlier="mask"),
+            "K1 where H_T ≤ 0.8",
+            "nothing",
+            "–",
+        ),
+        (
+            Method("own", "", "", gate="bernoulli", outlier="k1_and_fkl", fkl_top_k=8),
+            "K1 where u < min(ρ, 1)",
+            "K1 and top-8 forward KL",
             "–",
         ),
         (get_method("gkd"), "full-vocabulary divergence everywhere", "–", "–"),

@@ -35,7 +35,7 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"methods": {"opd": {"fkl_top_k": 3}}}, "no effect under method 'opd'"),
         ({"methods": {"a/b": {"method": "opd"}}}, "names a folder too"),
         ({"reference": "fkl"}, "none of the methods"),
-        ({"learning_rates": ["1e-3"]}, "learning_rates\[0\] is '1e-3'; it takes a number"),
+        ({"learning_rates": ["1e-3"]}, r"learning_rates\[0\] is '1e-3'; it takes a number"),
         ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
         ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),
         ({"trainer": {"lr_scheduler_type": "cosine"}}, "its last step is not known"),

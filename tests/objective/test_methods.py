@@ -4,7 +4,7 @@ import pytest
 
 import reference
 from tropd import objective
-from tropd.objective import METHODS, SETTINGS, get_method
+from tropd.objective import METHODS, SETTINGS, Method, get_method, register_method
 
 PAPER_NAMES = {
     "opd", "gkd", "fkl", "jsd", "entropy_opd", "eopd", "reopold", "reopold_2stage", "mask_outlier", "fkl_outlier",
@@ -126,6 +126,11 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
         ("tropd", {"reduction": "selected"}, "shared"),
         ("entropy_opd", {"entropy_share": 1.5}, r"in \(0, 1\]"),
         ("mask_outlier", {"outlier_tau": float("nan")}, "outlier_tau is nan"),
+        ("fkl", {"advantage_floor": -2.0}, "would have no effect"),  # no token is trusted
+        ("gkd", {"advantage_floor": -2.0}, "would have no effect"),  # no advantage
+        ("aopd", {"advantage_floor": -2.0}, "above outlier_tau already"),  # r > 0 of what is trusted
+        ("opd", {"advantage_floor": 0.5}, "at most 0"),
+        ("opd", {"advantage_floor": "low"}, "advantage_floor is 'low'"),
     ],
 )
 def test_a_change_that_means_nothing_is_refused_with_advice(name, changes, words):
@@ -141,3 +146,105 @@ def test_a_method_describes_itself_as_plain_data():
     plain = objective.describe(get_method("reopold_2stage"))
     assert plain["second_stage"]["gate"] == "student_entropy"
     assert None not in plain.values()
+
+
+# ---------------------------------------------------------------------- methods of one's own
+
+
+@pytest.fixture
+def own():
+    """METHODS as it was, afterwards."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_published_method_could_be_registered(name):
+    assert register_method(METHODS[name]) == METHODS[name]
+
+
+def test_a_registered_method_is_one_of_the_methods(own):
+    cautious = Method("cautious", "K1 with max(r, −3)", "ours", gate="open", advantage_floor=-3.0)
+    assert register_method(cautious) is METHODS["cautious"]
+    assert get_method("cautious") == cautious and get_method("cautious", advantage_floor=-1.0).advantage_floor == -1.0
+
+
+def test_what_a_registered_method_reads_is_filled_in(own):
+    method = register_method(Method("mine", "", "", gate="hard", outlier="fkl_direct", guidance_schedule="linear"))
+    assert (method.outlier_tau, method.fkl_top_k, method.fkl_truncation) == (-2.0, 64, "none")
+    assert method.guidance_beta == 0.001
+
+
+SECOND = Method("mine", "", "", gate="open")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"name": "tropd"}, "name is 'tropd', which is taken"),
+        ({"name": "my:own"}, "use letters, digits and _"),
+        ({"gate": "trust"}, "gate is 'trust'"),
+        ({"trust": "k2"}, "trust is 'k2'"),
+        ({"gate": "bernoulli", "outlier": "fkl_dir"}, "did you mean 'fkl_direct'"),
+        ({"gate": "student_entropy"}, "entropy_share is None"),
+        ({"gate": "teacher_entropy"}, "teacher_entropy_tau is None"),
+        ({"trust": "jsd"}, "jsd_beta is None"),
+        ({"trust": "jsd", "jsd_beta": 0.5, "gate": "bernoulli", "outlier": "fkl_direct"}, "one divergence"),
+        ({"gate": "closed"}, "nothing would be learned"),
+        ({"ratio_clip": 2.0}, "ratio_clip is 2.0"),
+        ({"fkl_weight": 2.0}, "fkl_weight is 2.0, which would have no effect"),
+        ({"switch_at": 0.5}, "switch_at is 0.5, which would have no effect under method 'mine': it has one phase"),
+        ({"second_stage": SECOND}, "switch_at is None and second_stage is not None"),
+        ({"guidance_schedule": "cosine", "second_stage": SECOND, "switch_at": 0.5}, "Give both guidance, or none"),
+    ],
+)
+def test_a_method_of_ones_own_that_cannot_work_is_refused(own, parts, words):
+    with pytest.raises(ValueError, match=words):
+        register_method(Method(**{"name": "mine", "summary": "", "source": "", "gate": "open"} | parts))
+    assert "mine" not in METHODS
+
+
+MODULE = """
+from tropd import Method, get_method
+
+CAUTIOUS = Method("cautious", "K1 with max(r, -3)", "ours", gate="open", advantage_floor=-3.0)
+TAKEN = get_method("tropd", outlier_tau=None, guidance_beta=0.1)
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the working directory; its name is no other test's."""
+    name = f"methods_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def test_a_method_is_named_by_where_python_finds_it(module):
+    assert get_method(f"{module}:CAUTIOUS").advantage_floor == -3.0
+    changed = get_method(f"{module}:CAUTIOUS", advantage_floor=-1.0)
+    assert (changed.name, changed.advantage_floor) == ("cautious", -1.0) and "cautious" not in METHODS
+
+
+@pytest.mark.parametrize(
+    ("attribute", "words"),
+    [
+        ("CAREFUL", "has no attribute 'CAREFUL'"),
+        ("NUMBER", "an object of type int"),
+        ("TAKEN", "name is 'tropd', which is taken"),
+    ],
+)
+def test_what_is_no_method_is_refused_with_its_path(module, attribute, words):
+    with pytest.raises(ValueError, match=f"^method is '{module}:{attribute}', .*{words}"):
+        get_method(f"{module}:{attribute}")
+
+
+@pytest.mark.parametrize("path", ["no_such_module:CAUTIOUS", ":CAUTIOUS", "tropd.objective.methods:"])
+def test_a_path_that_leads_nowhere_is_refused(path):
+    with pytest.raises(ValueError, match=f"^method is '{path}', but .*Write package.module:NAME"):
+        get_method(path)

@@ -21,6 +21,7 @@ examples:
   tropd methods            the table
   tropd methods tropd      one method, with every setting and its default
   tropd methods --json     for programs
+  tropd methods my_methods:CAUTIOUS    one of your own, in my_methods.py (docs/add_a_method.md)
 """
 
 _GATES = {
@@ -31,7 +32,7 @@ _GATES = {
     "hard": "where r > {m.outlier_tau:g}",
     "floor": "where r ≥ {m.outlier_tau:g}",
     "student_entropy": "on the {m.entropy_share:.0%} of highest student entropy",
-    "teacher_entropy": "everywhere",
+    "teacher_entropy": "where H_T ≤ {m.teacher_entropy_tau:g}",
 }
 _TRUST = {"k1": "K1", "jsd": "hybrid JSD", "gkd": "full-vocabulary divergence"}
 _OUTLIERS = {
@@ -39,7 +40,7 @@ _OUTLIERS = {
     "fkl_scalar": "top-{m.fkl_top_k} forward KL as an advantage",
     "mask": "nothing",
     "clip": "K1 with max(r, {m.outlier_tau:g})",
-    "k1_and_fkl": "and top-{m.fkl_top_k} forward KL where H_T > {m.teacher_entropy_tau:g}",
+    "k1_and_fkl": "K1 and top-{m.fkl_top_k} forward KL",
 }
 
 
@@ -71,7 +72,9 @@ def trust_words(method: Method) -> str:
     """What trusted tokens are learned by, such as `K1 where r > -2`."""
     if method.gate == "closed":
         return "–"
-    words = f"{_TRUST[method.trust]} {_GATES[method.gate].format(m=method)}"
+    where = "everywhere" if _adds_to_k1(method) else _GATES[method.gate].format(m=method)
+    floor = "" if method.advantage_floor is None else f"with max(r, {method.advantage_floor:g}) "
+    words = f"{_TRUST[method.trust]} {floor}{where}"
     later = method.second_stage
     return words if later is None else f"{words}, then {trust_words(later)}"
 
@@ -80,7 +83,14 @@ def outlier_words(method: Method) -> str:
     """What the other student tokens are learned by."""
     if method.gate == "open":
         return "–"
+    if _adds_to_k1(method):
+        return f"and top-{method.fkl_top_k} forward KL where H_T > {method.teacher_entropy_tau:g}"
     return _OUTLIERS[method.outlier].format(m=method)
+
+
+def _adds_to_k1(method: Method) -> bool:
+    """EOPD: K1 is on both sides of the gate."""
+    return (method.gate, method.trust, method.outlier) == ("teacher_entropy", "k1", "k1_and_fkl")
 
 
 def guidance_words(method: Method) -> str:

@@ -20,20 +20,20 @@ def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
         words
         for name in dict.fromkeys((*earlier, *now))
         if name not in (*MAY_GROW, *MAY_CHANGE)
-        for words in _differences(name, earlier.get(name, ABSENT), now.get(name, ABSENT))
+        for words in differences(name, earlier.get(name, ABSENT), now.get(name, ABSENT))
     ]
     for field in MAY_GROW:
         for name in now[field]:
             if name in earlier[field]:
-                found += _differences(f"{field}.{name}", earlier[field][name], now[field][name])
+                found += differences(f"{field}.{name}", earlier[field][name], now[field][name])
     return found
 
 
-def _differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
-    """Field by field, so that only what differs is named."""
+def differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
+    """In words, field by field, so that only what differs is named."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*earlier, *now)):
-            yield from _differences(f"{name}.{key}", earlier.get(key, ABSENT), now.get(key, ABSENT))
+            yield from differences(f"{name}.{key}", earlier.get(key, ABSENT), now.get(key, ABSENT))
     elif earlier != now:
         yield f"{name} ({_shown(earlier)}, now {_shown(now)})"
 

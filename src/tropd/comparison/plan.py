@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..objective.methods import SETTINGS, Method, get_method
+from ..objective.methods import SETTINGS, Method, describe, get_method
 from ..training.field_types import check_types
 
 SPLITS = ("train", "validation", "test")
@@ -52,8 +52,9 @@ class Plan:
 
     Attributes:
         settings: by name.
-        methods: label → method name, changed parts, and fields of `TrOPDConfig` of this method alone; without a name
-            the label is it. A `learning_rate` there, one number or one for each setting, is not chosen from the grid.
+        methods: label → method name (`package.module:NAME` for one of your own), changed parts, and fields of
+            `TrOPDConfig` of this method alone; without a name the label is it. A `learning_rate` there, one number or
+            one for each setting, is not chosen from the grid.
         seeds: of the reported runs, measured on test prompts.
         student_tokens: tokens that the student writes in a run: the budget that all methods share.
         prompts: how many for `train`, `validation` and `test`, in each domain.
@@ -105,6 +106,11 @@ class Plan:
         changes = self.methods[label]
         parts = {name: value for name, value in changes.items() if name in SETTINGS}
         return get_method(changes.get("method", label), **parts)
+
+    def own_methods(self) -> dict[str, dict[str, Any]]:
+        """The values of methods that are named by `package.module:NAME`, by label: the plan has their names alone."""
+        named = [label for label, parts in self.methods.items() if ":" in str(parts.get("method", ""))]
+        return {label: describe(self.method_of(label)) for label in named}
 
     def fixed_rate(self, setting: str, label: str) -> float | None:
         """The learning rate that the plan gives a method; `None` where the grid chooses it."""

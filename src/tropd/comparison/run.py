@@ -9,7 +9,7 @@ from typing import Any
 
 from ..model_folder import check_model_folder
 from .cells import pairs
-from .growth import MAY_GROW, changes
+from .growth import MAY_GROW, changes, differences
 from .layout import Layout
 from .names import model_folder
 from .plan import Plan
@@ -122,10 +122,14 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     Raises:
         ValueError: naming what changed.
     """
-    described = json.loads(json.dumps(plan.as_dict()))
+    described, own = json.loads(json.dumps([plan.as_dict(), plan.own_methods()]))
     if layout.has_state() and not layout.is_empty():
         state = layout.read_state()
         changed = changes(as_now(state["plan"]), described)
+        began = state.get("own_methods", {})
+        for label in began.keys() & own.keys():
+            changed += differences(f"methods.{label}", began[label], own[label])
+        own = began | own
         if changed:
             raise ValueError(
                 f"{layout.root} holds cells of another plan: {', '.join(changed)}. Choose another --out, or "
@@ -135,7 +139,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
             described[field] = state["plan"][field] | described[field]
         read_plan(described)  # what each of two plans may ask for, both together may not
         hardware = hardware or state.get("hardware")
-    layout.write_state({"plan": described, "hardware": hardware})
+    layout.write_state({"plan": described, "hardware": hardware} | ({"own_methods": own} if own else {}))
 
 
 def _forget_errors(layout: Layout, asked: Sequence[tuple[str, str]]) -> None:

@@ -21,7 +21,7 @@ _HOMES = {
         "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm active_tokens full_function "
         "reads_tail student_terms token_losses topk_function"
     ),
-    "methods": "METHODS SETTINGS Method describe get_method",
+    "methods": "METHODS SETTINGS Method describe get_method register_method",
     "policy_gradient": "policy_gradient_loss",
     "randomness": "addressed_uniforms",
     "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",

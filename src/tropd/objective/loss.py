@@ -25,6 +25,9 @@ from .methods import Method
 from .policy_gradient import policy_gradient_loss
 from .shapes import check_rows, check_same_shape
 
+PolicyGradient = Callable[[Tensor, Tensor], Tensor]
+"""From advantages and weights, [N] each, to the weighted policy-gradient loss of each token."""
+
 
 @dataclass(frozen=True)
 class TokenSignals:
@@ -429,7 +432,7 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
     return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
 
 
-def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
+def _trust_losses(method: Method, signals: TokenSignals, policy_gradient: PolicyGradient, direct_N: Tensor) -> Tensor:
     weight = signals.trust_weight
     if method.trust == "gkd":
         return _weigh(weight, direct_N)
@@ -442,7 +445,7 @@ def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct
     return policy_gradient(advantage, weight)
 
 
-def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
+def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient: PolicyGradient, direct_N: Tensor) -> Tensor:
     weight = signals.outlier_weight
     if method.outlier == "clip":
         return policy_gradient(signals.log_ratio.clamp_min(_require(method.outlier_tau)), weight)

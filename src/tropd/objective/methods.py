@@ -2,32 +2,30 @@
 
 A `Method` says how a student token is gated into *trust* or *outlier*, what is learned from it there, and whether
 teacher prefixes guide the rollout. `METHODS` holds the published settings under the papers' names; `get_method` changes
-parts of one and refuses a change that would have no effect. This file imports no torch, so that listing is quick.
+parts of one and refuses a change that would have no effect; `register_method` adds one of your own. This file imports
+no torch, so that listing is quick.
 """
 
-from collections.abc import Callable
+import importlib
+import os
+import sys
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any
 
 from ..suggestions import hint
+from .method_settings import BY_NAME, check_change, check_combination, check_parts, check_types
+
+SETTINGS = tuple(BY_NAME)
+"""The parts of a method that may be changed."""
 
 DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
 two floors (−1.72 and −2.56)."""
 
-GATES = ("open", "closed", "bernoulli", "expected", "hard", "floor", "student_entropy", "teacher_entropy")
-TRUST_GATES = ("bernoulli", "expected", "hard")
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
-REDUCTIONS = ("shared", "per_region", "selected")
-TRUNCATIONS = ("none", "teacher_renorm", "tail")
-SCHEDULES = ("cosine", "linear", "constant", "none")
-PREFIX_READINGS = ("cap", "share")
-
 
 @dataclass(frozen=True)
 class Method:
-    """How each kind of token is learned from. Build one with `get_method`.
+    """How each kind of token is learned from. `get_method` changes one, `register_method` takes one of your own.
 
     >>> METHODS["tropd"].gate, METHODS["tropd"].outlier, METHODS["tropd"].guided
     ('bernoulli', 'fkl_direct', True)
@@ -42,7 +40,8 @@ class Method:
         trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary).
         outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1_and_fkl` (EOPD).
         outlier_tau: τ, nats of r.
-        advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`.
+        advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`; of a
+            two-stage method, and `entropy_share` likewise, a change is for the second stage.
         fkl_top_k: k of the teacher's top-k.
         fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
         fkl_weight: factor of the forward-KL term (EOPD's α).
@@ -82,12 +81,7 @@ class Method:
     switch_at: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None or field.default is not None:
-                _check_part(field.name, value, _PARTS)
-            if field.name in ("name", "summary", "source") and not isinstance(value, str):
-                raise ValueError(f"{field.name} is {value!r:.100}; it must be text.")
+        check_types(self)
         if self.second_stage is not None and not isinstance(self.second_stage, Method):
             raise ValueError(f"second_stage is {self.second_stage!r:.100}; it must be a Method, or None.")
 
@@ -115,45 +109,6 @@ class Method:
         if self.second_stage is None or self.switch_at is None or progress < self.switch_at:
             return self
         return self.second_stage
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "gate": TRUST_GATES,
-    "outlier": OUTLIERS,
-    "fkl_truncation": TRUNCATIONS,
-    "reduction": REDUCTIONS,
-    "guidance_schedule": SCHEDULES,
-    "guidance_length": PREFIX_READINGS,
-}
-
-# The same of a method as a whole, which has parts that no setting changes.
-_PARTS = _CHOICES | {"gate": GATES, "trust": ("k1", "jsd", "gkd"), "outlier": (*OUTLIERS, "k1_and_fkl")}
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "fkl_top_k": (lambda k: isinstance(k, Integral) and 1 <= int(k) < 2**31, "a whole number of at least 1"),
-    "fkl_weight": (lambda w: 0 < w < float("inf"), "above 0, and finite"),
-    "outlier_tau": (lambda t: t == t and t < float("inf"), "a number of nats (-inf trusts every token)"),
-    "advantage_floor": (lambda t: t == t and t <= 0, "a number of nats, at most 0"),
-    "entropy_share": (lambda s: 0 < s <= 1, "in (0, 1]"),
-    "teacher_entropy_tau": (lambda t: t >= 0, "at least 0 nats (inf selects no token)"),
-    "jsd_beta": (lambda b: 0 <= b <= 1, "in [0, 1]"),
-    "ratio_clip": (lambda e: 0 < e < 1, "in (0, 1)"),
-    "guidance_beta": (lambda b: 0 <= b < float("inf"), "at least 0, and finite"),
-    "switch_at": (lambda s: 0 <= s <= 1, "a fraction of training in [0, 1]"),
-}
-
-
-def _check_part(key: str, value: Any, choices: dict[str, tuple[str, ...]]) -> None:
-    if key in choices and not (isinstance(value, str) and value in choices[key]):
-        raise ValueError(
-            f"{key} is {value!r:.100}{hint(str(value), choices[key])}. Choose one of: {', '.join(choices[key])}."
-        )
-    if key in _RANGES and not (_is_number(value) and _RANGES[key][0](value)):
-        raise ValueError(f"{key} is {value!r:.100}; it must be {_RANGES[key][1]}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 _FKL: dict[str, Any] = {"fkl_top_k": 64, "fkl_truncation": "none"}
@@ -276,50 +231,27 @@ METHODS: dict[str, Method] = {
     )
 }
 
-# Where each setting has an effect, and the reason given when it has none.
-_RELEVANT: dict[str, tuple[Callable[[Method], bool], str]] = {
-    "gate": (
-        lambda m: m.gate in TRUST_GATES,
-        "it has no trust gate: its tokens are split by `gate: {m.gate}`",
-    ),
-    "outlier": (
-        lambda m: m.gate in (*TRUST_GATES, "closed"),
-        "its tokens are split by `gate: {m.gate}`, which leaves no outliers to treat",
-    ),
-    "outlier_tau": (
-        lambda m: m.gate in ("hard", "floor") or m.outlier == "clip",
-        "only the `hard` gate and the `clip` outlier treatment read it",
-    ),
-    "advantage_floor": (lambda m: m.second_stage is not None, "only `reopold_2stage` has a second phase"),
-    "fkl_top_k": (lambda m: m.needs_topk, "it never asks the teacher for a top-k"),
-    "fkl_truncation": (lambda m: m.outlier_uses_fkl, "it has no top-k forward KL"),
-    "fkl_weight": (lambda m: m.outlier_uses_fkl, "it has no top-k forward KL"),
-    "entropy_share": (
-        lambda m: "student_entropy" in (m.gate, m.second_stage.gate if m.second_stage else ""),
-        "it does not select tokens by the student's entropy",
-    ),
-    "teacher_entropy_tau": (
-        lambda m: m.gate == "teacher_entropy",
-        "it does not look at the teacher's entropy",
-    ),
-    "jsd_beta": (lambda m: m.trust in ("jsd", "gkd"), "it has no Jensen-Shannon mixture"),
-    "ratio_clip": (
-        lambda m: m.trust != "gkd" and (m.gate != "closed" or m.outlier == "fkl_scalar"),
-        "it has no policy gradient",
-    ),
-    "guidance_schedule": (lambda m: True, ""),
-    "guidance_length": (lambda m: m.guided, "it has no guidance; set `guidance_schedule` first"),
-    "guidance_beta": (lambda m: m.guided, "it has no guidance; set `guidance_schedule` first"),
-    "reduction": (lambda m: True, ""),
-    "switch_at": (lambda m: m.second_stage is not None, "it has one phase"),
-}
 
-# Of a two-stage method; what is in neither belongs to the first stage.
-_OF_SECOND_STAGE = ("entropy_share", "advantage_floor")
-_OF_BOTH_STAGES = ("reduction", "ratio_clip", "guidance_schedule", "guidance_length", "guidance_beta")
+def register_method(method: Method) -> Method:
+    """Add a method of your own to `METHODS`, so that `TrOPDConfig(method=...)` and `get_method` know its name.
 
-SETTINGS = tuple(_RELEVANT)
-"""The parts of a method that may be changed."""
+    It holds for this process; a file or a command line names one by `package.module:NAME` instead, see
+    docs/add_a_method.md.
+
+    >>> cautious = Method("cautious", "K1 with max(r, −3)", "ours", gate="open", advantage_floor=-3.0)
+    >>> register_method(cautious) is METHODS.pop("cautious")
+    True
+
+    Returns:
+        The method as it is registered: a part that it reads and that is `None` has its default.
+
+    Raises:
+        ValueError: the name is taken by another method, or is no plain word; or a part has a value it cannot have, no
+            effect, or does not go with the others.
+    """
+    method = _checked(method)
+    METHODS[method.name] = method
+    return method
 
 
 def get_method(name: str, **changes: Any) -> Method:
@@ -329,42 +261,93 @@ def get_method(name: str, **changes: Any) -> Method:
     'expected'
 
     Args:
-        name: a key of `METHODS`.
+        name: a key of `METHODS`, or `package.module:NAME`, a `Method` that Python can import.
         changes: new values for `SETTINGS`; `None` keeps the method's own.
 
     Raises:
         ValueError: an unknown name or setting, a value out of range, or a setting that the method would never read;
             the sentence says what to type instead.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(
-            f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}."
-        )
+    published = _find(name)
     changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
-        _check_value(key, value)
-    method = _with_defaults(_apply(METHODS[name], changes))
-    for key in changes:
-        relevant, reason = _RELEVANT[key]
+        check_change(key, value)
+    method = _with_defaults(_apply(published, changes))
+    for key, value in changes.items():
         # A gate may replace another trust gate only, so it is asked of the method as published.
-        if not relevant(METHODS[name] if key == "gate" else method):
-            raise ValueError(
-                f"{key} is {changes[key]!r}, which would have no effect under method {name!r}: "
-                f"{reason.format(m=METHODS[name])}. Remove it or choose another method."
-            )
-    _check_whole(method)
+        stages = [published] if key == "gate" else _stages_for(key, method)
+        if not any(BY_NAME[key].is_read(stage) for stage in stages):
+            BY_NAME[key].refuse_without_effect(value, published, name)
+    check_combination(method)
     return method
 
 
+def _find(name: str) -> Method:
+    if isinstance(name, str) and name in METHODS:
+        return METHODS[name]
+    if isinstance(name, str) and ":" in name:
+        return _import_method(name)
+    raise ValueError(
+        f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}. One of "
+        "your own is written package.module:NAME."
+    )
+
+
+def _import_method(path: str) -> Method:
+    """The method at `package.module:NAME`, from the working directory too."""
+    module, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"method is {path!r}, but {error}. Write package.module:NAME, a module that Python can import from here "
+            "and the name of a Method in it."
+        ) from error
+    if not isinstance(found, Method):
+        raise ValueError(
+            f"method is {path!r}, an object of type {type(found).__name__}; make it a tropd.Method "
+            "(docs/add_a_method.md)."
+        )
+    try:
+        return _checked(found)
+    except ValueError as error:
+        raise ValueError(f"method is {path!r}, which cannot be used: {error}") from error
+
+
+def _checked(method: Method) -> Method:
+    """A method of one's own, whole; see `register_method`."""
+    if not isinstance(method.name, str) or not method.name.isidentifier():
+        raise ValueError(f"name is {method.name!r}; use letters, digits and _, as in the names of METHODS.")
+    later = None if method.second_stage is None else _with_defaults(method.second_stage)
+    method = replace(_with_defaults(method), second_stage=later)
+    for stage in _stages(method):
+        check_parts(stage)
+    check_combination(method)
+    if METHODS.get(method.name, method) != method:
+        raise ValueError(f"name is {method.name!r}, which is taken by another method. Choose another name.")
+    return method
+
+
+def _stages(method: Method) -> list[Method]:
+    return [method] if method.second_stage is None else [method, method.second_stage]
+
+
+def _stages_for(key: str, method: Method) -> list[Method]:
+    """The stages that a change of `key` is for."""
+    stages, which = _stages(method), BY_NAME[key].stages
+    return stages if which == "both" else stages[-1:] if which == "second" else stages[:1]
+
+
 def _apply(method: Method, changes: dict[str, Any]) -> Method:
-    stage_two = method.second_stage
-    if stage_two is None:
+    if method.second_stage is None:
         return replace(method, **changes)
-    later = {key: value for key, value in changes.items() if key in _OF_BOTH_STAGES or key in _OF_SECOND_STAGE}
-    if "outlier_tau" in changes:
+    later = {key: value for key, value in changes.items() if BY_NAME[key].stages != "first"}
+    if "outlier_tau" in changes and method.second_stage.advantage_floor is not None:
         later.setdefault("advantage_floor", min(changes["outlier_tau"], 0.0))
-    first = {key: value for key, value in changes.items() if key not in _OF_SECOND_STAGE}
-    return replace(method, **first, second_stage=_with_defaults(replace(stage_two, **later)))
+    first = {key: value for key, value in changes.items() if BY_NAME[key].stages != "second"}
+    return replace(method, **first, second_stage=_with_defaults(replace(method.second_stage, **later)))
 
 
 def _with_defaults(method: Method) -> Method:
@@ -379,32 +362,6 @@ def _with_defaults(method: Method) -> Method:
     if method.guided and method.guidance_beta is None:
         filled["guidance_beta"] = 0.001
     return replace(method, **filled)
-
-
-def _check_value(key: str, value: Any) -> None:
-    if key not in _RELEVANT:
-        raise ValueError(f"{key} is not a setting of a method{hint(key, _RELEVANT)}.")
-    _check_part(key, value, _CHOICES)
-
-
-def _check_whole(method: Method) -> None:
-    """Refuse combinations of parts that cannot work together."""
-    if method.gate == "closed" and method.outlier in ("mask", "clip"):
-        raise ValueError(
-            f"outlier is {method.outlier!r} under method {method.name!r}, whose gate trusts no token: "
-            + ("nothing would be learned" if method.outlier == "mask" else "that is method 'reopold'")
-            + ". Choose fkl_direct or fkl_scalar."
-        )
-    if method.trust == "jsd" and method.jsd_beta in (0.0, 1.0):
-        raise ValueError(
-            f"jsd_beta is {method.jsd_beta}; the hybrid JSD needs a mixture, 0 < jsd_beta < 1. For pure forward or "
-            "reverse KL choose method 'fkl' or 'opd'."
-        )
-    if method.reduction == "selected" and method.guided:
-        raise ValueError(
-            "reduction is 'selected', a mean over trusted tokens alone, but guidance adds prefix tokens to the loss; "
-            "choose 'shared' or 'per_region', or guidance_schedule 'none'."
-        )
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -6,12 +6,15 @@ weights 0 and 1. Any shape; entries line up with tokens.
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .methods import GATES
+from .method_settings import GATES
 from .shapes import check_same_shape
+
+Value = TypeVar("Value")
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def top_share_threshold(values: Tensor, share: float) -> float:
     return values.flatten().topk(count).values[-1].item()
 
 
-def _require(value, gate: str, name: str):
+def _require(value: Value | None, gate: str, name: str) -> Value:
     if value is None:
         raise ValueError(f"gate {gate!r} needs `{name}`, which is None")
     return value

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ..objective.methods import TRUST_GATES, Method
+from ..objective.method_settings import TRUST_GATES
+from ..objective.methods import Method
 from ..objective.schedules import guidance_fraction, prefix_length
 from .measurement import Endings, PairMeasurement
 

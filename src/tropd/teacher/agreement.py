@@ -93,4 +93,4 @@ def _why_read(token: str, tokenizer: Any) -> str | None:
 
 def highest_id(tokenizer: Any) -> int:
     """The largest token id that the tokenizer uses."""
-    return max(tokenizer.get_vocab().values())
+    return int(max(tokenizer.get_vocab().values()))

@@ -17,7 +17,7 @@ class BaseTeacher(LocalTeacher):
         by_length: see `LocalTeacher`.
     """
 
-    def __init__(self, student: Any, forward: Callable | None = None, by_length: bool = True):
+    def __init__(self, student: Any, forward: Callable[..., Any] | None = None, by_length: bool = True):
         self.model = student
         self.forward = forward or student
         self.by_length = by_length and not rotates_by_length(student)

@@ -5,6 +5,7 @@ N counts scored response tokens, row after row; M ≤ N of them are asked for th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,10 +76,10 @@ class LocalTeacher:
             all processes must make the same passes.
     """
 
-    def __init__(self, model: PreTrainedModel, forward: Callable | None = None, by_length: bool = True):
+    def __init__(self, model: PreTrainedModel, forward: Callable[..., Any] | None = None, by_length: bool = True):
         # An adapter's base model is where the forward is; `PeftModel` hands keyword arguments on to it.
         expose_hidden_states(getattr(model, "get_base_model", lambda: model)())
-        model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.model = model
         self.forward = forward or model
         self.by_length = by_length and not rotates_by_length(model)
@@ -159,11 +160,12 @@ class LocalTeacher:
             states, head = packed.states(hidden), head.at_temperature(temperature, endings)
             return _score_states(states, head, token_ids, offset, topk), states, head
 
-        return self.forward(
+        found: tuple[tuple[Tensor, ...], Tensor, Head] = self.forward(
             input_ids=tuple(ids.clamp_max(self.vocab_size - 1) for ids in packed.input_ids),
             attention_mask=packed.attention_mask,
             on_hidden=score,
         )
+        return found
 
     def write(
         self,

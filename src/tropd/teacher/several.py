@@ -166,7 +166,7 @@ def _narrowed(topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | 
     return TopKRequest(
         topk.k,
         limit,
-        lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),  # type: ignore[index]
+        lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),
     )
 
 

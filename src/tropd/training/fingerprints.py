@@ -1,4 +1,4 @@
-"""What a run was made of, so that a resumed one can tell whether it still is: data, teachers, tokenizer.
+"""What a run was made of, so that a resumed one can tell whether it still is: method, data, teachers, tokenizer.
 
 A fingerprint is of contents, not of names: rows as they are stored, and a sample of every weight.
 """
@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from ..objective.methods import describe
 from .checkpoints import read_record
 from .run_directory import write_whole
 
@@ -26,7 +27,8 @@ def fingerprints(trainer: Any) -> dict[str, str]:
     """Of what can be told here: a stream of data has none, nor has a teacher whose weights are sharded."""
     from .sharding import shards_teacher
 
-    found = {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
+    found = {"method": _of(describe(trainer.args.resolved_method()))}
+    found |= {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
     if hasattr(trainer.train_dataset, "__len__"):
         found["data"] = _of_rows(trainer.train_dataset)
     if not shards_teacher(trainer):
@@ -63,7 +65,7 @@ def _of(*values: Any) -> str:
 
 
 def check_unchanged(trainer: Any, checkpoint: str) -> None:
-    """Refuse to go on from a checkpoint with other data, another teacher or tokenizer than it was made with.
+    """Refuse to go on from a checkpoint with another method, teacher or tokenizer, or other data, than made it.
 
     Data that are not skipped (`ignore_data_skip`) may be others.
 

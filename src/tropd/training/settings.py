@@ -33,11 +33,11 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], s
 class MethodSettings:
     """The method, its parts, the teacher, and what is written down; `TrOPDConfig` has these and all of TRL's fields.
 
-    `method` names vetted settings (see `tropd.METHODS`); a part of it that is left at `None` keeps the method's own
-    value, and one that the method would never read is refused.
+    `method` names vetted settings (see `tropd.METHODS`), or one of your own (docs/add_a_method.md); a part of it that
+    is left at `None` keeps the method's own value, and one that the method would never read is refused.
 
     Attributes:
-        method: name of the method.
+        method: name of the method, or `package.module:NAME`, a `tropd.Method` of your own.
         gate: `bernoulli` (the paper's), `expected` or `hard`.
         outlier: `fkl_direct`, `fkl_scalar`, `mask` or `clip`.
         outlier_tau: τ of hard gates and clipping, in nats of r = log π_T − log π_S.
@@ -92,7 +92,9 @@ class MethodSettings:
         save_final_model: write the model to `output_dir` when training ends.
     """
 
-    method: str = field(default="tropd", metadata={"help": "distillation method, see `tropd methods`"})
+    method: str = field(
+        default="tropd", metadata={"help": "distillation method, see `tropd methods`; or package.module:NAME"}
+    )
     gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
     outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
     outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})

@@ -80,7 +80,7 @@ class StepSetup:
         guards: what turns a failure into a sentence.
     """
 
-    student: Callable
+    student: Callable[..., Any]
     teachers: Teachers
     method: Method
     endings: PairEndings
@@ -226,7 +226,7 @@ def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores
 
 @torch.no_grad()
 def score_student(
-    student: Callable,
+    student: Callable[..., Any],
     rollouts: Sequence[Rollout],
     *,
     pad_id: int,

@@ -20,7 +20,7 @@ Shapes: N tokens, C of one slice, R rows of one block, H hidden size, V vocabula
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,7 +110,9 @@ def fused_loss(
     kept = _chosen_tokens(inputs, every_token)
     if kept is not None:
         hidden_NH, inputs = hidden_NH.index_select(0, kept), inputs.select(kept)
-    outputs = _Fused.apply(hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head))
+    outputs = _Fused.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head)
+    )
     return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
 
 
@@ -138,7 +140,15 @@ def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight, bias, head, inputs, with_gradient):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        inputs: LossInputs,
+        with_gradient: bool,
+    ) -> tuple[Tensor, ...]:
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         ctx.set_materialize_grads(False)
         ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
@@ -150,7 +160,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss, *_):  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(

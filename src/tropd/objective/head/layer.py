@@ -11,6 +11,7 @@ Entry n of every tensor describes token n: `hidden_NH[n]` is the state that *pre
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +141,10 @@ def over_vocabulary(
     check_states(hidden_NH, head)
     if slice_tokens is None:
         slice_tokens = default_slice_tokens(head.vocab_size, hidden_NH.device.type)
-    return _OverVocabulary.apply(hidden_NH, head.weight, head.bias, head, function, slice_tokens)  # type: ignore[no-any-return]
+    values: tuple[Tensor, ...] = _OverVocabulary.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, head.weight, head.bias, head, function, slice_tokens
+    )
+    return values
 
 
 @torch.no_grad()
@@ -343,7 +347,15 @@ def entropy_of(logps_NV: Tensor) -> Tensor:
 
 class _OverVocabulary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight, bias, head, function, slice_tokens):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        function: LogitsFunction,
+        slice_tokens: int,
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_NH, weight, bias)
         ctx.head, ctx.function, ctx.slice_tokens = head, function, slice_tokens
         parts = [
@@ -355,7 +367,7 @@ class _OverVocabulary(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight, bias = ctx.saved_tensors
         gradients = HeadGradients(hidden_NH, weight, bias, ctx.needs_input_grad[:3])
         for tokens in slices_of(hidden_NH.shape[0], ctx.slice_tokens):
@@ -418,7 +430,9 @@ class HeadGradients:
         )
 
 
-def _raw_logit_grad(ctx, hidden_CH, weight, bias, tokens, grads) -> Tensor | None:
+def _raw_logit_grad(
+    ctx: Any, hidden_CH: Tensor, weight: Tensor, bias: Tensor | None, tokens: slice, grads: list[Tensor]
+) -> Tensor | None:
     """Gradient of one slice's raw logits, or `None` where every upstream gradient is zero (nothing to project)."""
     if not any(bool(grad.any()) for grad in grads if grad.is_floating_point()):
         return None

@@ -11,6 +11,7 @@ Shapes: C tokens of one slice, H hidden size, V vocabulary.
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,4 +154,5 @@ def _half_on_gpu(tensor: Tensor) -> bool:
 def _cpu_multiplies_bfloat16() -> bool:
     # Private to PyTorch, so its absence means no; AMX comes with AVX512-BF16. Without oneDNN the product is slow.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and supported())
+    onednn: Any = torch.backends.mkldnn
+    return bool(onednn.is_available() and onednn.enabled and supported())

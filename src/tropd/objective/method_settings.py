@@ -1,0 +1,258 @@
+"""The parts of a method: which values each may have, where it has an effect, and what is said otherwise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from ..suggestions import hint
+
+if TYPE_CHECKING:
+    from .methods import Method
+
+TRUST_GATES = ("bernoulli", "expected", "hard")
+GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy")
+TRUSTS = ("k1", "jsd", "gkd")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
+REDUCTIONS = ("shared", "per_region", "selected")
+TRUNCATIONS = ("none", "teacher_renorm", "tail")
+SCHEDULES = ("cosine", "linear", "constant", "none")
+PREFIX_READINGS = ("cap", "share")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A part of a method that may be changed by its name.
+
+    Attributes:
+        name: field of `Method`.
+        is_read: does a method (a stage of it) read the part?
+        reason: why not, with `m` the method.
+        choices: the values it may have; empty for a number.
+        in_range: may it have this value?
+        range: the sentence for the others.
+        stages: of a two-stage method, which take a change: `first`, `second` or `both`.
+    """
+
+    name: str
+    is_read: Callable[["Method"], bool]
+    reason: str = ""
+    choices: tuple[str, ...] = ()
+    in_range: Callable[[Any], bool] = lambda value: True
+    range: str = ""
+    stages: str = "first"
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that the part cannot have."""
+        if self.choices:
+            check_choice(self.name, value, self.choices)
+        elif not (isinstance(value, Real) and not isinstance(value, bool) and self.in_range(value)):
+            raise ValueError(f"{self.name} is {value!r:.100}; it must be {self.range}.")
+
+    def refuse_without_effect(self, value: Any, method: "Method", name: str) -> None:
+        """Say why `value` would have no effect under `method`, called `name`."""
+        raise ValueError(
+            f"{self.name} is {value!r}, which would have no effect under method {name!r}: "
+            f"{self.reason.format(m=method)}. Remove it or choose another method."
+        )
+
+
+def _floor_binds(m: "Method") -> bool:
+    """Can a trusted token's K1 advantage be below the floor?"""
+    if m.trust != "k1" or m.gate == "closed":
+        return False
+    bounded = m.gate in ("hard", "floor") and m.outlier_tau is not None and m.advantage_floor is not None
+    return not (bounded and m.advantage_floor <= m.outlier_tau)  # type: ignore[operator]
+
+
+_FKL = "it has no top-k forward KL"
+_GUIDANCE = "it has no guidance; set `guidance_schedule` first"
+
+_TABLE = (
+    Setting(
+        "gate",
+        lambda m: m.gate in TRUST_GATES,
+        "it has no trust gate: its tokens are split by `gate: {m.gate}`",
+        choices=TRUST_GATES,
+    ),
+    Setting(
+        "outlier",
+        lambda m: m.gate in (*TRUST_GATES, "closed"),
+        "its tokens are split by `gate: {m.gate}`, which leaves no outliers to treat",
+        choices=OUTLIERS,
+    ),
+    Setting(
+        "outlier_tau",
+        lambda m: m.gate in ("hard", "floor") or m.outlier == "clip",
+        "only the `hard` gate and the `clip` outlier treatment read it",
+        in_range=lambda t: t == t and t < float("inf"),
+        range="a number of nats (-inf trusts every token)",
+    ),
+    Setting(
+        "advantage_floor",
+        _floor_binds,
+        "it bounds r of trusted tokens under K1, which are none here, or above outlier_tau already",
+        in_range=lambda t: t == t and t <= 0,
+        range="a number of nats, at most 0",
+        stages="second",
+    ),
+    Setting(
+        "fkl_top_k",
+        lambda m: m.needs_topk,
+        "it never asks the teacher for a top-k",
+        in_range=lambda k: isinstance(k, Integral) and 1 <= int(k) < 2**31,
+        range="a whole number of at least 1",
+    ),
+    Setting("fkl_truncation", lambda m: m.outlier_uses_fkl, _FKL, choices=TRUNCATIONS),
+    Setting(
+        "fkl_weight",
+        lambda m: m.outlier_uses_fkl,
+        _FKL,
+        in_range=lambda w: 0 < w < float("inf"),
+        range="above 0, and finite",
+    ),
+    Setting(
+        "entropy_share",
+        lambda m: m.gate == "student_entropy",
+        "it does not select tokens by the student's entropy",
+        in_range=lambda s: 0 < s <= 1,
+        range="in (0, 1]",
+        stages="second",
+    ),
+    Setting(
+        "teacher_entropy_tau",
+        lambda m: m.gate == "teacher_entropy",
+        "it does not look at the teacher's entropy",
+        in_range=lambda t: t >= 0,
+        range="at least 0 nats (inf selects no token)",
+    ),
+    Setting(
+        "jsd_beta",
+        lambda m: m.trust in ("jsd", "gkd"),
+        "it has no Jensen-Shannon mixture",
+        in_range=lambda b: 0 <= b <= 1,
+        range="in [0, 1]",
+    ),
+    Setting(
+        "ratio_clip",
+        lambda m: m.trust != "gkd" and (m.gate != "closed" or m.outlier == "fkl_scalar"),
+        "it has no policy gradient",
+        in_range=lambda e: 0 < e < 1,
+        range="in (0, 1)",
+        stages="both",
+    ),
+    Setting("guidance_schedule", lambda m: True, choices=SCHEDULES, stages="both"),
+    Setting("guidance_length", lambda m: m.guided, _GUIDANCE, choices=PREFIX_READINGS, stages="both"),
+    Setting(
+        "guidance_beta",
+        lambda m: m.guided,
+        _GUIDANCE,
+        in_range=lambda b: 0 <= b < float("inf"),
+        range="at least 0, and finite",
+        stages="both",
+    ),
+    Setting("reduction", lambda m: True, choices=REDUCTIONS, stages="both"),
+    Setting(
+        "switch_at",
+        lambda m: m.second_stage is not None,
+        "it has one phase",
+        in_range=lambda s: 0 <= s <= 1,
+        range="a fraction of training in [0, 1]",
+    ),
+)
+
+BY_NAME = {setting.name: setting for setting in _TABLE}
+
+# What a method of one's own may be built from, beyond what a change may choose.
+_WHOLE_CHOICES = {"gate": GATES, "trust": TRUSTS, "outlier": (*OUTLIERS, "k1_and_fkl")}
+_NEEDED = {"student_entropy": "entropy_share", "teacher_entropy": "teacher_entropy_tau"}
+
+
+def check_change(name: str, value: Any) -> None:
+    """Refuse a name that is no setting, or a value that it cannot have."""
+    if name not in BY_NAME:
+        raise ValueError(f"{name} is not a setting of a method{hint(name, BY_NAME)}.")
+    BY_NAME[name].check(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the words that a part may be."""
+    if not (isinstance(value, str) and value in choices):
+        near = hint(str(value), choices)
+        raise ValueError(f"{name} is {value!r:.100}{near}. Choose one of: {', '.join(choices)}.")
+
+
+def check_types(method: "Method") -> None:
+    """Refuse a value of another kind than its part has, before anything is asked of the method."""
+    for part in fields(method):
+        value = getattr(method, part.name)
+        if part.name in ("name", "summary", "source") and not isinstance(value, str):
+            raise ValueError(f"{part.name} is {value!r:.100}; it must be text.")
+        if value is None and part.default is None:
+            continue
+        if part.name in _WHOLE_CHOICES:
+            check_choice(part.name, value, _WHOLE_CHOICES[part.name])
+        elif part.name in BY_NAME:
+            BY_NAME[part.name].check(value)
+
+
+def check_parts(method: "Method") -> None:
+    """Refuse parts of a whole method that have values they cannot have, or no effect."""
+    for name, choices in _WHOLE_CHOICES.items():
+        check_choice(name, getattr(method, name), choices)
+    needed = _NEEDED.get(method.gate) or ("jsd_beta" if method.trust in ("jsd", "gkd") else None)
+    if needed and getattr(method, needed) is None:
+        raise ValueError(f"{needed} is None, and gate {method.gate!r} with trust {method.trust!r} reads it. Give it.")
+    for part in fields(method):
+        value = getattr(method, part.name)
+        if part.name in _WHOLE_CHOICES or part.name not in BY_NAME or value is None or value == part.default:
+            continue
+        BY_NAME[part.name].check(value)
+        if not BY_NAME[part.name].is_read(method):
+            BY_NAME[part.name].refuse_without_effect(value, method, method.name)
+
+
+def check_combination(method: "Method") -> None:
+    """Refuse combinations of parts that cannot work together."""
+    if method.gate == "closed" and method.outlier in ("mask", "clip"):
+        raise ValueError(
+            f"outlier is {method.outlier!r} under method {method.name!r}, whose gate trusts no token: "
+            + ("nothing would be learned" if method.outlier == "mask" else "that is method 'reopold'")
+            + ". Choose fkl_direct or fkl_scalar."
+        )
+    if method.trust != "k1" and method.outlier_uses_fkl:
+        raise ValueError(
+            f"outlier is {method.outlier!r} beside trust {method.trust!r}: a token has one divergence that is "
+            "differentiated directly. Choose outlier mask or clip, or trust k1."
+        )
+    if method.trust == "jsd" and method.jsd_beta in (0.0, 1.0):
+        raise ValueError(
+            f"jsd_beta is {method.jsd_beta}; the hybrid JSD needs a mixture, 0 < jsd_beta < 1. For pure forward or "
+            "reverse KL choose method 'fkl' or 'opd'."
+        )
+    if method.reduction == "selected" and method.guided:
+        raise ValueError(
+            "reduction is 'selected', a mean over trusted tokens alone, but guidance adds prefix tokens to the loss; "
+            "choose 'shared' or 'per_region', or guidance_schedule 'none'."
+        )
+    _check_stages(method)
+
+
+def _check_stages(method: "Method") -> None:
+    later = method.second_stage
+    if (later is None) != (method.switch_at is None):
+        raise ValueError(
+            f"switch_at is {method.switch_at!r} and second_stage is {'not ' if later else ''}None: a method of two "
+            "stages has both, one of a single stage neither."
+        )
+    if later is None:
+        return
+    if later.second_stage is not None:
+        raise ValueError(
+            f"second_stage of method {method.name!r} has a second stage of its own; there are two at most."
+        )
+    if later.guided != method.guided:
+        raise ValueError(
+            f"guidance_schedule is {method.guidance_schedule!r} in the first stage and {later.guidance_schedule!r} in "
+            "the second: whether there are teacher prefixes is decided for the whole run. Give both guidance, or none."
+        )
