@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
+import shipped
 from training import fault_worker
 from training.test_ranks import free_port
 from training.tiny import ROWS, TrainerCallback, largest, largest_difference, weights_of
 from tropd.cli.main import main
-from tropd.proving_ground import pair as shipped
 from tropd.training import run_directory
 from tropd.training.checkpoints import checkpoints_in, fault_of
 from tropd.training.errors import DataFailed, LogNotWritten, TeacherFailed, TrainingStopped
@@ -565,7 +565,7 @@ SECONDS = 30
 
 def fields(folder):
     """A training of four steps on the shipped pair, a checkpoint after each."""
-    rows = [{"prompt": row["prompt"]} for row in shipped.prompts("train", 8, 0)]
+    rows = shipped.rows(8)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "student": shipped.student_path(),
