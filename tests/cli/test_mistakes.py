@@ -189,8 +189,8 @@ MISTAKES = [
     ),
     Mistake(
         "a prompt beyond the budget",
-        with_rows([ROW, {"prompt": "1+" * 200}]),
-        ("rows.jsonl:2", "400 tokens", "overlong_prompts: drop"),
+        with_rows([ROW, {"prompt": "1+" * 300}]),
+        ("rows.jsonl:2", "600 tokens", "overlong_prompts: drop"),
     ),
     Mistake(
         "a response beyond every context",
@@ -309,8 +309,8 @@ MISTAKES = [
     Mistake("a tracker that is not installed", train(report_to="mlflow"), ("mlflow", "report_to")),
     Mistake(
         "a teacher's prompt beyond its context",
-        with_rows([ROW, ROW | {"teacher_prompt": "1+" * 200}]),
-        ("rows.jsonl:2", "teacher_prompt has 400 tokens"),
+        with_rows([ROW, ROW | {"teacher_prompt": "1+" * 300}]),
+        ("rows.jsonl:2", "teacher_prompt has 600 tokens"),
     ),
     Mistake(
         "a teacher that is nowhere",

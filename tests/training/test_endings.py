@@ -195,7 +195,10 @@ def test_the_sampler_notes_the_probability_of_ending_at_all_as_a_pass_finds_it(t
     torch.testing.assert_close(noted.rollout_logp[ours], found.trainer_logp[ours], atol=3e-5, rtol=0)
     torch.testing.assert_close(noted.entropy[ours], found.entropy[ours], atol=3e-5, rtol=0)
     last = noted.rollout_logp[torch.tensor([len(r.response) for r in rollouts]).cumsum(0) - 1]
-    assert all(r.ended for r in rollouts) and last.min() > -0.1, "each id alone has half of it, and a log of -0.69"
+    ends = [tiny.plain_logps(trainer.model, r.prompt_ids, r.response)[-1, [OWN, OTHER]] for r in rollouts]
+    assert all(r.ended for r in rollouts) and all(own == other for own, other in ends), "each id has half of it"
+    torch.testing.assert_close(last, torch.stack(ends).logsumexp(-1).float(), atol=3e-5, rtol=0)
+    assert last.median() > -0.1, "half of it would be a log of -0.69"
 
 
 def test_training_on_what_the_sampler_notes_is_training_with_a_pass(trainer_of):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..objective.methods import SETTINGS
-from .domains import DOMAIN_NAMES
+from ..proving_ground.domains import DOMAINS
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
@@ -90,10 +90,10 @@ def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
 
 def _check_source(where: str, setting: Setting) -> None:
     for domain in setting.domains:
-        if domain not in DOMAIN_NAMES:
+        if domain not in DOMAINS:
             raise ValueError(
-                f"{where}.domains has {domain!r}, which is unknown{nearest(domain, DOMAIN_NAMES)}. Known: "
-                f"{', '.join(DOMAIN_NAMES)}."
+                f"{where}.domains has {domain!r}, which is unknown{nearest(domain, DOMAINS)}. Known: "
+                f"{', '.join(DOMAINS)}."
             )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
         raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")
