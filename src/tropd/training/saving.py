@@ -14,7 +14,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
-from .clock import WallClock, correct_runtimes
 from .ending_files import save_ending
 from .faults import Reading, data_read, processes_alive
 from .fingerprints import check_unchanged
@@ -38,7 +37,6 @@ class WholeCheckpoints(GRPOTrainer):
     ended_by: dict[int, int]
     resumed_from: str | None = None
     _writing = False
-    _clocks: dict[str, WallClock]
     _began_at = 0
     _summed_before = 0
     """Steps before this `train()` call whose losses are part of its `_total_loss_scalar`."""
@@ -60,27 +58,15 @@ class WholeCheckpoints(GRPOTrainer):
             check_unchanged(self, str(resume_from_checkpoint))
         self.resumed_from = resume_from_checkpoint or None
         self._check_steps_left()
-        self._clocks["train"] = WallClock()
         self._summed_before = 0
         with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; see `transformers.Trainer.evaluate`."""
-        self._clocks["eval"] = WallClock()
-        return super().evaluate(*args, **kwargs)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
-
-        What the wall clock was set by meanwhile is taken out of durations.
-        """
+        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self._steps_summed, 1)
-        began = self._clocks.get("train" if "train_runtime" in logs else "eval")
-        if began is not None:
-            correct_runtimes(logs, began.set_by())
         super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:

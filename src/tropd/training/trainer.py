@@ -175,7 +175,6 @@ class TrOPDTrainer(BuildsBatches):
         self._evaluated_rows = 0
         self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stopped_by_signal = 0
-        self._clocks: dict[str, Any] = {}
         self.add_callback(DataEnd())
         self.add_callback(SaveBetweenCycles(self))
         self.add_callback(RunDirectoryCallback(self))
