@@ -122,7 +122,7 @@ class WholeCheckpoints(GRPOTrainer):
                 write_whole(Path(directory) / ASIDE / name / STATE, json.dumps(self._pending_state()) + "\n")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                publish(directory, name)
+                publish(directory, name, self.args.checkpoint_digests)
                 self._remove_old(directory)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
