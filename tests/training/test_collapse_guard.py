@@ -239,7 +239,7 @@ def real(tmp_path, teacher, method, *, given=False, seed=2, callbacks=(), **sett
     problems = shipped.sums_of_two(BATCH // 4 * STEPS, seed)
     rows = [{"prompt": p["prompt"]} | ({"teacher_response": p["solution"]} if given else {}) for p in problems]
     size = {"per_device_train_batch_size": BATCH, "max_completion_length": 40, "max_steps": STEPS}
-    settings = size | {"learning_rate": 3e-3, "max_grad_norm": 1.0, "seed": seed} | settings
+    settings = size | {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": seed} | settings
     options = {"trainer_options": {"processing_class": None}, "callbacks": callbacks, "rows": rows}
     return build(tmp_path, str(shipped.student_path()), teacher, method, **options, **settings)
 
