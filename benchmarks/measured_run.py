@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROMPT = "12+345+678="
+PROMPT = "add the columns. ones: 8 5. tens: 7 4. hundreds: 6 3.\n"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def measure(run: Run, folder: str, threads: int) -> dict[str, Any]:
     from datasets import Dataset
 
     from tropd import TrOPDTrainer
-    from tropd.proving_ground.pair import build_tokenizer
+    from tropd.proving_ground.tokenizer import build_tokenizer
     from tropd.training import step
 
     torch.set_num_threads(threads)
@@ -105,10 +105,10 @@ def _high_water() -> int:
 def _model(run: Run, role: str) -> Any:
     from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
-    from tropd.proving_ground.pair import student_path, teacher_path
+    from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
 
     if not run.vocabulary:
-        path = student_path() if role == "student" else teacher_path()
+        path = model_path(STUDENT if role == "student" else GENERALIST)
         return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     return Qwen3ForCausalLM(qwen3(run, role))
 

@@ -27,7 +27,8 @@ from tropd.comparison.sources import stories as own_texts
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import PairMeasurement
 from tropd.preflight.verdict import judge
-from tropd.proving_ground import pair as shipped
+from tropd.proving_ground.domains import records
+from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
 from tropd.training.probe import probe
 
 PROMPTS, ROLLOUTS = 16, 4
@@ -82,10 +83,9 @@ def main() -> None:
 
 
 def shipped_pair() -> Pair:
-    rows = [{"prompt": row["prompt"]} for row in shipped.prompts("train", 2 * PROMPTS, 0)]
-    return Pair(
-        "shipped", str(shipped.student_path()), str(shipped.teacher_path()), str(shipped.student_path()), rows, 72
-    )
+    student, teacher = str(model_path(STUDENT)), str(model_path(GENERALIST))
+    problems = records("mathematics", "train", 2 * PROMPTS, seed=0, level=2)
+    return Pair("shipped", student, teacher, student, [{"prompt": row["prompt"]} for row in problems], 72)
 
 
 def story_pairs(stories: str, out: Path) -> list[Pair]:

@@ -28,8 +28,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.proving_ground.arithmetic import distinct_problems
-from tropd.proving_ground.pair import student_path, teacher_path
+from tropd.proving_ground.domains import records
+from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
 from tropd.training.checkpoints import checkpoints_in
 
 UNDISTURBED = 1.03
@@ -214,13 +214,15 @@ def _sizes(folder: Path) -> dict[str, int]:
 def soak(out: Path, *, steps: int, every: int, save: int, seed: int = 0) -> list[dict[str, Any]]:
     """Train the shipped pair; returns what was measured each `every` steps."""
     measures = Measures(every)
+    student, teacher = model_path(STUDENT), model_path(GENERALIST)
+    problems = records("mathematics", "train", 512, seed=0, level=3)
     trainer = TrOPDTrainer(
-        AutoModelForCausalLM.from_pretrained(student_path()),
-        AutoModelForCausalLM.from_pretrained(teacher_path()),
+        AutoModelForCausalLM.from_pretrained(student),
+        AutoModelForCausalLM.from_pretrained(teacher),
         args=configuration(out, steps, save, seed),
-        train_dataset=Dataset.from_list([{"prompt": problem.prompt} for problem in distinct_problems("train", 512, 0)]),
-        processing_class=AutoTokenizer.from_pretrained(student_path()),
-        teacher_processing_class=AutoTokenizer.from_pretrained(teacher_path()),
+        train_dataset=Dataset.from_list([{"prompt": problem["prompt"]} for problem in problems]),
+        processing_class=AutoTokenizer.from_pretrained(student),
+        teacher_processing_class=AutoTokenizer.from_pretrained(teacher),
         callbacks=[measures],
     )
     trainer.train()

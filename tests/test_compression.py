@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tropd.compression import check_layers, decoder_layers, keep_layers, parse_layers, write_student
-from tropd.proving_ground.pair import build_tokenizer
+from tropd.proving_ground.tokenizer import build_tokenizer
 
 SIZES = {
     "vocab_size": 32,

@@ -7,14 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
+import shipped
+from shipped import teacher_path
 from tropd.generation import Summary, check_fit, generate, read_prompts, summarise
 from tropd.preflight.files import ModelFiles, read_model_files
-from tropd.proving_ground.pair import teacher_path
+from tropd.proving_ground.domains import grade
 from tropd.response_file import GenerationSettings, ResponseFile
 from tropd.rollout.guidance import response_ids
 from tropd.teacher.context import TeacherContexts
 
-ROWS = [{"prompt": text, "number": n} for n, text in enumerate(("12+34=", "5+67+8=", "374+607+731=", "9+9=", "80+1="))]
+ROWS = [row | {"number": n} for n, row in enumerate(shipped.rows(5))]
 PLACES = [f"prompts.jsonl:{n + 1}" for n in range(len(ROWS))]
 SETTINGS = {"max_new_tokens": 8, "batch_size": 2}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %};{% endif %}"
@@ -76,11 +78,12 @@ def test_a_line_holds_the_row_and_the_response(write, files, tokenizer):
         prompt_ids = tokenizer(row["prompt"])["input_ids"]
         assert response_ids(ids, row["prompt"], prompt_ids, tokenizer, eos) == ids
     assert all(record["teacher_response_ended"] == (len(record["teacher_response"]) < 100) for record in records)
-    assert "total:46" in records[0]["teacher_response_text"], "this teacher can add"
+    right = [grade("mathematics", record["prompt"], record["teacher_response_text"]).correct for record in records]
+    assert sum(right) >= 4, "this teacher can add"
 
 
 def test_the_summary_counts_what_is_on_the_disk(write):
-    file, _ = write(max_new_tokens=40)
+    file, _ = write(max_new_tokens=30)
     records = lines(file)
     tokens = sum(len(record["teacher_response"]) for record in records)
     ended = sum(record["teacher_response_ended"] for record in records)
@@ -151,7 +154,7 @@ def test_messages_and_teacher_prompts_are_what_the_teacher_reads(tokenizer):
         {"prompt": [{"role": "user", "content": "1+2="}], "teacher_prompt": [{"role": "user", "content": "1+2=3,"}]},
     ]
     prompts = read_prompts(rows, PLACES[:2], templated)
-    assert [tokenizer.decode(context) for context in prompts.contexts] == ["1+2=;", "1+2=3,;"]
+    assert [tokenizer.decode(context) for context in prompts.contexts] == ["1 + 2 =;", "1 + 2 = 3,;"]
     with pytest.raises(ValueError, match=r"prompts.jsonl:1: the prompt is a list of messages.*no chat template"):
         read_prompts(rows, PLACES[:2], tokenizer)
 
@@ -235,21 +238,22 @@ def test_two_processes_do_not_write_one_file(write, tokenizer):
 
 
 def test_prompts_that_do_not_fit_are_named(files, tokenizer):
-    rows = [{"prompt": "1+" * length + "1="} for length in (3, 100, 110)]
+    rows = [{"prompt": "1+" * length + "1="} for length in (3, 228, 238)]
     prompts = read_prompts(rows, PLACES[:3], tokenizer)
     settings = GenerationSettings("models/teacher", max_new_tokens=56)
     with pytest.raises(
-        ValueError, match=r"2 of 3 rows(?s:.*)prompts.jsonl:2: the prompt has 202 tokens\n.*jsonl:3.* 222 "
+        ValueError, match=r"2 of 3 rows(?s:.*)prompts.jsonl:2: the prompt has 458 tokens\n.*jsonl:3.* 478 "
     ):
         check_fit(prompts, settings, files)
     check_fit(prompts, GenerationSettings("models/teacher", max_new_tokens=34), files)
-    with pytest.raises(ValueError, match="max_new_tokens is 512, but the teacher's context has 256 tokens"):
+    with pytest.raises(ValueError, match="max_new_tokens is 512, but the teacher's context has 512 tokens"):
         check_fit(prompts, GenerationSettings("models/teacher"), files)
 
 
 def test_the_context_is_that_of_the_check_rope_scaling_included(files, tokenizer):
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 1e4}
-    scaled = replace(files, config=LlamaConfig(vocab_size=64, max_position_embeddings=256, rope_parameters=rope))
+    rows = len(tokenizer)
+    scaled = replace(files, config=LlamaConfig(vocab_size=rows, max_position_embeddings=256, rope_parameters=rope))
     assert scaled.context_length == 1024
     check_fit(read_prompts(ROWS, PLACES, tokenizer), GenerationSettings("models/teacher"), scaled)
 

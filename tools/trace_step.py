@@ -99,9 +99,17 @@ class TraceSecondStep(TrainerCallback):
 def tiny_model(seed: int) -> LlamaForCausalLM:
     """Two layers of random weights."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **shape, **ids))
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

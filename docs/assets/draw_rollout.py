@@ -1,14 +1,14 @@
 """Draw a logged rollout as an SVG: each token in the colour of its region, its r below.
 
-    tropd train --config recipes/demo.yaml --max_steps 20 --guidance_length share --rollout_log_steps 1 \\
-        --rollouts_per_log 16 --preflight_prompts 0 --output_dir runs/picture
-    python docs/assets/draw_rollout.py runs/picture/rollouts/step-000016.jsonl --row 3 --out docs/assets/rollout.svg
+tropd train --config recipes/demo.yaml --output_dir runs/picture
+python docs/assets/draw_rollout.py runs/picture/rollouts/step-000041.jsonl --row 0 --out docs/assets/rollout.svg
 """
 
 import argparse
 import json
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 COLOURS = {"guidance": ("#dbeafe", "#1d4ed8"), "trust": ("#dcfce7", "#166534"), "outlier": ("#fecaca", "#991b1b")}
 LEARNED = {
@@ -36,9 +36,12 @@ def main() -> None:
 def draw(record: dict) -> str:
     """The whole picture."""
     shapes, x, y = [], LEFT, TOP
-    shapes.append(_text(x, y + 17, record["prompt"], "#374151", bold=True))
-    x += len(record["prompt"]) * GLYPH + 10
+    for line in wrap(record["prompt"].strip(), int((WIDTH - 2 * LEFT) / GLYPH)):
+        shapes.append(_text(x, y + 17, line, "#374151", bold=True))
+        y += 26
+    y += 8
     for token in record["tokens"]:
+        token["text"] = token["text"].replace("\n", "↵").strip()
         width = len(token["text"]) * GLYPH + 8
         if x + width > WIDTH - LEFT:
             x, y = LEFT, y + LINE

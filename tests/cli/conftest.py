@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import shipped
 from tropd.cli.main import main
-from tropd.proving_ground import pair
 
-PROMPTS = [row["prompt"] for row in pair.prompts("train", 8, 0)]
+PROMPTS = [row["prompt"] for row in shipped.rows(8)]
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Workspace:
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch) -> Workspace:
-    shutil.copytree(pair.student_path(), tmp_path / "student")
-    shutil.copytree(pair.teacher_path(), tmp_path / "teacher")
+    shutil.copytree(shipped.student_path(), tmp_path / "student")
+    shutil.copytree(shipped.teacher_path(), tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
     made = Workspace(tmp_path)
     made.jsonl("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])

@@ -17,7 +17,7 @@ def test_a_good_pair_is_described_and_nothing_is_left_behind(workspace, tropd):
     assert outcome.code == 0, outcome.err
     for words in ("trust fraction", "verdict", "memory of one process", "time (from measured rates)", "disk"):
         assert words in outcome.out
-    assert "Both tokenizers give the student's 23 tokens the same ids" in outcome.out
+    assert "Both tokenizers give the student's 191 tokens the same ids" in outcome.out
     found = json.loads((workspace.root / "found.json").read_text())
     assert found["verdict"]["kind"] != "will_not_work" and 0.8 < found["measurement"]["trust_fraction"] < 1
     assert sorted(path.name for path in workspace.root.iterdir()) == sorted([*before, "found.json"])

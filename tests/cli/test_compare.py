@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 PLAN = {
-    "settings": {"one": {"domains": ["additions"], "student": "additions-student", "teacher": "additions-teacher"}},
+    "settings": {"one": {"domains": ["mathematics"], "student": "student", "teacher": "generalist"}},
     "methods": {"opd": None, "tropd": None},
     "seeds": [1],
     "student_tokens": 200,

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from shipped import teacher_path
 from tropd.cli.main import main
 from tropd.data import load_prompts
-from tropd.proving_ground.pair import teacher_path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,7 @@ def test_a_teacher_that_says_nothing_is_warned_of(words, tmp_path, capfd):
         (["--teacher", "org/teacher"], "teacher is 'org/teacher', which is neither a model folder here nor to be had"),
         (["--temperature", "0"], "temperature is 0"),
         (["--teacher", "./nowhere"], "teacher is './nowhere'"),
-        (["--max_new_tokens", "300"], "context has 256 tokens"),
+        (["--max_new_tokens", "600"], "context has 512 tokens"),
         (["--columns", '{"prompt": "answers"}'], "answers"),
     ],
 )

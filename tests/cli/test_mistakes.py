@@ -189,13 +189,13 @@ MISTAKES = [
     ),
     Mistake(
         "a prompt beyond the budget",
-        with_rows([ROW, {"prompt": "1+" * 200}]),
-        ("rows.jsonl:2", "400 tokens", "overlong_prompts: drop"),
+        with_rows([ROW, {"prompt": "1+" * 300}]),
+        ("rows.jsonl:2", "600 tokens", "overlong_prompts: drop"),
     ),
     Mistake(
         "a response beyond every context",
         train(max_completion_length=1000),
-        ("max_completion_length", "1000", "256"),
+        ("max_completion_length", "1000", "512"),
     ),
     Mistake(
         "a teacher response without tokens",
@@ -205,7 +205,7 @@ MISTAKES = [
     Mistake(
         "vocabularies that differ",
         broken("teacher", other_ids),
-        ("okenizers disagree on 2 of 23 tokens", "'1' is 5 for the student and 6 for the teacher"),
+        ("okenizers disagree on 2 of 191 tokens", "'1' is 5 for the student and 6 for the teacher"),
     ),
     Mistake("no model folder", train(student="studnet/"), ("student is 'studnet", "student")),
     Mistake("a file for a model", train(teacher="prompts.jsonl"), ("teacher is 'prompts.jsonl'", "file")),
@@ -309,8 +309,8 @@ MISTAKES = [
     Mistake("a tracker that is not installed", train(report_to="mlflow"), ("mlflow", "report_to")),
     Mistake(
         "a teacher's prompt beyond its context",
-        with_rows([ROW, ROW | {"teacher_prompt": "1+" * 200}]),
-        ("rows.jsonl:2", "teacher_prompt has 400 tokens"),
+        with_rows([ROW, ROW | {"teacher_prompt": "1+" * 300}]),
+        ("rows.jsonl:2", "teacher_prompt has 600 tokens"),
     ),
     Mistake(
         "a teacher that is nowhere",
@@ -414,7 +414,10 @@ def one_token_without_a_score(folder: Path) -> None:
 
 def test_tokens_without_a_teacher_score_leave_the_loss_and_are_counted(workspace, tropd):
     one_token_without_a_score(workspace.copy("teacher", "broken"))
-    rows = [{"prompt": "123+456+111="}, {"prompt": "222+333+111="}]
+    rows = [
+        {"prompt": "add the columns. ones: 1 2. tens: 3 4.\n"},
+        {"prompt": "add the columns. ones: 4 3. tens: 1 2.\n"},
+    ]
     data = workspace.jsonl("rows.jsonl", rows)
     outcome = tropd("train", *workspace.fields(teacher="broken", data=data, max_completion_length=40, max_steps=2))
     assert outcome.code == 0, outcome.err

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
+from shipped import teacher_path
 from tropd.cli import student
 from tropd.cli.main import main
-from tropd.proving_ground.pair import teacher_path
 
 
 @pytest.fixture(scope="module", autouse=True)

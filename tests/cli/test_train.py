@@ -180,7 +180,7 @@ def test_columns_are_renamed_by_the_configuration(workspace, tropd):
 
 
 def test_overlong_prompts_are_dropped_on_request_and_said(workspace, tropd):
-    data = workspace.jsonl("rows.jsonl", [{"prompt": "1+2="}, {"prompt": "3+4="}, {"prompt": "1+" * 200}])
+    data = workspace.jsonl("rows.jsonl", [{"prompt": "1+2="}, {"prompt": "3+4="}, {"prompt": "1+" * 300}])
     outcome = tropd("train", *workspace.fields(data=data, overlong_prompts="drop"))
     assert outcome.code == 0 and "2 prompts from" in outcome.err
     assert "warning: 1 of 3 prompts are left out" in outcome.err and "rows.jsonl:3" in outcome.err

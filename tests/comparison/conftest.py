@@ -20,7 +20,7 @@ RATES = [1.0e-3, 3.0e-3]
 def plan_as_data():
     """One rate, so without a grid: two methods with two seeds, four cells."""
     return {
-        "settings": {"one": {"domains": ["additions"], "student": "additions-student", "teacher": "additions-teacher"}},
+        "settings": {"one": {"domains": ["mathematics"], "student": "student", "teacher": "generalist"}},
         "methods": {"opd": None, "tropd": {"guidance_beta": 0.01}},
         "seeds": [1, 2],
         "student_tokens": 1000,

@@ -21,7 +21,7 @@ def prepare(plan, name, layout):
     if os.environ.get("FAKE_ERROR") == name:
         raise RuntimeError("the fake setting could not")
     folder = layout.running(name)
-    scores = {"accuracy": 0.25, "accuracy/additions": 0.25, "student_states/reverse_kl": 1.5}
+    scores = {"accuracy": 0.25, "accuracy/mathematics": 0.25, "student_states/reverse_kl": 1.5}
     write_whole(folder / "before.json", json.dumps({"teacher": scores, "student": scores, "point": {}}))
     worker._place(layout, name)
 
@@ -44,10 +44,10 @@ def result(cell):
     value = 1 / (1 + len(cell.label) + cell.seed) + cell.learning_rate
     right = "".join(str(int(n % 10 < len(cell.label))) for n in range(10))
     accuracy = right.count("1") / len(right)
-    scores = {"accuracy": accuracy, "accuracy/additions": accuracy, "student_states/reverse_kl": value}
+    scores = {"accuracy": accuracy, "accuracy/mathematics": accuracy, "student_states/reverse_kl": value}
     return {
         **vars(cell), "failure": None, "error": None, "steps": 8, "student_tokens": 1000, "prefix_tokens": 0,
-        "train_seconds": 1.0, "seconds": 2.0, "scores": scores, "right": {"additions": right},
+        "train_seconds": 1.0, "seconds": 2.0, "scores": scores, "right": {"mathematics": right},
         "points": [{"step": n, "student_tokens": n, "scores": {"accuracy": n / 10}} for n in (0, 4, 8)],
         "environment": {"versions": {"tropd": "0"}, "python": "3", "commit": None, "threads": 1},
     }  # fmt: skip

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tropd.comparison.cell import run_cell
 from tropd.comparison.cells import Cell
 from tropd.comparison.prepare import prepare, read_setting
 from tropd.comparison.reading import read_plan
 from tropd.comparison.sources import make_texts
-from tropd.proving_ground.family import _config
 from tropd.proving_ground.tokenizer import build_tokenizer
 
 SMALL = {
@@ -74,7 +73,8 @@ def test_the_student_writes_the_same_number_of_tokens(cells):
 def test_a_cell_is_measured_on_test_problems_and_followed_on_validation_problems(cells):
     result = cells["opd"][1]
     assert result["failure"] is None and result["error"] is None
-    assert len(result["right"]["additions"]) == 3 and {"accuracy", "student_states/reverse_kl"} <= set(result["scores"])
+    assert len(result["right"]["mathematics"]) == 3
+    assert {"accuracy", "student_states/reverse_kl"} <= set(result["scores"])
     assert result["points"][0]["step"] == 0 and len(result["points"]) == 3
     assert result["points"][-1]["student_tokens"] <= result["student_tokens"]
 
@@ -89,10 +89,24 @@ def test_a_run_is_not_disturbed_by_the_points_at_which_it_is_measured(cells, sma
 @pytest.fixture
 def models(tmp_path):
     """A random student and two random teachers with the tokenizer of the three domains."""
+    tokenizer = build_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     for number, name in enumerate(("student", "a", "b")):
         torch.manual_seed(number)
-        Qwen3ForCausalLM(_config(num_layers=1, width=16, num_heads=1)).save_pretrained(tmp_path / name)
-        build_tokenizer().save_pretrained(tmp_path / name)
+        Qwen3ForCausalLM(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
     return tmp_path
 
 
@@ -129,7 +143,7 @@ def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, 
     plan = read_plan(plan_data | {"prompts": {"train": 3, "validation": 2, "test": 2}})
     texts = make_texts(plan.settings["one"], plan, tmp_path)
     assert [len(texts[split]) for split in ("train", "validation", "test")] == [3, 2, 2]
-    assert len({tuple(text.response_ids) for text in texts["train"]}) == 1 and len(texts["train"][0].response_ids) == 3
+    assert len({tuple(text.response_ids) for text in texts["train"]}) == 1 and len(texts["train"][0].response_ids) == 4
     assert all(text.response_ids for text in texts["test"])
     too_many = {"train": 3, "validation": 2, "test": 9}
     with pytest.raises(ValueError, match=r"prompts.test is 9, but .*test.jsonl has 3"):

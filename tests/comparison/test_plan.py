@@ -127,12 +127,12 @@ def test_a_plan_that_lacks_something_is_named_by_its_file(file):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"domains": ["additons"]}, "did you mean 'additions'"),
+        ({"domains": ["mathematic"]}, "did you mean 'mathematics'"),
         ({"domains": []}, "has no prompts"),
         ({"stories": [4, 12]}, "has domains and stories"),
         ({"teacher": ""}, "names no teacher"),
-        ({"teacher": "", "teachers": {"code": "x"}}, "give one for each domain of it: additions"),
-        ({"teachers": {"additions": "x"}}, "has teacher and teachers"),
+        ({"teacher": "", "teachers": {"code": "x"}}, "give one for each domain of it: mathematics"),
+        ({"teachers": {"mathematics": "x"}}, "has teacher and teachers"),
         ({"student": {"layers": [0]}}, "keep_layers"),
         ({"domains": [], "data": {"train": "a.jsonl"}}, "one file for each of"),
     ],

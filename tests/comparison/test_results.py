@@ -52,7 +52,7 @@ def test_a_bootstrap_draws_seeds_and_problems():
 
 def test_the_tables_have_the_layout_of_the_paper(finished):
     text = (finished.root / "tables.md").read_text()
-    assert "| method | additions | Δ to opd |" in text
+    assert "| method | mathematics | Δ to opd |" in text
     assert "| opd | 30.0 ± 0.0 | – |" in text
     assert "| tropd | 50.0 ± 0.0 | +20.0 [" in text
     assert "| tropd | 0.001† | 2 of 2 | 8 | 1,000 | 0 | 0.0 |" in text, "a rate at the edge of the grid is marked"

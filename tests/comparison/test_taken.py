@@ -138,7 +138,7 @@ def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(publish
         ),
         (
             lambda plan: plan["settings"]["one"].update(domains=["code"]),
-            r"settings\.one\.domains \(\[\"code\"\], now \[\"additions\"\]\)",
+            r"settings\.one\.domains \(\[\"code\"\], now \[\"mathematics\"\]\)",
         ),
     ],
 )

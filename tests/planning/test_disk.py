@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from shipped import student_path, teacher_path
 from tropd.planning import check_disk, estimate_disk, model_shape
 from tropd.planning.disk import SMALL_FILES_BYTES
 from tropd.planning.setup import read_setup
-from tropd.proving_ground.pair import student_path, teacher_path
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -28,7 +28,7 @@ def estimate(config):
 
 
 def test_a_checkpoint_holds_weights_and_two_moments(estimate):
-    weights = 362_496 * 4
+    weights = 664_416 * 4
     assert estimate().checkpoint == 3 * weights + SMALL_FILES_BYTES
     assert estimate(save_only_model=True).checkpoint == weights + SMALL_FILES_BYTES
     assert estimate().final_model == weights + SMALL_FILES_BYTES

@@ -70,6 +70,6 @@ def test_the_known_tied_models_are_tied():
 
 
 def test_a_folder_is_read_from_its_files():
-    from tropd.proving_ground.pair import student_path
+    from shipped import student_path
 
     assert shape_by_name(str(student_path())) == model_shape(str(student_path()))

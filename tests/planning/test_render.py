@@ -2,9 +2,9 @@
 
 import pytest
 
+from shipped import student_path, teacher_path
 from tropd.planning import HARDWARE, Rates, model_shape, plan_run, render
 from tropd.planning.render import WIDTH
-from tropd.proving_ground.pair import student_path, teacher_path
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from shipped import student_path, teacher_path
 from tropd.planning import model_shape
 from tropd.planning.shape import dtype_bytes
-from tropd.proving_ground.pair import student_path, teacher_path
 
 SIZES = {
     "vocab_size": 90,

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from shipped import teacher_path
 from tropd.preflight.files import explained, read_model_files
-from tropd.proving_ground.pair import teacher_path
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 
+import shipped
 from training import tiny
 from tropd.preflight.findings import Finding, worst_level
 from tropd.preflight.tokens import ModelFiles, compare_pair, read_model_files
-from tropd.proving_ground import pair
 
 TEXT = [{"prompt": "ab="}, {"prompt": "cde+f="}]
 CHAT = [{"prompt": [{"role": "user", "content": "ab="}]}, {"prompt": [{"role": "user", "content": "cde+f="}]}]
@@ -46,8 +46,8 @@ def test_a_pair_that_fits_has_nothing_but_good_news():
 
 
 def test_the_shipped_pair_fits_and_no_weights_are_read(tmp_path):
-    for path in (pair.student_path(), pair.teacher_path()):
-        copied = tmp_path / path.name
+    for role, path in (("student", shipped.student_path()), ("teacher", shipped.teacher_path())):
+        copied = tmp_path / role
         AutoTokenizer.from_pretrained(path).save_pretrained(copied)
         (copied / "config.json").write_bytes((path / "config.json").read_bytes())
     student, teacher = (read_model_files(str(tmp_path / name)) for name in ("student", "teacher"))

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import shipped
 from tropd import TrOPDConfig, TrOPDTrainer
 from tropd.objective.methods import get_method
 from tropd.preflight import advice, verdict
@@ -15,7 +16,6 @@ from tropd.preflight.advice import full_prefix_share, has_unbounded_k1
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from tropd.preflight.verdict import judge
-from tropd.proving_ground import pair
 from tropd.training.probe import probe
 
 CLOSE = PairMeasurement(
@@ -279,7 +279,7 @@ def test_advised_settings_are_accepted_by_the_advised_method():
 
 def probed(tmp_path, teacher, method="opd"):
     """The shipped student with `teacher`: 8 prompts, 2 rollouts each."""
-    tokenizer = AutoTokenizer.from_pretrained(pair.student_path())
+    tokenizer = AutoTokenizer.from_pretrained(shipped.student_path())
     args = TrOPDConfig(
         str(tmp_path),
         method=method,
@@ -292,9 +292,9 @@ def probed(tmp_path, teacher, method="opd"):
         report_to="none",
         disable_tqdm=True,
     )
-    rows = [{"prompt": row["prompt"]} for row in pair.prompts("train", 8, 0)]
+    rows = shipped.rows(8)
     trainer = TrOPDTrainer(
-        str(pair.student_path()),
+        str(shipped.student_path()),
         teacher,
         args=args,
         train_dataset=Dataset.from_list(rows),
@@ -310,13 +310,13 @@ def loaded(path):
 
 
 def test_the_shipped_pair_is_close(tmp_path):
-    m, found = probed(tmp_path, str(pair.teacher_path()))
+    m, found = probed(tmp_path, str(shipped.teacher_path()))
     assert (found.kind, found.method, found.settings) == ("safe", "opd", {})
     assert m.teacher_prompt_nll > m.chance_nll  # random digits that it was never trained to write
 
 
 def test_the_same_model_twice_has_nothing_to_learn(tmp_path):
-    m, found = probed(tmp_path, loaded(pair.student_path()))
+    m, found = probed(tmp_path, loaded(shipped.student_path()))
     assert (found.kind, found.method) == ("identical", None)
     assert (m.mean_abs_gap, m.trust_fraction, m.num_prompts, m.num_rollouts) == (0.0, 1.0, 8, 16)
     assert "Is the same folder given twice?" in found.sentences[0]
@@ -324,20 +324,20 @@ def test_the_same_model_twice_has_nothing_to_learn(tmp_path):
 
 def test_a_teacher_that_was_never_trained_is_refused(tmp_path):
     torch.manual_seed(0)
-    m, found = probed(tmp_path, AutoModelForCausalLM.from_config(pair.teacher_config()))
+    m, found = probed(tmp_path, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shipped.teacher_path())))
     assert found.kind == "will_not_work"
     assert m.teacher_nll == pytest.approx(m.chance_nll, abs=0.3)
 
 
 def test_a_teacher_with_another_vocabulary_under_the_same_tokens_is_refused(tmp_path):
-    teacher = loaded(pair.teacher_path())
+    teacher = loaded(shipped.teacher_path())
     rows = teacher.get_input_embeddings().weight.data
     rows.copy_(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].clone())
     assert probed(tmp_path, teacher)[1].kind == "will_not_work"
 
 
 def test_a_teacher_without_finite_scores_is_refused(tmp_path):
-    teacher = loaded(pair.teacher_path())
+    teacher = loaded(shipped.teacher_path())
     teacher.model.norm.weight.data.fill_(torch.nan)
     m, found = probed(tmp_path, teacher)
     assert (m.num_tokens, found.kind) == (0, "will_not_work")

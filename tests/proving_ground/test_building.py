@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from tropd.proving_ground import build, healing, learning, measuring
-from tropd.proving_ground.batches import BATCHES_IN_POOL, Mixture, batch
-from tropd.proving_ground.build import load, save_folder
+from tools.proving_ground import build, healing, learning, measuring
+from tools.proving_ground.batches import BATCHES_IN_POOL, Mixture, batch
+from tools.proving_ground.build import load, save_folder
+from tools.proving_ground.learning import Plan, Progress, train
+from tools.proving_ground.measuring import distance, mean_entropy, roll_out
+from tools.proving_ground.plans import generalist_plan, specialist_plan, student_config, student_plan, teacher_config
 from tropd.proving_ground.domains import DOMAINS
-from tropd.proving_ground.family import MODELS, student_config, teacher_config
-from tropd.proving_ground.learning import Plan, Progress, train
-from tropd.proving_ground.measuring import distance, mean_entropy, roll_out
-from tropd.proving_ground.plans import generalist_plan, specialist_plan, student_plan
+from tropd.proving_ground.family import MODELS
 from tropd.proving_ground.tokenizer import build_tokenizer
 
 MIXTURE = Mixture(tuple((name, 1.0) for name in DOMAINS), seed=0, level=1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools.proving_ground.measuring import accuracy
 from tropd.proving_ground import family
 from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT, model_path
-from tropd.proving_ground.measuring import accuracy
 from tropd.proving_ground.tokenizer import build_tokenizer
 
 SHIPPED_BYTES = 24_000_000
@@ -72,8 +72,8 @@ def test_the_teacher_is_far_better_than_both_students(domain):
 
 
 def test_an_unknown_or_missing_model_is_answered_in_a_sentence(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"name is .teacher.; no such model is shipped\. Choose generalist"):
+    with pytest.raises(ValueError, match=r"name is .teacher.; the family has no such model\. Choose generalist"):
         model_path("teacher")
     monkeypatch.setattr(family, "family_path", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"generalist is not in .*python -m tropd\.proving_ground\.build"):
-        model_path("generalist")
+    with pytest.raises(FileNotFoundError, match=r"model pruned is not in .*An installed package has generalist"):
+        model_path("pruned")

@@ -8,6 +8,7 @@ import yaml
 
 from tropd.comparison.reading import load_plan
 from tropd.objective.methods import METHODS
+from tropd.proving_ground.domains import DOMAINS, records
 from tropd.run.configuration import resolve
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -98,7 +99,7 @@ def test_accelerate_knows_every_key_of_a_launch_file(path):
 
 
 def test_the_prompts_of_the_demo_are_those_of_the_generator():
-    from tropd.proving_ground import pair
-
-    lines = (RECIPES / "data/additions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["prompt"] for line in lines] == [row["prompt"] for row in pair.prompts("train", 512, 0)]
+    columns = [records(domain, "train", 171, seed=0, level=2) for domain in DOMAINS]
+    prompts = [row["prompt"] for rows in zip(*columns, strict=True) for row in rows][:512]
+    lines = (RECIPES / "data/problems.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == prompts

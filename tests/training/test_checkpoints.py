@@ -1,6 +1,7 @@
 """Checkpoints are there whole or not at all; one that was cut short or altered is recognised and another offered."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -40,7 +41,17 @@ def test_a_checkpoint_describes_every_file_of_its_own(tmp_path, pair):
     described = json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())["files"]
     files = {path.name for path in (tmp_path / "checkpoint-2").iterdir()} - {MANIFEST}
     assert set(described) == files and {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= files
-    assert fault_of(tmp_path / "checkpoint-2") is None
+    sizes = {name: {"bytes": (tmp_path / "checkpoint-2" / name).stat().st_size} for name in files}
+    assert described == sizes and fault_of(tmp_path / "checkpoint-2") is None
+
+
+def test_digests_are_written_where_they_are_asked_for(tmp_path, pair):
+    trained(tmp_path, pair, max_steps=1, checkpoint_digests=True)
+    described = json.loads((tmp_path / "checkpoint-1" / MANIFEST).read_text())["files"]
+    for name, found in described.items():
+        content = (tmp_path / "checkpoint-1" / name).read_bytes()
+        assert found == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert fault_of(tmp_path / "checkpoint-1") is None
 
 
 def cut(path):
@@ -64,7 +75,7 @@ def alter(path):
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, pair, damage, file, fault):
-    trained(tmp_path, pair, max_steps=2)
+    trained(tmp_path, pair, max_steps=2, checkpoint_digests=damage is alter)
     damage(tmp_path / "checkpoint-2" / file)
     with pytest.raises(ValueError, match=rf"checkpoint-2 is not whole: {fault}.*resume_from_checkpoint=.*checkpoint-1"):
         trained(tmp_path, pair, max_steps=3, resume=str(tmp_path / "checkpoint-2"))
@@ -73,8 +84,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, p
         check_checkpoint(tmp_path / "checkpoint-2")
 
 
+def test_without_digests_no_file_is_read_and_one_that_was_altered_passes(tmp_path, pair, monkeypatch):
+    monkeypatch.delattr(checkpoints, "_digest")
+    trained(tmp_path, pair, max_steps=1)
+    alter(tmp_path / "checkpoint-1" / "optimizer.pt")
+    check_checkpoint(tmp_path / "checkpoint-1")
+    cut(tmp_path / "checkpoint-1" / "optimizer.pt")
+    with pytest.raises(ValueError, match=r"checkpoint-1 is not whole: optimizer.pt has .* bytes instead of"):
+        check_checkpoint(tmp_path / "checkpoint-1")
+
+
 def test_a_sentence_names_a_checkpoint_by_the_sizes_of_its_files_without_reading_them(tmp_path, pair, monkeypatch):
-    trained(tmp_path, pair, max_steps=3)
+    trained(tmp_path, pair, max_steps=3, checkpoint_digests=True)
     alter(tmp_path / "checkpoint-3" / "optimizer.pt")
     with monkeypatch.context() as patched:
         patched.delattr(checkpoints, "_digest")
@@ -131,11 +152,11 @@ def test_the_best_checkpoint_is_kept_too(tmp_path, pair):
 def test_a_crash_in_the_middle_of_a_write_leaves_the_earlier_checkpoints(tmp_path, pair, monkeypatch):
     write, calls = checkpoints.write_manifest, []
 
-    def crash(folder):
+    def crash(folder, digests):
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        write(folder)
+        write(folder, digests=digests)
 
     monkeypatch.setattr(checkpoints, "write_manifest", crash)
     with pytest.raises(OSError, match="Input/output error"):

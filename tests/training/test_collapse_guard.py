@@ -10,10 +10,10 @@ import math
 import pytest
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+import shipped
 from training import tiny
 from training.tiny import EOS, build, clone, replay
 from tropd.comparison.other_ending import write_with_ending
-from tropd.proving_ground import pair
 from tropd.training.callbacks import CollapseGuard
 from tropd.training.errors import RolloutsCollapsed
 from tropd.training.monitoring import ROOM_TO_END, ended_share
@@ -222,7 +222,7 @@ def test_a_quarter_that_ends_where_the_others_have_no_room_is_no_majority(tmp_pa
 def other(tmp_path_factory):
     """The shipped teacher, ending with id 3."""
     folder = tmp_path_factory.mktemp("models") / "other"
-    write_with_ending(pair.teacher_path(), "<unk>", folder)
+    write_with_ending(shipped.teacher_path(), "<unk>", folder)
     return str(folder)
 
 
@@ -230,17 +230,17 @@ BATCH, STEPS = 16, 20
 
 
 def real(tmp_path, teacher, method, *, given=False, seed=2, callbacks=(), **settings):
-    """Four additions of two numbers a step, four rollouts each; a learning rate that shows in ten steps what it does.
+    """Four sums of two numbers a step, four rollouts each; a learning rate that shows in ten steps what it does.
 
     Args:
         given: the data have a right working for each prompt; else the teacher writes the prefixes.
     """
-    problems = pair.prompts("train", BATCH // 4 * STEPS, seed=seed, level=1)
+    problems = shipped.sums_of_two(BATCH // 4 * STEPS, seed)
     rows = [{"prompt": p["prompt"]} | ({"teacher_response": p["solution"]} if given else {}) for p in problems]
     size = {"per_device_train_batch_size": BATCH, "max_completion_length": 40, "max_steps": STEPS}
-    settings = size | {"learning_rate": 3e-3, "max_grad_norm": 1.0, "seed": seed} | settings
+    settings = size | {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": seed} | settings
     options = {"trainer_options": {"processing_class": None}, "callbacks": callbacks, "rows": rows}
-    return build(tmp_path, str(pair.student_path()), teacher, method, **options, **settings)
+    return build(tmp_path, str(shipped.student_path()), teacher, method, **options, **settings)
 
 
 slow = pytest.mark.slow

@@ -11,18 +11,17 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+import shipped
 from training import tiny
 from training.test_notes import passes, rolled_out  # noqa: F401  (a fixture)
 from tropd.comparison.other_ending import write_with_ending
-from tropd.proving_ground import pair
 from tropd.training.ending_files import save_ending
 from tropd.training.run_directory import read_jsonl
 from tropd.training.step import scores_of_sampler
 
 OWN, OTHER = 2, 3
 CPU = torch.device("cpu")
-PROBLEMS = pair.prompts("train", 8, seed=0, level=1)
-ROWS = [{"prompt": problem["prompt"]} for problem in PROBLEMS]
+ROWS = [{"prompt": problem["prompt"]} for problem in shipped.sums_of_two(8)]
 ROOM = 40
 """Tokens of a response, the longest of which has 28."""
 TIMES = {"step_time", "epoch", "learning_rate", "num_tokens", "step"}
@@ -38,16 +37,16 @@ def folders(tmp_path_factory):
     probability.
     """
     folder = tmp_path_factory.mktemp("models")
-    write_with_ending(pair.teacher_path(), "<unk>", folder / "other")
+    write_with_ending(shipped.teacher_path(), "<unk>", folder / "other")
     for name, rows, values in (("moved", [OWN, OTHER], [OTHER, OWN]), ("torn", [OTHER], [OWN])):
-        model = AutoModelForCausalLM.from_pretrained(pair.student_path())
+        model = AutoModelForCausalLM.from_pretrained(shipped.student_path())
         with torch.no_grad():
             weight = model.get_input_embeddings().weight
             weight[rows] = weight[values].clone()
         model.save_pretrained(folder / name)
-        AutoTokenizer.from_pretrained(pair.student_path()).save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(shipped.student_path()).save_pretrained(folder / name)
     made = {name: str(folder / name) for name in ("other", "moved", "torn")}
-    return made | {"student": str(pair.student_path()), "teacher": str(pair.teacher_path())}
+    return made | {"student": str(shipped.student_path()), "teacher": str(shipped.teacher_path())}
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def logged(trainer):
         ("gkd", {}),
         ("jsd", {}),
         ("eopd", {}),
-        ("fkl", {"fkl_top_k": 22}),
+        ("fkl", {"fkl_top_k": 190}),
     ],
 )
 def test_a_teacher_with_another_ending_teaches_what_it_taught_with_the_same(trained, method, settings):
@@ -122,7 +121,7 @@ def test_where_both_end_alike_no_bit_changes(trained, method):
         for ending in ("one_action", "as_given")
     )
     assert logged(one) == logged(apart) and len(logged(one)) == 3
-    before = AutoModelForCausalLM.from_pretrained(pair.student_path())
+    before = AutoModelForCausalLM.from_pretrained(shipped.student_path())
     weights, others = tiny.weights_of(one.model), tiny.weights_of(apart.model)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert tiny.largest_difference(weights, tiny.weights_of(before)) > 0
@@ -196,7 +195,10 @@ def test_the_sampler_notes_the_probability_of_ending_at_all_as_a_pass_finds_it(t
     torch.testing.assert_close(noted.rollout_logp[ours], found.trainer_logp[ours], atol=3e-5, rtol=0)
     torch.testing.assert_close(noted.entropy[ours], found.entropy[ours], atol=3e-5, rtol=0)
     last = noted.rollout_logp[torch.tensor([len(r.response) for r in rollouts]).cumsum(0) - 1]
-    assert all(r.ended for r in rollouts) and last.min() > -0.1, "each id alone has half of it, and a log of -0.69"
+    ends = [tiny.plain_logps(trainer.model, r.prompt_ids, r.response)[-1, [OWN, OTHER]] for r in rollouts]
+    assert all(r.ended for r in rollouts) and all(own == other for own, other in ends), "each id has half of it"
+    torch.testing.assert_close(last, torch.stack(ends).logsumexp(-1).float(), atol=3e-5, rtol=0)
+    assert last.median() > -0.1, "half of it would be a log of -0.69"
 
 
 def test_training_on_what_the_sampler_notes_is_training_with_a_pass(trainer_of, passes):  # noqa: F811
@@ -254,7 +256,8 @@ def test_where_each_ending_is_an_action_of_its_own_another_engine_is_believed_th
 @pytest.mark.parametrize("end", [OWN, OTHER])
 @pytest.mark.parametrize("kind", ["ids", "text"])
 def test_given_responses_are_cut_at_either_models_ending(trainer_of, ending, end, kind):
-    response = {"ids": [9, 8, 7, 6, end, 5, 5, 5], "text": "5432" + {OWN: "<eos>", OTHER: "<unk>"}[end] + "111"}[kind]
+    text = "5 4 3 2" + {OWN: "<eos>", OTHER: "<unk>"}[end] + "1 1 1"
+    response = {"ids": [9, 8, 7, 6, end, 5, 5, 5], "text": text}[kind]
     trainer = trainer_of("tropd", rows=[row | {"teacher_response": response} for row in ROWS], ending=ending, **GUIDED)
     starts = [r.response[: r.prefix_length] for r in rolled_out(trainer, trainer.train_dataset.to_list()[:4])]
     assert starts == [[9, 8, 7]] * 8, "all but the last token, which is left to the student"
@@ -289,7 +292,7 @@ def test_the_saved_student_stops_outside_of_here_too(trained, tmp_path, student,
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
         model, tokenizer, written = read_anew(folder)
         assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [OWN, OTHER]
-        assert model.generation_config.max_new_tokens == 140
+        assert model.generation_config.max_new_tokens == 240
         assert all(end in row and len(row) < ROOM and {*row[row.index(end) + 1 :]} <= {0} for row in written)
         assert tokenizer.eos_token == named
     assert trainer.processing_class.eos_token == "<eos>", "the run goes on with the tokenizer that it has"
@@ -310,7 +313,7 @@ def test_the_saved_tokenizer_names_the_ending_of_most_responses(trainer_of, tmp_
 
 def test_a_processor_is_saved_with_its_tokenizers_ending(tmp_path):
     """A processor of several modalities holds the tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(pair.student_path())
+    tokenizer = AutoTokenizer.from_pretrained(shipped.student_path())
 
     class Processor:
         def __init__(self):

@@ -19,17 +19,16 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
+import shipped
 from training import fault_worker
 from training.test_ranks import free_port
 from training.tiny import ROWS, TrainerCallback, largest, largest_difference, weights_of
 from tropd.cli.main import main
-from tropd.proving_ground import pair as shipped
 from tropd.training import run_directory
 from tropd.training.checkpoints import checkpoints_in, fault_of
 from tropd.training.errors import DataFailed, LogNotWritten, TeacherFailed, TrainingStopped
 from tropd.training.faults import in_a_line
 from tropd.training.metrics import Totals
-from tropd.training.probe import probe
 from tropd.training.ranks import Ranks
 from tropd.training.run_directory import append_jsonl, write_whole
 
@@ -425,17 +424,9 @@ def test_progress_and_estimates_survive_a_clock_that_jumps(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", Jumping(time.time, (0, -7200, 7200)))
-        patched.setattr(time, "perf_counter", Jumping(time.perf_counter, (0, -7200, 7200)))
         assert main(["train", *fields(tmp_path), "--preflight_prompts", "2"]) == 0
     printed = capfd.readouterr()
     assert "train: 4/4 steps" in printed.err and not re.search(r"-\d+ (s|min|h)|nan|inf\b", printed.out + printed.err)
-
-
-def test_a_probe_on_a_clock_that_goes_backwards_tells_durations_that_rates_can_be_made_of(train, monkeypatch):
-    trainer, readings = train(max_steps=1), []
-    monkeypatch.setattr(time, "perf_counter", lambda: readings.append(1) or -len(readings))
-    times = probe(trainer, ROWS[:2]).times
-    assert min(times.rollout_seconds, times.student_seconds, times.teacher_seconds) > 0
 
 
 # ---------------------------------------------------------------------- the log's disk
@@ -536,7 +527,7 @@ SECONDS = 30
 
 def fields(folder):
     """A training of four steps on the shipped pair, a checkpoint after each."""
-    rows = [{"prompt": row["prompt"]} for row in shipped.prompts("train", 8, 0)]
+    rows = shipped.rows(8)
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "student": shipped.student_path(),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tropd.proving_ground import pair
+import shipped
 
 WORKER = Path(__file__).with_name("kill_worker.py")
 STEPS = 60
@@ -19,8 +19,8 @@ STEPS = 60
 
 def fields(out: str) -> list[str]:
     settings = {
-        "student": pair.student_path(),
-        "teacher": pair.teacher_path(),
+        "student": shipped.student_path(),
+        "teacher": shipped.teacher_path(),
         "data": "prompts.jsonl",
         "output_dir": out,
         "method": "tropd",
@@ -42,7 +42,7 @@ def fields(out: str) -> list[str]:
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_ends_as_if_it_had_not_been(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    rows = [{"prompt": row["prompt"]} for row in pair.prompts("train", 40, 0)]
+    rows = shipped.rows(40)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole = subprocess.run(
         [sys.executable, "-m", "tropd", "train", *fields("whole")],

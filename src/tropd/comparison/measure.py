@@ -8,8 +8,8 @@ from typing import Any
 
 from ..endings import PairEndings
 from ..evaluation.exact import exact_divergence, sample_responses
+from ..proving_ground.domains import DOMAINS, grade
 from ..sampling import sample
-from .domains import DOMAIN_NAMES, is_right
 from .plan import DIVERGENCES, Plan
 from .sources import Text
 
@@ -74,12 +74,12 @@ class Ruler:
         right: dict[str, str] = {}
         scores: dict[str, float] = {}
         for part, mine in _by_part(texts).items():
-            if part not in DOMAIN_NAMES:
+            if part not in DOMAINS:
                 continue
             answers = self._greedy(model, mine, stops)
             ended = [bool(ids) and ids[-1] in stops for ids, _ in answers]
             verdicts = [
-                end and is_right(part, text.prompt, response)
+                end and grade(part, text.prompt, response).correct
                 for end, text, (_, response) in zip(ended, mine, answers, strict=True)
             ]
             right[part] = "".join(str(int(verdict)) for verdict in verdicts)

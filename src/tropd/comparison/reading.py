@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS
+from ..proving_ground.domains import DOMAINS
 from ..run.configuration import Value, convert, read_file
 from ..suggestions import hint
-from .domains import DOMAIN_NAMES
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
@@ -99,10 +99,9 @@ def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
 
 def _check_source(where: str, setting: Setting) -> None:
     for domain in setting.domains:
-        if domain not in DOMAIN_NAMES:
+        if domain not in DOMAINS:
             raise ValueError(
-                f"{where}.domains has {domain!r}, which is unknown{hint(domain, DOMAIN_NAMES)}. Known: "
-                f"{', '.join(DOMAIN_NAMES)}."
+                f"{where}.domains has {domain!r}, which is unknown{hint(domain, DOMAINS)}. Known: {', '.join(DOMAINS)}."
             )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
         raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..evaluation.exact import sample_responses
 from ..preflight.files import read_model_files
+from ..proving_ground.domains import records
 from ..teacher.context import text_ids
-from .domains import problems
 from .names import model_folder
 from .plan import SPLITS, Plan, Setting
 
@@ -23,7 +23,7 @@ TEACHERS = "teachers"
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "additions")`.
+    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "mathematics")`.
 
     Attributes:
         prompt: text or messages.
@@ -92,7 +92,7 @@ def _domain_prompts(setting: Setting, plan: Plan) -> dict[str, list[dict[str, An
     found = {}
     for split in SPLITS:
         count = plan.prompts[split]
-        columns = [problems(domain, split, count, plan.prompt_seed) for domain in setting.domains]  # type: ignore[arg-type]
+        columns = [records(domain, split, count, plan.prompt_seed) for domain in setting.domains]  # type: ignore[arg-type]
         found[split] = [
             {"prompt": row["prompt"], "part": domain}
             for rows in zip(*columns, strict=True)

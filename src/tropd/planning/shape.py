@@ -83,10 +83,10 @@ class ModelShape:
 def model_shape(source: "str | Path | PretrainedConfig", *, trust_remote_code: bool = False) -> ModelShape:
     """The shape of the model in a folder, under a Hub name, or of a configuration object.
 
-    >>> from tropd.proving_ground.pair import student_path
-    >>> shape = model_shape(student_path())
+    >>> from tropd.proving_ground.family import model_path
+    >>> shape = model_shape(model_path("student"))
     >>> shape.parameters, shape.num_layers, shape.tied, shape.stored_bytes
-    (362496, 3, True, 4)
+    (664416, 3, True, 4)
     """
     import torch
     from transformers import AutoConfig

@@ -1,16 +1,14 @@
-"""The family of models: their architectures, and the folders in which they are shipped."""
+"""The family of models, by name, and their folders. They are built by `tools/proving_ground`, in the repository."""
 
 from importlib.resources import files
 from pathlib import Path
-
-from transformers import Qwen3Config
-
-from tropd.proving_ground.tokenizer import MAX_LENGTH, build_tokenizer
 
 GENERALIST, STUDENT, PRUNED = "generalist", "student", "pruned"
 SPECIALISTS = {domain: f"specialist-{domain}" for domain in ("mathematics", "code", "instructions")}
 """The specialist teacher of each domain."""
 MODELS = (GENERALIST, *SPECIALISTS.values(), STUDENT, PRUNED)
+IN_THE_WHEEL = (GENERALIST, STUDENT)
+"""What an installed package holds; a checkout of the repository has all (docs/decisions/wheel.md)."""
 
 
 def family_path() -> Path:
@@ -19,41 +17,19 @@ def family_path() -> Path:
 
 
 def model_path(name: str) -> Path:
-    """Folder of a shipped model, for `from_pretrained`."""
+    """Folder of a model, for `from_pretrained`.
+
+    Raises:
+        ValueError: there is no model of this name.
+        FileNotFoundError: it is not in this installation.
+    """
     if name not in MODELS:
-        raise ValueError(f"name is {name!r}; no such model is shipped. Choose {', '.join(MODELS)}.")
+        raise ValueError(f"name is {name!r}; the family has no such model. Choose {', '.join(MODELS)}.")
     folder = family_path() / name
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"The shipped {name} is not in {folder}; this installation left out the package data. "
-            "Reinstall tropd, or train the family with: python -m tropd.proving_ground.build --out DIR"
+            f"The model {name} is not in {folder}. An installed package has {' and '.join(IN_THE_WHEEL)} alone; all "
+            "models are in the repository, where `pip install -e .` uses them and "
+            "`python -m tools.proving_ground.build --out DIR` trains them again."
         )
     return folder
-
-
-def teacher_config() -> Qwen3Config:
-    """Four layers of width 128, about 0.88 million parameters."""
-    return _config(num_layers=4)
-
-
-def student_config() -> Qwen3Config:
-    """Three layers of width 128, about 0.67 million parameters: the pruned student's shape, from another origin."""
-    return _config(num_layers=3)
-
-
-def _config(num_layers: int, width: int = 128, num_heads: int = 8) -> Qwen3Config:
-    tokenizer = build_tokenizer()
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        head_dim=width // num_heads,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )

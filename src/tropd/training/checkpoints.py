@@ -1,7 +1,8 @@
 """Checkpoints that are there whole or not at all: written aside, described, made to reach the disk, renamed.
 
-A visible `checkpoint-N` holds `checkpoint.json`, the size and SHA-256 of each of its files, so that one that was cut
-short or altered afterwards is recognised before it is loaded.
+A visible `checkpoint-N` holds `checkpoint.json`, the size of each of its files, so that one that lacks a file or was
+cut short afterwards is recognised before it is loaded; with `checkpoint_digests` their SHA-256 too, so that one that
+was altered is.
 """
 
 import errno
@@ -43,10 +44,10 @@ def clear_aside(directory: str | Path) -> None:
     shutil.rmtree(Path(directory) / ASIDE, ignore_errors=True)
 
 
-def publish(directory: str | Path, name: str) -> Path:
+def publish(directory: str | Path, name: str, digests: bool = False) -> Path:
     """Make `<directory>/.writing/<name>` visible as `<directory>/<name>`, whole and on the disk; the visible folder."""
     aside, final = Path(directory) / ASIDE / name, Path(directory) / name
-    write_manifest(aside)
+    write_manifest(aside, digests=digests)
     _reach_disk(aside)
     if final.exists():  # the same step, saved again
         final.rename(Path(directory) / ASIDE / f"{name}-replaced")
@@ -60,7 +61,7 @@ def publish_model(directory: str | Path, name: str, step: int) -> None:
     """Move the final model, of a step, from `<directory>/.writing/<name>` into `<directory>`: each file at once, what
     describes them last."""
     aside = Path(directory) / ASIDE / name
-    write_manifest(aside, FINAL, step=step)
+    write_manifest(aside, FINAL, digests=True, step=step)
     _reach_disk(aside)
     files = [path for path in aside.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda path: (path == aside / FINAL, path.stat().st_size)):
@@ -103,13 +104,15 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- the manifest
 
 
-def write_manifest(folder: Path, name: str = MANIFEST, **more: Any) -> None:
-    """Describe every file of a folder in one of that name, beside what `more` there is to say."""
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != name
+def write_manifest(folder: Path, name: str = MANIFEST, digests: bool = False, **more: Any) -> None:
+    """Describe every file of a folder in one of that name: its size, with `digests` its SHA-256, and what `more`."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != name]
+    files: dict[str, dict[str, Any]] = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths
     }
+    if digests:
+        for path in paths:
+            files[path.relative_to(folder).as_posix()]["sha256"] = _digest(path)
     (folder / name).write_text(json.dumps(more | {"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -120,7 +123,8 @@ def fault_of(folder: str | Path, digests: bool = True) -> str | None:
 
     Args:
         folder: the checkpoint.
-        digests: read every file, which takes about a second a gigabyte; else names and sizes alone are compared.
+        digests: compare the digests that it was written with, which takes about a second a gigabyte; else, and where
+            it has none, names and sizes alone.
     """
     folder = Path(folder)
     if not (folder / "trainer_state.json").is_file():
@@ -190,8 +194,8 @@ def _fault(file: Path, described: Any, digests: bool) -> str | None:
         return f"{file.name} is missing"
     size = file.stat().st_size
     if size != described["bytes"]:
-        return f"{file.name} has {size:,} bytes instead of {described['bytes']}"
-    if digests and _digest(file) != described["sha256"]:
+        return f"{file.name} has {size:,} bytes instead of {described['bytes']:,}"
+    if digests and "sha256" in described and _digest(file) != described["sha256"]:
         return f"{file.name} was altered after it was written"
     return None
 

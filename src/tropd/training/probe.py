@@ -35,9 +35,6 @@ DEFAULT_TOP_K = 64
 MOST_CANDIDATES = 64
 """Ids whose probability is looked at where responses end: E, then special tokens by their ids."""
 
-LEAST_SECONDS = 1e-9
-"""What a clock tells that has not gone forward: rates are made of these durations."""
-
 
 def is_sharded(trainer: TrOPDTrainer) -> bool:
     """Does FSDP or DeepSpeed shard the student? They do so when training begins, and no sooner."""
@@ -148,7 +145,7 @@ def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
         teacher_entropy=teacher.entropy.float().cpu(),
         teacher_topk_mass=cumulative[:, -1].cpu(),
     )
-    rolling, reading, scoring = (max(end - begin, LEAST_SECONDS) for begin, end in pairwise(clock))
+    rolling, reading, scoring = (end - begin for begin, end in pairwise(clock))
     seconds = (rolling, reading, scoring)
     there = ends.any(-1)
     endings = (student_endings.float().cpu()[there], _teacher_endings(trainer, rollouts, teacher, there), ends[there])

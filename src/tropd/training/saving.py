@@ -172,7 +172,7 @@ class Checkpointing:
                 write_whole(Path(directory) / ASIDE / name / STATE, json.dumps(self._pending_state()) + "\n")
             together()
             if writes:
-                publish(directory, name)
+                publish(directory, name, trainer.args.checkpoint_digests)
                 self._remove_old(directory)
             together()
         if trainer.args.push_to_hub:

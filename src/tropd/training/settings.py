@@ -90,6 +90,9 @@ class MethodSettings:
         rollout_log_steps: write sampled rollouts with every token's region and terms each so many steps; 0 never.
         rollouts_per_log: sequences written each time.
         save_final_model: write the model to `output_dir` when training ends.
+        checkpoint_digests: write a SHA-256 of each file into `checkpoint.json`, so that a checkpoint that was altered
+            is refused too. It reads every byte, about a second a gigabyte, while all processes wait. Names and sizes
+            are compared in any case (docs/reliability.md).
     """
 
     method: str = field(
@@ -142,6 +145,7 @@ class MethodSettings:
     rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})
     rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
+    checkpoint_digests: bool = field(default=False, metadata={"help": "Write SHA-256 of checkpoints, and check them."})
 
     def resolved_method(self) -> Method:
         """The method with this configuration's changes."""

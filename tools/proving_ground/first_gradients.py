@@ -12,8 +12,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+from tools.proving_ground.measuring import MAX_NEW_TOKENS
 from tropd.proving_ground.domains import records
-from tropd.proving_ground.measuring import MAX_NEW_TOKENS
 
 PROMPTS, ROLLOUTS = 18, 4
 METHODS: dict[str, dict[str, Any]] = {"opd": {}, "mask_outlier": {}, "tropd": {"guidance_schedule": "none"}}

@@ -1,4 +1,4 @@
-"""Train the family of models and measure it: `python -m tropd.proving_ground.build --out DIR`.
+"""Train the family of models and measure it: `python -m tools.proving_ground.build --out DIR`.
 
 Teachers: a generalist that solves all three domains, and from its weights a specialist for each. Students: one
 trained briefly from random weights, and the generalist with layers taken out, healed briefly. All learn from generated
@@ -22,13 +22,13 @@ import transformers
 import trl
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from tropd.proving_ground import healing
+from tools.proving_ground import healing
+from tools.proving_ground.first_gradients import gradient_norms
+from tools.proving_ground.learning import Accuracies, train
+from tools.proving_ground.measuring import MAX_NEW_TOKENS, accuracy, distance, mean_entropy
+from tools.proving_ground.plans import generalist_plan, specialist_plan, student_config, student_plan, teacher_config
 from tropd.proving_ground.domains import DOMAINS, records
-from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT, student_config, teacher_config
-from tropd.proving_ground.first_gradients import gradient_norms
-from tropd.proving_ground.learning import Accuracies, train
-from tropd.proving_ground.measuring import MAX_NEW_TOKENS, accuracy, distance, mean_entropy
-from tropd.proving_ground.plans import generalist_plan, specialist_plan, student_plan
+from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT
 from tropd.proving_ground.problems import LEVEL_SHARES
 from tropd.proving_ground.tokenizer import build_tokenizer
 
@@ -53,7 +53,7 @@ def main() -> None:
         _trained(arguments.only, build_tokenizer(), arguments.out, arguments.seed)
         return
     record = {
-        "command": f"python -m tropd.proving_ground.build --out DIR --seed {arguments.seed}",
+        "command": f"python -m tools.proving_ground.build --out DIR --seed {arguments.seed}",
         "seed": arguments.seed,
         "hardware": arguments.hardware,
         "threads": 1,

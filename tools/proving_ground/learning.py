@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from tropd.proving_ground.batches import TYPICAL_LENGTH, Mixture, batch
+from tools.proving_ground.batches import TYPICAL_LENGTH, Mixture, batch
 
 SECONDS_BETWEEN_SAVES = 60.0
 
