@@ -134,7 +134,7 @@ def interrupted(folder, **settings):
 SAVED = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
 
 
-@pytest.mark.parametrize("changed", ["data", "teacher", "nothing", "data, not skipped"])
+@pytest.mark.parametrize("changed", ["data", "teacher", "method", "nothing", "data, not skipped"])
 def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(changed, tmp_path):
     checkpoint = interrupted(tmp_path)
     teacher, rows, settings = tiny.llama(seed=2), list(ROWS), dict(SAVED)
@@ -145,8 +145,10 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
         with torch.no_grad():
             for parameter in teacher.parameters():
                 parameter.mul_(1.01)
+    if changed == "method":
+        settings["advantage_floor"] = -2.0
     trainer = tiny.build(tmp_path, tiny.llama(seed=1), teacher, "opd", rows=rows, **settings)
-    if changed in ("data", "teacher"):
+    if changed in ("data", "teacher", "method"):
         with pytest.raises(ValueError, match=rf"but the {changed} (is|are) not what the run began with"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
     else:

@@ -249,7 +249,7 @@ def register_method(method: Method) -> Method:
         ValueError: the name is taken by another method, or is no plain word; or a part has a value it cannot have, no
             effect, or does not go with the others.
     """
-    method = _checked(method)
+    method = _complete(method)
     METHODS[method.name] = method
     return method
 
@@ -311,12 +311,12 @@ def _import_method(path: str) -> Method:
             "(docs/add_a_method.md)."
         )
     try:
-        return _checked(found)
+        return _complete(found)
     except ValueError as error:
         raise ValueError(f"method is {path!r}, which cannot be used: {error}") from error
 
 
-def _checked(method: Method) -> Method:
+def _complete(method: Method) -> Method:
     """A method of one's own, whole; see `register_method`."""
     if not isinstance(method.name, str) or not method.name.isidentifier():
         raise ValueError(f"name is {method.name!r}; use letters, digits and _, as in the names of METHODS.")

@@ -344,10 +344,10 @@ class Divergence(SliceLoss):
         student_exp, teacher_exp = (scratch.for_rows(raw_RV) for scratch in self._scratches)
         student, endings = self.head.scale(raw_RV), self.head.endings
         shares_RE = merge_(student, endings) if len(endings) > 1 else None
-        student_sums = _shifted_(student, student_exp)
+        student_sums = _shift_(student, student_exp)
         # In the student's precision, from the entries that both vocabularies have.
         teacher = self._term.teacher_head.transform(teacher_raw_RV[:, : student.shape[1]]).to(student.dtype)
-        teacher_sums = _shifted_(teacher, teacher_exp)
+        teacher_sums = _shift_(teacher, teacher_exp)
         ids = self.inputs.token_ids[first : first + len(raw_RV)]
         student_log_sums, teacher_log_sums = student_sums.log(), teacher_sums.log()
         sampled = gather_logps(student, ids) - student_log_sums.squeeze(-1)
@@ -394,7 +394,7 @@ def _beta_of(term: FullVocabularyTerm) -> float | None:
     return function.keywords["beta"] if known else None  # type: ignore[attr-defined]
 
 
-def _shifted_(logits_RV: Tensor, exp_RV: Tensor) -> Tensor:
+def _shift_(logits_RV: Tensor, exp_RV: Tensor) -> Tensor:
     """Shift each row's largest logit to 0; its exponentials go to `exp_RV`, their sums [R, 1] are returned."""
     logits_RV -= logits_RV.amax(-1, keepdim=True)
     return torch.exp(logits_RV, out=exp_RV).sum(-1, keepdim=True)
