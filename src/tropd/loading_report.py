@@ -5,11 +5,13 @@ and go through Transformers' own loading. It knows every renaming, tied weight a
 repeated here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from .modeling import language_model_class
@@ -28,6 +30,19 @@ class LoadingReport(NamedTuple):
     mismatched: list[str]
 
 
+@contextmanager
+def _described(start: str) -> Iterator[None]:
+    """Inside, config.json is read, and a model is built from it: what comes of its values is a sentence."""
+    try:
+        yield
+    except (StrictDataclassError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{start}, whose config.json describes no model ({type(error).__name__}: {reason:.200}). Correct it, or "
+            "copy or download it again."
+        ) from error
+
+
 def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote_code: bool = False) -> LoadingReport:
     """Load the shapes of `files` into the model of the folder's config.json; milliseconds, whatever the size.
 
@@ -40,12 +55,14 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
     Raises:
         ValueError: weights that Transformers cannot put together, such as experts of which one lacks a part.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with _described(start):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return LoadingReport([], [])  # each method stores weights under names of its own
     shapes = {name: tensor["shape"] for file in files for name, tensor in read_header(file, start).items()}
-    with torch.device("meta"):
-        built = language_model_class(config, start).from_config(config, trust_remote_code=trust_remote_code)
+    kind = language_model_class(config, start)
+    with _described(start), torch.device("meta"):
+        built = kind.from_config(config, trust_remote_code=trust_remote_code)
     try:
         _, found = type(built).from_pretrained(
             None,

@@ -115,6 +115,8 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not str(base.value or "").strip() or not isinstance(base.value, str):
+        raise ValueError(f"{base.place}: extends names no file; write one, such as `extends: base.yaml`, or remove it.")
     other = (path.parent / str(base.value)).resolve()
     if other in extended_by or other == path.resolve():
         raise ValueError(f"{base.place}: extends is {str(base.value)!r}, which extends this file in turn; remove one.")
@@ -128,7 +130,7 @@ def _read_yaml(path: Path) -> dict[str, Value]:
 
     if path.is_dir():
         raise ValueError(f"--config is {str(path)!r}, which is a folder; name a YAML file.")
-    if not path.is_file():
+    if not path.is_file() and not path.is_fifo():  # a pipe, `--config <(...)`, is read once
         raise ValueError(_no_such_file(path))
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -140,6 +142,8 @@ def _read_yaml(path: Path) -> dict[str, Value]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{_short(path)} is not YAML text: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{_short(path)} is nested too deeply to be read.") from error
     if node is None:
         raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `method: tropd`.")
     if not isinstance(node, yaml.MappingNode):
@@ -152,14 +156,39 @@ def _values_of(node: Any, path: Path) -> dict[str, Value]:
 
     values: dict[str, Value] = {}
     for key_node, value_node in node.value:
-        name, place = str(key_node.value), f"{_short(path)}, line {key_node.start_mark.line + 1}"
+        place = f"{_short(path)}, line {key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ValueError(f"{place}: a field's name is text, such as `method`, and not a list or a mapping.")
+        name = str(key_node.value)
         if name in values:
             raise ValueError(f"{place}: {name} was given already ({values[name].place}); keep one of them.")
+        _refuse_repeated(value_node, name, path, set())
         try:
             values[name] = Value(_construct(value_node), place)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{place}: the value of {name} cannot be read: {error}") from error
     return values
+
+
+def _refuse_repeated(node: Any, name: str, path: Path, looked_at: set[int]) -> None:
+    """Refuse a mapping inside a field that gives a key twice, of which YAML would take the last in silence."""
+    import yaml
+
+    if id(node) in looked_at or isinstance(node, yaml.ScalarNode):  # an alias may lead back to where it stands
+        return
+    looked_at.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated(child, name, path, looked_at)
+        return
+    given = set()
+    for key, child in node.value:
+        inner = f"{name}.{key.value}" if isinstance(key, yaml.ScalarNode) else name
+        if inner in given and isinstance(key, yaml.ScalarNode):
+            place = f"{_short(path)}, line {key.start_mark.line + 1}"
+            raise ValueError(f"{place}: {inner} was given already; keep one of them.")
+        given.add(inner)
+        _refuse_repeated(child, inner, path, looked_at)
 
 
 def _construct(node: Any) -> Any:
