@@ -110,7 +110,7 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
         _check_ranges(self, _HOST_RANGES)
-        check_packages(self)
+        check_packages(self, ("deepspeed",))  # which the host asks for when a configuration is made
         self._check_groups()
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()

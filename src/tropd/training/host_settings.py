@@ -5,7 +5,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,13 +73,13 @@ def check_host_settings(args: Any) -> None:
     _check_batches(args)
 
 
-def check_packages(args: Any) -> None:
+def check_packages(args: Any, fields: Iterable[str] = tuple(PACKAGES)) -> None:
     """Refuse a field that another package stands behind where that is not installed.
 
     Raises:
         ValueError: with the field, its value, and the package.
     """
-    for name, package in PACKAGES.items():
+    for name, package in ((name, PACKAGES[name]) for name in fields):
         if getattr(args, name, None) and importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"{name} is {getattr(args, name)!r}, but the package {package} is not installed. Install it "
