@@ -12,6 +12,8 @@ from transformers import (
     GPT2Config,
     Lfm2Config,
     LlamaConfig,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     OlmoHybridConfig,
     Qwen2Config,
@@ -237,3 +239,17 @@ def test_what_is_no_list_of_layers_is_refused(text):
 def test_a_choice_that_makes_no_student_is_refused(keep, said):
     with pytest.raises(ValueError, match=said):
         check_layers(keep, 5)
+
+
+def test_a_teacher_that_looks_beside_its_text_is_refused(tmp_path):
+    sizes = {**SIZES, "num_hidden_layers": 2}
+    eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Mistral3Config(
+        text_config={"model_type": "mistral", **sizes},
+        vision_config={"model_type": "pixtral", **eyes, "image_size": 14, "patch_size": 7},
+        image_token_index=20,
+    )
+    Mistral3ForConditionalGeneration(config).save_pretrained(tmp_path / "teacher")
+    build_tokenizer().save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"teacher is '.*', a Mistral3Config, which looks or listens beside its text"):
+        write_student(tmp_path / "teacher", [0], tmp_path / "student")

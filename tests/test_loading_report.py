@@ -164,3 +164,14 @@ def test_quantised_weights_and_names_of_the_hub_are_let_through(tmp_path, monkey
     check_weights(folder, "teacher")
     monkeypatch.chdir(tmp_path)
     check_weights("org/model", "teacher")
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": "two"}, {"hidden_size": -4}, {"num_attention_heads": 0}], ids=str
+)
+def test_a_configuration_that_describes_no_model_is_refused(tmp_path, change):
+    folder = saved(CONFIGS["qwen3"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=r"^teacher is '.*', whose config.json describes no model \(\w+: .*Correct it"):
+        check_weights(folder, "teacher")

@@ -164,7 +164,8 @@ def _instead_of_missing(folder: Path) -> str:
     parent = folder.parent
     if not parent.is_dir():
         existing = next((above for above in parent.parents if above.is_dir()), Path("."))
-        return f"{str(parent)!r} does not exist either; {str(existing)!r} does. Correct the path."
+        there = f"; {str(existing)!r} does" if existing != Path(".") else ""
+        return f"{str(parent)!r} does not exist either{there}. Correct the path."
     near, siblings = near_folder(folder), _siblings(folder)
     if near is not None:
         return f"Did you mean {near!r}?"

@@ -163,3 +163,17 @@ def test_a_truncated_parquet_file_is_refused(write, refused, tmp_path):
     whole.write_bytes(whole.read_bytes()[:-20])
     assert "a.parquet is not a whole Parquet file" in refused("a.parquet")
     assert "empty.parquet is not a whole Parquet file" in refused("empty.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "gives 'prompt' twice"),
+        ('{"prompt": "a", "x": {"y": 1, "y": 2}}', "gives 'y' twice"),
+        ('{"prompt": "a", "x": ' + "[" * 30_000 + "]" * 30_000 + "}", "is nested too deeply"),
+    ],
+    ids=["twice", "twice inside", "deep"],
+)
+def test_what_json_would_take_without_a_word_is_refused(write, refused, content, why):
+    assert f"a.jsonl:2: it {why}" in refused(write("a.jsonl", '{"prompt": "first"}\n' + content + "\n"))
+    assert why in refused(write("a.json", f"[{content}]"))

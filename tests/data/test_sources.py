@@ -1,5 +1,7 @@
 """A source is a file, a saved data set, several of them, or a name on the Hub; anything else gets a sentence."""
 
+import os
+
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -96,3 +98,14 @@ def test_a_name_is_loaded_from_the_hub(here, monkeypatch):
     data = load_prompts("organisation/some-data", split="test")
     assert asked == [(("organisation/some-data",), {"split": "test"})]
     assert data.places[1] == "organisation/some-data (test): row 2"
+
+
+def test_what_is_there_and_no_file_is_said_to_be_that(here, refused):
+    os.mkfifo("pipe.jsonl")
+    os.symlink("loop.jsonl", "loop.jsonl")
+    os.symlink("nowhere.jsonl", "lost.jsonl")
+    os.symlink(os.devnull, "device.jsonl")
+    for name in ("pipe.jsonl", "device.jsonl"):
+        assert f"{name} is no file: data are read more than once" in refused(name)
+    assert refused("loop.jsonl").startswith("loop.jsonl is a link to 'loop.jsonl', which leads nowhere.")
+    assert refused("lost.jsonl").startswith("lost.jsonl is a link to 'nowhere.jsonl', which leads nowhere.")

@@ -65,7 +65,6 @@ def a_loop_that_writes_something_else(monkeypatch):
     [
         (another_name, r"fails on a tiny model \(RuntimeError: it is not given what it reads"),
         (a_cache_that_moved, r"fails on a tiny model \(AttributeError: layers\)"),
-        (wrong_positions, "is not what a plain forward reads"),
         (a_loop_that_writes_something_else, "is not what a plain forward reads"),
     ],
 )
@@ -82,6 +81,16 @@ def test_a_release_that_moved_leaves_rollouts_to_transformers_says_so_once_and_a
     assert len(warnings) == 1
     logged = [entry["rollout/engine"] for entry in trainer.state.log_history if "rollout/engine" in entry]
     assert logged and set(logged) == {0.0}
+
+
+def test_a_model_that_decodes_with_other_positions_than_it_reads_is_refused(forgetful, monkeypatch, tmp_path):
+    """Transformers' own loop would be no help: it gives the same positions."""
+    with monkeypatch.context() as moved:
+        wrong_positions(moved)
+        assert "is not what a plain forward reads" in why_not_here()
+        trainer = tiny.build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_steps=2)
+        with pytest.raises(ValueError, match="what a LlamaForCausalLM writes is not drawn from its own softmax"):
+            trainer.train()
 
 
 def test_where_the_trial_succeeds_the_metric_names_our_loop(tmp_path):

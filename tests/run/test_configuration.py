@@ -1,5 +1,6 @@
 """YAML, `extends` and overrides become one configuration; mistakes are named by file and line."""
 
+import os
 import re
 
 import pytest
@@ -233,3 +234,29 @@ def test_a_dotted_key_means_what_yaml_would_read(file, field, words, expected):
 def test_a_dotted_key_of_a_mapping_of_names_stays_text(file):
     assert resolve(file(), ["--columns.prompt", "5"]).settings.columns == {"prompt": "5"}
     assert resolve(file(), ["--teacher.math", "007"]).settings.teachers == {"math": "007"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("columns: {prompt: a, prompt: b}\n", "run.yaml, line 1: columns.prompt was given already"),
+        ("columns:\n  prompt: a\n  x: 1\n  prompt: b\n", "run.yaml, line 4: columns.prompt was given already"),
+        ("? [a, b]\n: 1\n", "run.yaml, line 1: a field's name is text"),
+        ("extends:\n", "run.yaml, line 1: extends names no file"),
+        ("columns: " + "[" * 5000 + "]" * 5000 + "\n", "run.yaml is nested too deeply"),
+        ("columns: &a {prompt: *a}\n", "run.yaml, line 1: the value of columns cannot be read"),
+    ],
+    ids=["twice in a line", "twice", "a list as a name", "extends nothing", "deep", "in itself"],
+)
+def test_what_yaml_would_take_without_a_word_is_refused(file, text, sentence):
+    assert sentence in refusal(file(text))
+
+
+def test_a_configuration_may_come_out_of_a_pipe(file):
+    read, write = os.pipe()
+    os.write(write, WHOLE.encode())
+    os.close(write)
+    try:
+        assert resolve(f"/dev/fd/{read}").trainer["learning_rate"] == 5e-6
+    finally:
+        os.close(read)

@@ -7,6 +7,7 @@ import pytest
 from transformers import MambaConfig
 
 import shipped
+from tropd.run.assemble import build_trainer
 from tropd.run.configuration import resolve
 from tropd.run.costs import NoEstimate, adapter_parameters, check_room, num_steps, plan_of, shape_of, time_of
 from tropd.run.prepare import prepare
@@ -88,3 +89,10 @@ def test_a_run_that_goes_on_needs_only_what_is_not_there_yet(inputs, tmp_path, m
     (tmp_path / "out" / "model.safetensors").write_bytes(b"0" * plan.disk.checkpoint)
     made.args.resume_from_checkpoint = "latest"
     check_room(made, plan)
+
+
+def test_layers_that_the_student_has_not_are_refused_by_the_field(inputs):
+    made = inputs(use_peft=True, lora_target_modules="flux", max_steps=1)
+    for use in (plan_of, build_trainer):
+        with pytest.raises(ValueError, match=r"^lora_target_modules is 'flux', but the student has no such layer"):
+            use(made)

@@ -136,3 +136,17 @@ def test_what_sharding_cannot_carry_is_refused(kind, refused):
 )
 def test_the_others_are_taken(kind):
     check_host_model(host(**kind))
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        ("prompts", "the host gives reward functions something else by this name"),
+        ("completion_ids", "the host gives reward functions something else by this name"),
+        ("images", "the host would take it for pictures"),
+    ],
+)
+def test_a_column_by_a_name_of_the_hosts_is_refused(tmp_path, column, why):
+    rows = [{"prompt": prompt, column: "x"} for prompt in tiny.PROMPTS]
+    with pytest.raises(ValueError, match=rf"has a column '{column}', but {why}.*rename_column\('{column}'"):
+        tiny.build(tmp_path, tiny.llama(1), tiny.llama(2), "opd", rows=rows)

@@ -78,7 +78,8 @@ def show_summary(history: Sequence[dict[str, Any]], ended: Ended) -> None:
     from rich.table import Table
 
     screen = console.out()
-    screen.print(f"\n[bold green]done[/bold green]: {ended.steps} steps in {console.duration(ended.seconds)}")
+    steps = f"{ended.steps} step" + ("" if ended.steps == 1 else "s")
+    screen.print(f"\n[bold green]done[/bold green]: {steps} in {console.duration(ended.seconds)}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for column in ("preflight" if ended.before else "start", "end", ""):

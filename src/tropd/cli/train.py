@@ -75,7 +75,8 @@ def _finish(args: Any, checkpoint: str) -> int:
     if args.save_final_model and is_missing(args.output_dir, source):
         made_from = make_from(source, args.output_dir)
         console.say(f"{args.output_dir} had no final model; it is made from {made_from}.")
-    console.say(f"{args.output_dir} is complete ({args.max_steps} steps); raise max_steps to go on.")
+    steps = f"{args.max_steps} step" + ("" if args.max_steps == 1 else "s")
+    console.say(f"{args.output_dir} is complete ({steps}); raise max_steps to go on.")
     return 0
 
 

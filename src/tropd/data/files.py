@@ -76,6 +76,8 @@ def text_lines(path: Path) -> Iterator[str]:
                 yield _decoded(path, number, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file ({error}). Copy or download it again.") from error
+    except MemoryError as error:
+        raise ValueError(f"{path} has a line that does not fit into memory. Give a file of one row a line.") from error
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
@@ -95,11 +97,30 @@ def read_json_lines(path: Path) -> Iterator[Record]:
             yield _json_line(f"{path}:{number}", line.removesuffix("\n"))
 
 
+class RepeatedKey(ValueError):
+    """A JSON object that gives a key twice, of which `json` would take the last in silence."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedKey(f"it gives {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _json_line(place: str, line: str) -> Record:
     try:
-        return Record.of(place, json.loads(line))
+        return Record.of(place, _JSON.decode(line))
     except json.JSONDecodeError as error:
         return Record(place, {}, f"not JSON: {error.msg} at column {error.colno} ({shortened(line)})")
+    except RepeatedKey as error:
+        return Record(place, {}, f"{error} ({shortened(line)})")
+    except RecursionError:
+        return Record(place, {}, f"it is nested too deeply to be read ({shortened(line)})")
 
 
 def read_json(path: Path) -> Iterator[Record]:
@@ -121,11 +142,15 @@ def _json_array(path: Path) -> Iterator[Record]:
             f"{path}:{error.lineno} is not JSON: {error.msg} at column {error.colno}. Correct the array there, or "
             "write one object a line."
         ) from error
+    except RepeatedKey as error:
+        raise ValueError(f"{path} has an object that cannot be read: {error}. Keep one of the two.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read. Write one object a line.") from error
 
 
 def _array_items(path: Path, text: str) -> Iterator[Record]:
     """The items of an array, each with the line on which it starts. What `json` would refuse, it is asked to refuse."""
-    decode = json.JSONDecoder().raw_decode
+    decode = _JSON.raw_decode
     number, line, end = 0, 1, 0
     if _EMPTY_ARRAY.match(text):
         json.loads(text)

@@ -61,9 +61,21 @@ def _records(part: str, split: str) -> Iterator[Record]:
         return reader_of(path)(path)
     if path.is_dir():
         return _rows(*_saved(path, split))
+    if os.path.lexists(path):
+        raise ValueError(f"{part} is {_no_file(path)}")
     if _HUB_NAME.fullmatch(part) and not _DATA_FILE.search(part):
         return _rows(_hub(part, split), f"{part} ({split})")
     raise ValueError(f"there is no file or folder {part}.{_nearest_file(path)} Correct the path.")
+
+
+def _no_file(path: Path) -> str:
+    """What a thing is that is there and no file, and what to do."""
+    if not path.exists():
+        return f"a link to {os.readlink(path)!r}, which leads nowhere. Correct the link, or give the file itself."
+    return (
+        "no file: data are read more than once, which a pipe or a device cannot give. Write it to a file first, such "
+        "as prompts.jsonl; a .jsonl.gz is read as it is."
+    )
 
 
 def _rows(dataset: "Dataset", name: str) -> Iterator[Record]:

@@ -129,6 +129,8 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not str(base.value or "").strip() or not isinstance(base.value, str):
+        raise ValueError(f"{base.place}: extends names no file; write one, such as `extends: base.yaml`, or remove it.")
     other = (path.parent / str(base.value)).resolve()
     if other in extended_by or other == path.resolve():
         raise ValueError(f"{base.place}: extends is {str(base.value)!r}, which extends this file in turn; remove one.")
@@ -140,7 +142,7 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
 def _read_yaml(path: Path) -> dict[str, Value]:
     if path.is_dir():
         raise ValueError(f"--config is {str(path)!r}, which is a folder; name a YAML file.")
-    if not path.is_file():
+    if not path.is_file() and not path.is_fifo():  # a pipe, `--config <(...)`, is read once
         raise ValueError(_no_such_file(path))
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -152,6 +154,8 @@ def _read_yaml(path: Path) -> dict[str, Value]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{_short(path)} is not YAML text: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{_short(path)} is nested too deeply to be read.") from error
     if node is None:
         raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `method: tropd`.")
     if not isinstance(node, yaml.MappingNode):
@@ -187,7 +191,10 @@ def _places(root: Any, path: Path) -> dict[str, str]:
         elif isinstance(node, yaml.MappingNode) and id(node) not in met:
             own: dict[str, str] = {}
             for key, value in node.value:
-                name, place = f"{within}{key.value}", f"{_short(path)}, line {key.start_mark.line + 1}"
+                place = f"{_short(path)}, line {key.start_mark.line + 1}"
+                if not isinstance(key, yaml.ScalarNode):
+                    raise ValueError(f"{place}: a field's name is text, such as `method`, and not a list or a mapping.")
+                name = f"{within}{key.value}"
                 if name in own:
                     raise ValueError(f"{place}: {name} was given already ({own[name]}); keep one of them.")
                 own[name] = place

@@ -65,12 +65,24 @@ class ContextFit:
 
     @staticmethod
     def _seen(contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
-        """Tokens of each prompt as a teacher sees it."""
-        return [
-            len(ids)
-            for start, rows in _batches(dataset)
-            for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
-        ]
+        """Tokens of each prompt as a teacher sees it.
+
+        Raises:
+            ValueError: a chat template that refuses the messages, or that is none.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return [
+                len(ids)
+                for start, rows in _batches(dataset)
+                for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
+            ]
+        except TemplateError as error:
+            raise ValueError(
+                f"teacher_chat_template is {contexts.template!r:.80}, which does not render the prompts ({error}). "
+                "Correct it, or use student or teacher."
+            ) from error
 
     def _fit(
         self, data: PromptData, lengths: list[int], read: Sequence[int | None], budget: int, what: str

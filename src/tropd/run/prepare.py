@@ -191,7 +191,8 @@ def compare(
 def _rows_for(data: PromptData, name: Name, longest_row: int) -> list[dict[str, Any]]:
     """Rows of one teacher, the longest of all among them where it is its own."""
     rows = rows_of_teacher(data, name)
-    wanted = [row for row in (longest_row,) if row in rows] + list(rows[:ROWS_COMPARED])
+    first = list(rows[:ROWS_COMPARED])
+    wanted = [row for row in (longest_row,) if row in rows and row not in first] + first
     return [data.dataset[row] for row in wanted]
 
 

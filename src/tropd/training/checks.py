@@ -147,8 +147,22 @@ def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
         )
 
 
+TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+"""What the host hands to reward functions by these names, beside the data's columns."""
+PICTURES = ("image", "images")
+"""Columns that the host takes for pictures."""
+
+
 def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
     columns = getattr(dataset, "column_names", None)
+    for name in columns or ():
+        if name in TAKEN + PICTURES:
+            why = "the host gives reward functions something else by this name"
+            why = "the host would take it for pictures, and the student reads text alone" if name in PICTURES else why
+            raise ValueError(
+                f"the training data has a column {name!r}, but {why}. Rename it: "
+                f"dataset.rename_column({name!r}, 'my_{name}'), or in the file."
+            )
     if columns is not None and "prompt" not in columns and options.get("environment_factory") is None:
         raise ValueError(
             f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "

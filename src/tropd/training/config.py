@@ -83,6 +83,7 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "it adds noise to the embeddings in every pass of the student, so that rollouts, scores and update are of "
         "different models, and a student that is its own teacher has a gradient; leave it out",
     ),
+    "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
     "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
 }
 
