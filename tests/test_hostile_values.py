@@ -15,13 +15,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import shipped
 from hostile import JSON, PYTHON, SCALARS, begins_with, is_sentence, says_one_of
 from tropd import METHODS, TrOPDConfig, get_method
 from tropd.comparison.plan import Plan, Setting
 from tropd.comparison.reading import load_plan, read_plan
 from tropd.data import load_prompts
 from tropd.objective import SETTINGS, Method
-from tropd.proving_ground import pair
 from tropd.run.configuration import resolve
 from tropd.run.prepare import arguments_of
 from tropd.run.settings import RunSettings
@@ -32,7 +32,7 @@ ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "method": "opd"}
 HOST = [field.name for field in dataclasses.fields(TrOPDConfig)]
 RUN = [field.name for field in dataclasses.fields(RunSettings)]
 PARTS = [field.name for field in dataclasses.fields(Method)]
-PAIR = {"student": str(pair.student_path()), "teacher": str(pair.teacher_path())}
+PAIR = {"student": str(shipped.student_path()), "teacher": str(shipped.teacher_path())}
 
 
 def examples(few: int, many: int):
@@ -239,8 +239,8 @@ def test_a_checkpoint_is_whole_or_told_what_is_wrong_with_it(name, value, in_man
 def folder(tmp_path_factory):
     """The shipped pair and a few prompts."""
     made = tmp_path_factory.mktemp("hostile")
-    shutil.copytree(pair.student_path(), made / "student")
-    shutil.copytree(pair.teacher_path(), made / "teacher")
+    shutil.copytree(shipped.student_path(), made / "student")
+    shutil.copytree(shipped.teacher_path(), made / "teacher")
     (made / "prompts.jsonl").write_text(json.dumps({"prompt": "1+2="}) + "\n")
     return made
 
