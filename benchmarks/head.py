@@ -56,7 +56,7 @@ from tropd.objective import (
     topk_function,
     topk_of,
 )
-from tropd.objective.products import add_weight_gradient, gradient_dtype, project_into, states_gradient, wide
+from tropd.objective.head.matmul import add_weight_gradient, gradient_dtype, project_into, states_gradient, wide
 from tropd.teacher.local import TopKRequest, _score_states
 
 BETAS = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5}

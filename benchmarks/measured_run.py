@@ -36,7 +36,7 @@ def measure(run: Run, folder: str, threads: int) -> dict[str, Any]:
 
     from tropd import TrOPDTrainer
     from tropd.proving_ground.tokenizer import build_tokenizer
-    from tropd.training import trainer as module
+    from tropd.training import step
 
     torch.set_num_threads(threads)
     baseline = _resident()
@@ -51,11 +51,11 @@ def measure(run: Run, folder: str, threads: int) -> dict[str, Any]:
     )
     steps: list[dict[str, Any]] = []
     watch = _Watch(steps)
-    trainer._guidance_prefixes = watch("teacher prefixes", trainer._guidance_prefixes)
-    host = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = watch("rollout", host)
-    trainer._score_student = watch("student scoring", trainer._score_student)
-    module.score_teacher = watch("teacher scoring", module.score_teacher)
+    stage = trainer.rollout_stage
+    stage.find_prefixes = watch("teacher prefixes", stage.find_prefixes)
+    stage.roll_out = watch("rollout", stage.roll_out)
+    step.score_student = watch("student scoring", step.score_student)  # this process measures one run
+    step.score_teachers = watch("teacher scoring", step.score_teachers)
     trainer._compute_loss = watch("forward", trainer._compute_loss)
     trainer.accelerator.backward = watch("backward", trainer.accelerator.backward)
     trainer.create_optimizer_and_scheduler(num_training_steps=2)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -29,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import DistillationConfig, DistillationTrainer
 
 from tropd import TrOPDConfig, TrOPDTrainer
+from tropd.training import step
 
 PAD, EOS = 0, 1
 PROMPT_TOKENS = (16, 64)
@@ -93,8 +95,8 @@ class Clock(TrainerCallback):
         finally:
             self.current[name] = self.current.get(name, 0.0) + self.now() - began
 
-    def around(self, owner: Any, method: str, name: str, count: Callable[[Any], int] | None = None) -> None:
-        """Time `owner.method` as the stage `name`; `count` reads tokens from what it returns."""
+    def around(self, owner: Any, method: str, name: str, count: Callable[[Any], int] | None = None) -> Any:
+        """Inside, `owner.method` is timed as the stage `name`; `count` reads tokens from what it returns."""
         ordinary = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +106,7 @@ class Clock(TrainerCallback):
                 self.current["tokens"] += count(result)
             return result
 
-        setattr(owner, method, timed)
+        return patch.object(owner, method, timed)
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -173,10 +175,12 @@ def ours(method: str, sizes: Sizes, steps: int, out: Path, data: Dataset | None 
         callbacks=[clock],
     )
     trainer.remove_callback(PrinterCallback)
-    clock.around(trainer, "_roll_out", "rollout", lambda rollouts: sum(r.student_length for r in rollouts))
-    clock.around(trainer, "_score_student", "student scoring")
-    clock.around(trainer, "_score_teacher", "teacher scoring")
-    trainer.train()
+    with (
+        clock.around(step, "roll_out", "rollout", lambda result: sum(r.student_length for r in result[1])),
+        clock.around(step, "score_student", "student scoring"),
+        clock.around(step, "score_teachers", "teacher scoring"),
+    ):
+        trainer.train()
     return clock
 
 
@@ -193,8 +197,8 @@ def trl(sizes: Sizes, steps: int, out: Path) -> Clock:
     )
     trainer.remove_callback(PrinterCallback)
     count = lambda output: int(output["completion_mask"].sum())  # noqa: E731
-    clock.around(trainer, "_generate_and_score_completions", "rollout", count)
-    trainer.train()
+    with clock.around(trainer, "_generate_and_score_completions", "rollout", count):
+        trainer.train()
     return clock
 
 

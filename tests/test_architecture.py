@@ -4,6 +4,8 @@ An import counts wherever it stands: inside a function and under TYPE_CHECKING a
 """
 
 import ast
+import doctest
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -19,8 +21,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 # What each layer may import of ours. A layer that is not listed sits above these and imports what it likes.
 OURS = {
     "objective": {"objective"},
-    "rollout": {"rollout", "objective", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "packing", "sampling"},
+    "rollout": {"rollout", "objective", "modeling", "sampling"},
+    "teacher": {"teacher", "objective", "modeling", "packing", "sampling", "templates"},
     "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
     "data": {"data"},
     "planning": {"planning", "training", "objective", "modeling", "safetensors_header"},
@@ -35,7 +37,18 @@ OURS = {
         "endings",
         "model_folder",
     },
-    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "modeling", "model_folder"},
+    "run": {
+        "run",
+        "data",
+        "planning",
+        "preflight",
+        "training",
+        "teacher",
+        "objective",
+        "modeling",
+        "model_folder",
+        "templates",
+    },
     "report": {"report"},
     "comparison": {
         "comparison",
@@ -55,10 +68,14 @@ OURS = {
         "model_folder",
     },
 }
+# What every layer may import, as it imports nothing of ours: how messages and tools are read from rows, which data,
+# teacher and trainer must agree about, what was probably meant by a name, and how text of others is shown.
+LEAVES = {"messages", "suggestions", "visible"}
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names
 EXCEPTIONS_IN_OBJECTIVE: set[str] = set()
-THEIRS_OF_REPORT = sys.stdlib_module_names
+# jinja2 escapes whatever is put into a page; by hand one place would be forgotten.
+THEIRS_OF_REPORT = sys.stdlib_module_names | {"jinja2"}
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
@@ -88,9 +105,9 @@ def imports_of_layer(layer: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("line", "module", "is_package", "names"),
     [
-        ("import torch.nn as nn, math", "tropd.objective.head", False, ["torch.nn", "math"]),
-        ("from .head import Head", "tropd.objective.loss", False, ["tropd.objective.head.Head"]),
-        ("from .head import Head", "tropd.objective", True, ["tropd.objective.head.Head"]),
+        ("import torch.nn as nn, math", "tropd.objective.loss", False, ["torch.nn", "math"]),
+        ("from .head.layer import Head", "tropd.objective.loss", False, ["tropd.objective.head.layer.Head"]),
+        ("from .head.layer import Head", "tropd.objective", True, ["tropd.objective.head.layer.Head"]),
         ("from ..training import config", "tropd.objective.loss", False, ["tropd.training.config"]),
         ("from .. import data", "tropd.rollout", True, ["tropd.data"]),
         ("if True:\n  from tropd import METHODS", "tropd.teacher.local", False, ["tropd.METHODS"]),
@@ -106,9 +123,21 @@ def test_a_layer_imports_only_the_layers_below_it(layer):
     assert found, f"nothing is imported in {PACKAGE / layer}: has the layer moved?"
     ours = [(file, name.split(".")) for file, name in found if name.split(".")[0] == "tropd"]
     # `tropd` itself offers names of every layer, so only its version may be taken from there.
-    allowed = OURS[layer] | {"__version__"}
+    allowed = OURS[layer] | LEAVES | {"__version__"}
     wrong = [f"{file}: {'.'.join(name)}" for file, name in ours if len(name) < 2 or name[1] not in allowed]
     assert not wrong, f"tropd.{layer} may import {sorted(OURS[layer])} of ours, and nothing else: {wrong}"
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_a_leaf_imports_the_standard_library_alone(leaf):
+    found = list(imports((PACKAGE / f"{leaf}.py").read_text(encoding="utf-8"), f"tropd.{leaf}", is_package=False))
+    assert found and all(name.split(".")[0] in sys.stdlib_module_names for name in found), found
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_the_examples_of_a_leaf_run(leaf):
+    failed, run = doctest.testmod(importlib.import_module(f"tropd.{leaf}"))
+    assert run and not failed
 
 
 def test_the_objective_needs_only_torch_and_numpy():
@@ -117,7 +146,7 @@ def test_the_objective_needs_only_torch_and_numpy():
     assert wrong <= EXCEPTIONS_IN_OBJECTIVE, f"tropd.objective is pure PyTorch: {sorted(wrong)}"
 
 
-def test_the_report_needs_only_the_standard_library():
+def test_the_report_needs_only_the_standard_library_and_templates():
     wrong = {f"{f}: {n}" for f, n in imports_of_layer("report") if n.split(".")[0] not in {"tropd", *THEIRS_OF_REPORT}}
     assert not wrong, f"tropd.report makes text from data: {sorted(wrong)}"
 

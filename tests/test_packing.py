@@ -9,6 +9,7 @@ import torch
 from training import tiny
 from tropd.modeling import expose_hidden_states
 from tropd.packing import PASS_COST, length_groups, pack_responses
+from tropd.teacher.local import LocalTeacher
 
 PAD = tiny.PAD
 
@@ -101,3 +102,16 @@ def test_a_step_with_several_groups_is_the_step_of_one(tmp_path, monkeypatch, me
     assert tiny.largest_difference(one.gradients, several.gradients) < 1e-5 * max(scale, 1)
     for name in ("loss", "kl/k1", "entropy/teacher", "entropy/student"):
         assert several.logs[0][name] == pytest.approx(one.logs[0][name], abs=1e-4)
+
+
+def test_a_response_that_holds_the_padding_id_is_scored_as_any_and_padding_never_is():
+    """Padding is known by its place: the id of padding that a model wrote is a token like the others."""
+    contexts, responses = [[5, PAD, 7], [8]], [[PAD, 9, PAD, PAD, tiny.EOS], [PAD]]
+    model = tiny.llama(seed=0)
+    scores = LocalTeacher(model).score(contexts, responses, [[True] * len(row) for row in responses], pad_id=PAD)
+    expected = []
+    for context, response in zip(contexts, responses, strict=True):
+        logits = model(input_ids=torch.tensor([context + response])).logits[0, len(context) - 1 : -1]
+        expected.append(logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0])
+    assert len(scores.logp) == 6
+    torch.testing.assert_close(scores.logp, torch.cat(expected), atol=1e-5, rtol=0)

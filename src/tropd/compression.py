@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .modeling import language_model_class
 from .preflight.files import explained, read_model_files
 
 LAYER_LISTS = ("layers", "h")
@@ -99,6 +100,12 @@ def write_student(
     out = Path(out)
     check_out(out)
     files = read_model_files(teacher, role="teacher", trust_remote_code=trust_remote_code)
+    if language_model_class(files.config, f"teacher is {files.name!r}") is not AutoModelForCausalLM:
+        raise ValueError(
+            f"teacher is {files.name!r}, a {type(files.config).__name__}, which looks or listens beside its text: "
+            "layers are taken out of a model of text alone. Give a checkpoint of its language model, such as its "
+            "family's …ForCausalLM."
+        )
     config = files.config.get_text_config(decoder=True)
     if hasattr(config, "num_hidden_layers"):
         check_layers(keep, config.num_hidden_layers)  # before the weights are read

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .teacher.names import Name, called
+from .templates import TemplateStopped, render
 
 _SAID = "tropd-marks-the-end-of-this-message"
 
@@ -67,7 +68,9 @@ def closing_ids(tokenizer: Any) -> list[int]:
         return []
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render(tokenizer, messages, tokenize=False)
+    except TemplateStopped:
+        raise
     except Exception:  # a template is a program; one for other conversations than this says nothing of its endings
         return []
     _, mark, tail = text.rpartition(_SAID)
@@ -202,17 +205,19 @@ def _why_apart(ids: Sequence[int], outside: Sequence[int], given: bool) -> str:
 
 def sentence(endings: PairEndings, tokenizer: Any) -> str:
     """What a run does about its endings, in a line."""
-
-    def shown(ids: Sequence[int]) -> str:
-        named = [f"{token!r} ({i})" for i, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)]
-        return " and ".join(named) if named else "nothing"
-
     who = [("the student", endings.student), *((called(name), own) for name, own in endings.teachers.items())]
-    said = "; ".join(f"{name} ends with {shown(own.ids)}" for name, own in who)
+    said = "; ".join(f"{name} ends with {shown(own.ids, tokenizer)}" for name, own in who)
     if endings.merged:
         return f"{_started(said)}. These are one action in every distribution, and rollouts stop at each of them."
-    stops = f"rollouts stop at {shown(endings.stop_ids)}"
+    stops = f"rollouts stop at {shown(endings.stop_ids, tokenizer)}"
     return f"{_started(said)}. Each id is an action of its own ({endings.reason}), and {stops}."
+
+
+def shown(ids: Sequence[int], tokenizer: Any) -> str:
+    """Tokens with their ids; ids alone without a tokenizer, and where it has no token of the id."""
+    tokens = [None] * len(ids) if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))
+    named = [str(i) if token is None else f"{token!r} ({i})" for i, token in zip(ids, tokens, strict=True)]
+    return " and ".join(named) or "nothing"
 
 
 def _started(text: str) -> str:

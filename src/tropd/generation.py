@@ -14,6 +14,7 @@ from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, R
 from .rollout.addressed import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .sampling import sample, until_eos
 from .teacher.context import check_renders_tools, text_ids, tools_of
+from .templates import render
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _render(
             check_renders_tools(tokenizer, template_kwargs)
         options = template_kwargs | ({"tools": given} if given else {})
         try:
-            texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options))
+            texts.append(render(tokenizer, prompt, add_generation_prompt=True, tokenize=False, **options))
         except TemplateError as error:
             bad.append(BadRow(place, f"the teacher's chat template refuses the messages ({error})"))
     if bad:

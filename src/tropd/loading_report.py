@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig
 
+from .model_folder import read_by_transformers
 from .modeling import language_model_class
 from .safetensors_header import read_header
 
@@ -40,21 +41,23 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
     Raises:
         ValueError: weights that Transformers cannot put together, such as experts of which one lacks a part.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with read_by_transformers(start, "config.json"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return LoadingReport([], [])  # each method stores weights under names of its own
     shapes = {name: tensor["shape"] for file in files for name, tensor in read_header(file, start).items()}
-    with torch.device("meta"):
+    with read_by_transformers(start, "config.json"), torch.device("meta"):
         built = language_model_class(config, start).from_config(config, trust_remote_code=trust_remote_code)
     try:
-        _, found = type(built).from_pretrained(
-            None,
-            config=built.config,
-            state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
-            device_map={"": "meta"},
-            ignore_mismatched_sizes=True,  # they are reported
-            output_loading_info=True,
-        )
+        with read_by_transformers(start, "config.json", passing=RuntimeError):
+            _, found = type(built).from_pretrained(
+                None,
+                config=built.config,
+                state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
+                device_map={"": "meta"},
+                ignore_mismatched_sizes=True,  # they are reported
+                output_loading_info=True,
+            )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

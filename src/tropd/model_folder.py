@@ -5,11 +5,13 @@ Nothing is downloaded and no tensor is read; a name of the Hub is let through fo
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .data.refusals import nearest
 from .safetensors_header import read_header
+from .suggestions import nearest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -28,6 +30,16 @@ TOKENIZER_FILES = (
 )
 JSON_FILES = ("generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 """Read by Transformers where they exist; one that is broken is skipped by some readers and a traceback in others."""
+
+CONFIG_TYPES: dict[str, tuple[type, str]] = {
+    "auto_map": (dict, "a mapping"),
+    "model_type": (str, "text"),
+    "architectures": (list, "a list"),
+}
+"""Fields of config.json that are read here; Transformers looks at the others."""
+
+LONGEST_REASON = 300
+"""So many characters of a library's reason are shown."""
 
 SHOWN = 3
 """So many tensors are named in a sentence; the others are counted."""
@@ -164,6 +176,12 @@ def _check_config(folder: Path, start: str) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{start}, which is not a model folder: it has no config.json. {_instead_of(folder)}")
     config = _read_json(folder / "config.json", start)
+    for name, (wanted, what) in CONFIG_TYPES.items():
+        if not isinstance(config.get(name) or wanted(), wanted):
+            raise ValueError(
+                f"{start}, whose config.json has {name}: {config[name]!r:.60}, which is not {what}. Copy or download "
+                "that file again."
+            )
     if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
         return
     if not config.get("model_type"):
@@ -255,11 +273,46 @@ def _without_weights(folder: Path) -> str:
 
 def _read_json(path: Path, start: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{start}, whose {path.name} is not JSON ({error}). Copy or download that file again."
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{start}, whose {path.name} is not a JSON object. Copy or download that file again.")
     return value
+
+
+def _constant(word: str) -> float:
+    """NaN is no setting of a model; an infinity may be, such as the limit of Mamba's time steps."""
+    if word == "NaN":
+        raise ValueError("it has NaN, which is no number")
+    return float(word)
+
+
+@contextmanager
+def read_by_transformers(start: str, what: str, passing: type[Exception] = ImportError) -> Iterator[None]:
+    """Turn what Transformers raises about a folder's small files into a sentence: they hold what it cannot use.
+
+    Args:
+        start: how a sentence starts, such as `teacher is 'models/teacher'`; one that starts so is let through.
+        what: `config.json`, or another file or several.
+        passing: another kind of exception that is let through.
+
+    Raises:
+        ValueError: with the folder, the file, and the library's reason. Errors of the disk, a package that is not
+            installed and memory that ran out travel.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, passing):
+        raise
+    except Exception as error:
+        if (isinstance(error, OSError) and error.errno is not None) or str(error).startswith(start):
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
+        reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
+        raise ValueError(
+            f"{start}, whose {what} cannot be used by Transformers ({type(error).__name__}: {reason}). Correct what it "
+            "names, or copy or download the folder again."
+        ) from error

@@ -23,7 +23,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .objective.head import Head
+from .objective.head.layer import Head
 
 logger = logging.getLogger(__name__)
 
@@ -186,20 +186,13 @@ def freeze_what_text_does_not_reach(model: Any) -> None:
 
 def head_rows(model: PreTrainedModel) -> int:
     """Rows of the output layer: the token ids that the model can score. ZeRO-3 keeps the shape beside its shards."""
-    weight = model.get_output_embeddings().weight
+    weight = _output_layer(model).weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def head_of(model: PreTrainedModel) -> Head:
     """The output layer of a causal language model, with the scalings its configuration declares."""
-    layer = model.get_output_embeddings()
-    if layer is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            f"an adapter lies on the output layer of {type(model).__name__}, whose weights are read directly, so it "
-            "would have no effect. Merge it (model.merge_and_unload()), or leave the layer out of target_modules."
-        )
+    layer = _output_layer(model)
     config = model.config.get_text_config()
     return Head(
         weight=_whole(layer.weight),
@@ -207,6 +200,33 @@ def head_of(model: PreTrainedModel) -> Head:
         logit_scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
     )
+
+
+def _output_layer(model: PreTrainedModel) -> Any:
+    """The layer behind the last states, whose weights are read past its own forward.
+
+    Raises:
+        ValueError: there is none; or its weights are not the matrix that the states are multiplied by.
+    """
+    layer: Any = model.get_output_embeddings()
+    if layer is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
+    if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
+        raise ValueError(
+            f"an adapter lies on the output layer of {type(model).__name__} ({type(layer).__name__}), whose weights "
+            "are read directly, so it would have no effect. Merge it (model.merge_and_unload()), or leave the layer "
+            "out of target_modules and trainable_token_indices."
+        )
+    weight = layer.weight
+    packed = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)
+    if packed or not weight.is_floating_point() or len(getattr(weight, "ds_shape", weight.shape)) != 2:
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the output layer of {type(model).__name__} is a quantised {type(layer).__name__} (its weight is a "
+            f"{type(weight).__name__} of {dtype}), and its weights are read directly. Leave the layer out of the "
+            "quantisation (bitsandbytes: llm_int8_skip_modules: [lm_head]; torchao: modules_to_not_convert: [lm_head])."
+        )
+    return layer
 
 
 def _logit_scale(config) -> float:

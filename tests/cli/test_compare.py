@@ -59,7 +59,7 @@ def fake(monkeypatch):
     [
         ({}, ["--jobs", "0"], "--jobs is 0"),
         ({}, ["--only", "three"], "--only is 'three'"),
-        ({"methods": {"topd": None}}, [], "plan.yaml: methods.topd: method is 'topd'"),
+        ({"methods": {"topd": None}}, [], "plan.yaml, line 6: methods.topd: method is 'topd'"),
         ({"settings": {"one": {"domains": ["code"], "student": "a", "teacher": "b/c/d"}}}, [], "settings.one: "),
         ({}, ["--report-only"], "holds no comparison yet"),
         ({}, ["--from", "theirs.json"], "--from is 'theirs.json', but there is no such file"),
@@ -70,7 +70,7 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(plan, tropd, changes, words, se
     assert outcome.code == 2 and sentence in outcome.err and "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize(("text", "sentence"), [(None, "no such file"), ("a: [", "is not YAML"), ("3", "must map")])
+@pytest.mark.parametrize(("text", "sentence"), [(None, "no such file"), ("a: [", "is not YAML"), ("3", "should map")])
 def test_a_plan_that_cannot_be_read_is_a_sentence(tmp_path, monkeypatch, tropd, text, sentence):
     monkeypatch.chdir(tmp_path)
     if text is not None:

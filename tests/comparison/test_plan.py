@@ -35,7 +35,7 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"methods": {"opd": {"fkl_top_k": 3}}}, "no effect under method 'opd'"),
         ({"methods": {"a/b": {"method": "opd"}}}, "names a folder too"),
         ({"reference": "fkl"}, "none of the methods"),
-        ({"learning_rates": ["1e-3"]}, "YAML reads 1e-3 as text"),
+        ({"learning_rates": ["1e-3"]}, r"learning_rates\[0\] is '1e-3'; it takes a number"),
         ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
         ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),
         ({"trainer": {"lr_scheduler_type": "cosine"}}, "its last step is not known"),
@@ -45,7 +45,6 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"methods": {"opd": {"num_generations": 2}}}, r"methods\.opd\.num_generations cannot be set"),
         ({"methods": {"opd": {"lr_scheduler_type": "linear"}}}, "its last step is not known"),
         ({"trainer": {"guidance_beta": 0.1}}, "a part of a method, and belongs to `methods`"),
-        ({"title": 2026}, "title is 2026; write it in quotes"),
         ({"select_on": "acuracy"}, "did you mean 'accuracy'"),
         ({"divergence_prompts": 0}, "but divergence_prompts is 0"),
         ({"student_tokens": 0}, "whole number of at least 1"),
@@ -55,6 +54,74 @@ def test_a_wrong_plan_is_refused_in_a_sentence(plan_data, changes, message):
     data = {name: value for name, value in {**plan_data, **changes}.items() if value is not ...}
     with pytest.raises(ValueError, match=message):
         read_plan(data)
+
+
+PLAN = """\
+settings:
+  a setting: {domains: [mathematics], student: student, teacher: generalist}
+methods:
+  opd:
+  slow: {method: opd, learning_rate: 1e-5}
+seeds: [1, 2]
+student_tokens: 1000
+prompts: {train: 8, validation: 4, test: 4}
+max_length: 16
+learning_rates: [1e-4, 3.0e-3, 1E-2]
+title: 2026
+trainer: {weight_decay: 1e-1, report_to: []}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="plan.yaml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return write
+
+
+def test_a_plan_is_written_in_the_dialect_of_every_configuration(file):
+    plan = load_plan(file(PLAN))
+    assert plan.learning_rates == [1e-4, 3e-3, 1e-2] and plan.fixed_rate("a setting", "slow") == 1e-5
+    assert plan.title == "2026" and plan.trainer == {"weight_decay": 0.1, "report_to": []}
+
+
+def test_a_plan_may_start_from_another(file):
+    file(PLAN, "base.yaml")
+    plan = load_plan(file("extends: base.yaml\nseeds: [3]\nmethods: {tropd: }\n"))
+    assert plan.seeds == [3] and list(plan.methods) == ["opd", "slow", "tropd"] and plan.max_length == 16
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "sentence"),
+    [
+        (2, "  a setting: {domains: [additons], student: x, teacher: y}", "settings.a setting.domains has 'additons'"),
+        (2, "  a setting: {domains: [additions], studnt: x}", "settings.a setting has 'studnt', which is unknown"),
+        (4, "  opd: {gate: hrad}", "methods.opd: gate is 'hrad'"),
+        (5, "  slow: {method: opd, learning_rate: fast}", "methods.slow.learning_rate is 'fast'"),
+        (5, "  opd: {method: fkl}", "methods.opd was given already (plan.yaml, line 4); keep one of them."),
+        (5, "  slow: {method: opd, method: fkl}", "methods.slow.method was given already"),
+        (6, "seeds: [1.5]", "seeds is [1.5]; input should be a valid integer"),
+        (7, "student_tokens: many", "student_tokens is 'many'; input should be a valid integer"),
+        (8, "prompts: {train: 0, validation: 4, test: 4}", "prompts.train is 0; use a whole number"),
+        (9, "max_lenth: 16", "the plan has 'max_lenth', which is unknown (did you mean 'max_length'?)"),
+        (12, "trainer: {max_steps: 3}", "trainer.max_steps cannot be set"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named_by_its_line(file, line, wrong, sentence):
+    lines = PLAN.splitlines()
+    lines[line - 1] = wrong
+    with pytest.raises(ValueError) as error:
+        load_plan(file("\n".join(lines)))
+    assert str(error.value).startswith(f"plan.yaml, line {line}: {sentence}")
+
+
+def test_a_plan_that_lacks_something_is_named_by_its_file(file):
+    with pytest.raises(ValueError, match=r"^plan\.yaml: the plan lacks seeds"):
+        load_plan(file(PLAN.replace("seeds: [1, 2]\n", "")))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def report(layout):
 
 def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
     page = report(finished)
-    assert "<script" not in page and "&lt;script&gt;alert(&#x27;a rollout&#x27;)&lt;/script&gt;" in page
+    assert "<script" not in page and "&lt;script&gt;alert(&#39;a rollout&#39;)&lt;/script&gt;" in page
 
 
 def test_the_page_says_what_runs_learned_from_and_where_models_part(finished):

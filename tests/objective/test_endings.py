@@ -16,7 +16,7 @@ from torch import Tensor
 
 import reference
 from objective.test_expected_gradients import CASES
-from objective.test_fused import OPTIONS
+from objective.test_fused_loss import OPTIONS
 from objective.test_head import LargestTensor, twin_logps
 from reference import Array, coarsened, events_of_ids, log_softmax, pair, settings_of, spread_over_ids
 from reference.methods import direct_gradient, direct_value, outlier_advantage, terms
@@ -33,9 +33,9 @@ from tropd.objective import (
     TokenSignals,
     TopKTerm,
     get_method,
-    products,
 )
 from tropd.objective.endings import events_of, one_action
+from tropd.objective.head import matmul
 from tropd.teacher.local import LocalTeacher, TopKRequest
 
 SIZE, WIDTH, NUM, PREFIX = 11, 4, 13, 3
@@ -61,7 +61,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _blocks_of_three_rows(monkeypatch):
-    monkeypatch.setitem(products.BLOCK_ELEMENTS, "cpu", 3 * SIZE)
+    monkeypatch.setitem(matmul.BLOCK_ELEMENTS, "cpu", 3 * SIZE)
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,7 @@ def test_the_memory_probe_would_see_them(kind):
 
 
 def test_by_default_a_slice_stays_within_its_bound(monkeypatch):
-    monkeypatch.setattr("tropd.objective.head.SLICE_ELEMENTS", 2 * SIZE + 1)
+    monkeypatch.setattr("tropd.objective.head.layer.SLICE_ELEMENTS", 2 * SIZE + 1)
     head, hidden = a_head("plain", SIZE, WIDTH), some_states(NUM, WIDTH)
     with LargestTensor() as probe:
         objective.sampled_logps(hidden, head, torch.zeros(NUM, dtype=torch.long))

@@ -12,8 +12,8 @@ from training import tiny
 from tropd.endings import Declared, pair_endings
 from tropd.preflight.measure import forecast_gradient, measure, standard_error
 from tropd.preflight.measurement import EndingUse, PositionBucket
-from tropd.training.batch import Rollout
 from tropd.training.probe import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes, probe
+from tropd.training.records import Rollout
 
 LENGTHS = (20, 3, 70)
 TIMES = ProbeTimes(1.0, 1.0, 1.0, 1, (3,), (70,), 9, 93, 93)

@@ -234,7 +234,7 @@ def test_random_states_modes_metrics_and_logs_are_put_back(tmp_path):
     trainer = build(tmp_path)
     trainer._metrics["eval"]["kept"].append(1.0)
     trainer._logs["prompt"].append("kept")
-    trainer._evaluated_rows = 3
+    trainer.rollout_stage.evaluated_rows = 3
     trainer.model.train()
     trainer.model.model.layers[0].eval()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -244,7 +244,7 @@ def test_random_states_modes_metrics_and_logs_are_put_back(tmp_path):
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
     assert trainer._metrics == {"train": {}, "eval": {"kept": [1.0]}}
     assert list(trainer._logs["prompt"]) == ["kept"]
-    assert trainer._evaluated_rows == 3
+    assert trainer.rollout_stage.evaluated_rows == 3
     assert trainer.model.training
     assert not trainer.model.model.layers[0].training
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
@@ -259,11 +259,10 @@ def test_an_error_in_the_middle_leaves_no_trace_either(tmp_path):
     with pytest.raises(RuntimeError, match="the sampler is gone"):
         probe(trainer, ROWS)
     assert trainer.model.training
-    assert trainer._pending_prefixes is None
+    assert trainer.rollout_stage._batch is None
 
 
 def test_the_host_still_has_what_is_put_back():
     """Names of TRL's private state: a TRL that renames one must not be left with a trace in silence."""
     source = inspect.getsource(GRPOTrainer.__init__)
-    ours = {"_pending_prefixes", "_evaluated_rows"}
-    assert all(f"self.{name} = " in source for name in {*no_trace.HOST_STATE, "num_generations_eval"} - ours)
+    assert all(f"self.{name} = " in source for name in {*no_trace.HOST_STATE, "num_generations_eval"})

@@ -92,9 +92,9 @@ def test_a_key_depends_on_its_address_alone():
 
 
 def test_seeds_steps_rows_and_streams_of_the_gate_are_not_those_of_sampling():
-    from tropd.training.batch_stage import EVALUATION_STREAM
+    from tropd.training.step import EVALUATION_GATE_STREAM, GATE_STREAM
 
-    streams = {0, EVALUATION_STREAM, addressed.SAMPLING_STREAM, addressed.EVALUATION_SAMPLING_STREAM}
+    streams = {GATE_STREAM, EVALUATION_GATE_STREAM, addressed.SAMPLING_STREAM, addressed.EVALUATION_SAMPLING_STREAM}
     assert len(streams) == 4
 
 

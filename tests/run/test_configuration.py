@@ -41,6 +41,18 @@ def test_values_have_the_types_of_their_fields(file):
     assert configuration.trainer == {"output_dir": "out", "learning_rate": 5e-6}  # YAML 1.1 reads 5e-6 as text
 
 
+def test_numbers_inside_a_mapping_are_numbers(file):
+    text = WHOLE + "model_init_kwargs: {a: 1e-4, b: -2E5, c: [1.5e3], d: [], e: 1e, f: '1e-4'}\n"
+    found = resolve(file(text)).trainer["model_init_kwargs"]
+    assert found == {"a": 1e-4, "b": -2e5, "c": [1500.0], "d": [], "e": "1e", "f": "1e-4"}
+
+
+def test_an_alias_is_read_and_may_lead_back_to_where_it_stands(file):
+    text = WHOLE + "model_init_kwargs: &m {a: {b: 1}}\nteacher_model_init_kwargs: *m\n"
+    assert resolve(file(text)).trainer["teacher_model_init_kwargs"] == {"a": {"b": 1}}
+    assert "line 1: the value of data cannot be read: found unconstructable" in refusal(file("data: &l [*l]\n"))
+
+
 def test_the_command_line_wins_over_the_file(file):
     words = ["--learning-rate=1e-4", "--chat", "--columns.teacher_response", "answer", "--reward_funcs", "a.b", "c.d"]
     configuration = resolve(file(), words)
@@ -152,6 +164,7 @@ def test_an_override_reads_the_words_behind_it():
         (WHOLE + "max_steps: 1.5\n", "run.yaml, line 7: max_steps is '1.5'; input should be a valid integer"),
         (WHOLE + "max_steps: yes\n", "run.yaml, line 7: max_steps is 'yes'; input should be a valid integer"),
         (WHOLE + "student: again\n", "run.yaml, line 7: student was given already .run.yaml, line 1"),
+        (WHOLE + "model_init_kwargs:\n  a: 1\n  b: 1\n  a: 2\n", "line 10: model_init_kwargs.a was given .*line 8"),
         (WHOLE + "overlong_prompts: trim\n", "overlong_prompts is 'trim'; input should be 'refuse' or 'drop'"),
         (WHOLE + "lora_r: 8\n", "lora_r is 8, which has no effect without an adapter. Set use_peft: true"),
         (WHOLE + "max_prompts: 0\n", "max_prompts is 0; use at least 1"),
@@ -179,7 +192,9 @@ def test_a_contradiction_that_trl_sees_is_placed_too(file):
 
 def test_a_missing_file_suggests_the_nearest(file):
     file(name="recipe.yaml")
-    assert refusal("recipes.yaml") == "--config is 'recipes.yaml', but there is no such file. Did you mean recipe.yaml?"
+    assert (
+        refusal("recipes.yaml") == "--config is 'recipes.yaml', but there is no such file. Did you mean 'recipe.yaml'?"
+    )
 
 
 def test_no_configuration_says_what_to_give():

@@ -32,6 +32,7 @@ def inputs(tmp_path, monkeypatch):
         ({"max_steps": 7}, 7),
         ({"num_train_epochs": 1}, 8),
         ({"num_train_epochs": 3}, 24),
+        ({"num_train_epochs": 0.3}, 3),
         ({"num_train_epochs": 1, "num_iterations": 2}, 16),
         ({"num_train_epochs": 1, "gradient_accumulation_steps": 2}, 4),
         ({"num_train_epochs": 1, "steps_per_generation": 4, "gradient_accumulation_steps": 2}, 4),

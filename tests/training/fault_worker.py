@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from tropd import TrOPDTrainer
 from tropd.cli.main import main
 from tropd.teacher.local import LocalTeacher
-from tropd.training import batch_stage, callbacks, trainer
+from tropd.training import callbacks, step, trainer
 
 Set = Callable[[object, str, object], None]
 """As `setattr`; a test may put everything back with its own."""
@@ -61,7 +61,7 @@ def preflight(put: Set) -> None:
 
 def student(put: Set) -> None:
     """The student has no memory left for the scoring of its second batch; wants `rescore_rollouts`."""
-    put(batch_stage, "score_student", at_second_call(batch_stage.score_student, NO_MEMORY))
+    put(step, "score_student", at_second_call(step.score_student, NO_MEMORY))
 
 
 def reward(put: Set) -> None:

@@ -164,8 +164,8 @@ def batches_of(trainer: Any) -> list[dict[int, dict[str, Any]]]:
     seen: list[dict[int, dict[str, Any]]] = []
     build = trainer._build_batch
 
-    def and_note(inputs: Any, windows: int) -> Any:
-        parts = build(inputs, windows)
+    def and_note(inputs: Any) -> Any:
+        parts = build(inputs)
         seen.append({rollout.row: facts for part in parts for rollout, facts in rows_of(part)})
         return parts
 

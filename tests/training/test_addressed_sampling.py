@@ -21,8 +21,9 @@ from training import tiny
 from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
+from tropd.rollout.addressed import Turns
 from tropd.training import host
-from tropd.training.metrics import Totals
+from tropd.training.rollout_stage import _Batch
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
 PROMPTS = [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "ef"]
@@ -38,14 +39,14 @@ def made(tmp_path, method="opd", **options):
 
 def recorded(trainer, of=lambda rollout: rollout.response) -> list[dict[int, list[int]]]:
     """What every later rollout of this rank writes: row to response, one record for each batch."""
-    seen, roll_out = [], trainer._roll_out
+    seen, roll_out = [], trainer.rollout_stage.roll_out
 
     def and_note(*args):
         rollouts = roll_out(*args)
         seen.append({rollout.row: of(rollout) for rollout in rollouts})
         return rollouts
 
-    trainer._roll_out = and_note
+    trainer.rollout_stage.roll_out = and_note
     return seen
 
 
@@ -54,7 +55,7 @@ def responses(trainer, rows=None, step=0, training=True) -> list[list[int]]:
     trainer.state.global_step = step
     trainer.model.train(training)
     given = rows or [row for row in ROWS[:2] for _ in range(4)]
-    return [rollout.response for rollout in trainer._roll_out([dict(row) for row in given], Totals())]
+    return [rollout.response for rollout in tiny.roll_out(trainer, [dict(row) for row in given])]
 
 
 class Scrambles(TrainerCallback):
@@ -174,7 +175,7 @@ def test_a_rollout_depends_on_no_generator_and_moves_none(tmp_path, method):
     assert responses(trainer, rows) == first
     assert len({tuple(row) for row in first}) == 8, "rollouts of a prompt differ"
     assert "generate" not in vars(trainer.model) and "generate" not in vars(trainer.teacher.model)
-    assert trainer._turns is None
+    assert trainer.rollout_stage._batch is None
 
 
 @pytest.mark.parametrize("part", ["rollouts", "prefixes"])
@@ -183,7 +184,7 @@ def test_without_addresses_the_generator_of_the_rank_decides(tmp_path, part):
     rows = [dict(row) for row in PROMPTS[:2] for _ in range(4)]
     written = {
         "rollouts": lambda: responses(trainer, [{**row, "teacher_response": "xy"} for row in rows]),
-        "prefixes": lambda: trainer._guidance_prefixes(rows, 0, Totals()),
+        "prefixes": lambda: trainer.rollout_stage.find_prefixes(rows, 0, 1.0),
     }[part]
     torch.manual_seed(1)
     first = written()
@@ -218,8 +219,8 @@ def test_a_token_does_not_depend_on_how_the_ones_before_it_came_about(tmp_path, 
     lengths = [0, 1, 2, 3, 5, 7, 4, 0]
     starts = [row[:length] for row, length in zip(alone, lengths, strict=True)]
     assert [len(start) for start in starts] == lengths
-    monkeypatch.setattr(trainer, "_guidance_prefixes", lambda *_: starts)
-    assert responses(trainer) == alone
+    rows = [dict(row) for row in ROWS[:2] for _ in range(4)]
+    assert [rollout.response for rollout in trainer.rollout_stage.roll_out(rows, 0, starts)] == alone
 
 
 def test_an_evaluation_in_the_middle_leaves_training_as_it_was(tmp_path):
@@ -328,10 +329,8 @@ def test_rows_that_come_back_from_a_tool_keep_their_address(tmp_path, monkeypatc
     starts = [ids("xyz"[: 1 + row % 3]) if guided else [] for row in range(8)]
 
     def written(first, last):
-        monkeypatch.setattr(trainer, "_first_row", lambda count: first)
-        monkeypatch.setattr(trainer, "_guidance_prefixes", lambda *_: starts[first:last])
         trainer.generation_config.max_new_tokens = 4
-        return trainer._roll_out(copy.deepcopy(rows[first:last]), Totals())
+        return trainer.rollout_stage.roll_out(copy.deepcopy(rows[first:last]), first, starts[first:last])
 
     trainer.model.train()
     whole, turns = written(0, 8), len(parsed)
@@ -345,9 +344,7 @@ def test_rows_that_come_back_from_a_tool_keep_their_address(tmp_path, monkeypatc
 def test_a_context_of_no_row_falls_back_in_words(tmp_path, caplog):
     trainer = made(tmp_path)
     trainer.model.train()
-    from tropd.rollout.addressed import Turns
-
-    trainer._turns = Turns(first_row=0)
+    trainer.rollout_stage._batch = _Batch([], None, Turns(first_row=0), None)
     trainer._generate_single_turn([ids("ab="), ids("g=")], None, {}, 1)
     trainer._generate_single_turn([ids("hi+j")], None, {}, 1)
     assert "continues no response of its batch" in caplog.text

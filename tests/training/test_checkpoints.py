@@ -113,7 +113,9 @@ def test_to_go_on_where_there_is_no_checkpoint_is_refused(tmp_path, pair):
         trained(tmp_path / "out", pair, max_steps=2, resume=True)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
     trained(tmp_path / "out", pair, max_steps=2)
-    assert trained(tmp_path / "out", pair, max_steps=3, resume=True)[0].resumed_from.endswith("checkpoint-2")
+    assert trained(tmp_path / "out", pair, max_steps=3, resume=True)[0].checkpointing.resumed_from.endswith(
+        "checkpoint-2"
+    )
 
 
 def test_another_programs_checkpoint_is_taken_with_a_warning(tmp_path, pair, caplog):
@@ -150,11 +152,11 @@ def test_the_best_checkpoint_is_kept_too(tmp_path, pair):
 def test_a_crash_in_the_middle_of_a_write_leaves_the_earlier_checkpoints(tmp_path, pair, monkeypatch):
     write, calls = checkpoints.write_manifest, []
 
-    def crash(folder, digests):
+    def crash(folder, **options):
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        write(folder, digests)
+        write(folder, **options)
 
     monkeypatch.setattr(checkpoints, "write_manifest", crash)
     with pytest.raises(OSError, match="Input/output error"):
@@ -200,7 +202,7 @@ def test_the_collapse_guard_remembers_across_a_resumption(tmp_path, pair):
     trainer.guard.steps_in_a_row, trainer.guard.best_ended_share = 3, 0.75
     trainer._save_checkpoint(trainer.model, None)
     other = build(tmp_path, clone(pair[0]), clone(pair[1]), "opd", max_steps=2, **SAVING)
-    other.resumed_from = str(tmp_path / "checkpoint-2")
+    other.checkpointing.resumed_from = str(tmp_path / "checkpoint-2")
     other._tr_loss, other._globalstep_last_logged = torch.tensor(0.0), 0
-    other.restore_pending()
+    other.checkpointing.restore_pending()
     assert (other.guard.steps_in_a_row, other.guard.best_ended_share) == (3, 0.75)

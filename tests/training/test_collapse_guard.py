@@ -14,10 +14,10 @@ import shipped
 from training import tiny
 from training.tiny import EOS, build, clone, replay
 from tropd.comparison.other_ending import write_with_ending
-from tropd.training.batch import Rollout
-from tropd.training.batch_stage import ROOM_TO_END
 from tropd.training.callbacks import CollapseGuard
 from tropd.training.errors import RolloutsCollapsed
+from tropd.training.monitoring import ROOM_TO_END, ended_share
+from tropd.training.records import Rollout
 
 ENDED = [[9, 8, 7, 6, EOS]] * 8
 CUT = [[9, 8, 7, 6, 5, 4, 10, 11, 12, 13]] * 8
@@ -115,9 +115,8 @@ def rollout(written: int, ended: bool, prefix: int = 0) -> Rollout:
         pytest.param([rollout(2, True, prefix=8), rollout(ROOM_TO_END, False, prefix=8)], 0.5, id="both"),
     ],
 )
-def test_a_rollout_that_a_prefix_left_no_room_says_nothing(tmp_path, student, teacher, rollouts, share):
-    trainer = build(tmp_path, clone(student), clone(teacher), "opd", max_completion_length=128)
-    assert trainer._ended_share(rollouts) == share
+def test_a_rollout_that_a_prefix_left_no_room_says_nothing(rollouts, share):
+    assert ended_share(rollouts, unheeded=(), budget=128, sum_over_ranks=lambda counts: counts) == share
 
 
 # ---------------------------------------------------------------------- in a run, scripted

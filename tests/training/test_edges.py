@@ -39,8 +39,8 @@ def test_batches_of_one_evaluation_have_gate_draws_of_their_own_and_evaluations_
         trainer_options={"eval_dataset": tiny.same_dataset(rows)},
         per_device_eval_batch_size=8,
     )
-    first_rows, original = [], trainer._first_row
-    trainer._first_row = lambda count: first_rows.append(original(count)) or first_rows[-1]
+    first_rows, original = [], trainer.rollout_stage._first_row
+    trainer.rollout_stage._first_row = lambda count: first_rows.append(original(count)) or first_rows[-1]
     trainer.evaluate()
     trainer.evaluate()
     half = len(first_rows) // 2

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import shipped
 from training import tiny
-from training.test_notes import passes, rolled_out
+from training.test_notes import passes, rolled_out  # noqa: F401  (a fixture)
 from tropd.comparison.other_ending import write_with_ending
 from tropd.training.ending_files import save_ending
 from tropd.training.run_directory import read_jsonl
-from tropd.training.scoring import scores_of_sampler
+from tropd.training.step import scores_of_sampler
 
 OWN, OTHER = 2, 3
 CPU = torch.device("cpu")
@@ -190,7 +190,7 @@ def test_vllm_is_told_every_ending_beside_the_users_own(trainer_of):
 def test_the_sampler_notes_the_probability_of_ending_at_all_as_a_pass_finds_it(trainer_of, method):
     trainer = trainer_of(method, "torn", **(GUIDED if method == "tropd" else {}))
     rollouts = rolled_out(trainer, ROWS[:4])
-    noted, found = scores_of_sampler(rollouts, CPU), trainer._score_student(rollouts)
+    noted, found = scores_of_sampler(rollouts, CPU), tiny.score_student(trainer, rollouts)
     ours = torch.tensor([place >= r.prefix_length for r in rollouts for place in r.scored_positions()])
     torch.testing.assert_close(noted.rollout_logp[ours], found.trainer_logp[ours], atol=3e-5, rtol=0)
     torch.testing.assert_close(noted.entropy[ours], found.entropy[ours], atol=3e-5, rtol=0)
@@ -201,15 +201,15 @@ def test_the_sampler_notes_the_probability_of_ending_at_all_as_a_pass_finds_it(t
     assert last.median() > -0.1, "half of it would be a log of -0.69"
 
 
-def test_training_on_what_the_sampler_notes_is_training_with_a_pass(trainer_of):
+def test_training_on_what_the_sampler_notes_is_training_with_a_pass(trainer_of, passes):  # noqa: F811
     runs = []
     for rescore in (None, True):
         recorder = tiny.Recorder()
         trainer = trainer_of("opd", "torn", name=str(rescore), rescore_rollouts=rescore, max_steps=2)
         trainer.add_callback(recorder)
-        calls = passes(trainer)
+        passes.clear()
         trainer.train()
-        assert len(calls) == (2 if rescore else 0)
+        assert len(passes) == (2 if rescore else 0)
         runs.append((logged(trainer), recorder.steps))
     (noted, steps), (found, others) = runs
     assert all(step.pop("sampler/logp_gap") < 3e-5 for step in noted)
@@ -234,7 +234,7 @@ def from_another_engine(trainer, ending):
 def test_what_another_engine_says_of_an_ending_is_of_one_id_and_not_believed(trainer_of, ending):
     trainer = trainer_of()
     rollouts = from_another_engine(trainer, ending)
-    scores = trainer._score_student(rollouts)
+    scores = tiny.score_student(trainer, rollouts)
     tokens = torch.tensor([token for rollout in rollouts for token in rollout.response])
     ends = tokens == ending
     assert ends.sum() == 6 and torch.equal(scores.from_sampler, ~ends)
@@ -245,7 +245,7 @@ def test_what_another_engine_says_of_an_ending_is_of_one_id_and_not_believed(tra
 @pytest.mark.parametrize("settings", [{"ending": "as_given"}, {"teacher": "teacher"}], ids=["as given", "alike"])
 def test_where_each_ending_is_an_action_of_its_own_another_engine_is_believed_throughout(trainer_of, settings):
     trainer = trainer_of(**settings)
-    scores = trainer._score_student(from_another_engine(trainer, OWN))
+    scores = tiny.score_student(trainer, from_another_engine(trainer, OWN))
     assert scores.from_sampler.all() and (scores.rollout_logp == -0.5).all()
 
 
@@ -267,7 +267,8 @@ def test_given_responses_are_cut_at_either_models_ending(trainer_of, ending, end
 def test_what_the_teacher_writes_is_cut_at_its_ending(trainer_of, ending):
     apart, alike = trainer_of("tropd", ending=ending), trainer_of("tropd", teacher="teacher", name="alike")
     responses, expected = (
-        trainer._prefix_stage._responses(ROWS, [4 * n for n in range(8)], fraction=1.0) for trainer in (apart, alike)
+        trainer.rollout_stage._teacher_responses(ROWS, [4 * n for n in range(8)], fraction=1.0)
+        for trainer in (apart, alike)
     )
     assert responses == expected
     assert all(not {OWN, OTHER} & {*response} and 10 < len(response) < ROOM - 5 for response in responses)

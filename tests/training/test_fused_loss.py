@@ -6,7 +6,7 @@ import torch
 from training import tiny
 from training.tiny import recorded, replay, run
 from tropd.objective import fused_loss, reduce_losses, student_terms, token_losses
-from tropd.objective.fused import FusedLoss
+from tropd.objective.head.fused_loss import FusedLoss
 
 METHODS = ["tropd", "mask_outlier", "jsd", "gkd", "eopd", "entropy_opd"]
 

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from trl import GRPOTrainer
 
-from tropd.training import host, trainer
+from tropd.training import host, rollout_stage, saving, trainer
 from tropd.training.host import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
 
 HOOKS = OVERRIDDEN | CALLED
@@ -65,8 +65,10 @@ def rename_in_source(monkeypatch, old: str, new: str) -> None:
 
 
 def test_the_contract_names_everything_the_trainer_reads_from_its_host():
-    """What `trainer.py` reads as `self.name` and only TRL's `__init__` sets has to stand in the contract."""
+    """What is read as `self.name`, or as `trainer.name` by what it hands on to, and only TRL's `__init__` sets."""
     read = names_on_self(inspect.getsource(trainer), ast.Load)
+    for handed_on in (rollout_stage, saving):
+        read |= names_on(inspect.getsource(handed_on), ast.Load, {"trainer", "self.trainer"})
     set_by_us = names_on_self(inspect.getsource(trainer.TrOPDTrainer.__init__), ast.Store)
     set_by_host = names_on_self(inspect.getsource(GRPOTrainer.__init__), ast.Store)
     assert (read & set_by_host) - set_by_us - set(ATTRIBUTES) == set()
@@ -80,13 +82,15 @@ def test_the_contract_names_every_method_the_trainer_takes_from_its_host():
 
 
 def names_on_self(source: str, context: type) -> set[str]:
+    return names_on(source, context, {"self"})
+
+
+def names_on(source: str, context: type, owners: set[str]) -> set[str]:
+    """The attributes that are read, or set, of an owner as it is written."""
     return {
         node.attr
         for node in ast.walk(ast.parse(textwrap.dedent(source)))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.ctx, context)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "self"
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, context) and ast.unparse(node.value) in owners
     }
 
 

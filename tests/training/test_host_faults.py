@@ -1,17 +1,22 @@
 """What the host cannot do, or would do without a word: a sentence that names the field, before anything is trained."""
 
 import copy
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
+import transformers.trainer as trainer_of_transformers
 from transformers import GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel, Trainer
 from trl import GRPOTrainer
 
 from training import tiny
 from training.tiny import build, clone, config
+from tropd.run.costs import num_steps
+from tropd.training import callbacks
+from tropd.training.final_model import is_missing, make_from
 from tropd.training.host_settings import can_checkpoint, check_host_settings, named_by_field, settle_checkpointing
 from tropd.training.hub import NotPushed, check_hub
 
@@ -127,11 +132,11 @@ def test_a_student_that_could_not_end_or_be_padded_is_refused(tmp_path, pair):
         ({"num_train_epochs": -1}, "num_train_epochs is -1; use a number above 0"),
         ({"num_train_epochs": float("inf")}, "num_train_epochs is inf; "),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; "),
-        ({"max_grad_norm": float("nan")}, "max_grad_norm is nan; .*0 clips nothing"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm is nan; it takes a finite number"),
         ({"weight_decay": float("nan")}, "weight_decay is nan; "),
         ({"adam_beta2": 1.5}, r"adam_beta2 is 1.5; .*\[0, 1\)"),
         ({"adam_epsilon": -1e-8}, "adam_epsilon is -1e-08; "),
-        ({"optim_args": "flux"}, "optim_args is flux; write it like eps=1e-6"),
+        ({"optim_args": "flux"}, "optim_args is 'flux'; write it like eps=1e-6"),
         ({"warmup_steps": float("nan")}, "warmup_steps is nan; "),
         ({"save_strategy": "steps", "save_steps": 0}, "save_steps is 0; use a number of steps"),
         ({"save_strategy": "steps", "save_steps": float("nan")}, "save_steps is nan; "),
@@ -172,18 +177,23 @@ def test_batches_of_uneven_number_are_refused_where_there_are_several_processes(
         check_host_settings(args)
 
 
+def test_a_package_that_is_not_there_is_refused_by_its_field_when_the_configuration_is_made(tmp_path):
+    with pytest.raises(ValueError, match=r"deepspeed is 'zero3.json', but the package deepspeed is not installed"):
+        config(tmp_path, "opd", deepspeed="zero3.json")
+
+
 def test_every_default_and_every_edge_is_allowed(tmp_path):
     check_host_settings(config(tmp_path, "opd"))
     edges = {"seed": 2**32 - 1, "max_grad_norm": 0, "adam_beta1": 0.0, "weight_decay": 0.0, "save_total_limit": 1}
     check_host_settings(config(tmp_path, "opd", save_strategy="steps", save_steps=0.5, logging_steps=0.1, **edges))
 
 
-def test_less_than_one_step_of_an_epoch_is_refused_before_anything_is_sampled(tmp_path, pair):
-    trainer = build(tmp_path, *pair, "opd", max_steps=-1, num_train_epochs=1e-9)
-    with pytest.raises(
-        ValueError, match=r"num_train_epochs is 1e-09, and an epoch of the 4 prompts has 2 optimiser steps"
-    ):
-        trainer.train()
+@pytest.mark.parametrize(("epochs", "steps"), [(1e-9, 1), (0.5, 1), (0.6, 2), (1.5, 3)])
+def test_a_step_that_an_epoch_has_begun_is_taken_and_counted_beforehand(tmp_path, pair, epochs, steps):
+    """Two steps are an epoch of the four prompts."""
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), max_steps=-1, num_train_epochs=epochs)
+    trainer.train()
+    assert trainer.state.global_step == steps == num_steps(trainer.args, 4)
 
 
 @pytest.mark.parametrize("field", ["model_init_kwargs", "teacher_model_init_kwargs"])
@@ -240,6 +250,21 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(tmp_path, pair):
 # ---------------------------------------------------------------------- the Hub
 
 
+def test_a_token_of_the_hub_is_in_no_file_and_in_every_copy(tmp_path, pair):
+    args = config(tmp_path, "opd", hub_token="a secret")
+    for twin in (copy.copy(args), copy.deepcopy(args)):
+        assert twin.hub_token == "a secret" and twin.to_dict() == args.to_dict()
+    trainer = build(
+        tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), save_final_model=True, hub_token="a secret"
+    )
+    trainer.train()
+    assert trainer.args.hub_token == "a secret"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tmp_path / "training_args.bin" in written
+    assert not [path for path in written if b"a secret" in path.read_bytes()]
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).seed == args.seed
+
+
 def test_without_a_network_the_hub_is_a_sentence(tmp_path, pair):
     args = config(tmp_path, "opd", push_to_hub=True)
     for ask in (lambda: check_hub(args), lambda: build(tmp_path, *pair, "opd", push_to_hub=True)):
@@ -267,3 +292,37 @@ def test_the_final_model_is_pushed_once_when_it_is_whole_and_outlives_a_hub_that
     ):
         trainer.train()
     assert pushed == [["model.safetensors"]] and (tmp_path / "README.md").is_file()
+
+
+def test_a_push_on_the_way_that_fails_is_told_and_its_copy_is_no_final_model(tmp_path, pair, monkeypatch, caplog):
+    """What a push copies into the run's folder is not its end: a run killed before that has no final model."""
+
+    def upload(**asked):
+        job = Future()
+        job.set_exception(ConnectionError("no route to the Hub"))
+        return job
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self: setattr(self, "push_in_progress", None))
+    monkeypatch.setattr(trainer_of_transformers, "hf_api", lambda: SimpleNamespace(upload_folder=upload))
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "save_final_model": True}
+    trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), push_to_hub=True, **saving)
+    trainer.hub_model_id = "somebody/something"
+    monkeypatch.setattr(callbacks, "check_weights", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    told = [record.getMessage() for record in caplog.records if "did not take the push" in record.getMessage()]
+    assert [text.split("(")[0] for text in told] == ["the Hub did not take the push of step 1 "]
+    trainer.pushes.tell_failed()
+    assert (
+        "the Hub did not take the push of step 2 (ConnectionError: no route to the Hub); the run goes on" in caplog.text
+    )
+    last, weights = tmp_path / "checkpoint-2", tmp_path / "model.safetensors"
+    assert weights.read_bytes() == (last / "model.safetensors").read_bytes(), "the push has copied it"
+    assert is_missing(tmp_path, last)
+    make_from(last, tmp_path)
+    assert not is_missing(tmp_path, last) and is_missing(tmp_path, tmp_path / "checkpoint-1")
+    weights.write_bytes((tmp_path / "checkpoint-1/model.safetensors").read_bytes())
+    assert is_missing(tmp_path, last), "as long as it is, and another"

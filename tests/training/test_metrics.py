@@ -9,10 +9,10 @@ from training import tiny
 from training.tiny import EOS, build, clone, groups, ids, plain_logp, plain_logps, recorded, replay, run
 from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
-from tropd.training.batch import Rollout
 from tropd.training.metrics import METRICS, METRICS_BY_TEACHER, Totals, as_markdown
 from tropd.training.monitoring import batch_metrics, log_ratio_quantiles, rollout_metrics, student_log_ratios
-from tropd.training.scoring import StudentScores
+from tropd.training.records import Rollout
+from tropd.training.step import StudentScores
 
 HOSTS = {"loss", "grad_norm", "learning_rate", "num_tokens", "step_time", "epoch", "step"}
 """What Transformers and TRL log in any run and we leave as it is."""

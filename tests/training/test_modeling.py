@@ -16,7 +16,7 @@ from transformers import (
 
 from training import tiny
 from training.tiny import PAD, clone
-from tropd.modeling import expose_hidden_states, head_of
+from tropd.modeling import expose_hidden_states, head_of, head_rows
 from tropd.packing import pack_responses
 
 SMALL = {
@@ -72,6 +72,62 @@ def test_an_adapter_on_the_output_layer_is_refused():
     model = get_peft_model(tiny.llama(1), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     with pytest.raises(ValueError, match=r"adapter lies on the output layer .* Merge it"):
         head_of(model)
+
+
+def test_an_adapter_of_some_tokens_on_the_output_layer_is_refused():
+    model = get_peft_model(
+        tiny.llama(1), LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"lm_head": [5]})
+    )
+    with pytest.raises(ValueError, match=r"adapter lies on the output layer of \w+ \(TrainableTokensWrapper\)"):
+        head_of(model.get_base_model())
+
+
+def test_an_output_layer_that_is_trained_beside_an_adapter_is_read_as_trained_and_without_it_as_it_was():
+    model = get_peft_model(tiny.llama(1), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    layer, before = model.get_output_embeddings(), tiny.llama(1).lm_head.weight
+    with torch.no_grad():
+        layer.modules_to_save["default"].weight.mul_(2)
+    head = head_of(model.get_base_model())
+    assert torch.equal(head.weight, 2 * before) and head.weight.requires_grad
+    with model.disable_adapter():
+        assert torch.equal(head_of(model.get_base_model()).weight, before)
+
+
+class Quantised(torch.nn.Linear):
+    """Keeps its weights in eight bits, as bitsandbytes' `Linear8bitLt` does."""
+
+    def __init__(self, layer, packed=False):
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        scale = layer.weight.detach().abs().amax() / 127
+        whole = (layer.weight.detach() / scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(whole.flatten()[:, None] if packed else whole, requires_grad=False)
+        self.scale, self.shape = scale, layer.weight.shape
+
+    def forward(self, states):
+        return states @ (self.weight.view(self.shape) * self.scale).T
+
+
+class Wrapped(torch.Tensor):
+    """A tensor of another layout behind floating numbers, as torchao's are."""
+
+    def __tensor_flatten__(self):
+        return [], None
+
+
+@pytest.mark.parametrize("kind", ["eight bits", "packed", "a tensor of its own"])
+def test_a_quantised_output_layer_is_refused_with_its_module(kind):
+    model = tiny.llama(1)
+    if kind == "a tensor of its own":
+        weight = model.lm_head.weight.detach().as_subclass(Wrapped)
+        del model.lm_head.weight
+        model.lm_head.weight = weight
+        said = "a quantised Linear .its weight is a Wrapped of float32"
+    else:
+        model.lm_head = Quantised(model.lm_head, packed=kind == "packed")
+        said = "a quantised Quantised .its weight is a Parameter of int8"
+    for read in (head_of, head_rows):
+        with pytest.raises(ValueError, match=rf"the output layer of LlamaForCausalLM is {said}.*skip_modules"):
+            read(model)
 
 
 def test_entry_t_is_predicted_by_the_state_before_token_t():

@@ -10,9 +10,10 @@ from training import tiny
 from training.test_addressed_sampling import parsed, with_tools  # noqa: F401  (a fixture)
 from training.tiny import EOS, PAD, build, clone, config, ids, run
 from tropd.modeling import rotates_by_length
-from tropd.training.metrics import Totals
-from tropd.training.scoring import notes_suffice, scores_of_sampler
+from tropd.training import step
+from tropd.training.rollout_stage import notes_suffice
 from tropd.training.sharding import reads_by_length
+from tropd.training.step import scores_of_sampler
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
 GUIDED = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 2, "rows": ROWS}
@@ -38,13 +39,19 @@ FAMILIES = {"llama": lambda: tiny.llama(seed=1), "qwen3": lambda: tiny.qwen(seed
 def rolled_out(trainer, rows=ROWS):
     trainer.state.max_steps = 4
     trainer.model.train()
-    return trainer._roll_out([dict(row) for row in rows for _ in range(2)], Totals())
+    return tiny.roll_out(trainer, [dict(row) for row in rows for _ in range(2)])
 
 
-def passes(trainer):
-    """Counts the passes that score the student."""
-    calls, score = [], trainer._score_student
-    trainer._score_student = lambda rollouts: calls.append(len(rollouts)) or score(rollouts)
+@pytest.fixture
+def passes(monkeypatch):
+    """The passes that score the student, by their numbers of rows."""
+    calls, score = [], step.score_student
+
+    def counted(student, rollouts, **settings):
+        calls.append(len(rollouts))
+        return score(student, rollouts, **settings)
+
+    monkeypatch.setattr(step, "score_student", counted)
     return calls
 
 
@@ -65,7 +72,7 @@ def test_the_sampler_notes_what_a_pass_finds(tmp_path, family, sampled):
     trainer = build(tmp_path, FAMILIES[family](), tiny.llama(seed=2), method, **SAMPLED[sampled])
     rollouts = rolled_out(trainer)
     noted = scores_of_sampler(rollouts, torch.device("cpu"))
-    found = trainer._score_student(rollouts)
+    found = tiny.score_student(trainer, rollouts)
     ours = torch.tensor([place >= r.prefix_length for r in rollouts for place in r.scored_positions()])
     assert ours.sum() > 20 and ours.all() == (sampled != "guided")
     torch.testing.assert_close(noted.rollout_logp[ours], found.trainer_logp[ours], atol=3e-5, rtol=0)
@@ -79,11 +86,10 @@ def test_rows_that_come_back_from_a_tool_are_noted_behind_its_answer(tmp_path, m
     trainer = with_tools(build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_completion_length=40))
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("ab", "cde") for _ in range(4)]
     starts = [ids("xyz"[: 1 + row % 3]) if guided else [] for row in range(8)]
-    monkeypatch.setattr(trainer, "_guidance_prefixes", lambda *_: starts)
     trainer.model.train()
-    rollouts = trainer._roll_out(rows, Totals())
+    rollouts = trainer.rollout_stage.roll_out(rows, 0, starts)
     assert any(rollout.external and any(rollout.external) for rollout in rollouts)
-    noted, found = scores_of_sampler(rollouts, torch.device("cpu")), trainer._score_student(rollouts)
+    noted, found = scores_of_sampler(rollouts, torch.device("cpu")), tiny.score_student(trainer, rollouts)
     ours = torch.tensor([place >= r.prefix_length for r in rollouts for place in r.scored_positions()])
     torch.testing.assert_close(noted.rollout_logp[ours], found.trainer_logp[ours], atol=3e-5, rtol=0)
 
@@ -105,28 +111,26 @@ def test_training_without_the_pass_is_training_with_it(tmp_path, student, teache
         )
 
 
-def test_no_pass_is_made_where_the_notes_do(tmp_path, student, teacher):
+def test_no_pass_is_made_where_the_notes_do(tmp_path, student, teacher, passes):
     trainer = build(tmp_path, clone(student), clone(teacher), "tropd", **GUIDED, max_steps=2, num_iterations=2)
-    calls = passes(trainer)
     trainer.train()
-    assert calls == []
+    assert passes == []
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logged[0]["sampler/logp_gap"] < 3e-5
     assert logged[0]["guidance/nll"] > 0
     assert "sampler/logp_gap" not in logged[1], "the second update's policy is another one"
 
 
-def test_evaluation_makes_none_either(tmp_path, student, teacher):
+def test_evaluation_makes_none_either(tmp_path, student, teacher, passes):
     trainer = build(
         tmp_path, clone(student), clone(teacher), "opd", trainer_options={"eval_dataset": tiny.same_dataset()}
     )
-    calls = passes(trainer)
     assert trainer.evaluate()["eval_sampler/logp_gap"] < 3e-5
-    assert calls == []
+    assert passes == []
 
 
 @pytest.mark.parametrize("why", ["asked for", "another sampler", "half precision", "another loop", "greedy"])
-def test_a_pass_is_made_where_they_do_not(tmp_path, monkeypatch, student, teacher, why):
+def test_a_pass_is_made_where_they_do_not(tmp_path, monkeypatch, student, teacher, why, passes):
     options = {"asked for": {"rescore_rollouts": True}, "half precision": {"bf16": True}}.get(why, {})
     if why == "another sampler":
         options["script"] = tiny.replay(tiny.recorded(8))
@@ -135,12 +139,11 @@ def test_a_pass_is_made_where_they_do_not(tmp_path, monkeypatch, student, teache
         monkeypatch.setattr("tropd.rollout.addressed.why_plain", lambda *_: "the test")
     if why == "greedy":
         trainer.generation_config.do_sample = trainer.generation_kwargs["do_sample"] = False
-    calls = passes(trainer)
     trainer.train()
-    assert calls == [8]
+    assert passes == [8]
 
 
-def test_notes_belong_to_the_tokens_that_were_drawn(tmp_path, student, teacher):
+def test_notes_belong_to_the_tokens_that_were_drawn(tmp_path, student, teacher, passes):
     """A host, or a user's function, that puts other tokens in their place gets a pass of the student over them."""
 
     trainer = build(tmp_path, clone(student), clone(teacher), "opd")
@@ -151,11 +154,10 @@ def test_notes_belong_to_the_tokens_that_were_drawn(tmp_path, student, teacher):
         return [[*row[:2], 9, *row[3:]] for row in written], logps
 
     trainer._generate_single_turn = edited
-    calls = passes(trainer)
     trainer.train()
-    assert calls == [8]
+    assert passes == [8]
     (batch,) = trainer._buffered_inputs
-    found = trainer._score_student(batch.rollouts)
+    found = tiny.score_student(trainer, batch.rollouts)
     assert found.rollout_logp.isfinite().all() and not found.from_sampler.any()
 
 
@@ -195,11 +197,10 @@ def test_prefixes_that_are_read_for_the_log_alone_make_no_metric(tmp_path, stude
     assert not any("guidance/nll" in entry for entry in logs)
 
 
-def test_half_precision_takes_them_if_it_is_told_to(tmp_path, student, teacher):
+def test_half_precision_takes_them_if_it_is_told_to(tmp_path, student, teacher, passes):
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", bf16=True, rescore_rollouts=False)
-    calls = passes(trainer)
     trainer.train()
-    assert calls == []
+    assert passes == []
     assert 1e-4 < trainer.state.log_history[0]["sampler/logp_gap"] < 0.3
 
 
@@ -225,10 +226,10 @@ def test_the_setting_is_refused_where_no_sampler_of_ours_notes_anything(tmp_path
 def test_the_hosts_own_pass_over_several_updates_is_not_made(tmp_path, student, teacher):
     """TRL would compute log-probabilities that only its own loss reads."""
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=tiny.replay(tiny.recorded(8)))
-    trainer._check_reading()
+    trainer.rollout_stage.begin([])
     calls = []
     trainer.model.register_forward_pre_hook(lambda module, args: calls.append(1))
     trainer.args.steps_per_generation, trainer.num_iterations = 1, 2
     trainer.model.train()
-    trainer._roll_out([{"prompt": prompt} for prompt in tiny.PROMPTS for _ in range(2)], Totals())
+    tiny.roll_out(trainer, [{"prompt": prompt} for prompt in tiny.PROMPTS for _ in range(2)])
     assert calls == []

@@ -44,6 +44,7 @@ def test_a_folder_is_the_same_however_it_is_spelled(tmp_path, monkeypatch):
         (lora(bias="all"), None, None, "biases"),
         (lora(init_lora_weights="pissa"), None, None, "'pissa' changes the base's weights"),
         (lora(init_lora_weights="olora"), None, None, "'olora' changes"),
+        (lora(layer_replication=[(0, 2), (1, 2)]), None, None, "layer_replication=[(0, 2), (1, 2)] repeats the"),
         (lora(), None, {"dtype": "float16"}, "asks for another one"),
         (lora(), {"dtype": "bfloat16"}, None, None),
         (lora(), {"dtype": torch.bfloat16}, {"torch_dtype": "bfloat16"}, None),
@@ -74,12 +75,27 @@ def test_folders_that_are_one_are_loaded_once_and_the_base_teaches(tmp_path):
     assert any(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
+def test_where_the_adapter_repeats_layers_the_teacher_is_a_copy_that_keeps_its_own(tmp_path):
+    folder, adapter = tmp_path / "model", lora(layer_replication=[(0, 2), (1, 2)])
+    tiny.llama(1).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    trainer = tiny.build(tmp_path / "run", str(folder), str(folder), "opd", trainer_options={"peft_config": adapter})
+    layers = [len(model.get_decoder().layers) for model in (trainer.model.get_base_model(), trainer.teacher.model)]
+    assert layers == [3, 2] and not trainer.shares_base
+    request = ([[5, 6, 7]], [[8, 9, 10]], [[True] * 3])
+    expected = LocalTeacher(tiny.llama(1)).score(*request, pad_id=0)
+    torch.testing.assert_close(trainer.teacher.score(*request, pad_id=0).logp, expected.logp)
+    one = tiny.llama(1)
+    with pytest.raises(ValueError, match=r"one and the same object.*layer_replication=.*Load the teacher separately"):
+        tiny.build(tmp_path / "run", one, one, "opd", trainer_options={"peft_config": adapter})
+
+
 def test_a_shared_base_writes_as_the_base_does(tmp_path):
     student, copy = tiny.llama(1), tiny.llama(1)
     shared = tiny.build(tmp_path, student, student, "tropd", trainer_options={"peft_config": lora()})
     apart = tiny.build(tmp_path, tiny.llama(1), copy, "tropd", trainer_options={"peft_config": lora()})
     written = [
-        trainer._prefix_stage.prefixes_for([{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0, list)
+        trainer.rollout_stage.find_prefixes([{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0)
         for trainer in (shared, apart)
     ]
     assert written[0] == written[1] and any(written[0])

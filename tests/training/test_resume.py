@@ -83,9 +83,9 @@ def watched(trainer) -> dict[int, dict]:
     """What every later batch of training was made of, by the number of steps before it."""
     seen, build_batch = {}, trainer._build_batch
 
-    def and_note(inputs, windows):
+    def and_note(inputs):
         step, training = trainer.state.global_step, trainer.model.training
-        batches = build_batch(inputs, windows)
+        batches = build_batch(inputs)
         if training:
             seen[step] = {"prompts": [row["prompt"] for row in inputs], "batches": [told(batch) for batch in batches]}
         return batches

@@ -5,7 +5,6 @@ import pytest
 from training import tiny
 from training.tiny import build
 from tropd.rollout import decoding
-from tropd.training.metrics import Totals
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS[:2] for _ in range(4)]
 WRITTEN = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 4}
@@ -15,7 +14,7 @@ def rolled_out(tmp_path, method, rows, **options):
     trainer = build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), method, **options)
     trainer.state.max_steps = 1
     trainer.model.train()
-    return [rollout.response for rollout in trainer._roll_out([dict(row) for row in rows], Totals())]
+    return [rollout.response for rollout in tiny.roll_out(trainer, [dict(row) for row in rows])]
 
 
 @pytest.mark.parametrize("method", ["opd", "tropd", "written"])

@@ -14,7 +14,7 @@ from training.tiny import EOS, Recorder, build, clone, ids, largest, largest_dif
 from tropd.objective.loss import FullVocabularyTerm, SeveralTerms, TopKTerm
 from tropd.teacher.base import BaseTeacher
 from tropd.training.errors import TeacherFailed
-from tropd.training.metrics import Totals, metric_names
+from tropd.training.metrics import metric_names
 
 METHODS = ["opd", "tropd", "eopd", "fkl", "jsd", "gkd", "reopold"]
 OWNERS = {"ab=": "math", "cde+f=": "code", "g=": "math", "hi+jk+l=": "code"}
@@ -57,8 +57,8 @@ def trained(directory, teacher, method="opd", *, rows=ROWS, script=None, prepare
     )
     trainer.recorder, trainer.batches, make = recorder, [], trainer._build_batch
 
-    def and_note(inputs, windows):
-        trainer.batches.append(make(inputs, windows))
+    def and_note(inputs):
+        trainer.batches.append(make(inputs))
         return trainer.batches[-1]
 
     trainer._build_batch = and_note
@@ -295,7 +295,7 @@ def test_evaluation_data_are_looked_at_too(tmp_path, evaluation):
 def test_a_row_of_a_stream_is_refused_when_it_is_met(tmp_path):
     trainer = build(tmp_path, tiny.llama(0), pair(), "opd", rows=ROWS, script=replay(recorded(8)))
     with pytest.raises(ValueError, match=r"a row names the teacher 'art', which is unknown; .* Its prompt is 'q='"):
-        trainer._roll_out([{"prompt": "q=", "teacher": "art"}] * 8, Totals())
+        tiny.roll_out(trainer, [{"prompt": "q=", "teacher": "art"}] * 8)
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
     tiny.ScriptedTrainer(
         tiny.llama(0), pair(), args=tiny.config(tmp_path), train_dataset=stream, processing_class=tiny.tokenizer()

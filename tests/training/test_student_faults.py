@@ -22,7 +22,7 @@ from training.test_faults import (
 from training.tiny import ROWS, TrainerCallback
 from tropd.cli.main import main
 from tropd.teacher.local import LocalTeacher
-from tropd.training import batch_stage, faults, probe
+from tropd.training import faults, probe, step
 from tropd.training.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
 from tropd.training.faults import is_out_of_memory
 from tropd.training.out_of_memory import TRAINED_ROWS, WRITING, enough_memory
@@ -164,7 +164,7 @@ def test_a_student_without_memory_stops_with_what_to_lower(train, tmp_path, monk
     callbacks = [NoMemoryForTheUpdate()] if name == "the update" else []
 
     def prepare(trainer):
-        owner = batch_stage if name == "score_student" else trainer
+        owner = step if name == "score_student" else trainer
         if hasattr(owner, name):
             patched.setattr(owner, name, without_memory(getattr(owner, name)))
 
@@ -187,11 +187,16 @@ def test_checkpointing_that_is_on_is_not_advised(train):
 
 
 @pytest.mark.parametrize(
-    ("name", "when"), [("_roll_out", ""), ("_compute_loss", ""), ("score_student", " while the student was scored")]
+    ("name", "when"),
+    [
+        ("_build_batch", ""),
+        ("_compute_loss", ""),
+        ("score_student", " while the student was scored"),
+    ],
 )
 def test_an_evaluation_without_memory_is_told_of_its_own_batch_size(train, monkeypatch, name, when):
     trainer = train(max_steps=1, rescore_rollouts=True)
-    owner = batch_stage if name == "score_student" else trainer
+    owner = step if name == "score_student" else trainer
     monkeypatch.setattr(owner, name, without_memory(getattr(owner, name), call=1))
     with pytest.raises(
         OutOfMemory,
@@ -272,7 +277,7 @@ def test_a_teacher_that_gives_too_few_scores_in_the_preflight_is_refused_with_bo
     ("owner", "name", "call", "when"),
     [
         ("trainer", "_generate_single_turn", 1, "wrote"),
-        (batch_stage, "score_student", 1, "was scored"),
+        (step, "score_student", 1, "was scored"),
         (probe, "scan_vocabulary", 1, "was scored"),
         (probe, "score_student", 1, "was scored"),
     ],

@@ -30,7 +30,7 @@ def seen(tmp_path, student, teacher):
         pupil, master = clone(student), clone(teacher)
         inputs = Inputs(pupil), Inputs(master)
         trainer = build(tmp_path, pupil, master, "opd", rows=rows, script=replay(recorded(8)), **options)
-        trainer._is_read_rightly = True  # its own passes are not looked at here
+        trainer.rollout_stage._is_read_rightly = True  # its own passes are not looked at here
         trainer.train()
         return inputs[0].rows, inputs[1].rows
 

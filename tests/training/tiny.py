@@ -6,7 +6,7 @@ a few thousand parameters, and a scripted sampler stands exactly where TRL's own
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from transformers import (
 from trl import GRPOTrainer
 
 from tropd import TrOPDConfig, TrOPDTrainer
+from tropd.training import step
+from tropd.training.records import Rollout
 
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 VOCABULARY_ROWS = 64
@@ -185,6 +187,16 @@ def recorded(num_rows: int, longest: int = 10, seed: int = 0) -> list[list[int]]
         tokens = torch.randint(4, 50, (length - ended,), generator=generator).tolist()
         rows.append([*tokens, EOS] if ended else tokens)
     return rows
+
+
+def roll_out(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> list[Rollout]:
+    """What a step of the trainer would begin with."""
+    return step.roll_out(trainer.step_setup(), trainer.rollout_stage, rows)[1]
+
+
+def score_student(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> step.StudentScores:
+    """A pass of the student, whatever the sampler has noted."""
+    return step.score_rollouts(replace(trainer.step_setup(), trusts_sampler=False), rollouts)
 
 
 # ---------------------------------------------------------------------- training

@@ -6,7 +6,6 @@ to standard output, everything else to standard error, so that a command can be 
 
 import os
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,21 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from ..visible import visible
+
 PLAIN_LINES = 10
 """A long work without a terminal is reported this many times, and at least every `PLAIN_SECONDS`."""
 
 PLAIN_SECONDS = 60.0
-
-
-def visible(text: str) -> str:
-    """Text of a file or a model as a terminal may show it: what would move the cursor or turn the line is written out.
-
-    >>> visible("a\x1b[2Jb\u202ec")
-    'a\\x1b[2Jb\\u202ec'
-    """
-    return "".join(
-        one if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf") else repr(one)[1:-1] for one in text
-    )
 
 
 class Screen(Console):

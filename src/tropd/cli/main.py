@@ -1,12 +1,12 @@
 """`tropd`: the door to every command. A mistake gets a sentence and exit code 2; `--debug` shows where it came from."""
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..suggestions import hint
 from . import check, compare, console, generate, methods, plan, student, train
 
 COMMANDS = (check, train, generate, compare, student, plan, methods)
@@ -59,12 +59,13 @@ def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), None)
     names = [module.NAME for module in COMMANDS]
     if command is not None and command not in names:
-        close = difflib.get_close_matches(command, names, n=1, cutoff=0.4)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{command!r} is not a command of tropd{hint}. Commands: {', '.join(names)}.")
+        raise ValueError(f"{command!r} is not a command of tropd{hint(command, names)}. Commands: {', '.join(names)}.")
     if not words:
         parser.print_help()
         return 0
+    empty = next((word for word in words if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse would hand on an empty list
+        raise ValueError(f"{empty[:-3]} is '--', which is no value; type one behind it.")
     options, rest = parser.parse_known_args(words)
     if rest and not options.takes_fields:
         raise ValueError(

@@ -132,5 +132,6 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
             before=found.get("measurement") or {},
         ),
     )
+    trainer.close_engine()
     trainer.accelerator.end_training()  # the processes of a run leave together
     return 0

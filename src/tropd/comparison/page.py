@@ -5,24 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ..report.charts import interval_chart, legend, line_chart
-from ..report.page import Page, Section, Table, page_html
-from ..report.rollouts import Sample
+from ..report.page import Page, Sample, Section, Table, page_html
 from ..training.run_directory import read_jsonl
 from .anatomy import Cells, doubt_table, phase_table, rollout_files
 from .course import stretches_of
 from .curves import CURVES, line_of, points_line
 from .layout import Layout
 from .results import failed_cells, reported, taken_over
-from .tables import (
-    INTERVAL,
-    accuracy_table,
-    cell_table,
-    difference_table,
-    distance_table,
-    ending_table,
-    grid_table,
-    run_table,
-)
+from .tables import INTERVAL, cell_table, setting_tables
 
 TOKENS_SHOWN = 400
 """Of a rollout; the rest is cut."""
@@ -75,7 +65,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
     return Section(
         heading=name,
         note=_about(plan["settings"][name]),
-        tables=[*_tables(setting, plan), *_anatomy(cells, plan["reference"], layout)],
+        tables=[*setting_tables(setting, plan), *_anatomy(cells, plan["reference"], layout)],
         figures=_differences(setting, plan["reference"], numbers),
         legend=legend([(label, numbers[label]) for label in cells if cells[label]]),
         charts=lines,
@@ -102,24 +92,6 @@ def _about(setting: Mapping[str, Any]) -> str:
 def _name(model: str) -> str:
     """What to call a model; of a folder somewhere on a machine its own name."""
     return Path(model).name if Path(model).is_absolute() else model
-
-
-def _tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Table]:
-    tables = []
-    if setting["graded"]:
-        tables.append(Table("Accuracy on test problems (%)", *accuracy_table(setting, plan["reference"])))
-        if (endings := ending_table(setting)) is not None:
-            tables.append(Table("How responses to test problems end (greedy)", *endings))
-    if (distances := distance_table(setting)) is not None:
-        note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
-        tables.append(Table("Distance to the teacher", *distances, note=note))
-    if (differences := difference_table(setting, plan["reference"])) is not None:
-        title = f"Distance: paired differences to {plan['reference']}"
-        tables.append(Table(title, *differences, note="Negative is closer to the teacher."))
-    tables.append(Table("Runs", *run_table(setting), note="Means over seeds. † the rate is at the edge of the grid."))
-    if any(method["grid"] for method in setting["methods"].values()):
-        tables.append(Table(f"Learning rates: validation {plan['select_on']}", *grid_table(setting)))
-    return tables
 
 
 def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..objective.methods import SETTINGS, Method, get_method
+from ..training.field_types import check_types
 
 SPLITS = ("train", "validation", "test")
 STATES = ("student_states", "teacher_states")
@@ -32,6 +33,9 @@ class Setting:
     domains: list[str] = field(default_factory=list)
     stories: list[int] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def parts(self) -> list[str]:
@@ -88,6 +92,9 @@ class Plan:
     point_prompts: int = 32
     reference: str = "opd"
     trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def rows_per_step(self) -> int:

@@ -1,17 +1,16 @@
 """From YAML to a plan: what is unknown, missing or contradicts itself is refused in a sentence. No torch here."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_origin, get_type_hints
 
 from ..objective.methods import SETTINGS
 from ..proving_ground.domains import DOMAINS
+from ..run.configuration import Value, convert, read_file
+from ..suggestions import hint
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
@@ -33,18 +32,26 @@ def load_plan(path: str | Path, teacher: str | None = None) -> Plan:
     """Read a plan; `teacher` is for the settings that name none.
 
     Raises:
-        ValueError: what is wrong with it, named with the file.
+        ValueError: what is wrong with it, with the file, and the line where one is to blame.
     """
     if not Path(path).is_file():
         raise ValueError(f"the plan is {str(path)!r}, but there is no such file.")
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    written = read_file(Path(path))
+    types = {name: kind for name, kind in get_type_hints(Plan).items() if get_origin(kind) is not dict}
+    data = {name: convert(name, value, types.get(name, Any)) for name, value in written.items()}
     try:
         return read_plan(data, teacher)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{_place(str(error), written) or path}: {error}") from error
+
+
+def _place(sentence: str, written: Mapping[str, Value]) -> str | None:
+    """Where the field is written that a sentence starts with, or the mapping that the field is in."""
+    places = {name: place for value in written.values() for name, place in value.inside.items()}
+    places |= {name: value.place for name, value in written.items()}
+    names = re.sub(r"^(?:the plan|(.*?)) has '(.*?)'", r"\1.\2", sentence).replace(": ", ".", 1).removeprefix(".")
+    named = [name for name in places if re.match(rf"{re.escape(name)}(?!\w)", names)]
+    return places[max(named, key=len)] if named else None
 
 
 def read_plan(data: Any, teacher: str | None = None) -> Plan:
@@ -52,13 +59,12 @@ def read_plan(data: Any, teacher: str | None = None) -> Plan:
     _check_keys(data, Plan, "the plan")
     if not isinstance(data["settings"], dict) or not data["settings"]:
         raise ValueError("settings must map a name to a setting, and there is none.")
-    if not isinstance(data.get("title", ""), str):
-        raise ValueError(f"title is {data['title']!r}; write it in quotes, as text.")
     settings = {name: _read_setting(name, value, teacher) for name, value in data["settings"].items()}
     if not isinstance(data["methods"], dict) or not data["methods"]:
         raise ValueError("methods must map a label to a method's changed parts, and there is none.")
-    methods = {label: dict(changes or {}) for label, changes in data["methods"].items()}
-    plan = Plan(**{**data, "settings": settings, "methods": methods, "trainer": dict(data.get("trainer") or {})})
+    methods = {label: {} if changes is None else changes for label, changes in data["methods"].items()}
+    trainer = {} if data.get("trainer") is None else data["trainer"]
+    plan = Plan(**{**data, "settings": settings, "methods": methods, "trainer": trainer})
     _check_numbers(plan)
     _check_methods(plan)
     _check_choice(plan)
@@ -74,7 +80,10 @@ def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
     where = f"settings.{name}"
     _check_label("settings", name)
     _check_keys(value, Setting, where)
-    setting = Setting(**value)
+    try:
+        setting = Setting(**value)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
     if not setting.teachers and not setting.teacher:
         setting = Setting(**{**value, "teacher": teacher or ""})
     given = [source for source in ("domains", "stories", "data") if getattr(setting, source)]
@@ -92,8 +101,7 @@ def _check_source(where: str, setting: Setting) -> None:
     for domain in setting.domains:
         if domain not in DOMAINS:
             raise ValueError(
-                f"{where}.domains has {domain!r}, which is unknown{nearest(domain, DOMAINS)}. Known: "
-                f"{', '.join(DOMAINS)}."
+                f"{where}.domains has {domain!r}, which is unknown{hint(domain, DOMAINS)}. Known: {', '.join(DOMAINS)}."
             )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
         raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")
@@ -134,14 +142,12 @@ def _check_numbers(plan: Plan) -> None:
         values = getattr(plan, name)
         if not isinstance(values, list) or not values or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values!r}; give a list of different numbers, at least one.")
-    for seed in (*plan.seeds, plan.grid_seed):
-        if not isinstance(seed, int):
-            raise ValueError(f"a seed is {seed!r}; seeds are whole numbers.")
-    wrong = [rate for rate in plan.learning_rates if not isinstance(rate, (int, float)) or not rate > 0]
+    for seed in (*plan.seeds, plan.grid_seed, plan.prompt_seed):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is {seed!r}; seeds are whole numbers from 0 to 4294967295.")
+    wrong = [rate for rate in plan.learning_rates if not rate > 0]
     if wrong:
-        raise ValueError(
-            f"learning_rates has {wrong[0]!r}; rates are numbers above 0 (YAML reads 1e-3 as text: write 1.0e-3)."
-        )
+        raise ValueError(f"learning_rates has {wrong[0]!r}; rates are numbers above 0.")
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -176,12 +182,10 @@ def _check_rate(plan: Plan, label: str) -> None:
     for name, rate in by_setting.items():
         if name not in plan.settings:
             raise ValueError(
-                f"methods.{label}.learning_rate has {name!r}, which is no setting{nearest(name, plan.settings)}."
+                f"methods.{label}.learning_rate has {name!r}, which is no setting{hint(name, plan.settings)}."
             )
-        if not isinstance(rate, (int, float)) or not rate > 0:
-            raise ValueError(
-                f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0 (write 1.0e-3, not 1e-3)."
-            )
+        if type(rate) not in (int, float) or not 0 < rate < float("inf"):
+            raise ValueError(f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0.")
 
 
 def _check_trainer(where: str, given: Mapping[str, Any]) -> None:
@@ -205,7 +209,7 @@ def _check_label(where: str, label: Any) -> None:
 def _check_choice(plan: Plan) -> None:
     known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
     if plan.select_on not in known:
-        raise ValueError(f"select_on is {plan.select_on!r}{nearest(plan.select_on, known)}; choose {', '.join(known)}.")
+        raise ValueError(f"select_on is {plan.select_on!r}{hint(plan.select_on, known)}; choose {', '.join(known)}.")
     ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
     if plan.select_on == "accuracy" and ungraded:
         raise ValueError(
@@ -221,18 +225,10 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     known = {f.name: f for f in fields(record)}
     for key in data:
         if key not in known:
-            raise ValueError(f"{where} has {key!r}, which is unknown{nearest(str(key), known)}. Known: {_list(known)}.")
+            raise ValueError(
+                f"{where} has {key!r}, which is unknown{hint(str(key), known)}. Known: {', '.join(known)}."
+            )
     needed = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in data]
     if missing:
-        raise ValueError(f"{where} lacks {_list(missing)}.")
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)
-
-
-def nearest(word: str, known: Any) -> str:
-    """What was probably meant, in brackets; nothing where nothing is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")

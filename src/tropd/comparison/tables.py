@@ -4,6 +4,7 @@ each domain, the average last, and beside it the paired difference to the refere
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..report import page as report
 from .results import failed_cells, taken_over
 
 DISTANCES = (
@@ -24,7 +25,8 @@ def tables_markdown(results: Mapping[str, Any]) -> str:
     """All tables, setting by setting, then every cell and every failure."""
     parts = [f"# {results['title']}\n", _notes(results)]
     for name, setting in results["settings"].items():
-        parts += [f"## {name}\n", *_setting_tables(results, setting)]
+        could_not = [f"Could not be prepared: {setting['error']}\n"] if setting["error"] else []
+        parts += [f"## {name}\n", *(could_not or map(_markdown, setting_tables(setting, results["plan"])))]
     parts += ["## Every cell\n", _table(*cell_table(results))]
     failures = failed_cells(results)
     if failures:
@@ -43,24 +45,30 @@ def _notes(results: Mapping[str, Any]) -> str:
     )
 
 
-def _setting_tables(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
-    if setting["error"]:
-        return [f"Could not be prepared: {setting['error']}\n"]
-    reference = results["plan"]["reference"]
-    parts = []
+def _markdown(table: report.Table) -> str:
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"### {table.caption}\n\n{_table(table.head, table.rows)}{note}"
+
+
+def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[report.Table]:
+    """The tables of a setting: accuracy, endings, distances, runs and the grid, as far as they were measured."""
+    reference = plan["reference"]
+    tables = []
     if setting["graded"]:
-        parts += ["### Accuracy on test problems (%)\n", _table(*accuracy_table(setting, reference))]
+        tables.append(report.Table("Accuracy on test problems (%)", *accuracy_table(setting, reference)))
         if (endings := ending_table(setting)) is not None:
-            parts += ["### How responses to test problems end (greedy)\n", _table(*endings)]
-    distances = distance_table(setting)
-    if distances is not None:
-        parts += ["### Distance to the teacher (exact, nats a token; total variation in [0, 1])\n", _table(*distances)]
+            tables.append(report.Table("How responses to test problems end (greedy)", *endings))
+    if (distances := distance_table(setting)) is not None:
+        note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
+        tables.append(report.Table("Distance to the teacher", *distances, note=note))
     if (differences := difference_table(setting, reference)) is not None:
-        parts += [f"### Distance: paired differences to {reference} (negative is closer)\n", _table(*differences)]
-    parts += ["### Runs\n", _table(*run_table(setting))]
+        title = f"Distance: paired differences to {reference}"
+        tables.append(report.Table(title, *differences, note="Negative is closer to the teacher."))
+    note = "Means over seeds. † the rate is at the edge of the grid."
+    tables.append(report.Table("Runs", *run_table(setting), note=note))
     if any(method["grid"] for method in setting["methods"].values()):
-        parts += [f"### Learning rates (validation {results['plan']['select_on']})\n", _table(*grid_table(setting))]
-    return parts
+        tables.append(report.Table(f"Learning rates: validation {plan['select_on']}", *grid_table(setting)))
+    return tables
 
 
 Table = tuple[list[str], list[list[str]]]

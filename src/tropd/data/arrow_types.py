@@ -76,33 +76,8 @@ def _read_json(value: Any, kind: Any) -> Any:
     return json.loads(value) if isinstance(kind, pa.BaseExtensionType) else value
 
 
-def columns_of_structs(schema: Any) -> frozenset[str]:
-    """The columns of an Arrow schema that hold structs, by themselves or in lists."""
-    return frozenset(field.name for field in schema if "struct<" in str(field.type))
-
-
-def without_nulls(value: Any) -> Any:
-    """What an Arrow struct held before it got the fields of all rows; the content of a message may be null.
-
-    >>> without_nulls([{"role": "assistant", "content": None, "name": None, "tool_calls": [{"x": 1, "y": None}]}])
-    [{'role': 'assistant', 'content': None, 'tool_calls': [{'x': 1}]}]
-    """
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: without_nulls(item)
-        for name, item in value.items()
-        if item is not None or (name == "content" and "role" in value)
-    }
-
-
 def common_type(one: Any, other: Any) -> Any:
-    """The type that holds the values of both, or `None`.
-
-    Nothing goes with everything, whole numbers go with fractions, lists with lists and structs with structs where what
-    they hold goes together. A struct has the fields of both.
+    """The type that holds the values of both, by Arrow's permissive unification, or `None`.
 
     >>> import pyarrow as pa
     >>> print(common_type(pa.null(), pa.string()), common_type(pa.list_(pa.int32()), pa.list_(pa.float64())))
@@ -113,31 +88,11 @@ def common_type(one: Any, other: Any) -> Any:
     """
     import pyarrow as pa  # type: ignore[import-untyped]
 
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        inside = common_type(one.value_type, other.value_type)
-        return None if inside is None else pa.list_(inside)
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        return _common_struct(one, other)
-    numbers = (pa.int32(), pa.int64(), pa.float64())
-    if one in numbers and other in numbers:
-        return max(one, other, key=numbers.index)
-    if pa.types.is_decimal(one) and pa.types.is_decimal(other):
-        schemas = [pa.schema({"": one}), pa.schema({"": other})]
+    schemas = [pa.schema({"": kind}) for kind in (one, other)]
+    try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    return None
-
-
-def _common_struct(one: Any, other: Any) -> Any:
-    import pyarrow as pa  # type: ignore[import-untyped]
-
-    fields = {field.name: field.type for field in one}
-    for field in other:
-        fields[field.name] = common_type(fields.get(field.name, pa.null()), field.type)
-    return None if None in fields.values() else pa.struct(fields)
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return None
 
 
 def as_type(array: Any, kind: Any) -> Any:

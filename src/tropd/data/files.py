@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..messages import struct_columns
 from .refusals import shortened
 
 FIELD_LIMIT = 2**31 - 1
@@ -195,11 +196,11 @@ def read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    from .arrow_types import columns_of_structs, rows_of
+    from .arrow_types import rows_of
 
     try:
         with pq.ParquetFile(path) as file:
-            filled = columns_of_structs(file.schema_arrow)
+            filled = struct_columns(file.schema_arrow)
             rows = (row for batch in file.iter_batches(batch_size=ROWS_AT_ONCE) for row in rows_of(batch))
             for number, row in enumerate(rows, 1):
                 yield Record(f"{path}: row {number}", row, filled=filled)

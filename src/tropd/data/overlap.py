@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import basename
 
+from ..suggestions import did_you_mean
 from .files import Record
 from .prompts import PROBLEM_COLUMNS, PromptData
-from .refusals import BadRow, did_you_mean, refusal
+from .refusals import BadRow, refusal
 from .rows import prompt_fault
 from .sources import Source, parts_of, read_records
 from .wording import asked, letters_and_digits, without_space, wordings

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .arrow_types import without_nulls
+from ..messages import TOOLS, without_nulls
+from ..suggestions import did_you_mean, nearest
 from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
-from .refusals import BadRow, did_you_mean, nearest, refusal
-from .rows import OURS, TEACHER, TOOLS, FirstForms, bad_rows
+from .refusals import BadRow, refusal, shortened
+from .rows import OURS, TEACHER, FirstForms, bad_rows
 from .sources import Source, has_splits, parts_of, read_records
 from .table import GrowingTable
 
@@ -151,6 +152,8 @@ def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 def _check_settings(
     columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None, teachers: Sequence[str] | None
 ) -> None:
+    if columns is not None and not (isinstance(columns, Mapping) and all(isinstance(c, str) for c in columns.values())):
+        raise ValueError(f"columns is {shortened(columns)}; write {{ours: the file's}}, both of them names.")
     for name in columns or {}:
         if name == TEACHER and teachers is None:
             raise ValueError(
@@ -162,12 +165,12 @@ def _check_settings(
         if name not in OURS:
             raise ValueError(
                 f"columns renames to {name!r}, which is no column of ours ({', '.join(OURS)})."
-                f"{did_you_mean(name, OURS)} Write {{ours: the file's}}; other columns keep their names."
+                f"{did_you_mean(str(name), OURS)} Write {{ours: the file's}}; other columns keep their names."
             )
-    if system_prompt is not None and not system_prompt.strip():
-        raise ValueError(f"system_prompt is {system_prompt!r}, which says nothing. Leave it out.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; at least one row is needed. Leave it out to load them all.")
+    if system_prompt is not None and not (isinstance(system_prompt, str) and system_prompt.strip()):
+        raise ValueError(f"system_prompt is {system_prompt!r:.100}, which says nothing. Leave it out, or write text.")
+    if limit is not None and not (type(limit) is int and limit >= 1):
+        raise ValueError(f"limit is {limit!r:.100}; at least one row is needed. Leave it out to load them all.")
 
 
 def _check_split(parts: Sequence[str], split: str) -> None:

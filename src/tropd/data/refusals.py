@@ -1,7 +1,6 @@
-"""The sentences in which data are refused: every bad row by its place, a value cut short, the nearest name."""
+"""The sentences in which data are refused: every bad row by its place, a value cut short."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SHOWN = 10
@@ -38,18 +37,3 @@ def shortened(value: Any, width: int = 60) -> str:
     """
     shown = repr(value)
     return shown if len(shown) <= width else shown[:width] + "…"
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like `name`, or `None` where none is like it."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest known name, or nothing.
-
-    >>> did_you_mean("promt", ["prompt", "answer"])
-    " Did you mean 'prompt'?"
-    """
-    near = nearest(name, known)
-    return f" Did you mean {near!r}?" if near else ""

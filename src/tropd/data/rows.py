@@ -1,18 +1,17 @@
 """What a row must be: the forms of prompts and teacher responses, and what is wrong with a value."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..messages import TOOLS, read_tools
+from ..suggestions import did_you_mean
 from .files import Record
-from .refusals import BadRow, did_you_mean, shortened
+from .refusals import BadRow, shortened
 
 PROMPTS = ("prompt", "teacher_prompt")
 FORMED = ("prompt", "teacher_response", "teacher_prompt")
 """The columns that have one of several forms."""
-TOOLS = "tools"
-"""The column with the tools of a row's messages, as JSON schemas: a list of them, or the list as JSON text."""
 OURS = (*FORMED, TOOLS)
 """The columns that are read; the others are handed to the reward functions."""
 TEACHER = "teacher"
@@ -183,19 +182,11 @@ def tools_fault(value: Any) -> str:
     >>> tools_fault("add")
     "tools is not JSON ('add'); write the tools' JSON schemas, as a list or as JSON text"
     """
-    wanted = "write the tools' JSON schemas, as a list or as JSON text"
     try:
-        tools = json.loads(value) if isinstance(value, str) and value else value
-        tools = (
-            [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-            if isinstance(tools, list)
-            else tools
-        )
-    except ValueError:
-        return f"tools is not JSON ({shortened(value)}); {wanted}"
-    if not tools or form_of(tools) == "messages":
-        return ""
-    return f"tools is no list of objects ({shortened(value)}); {wanted}"
+        read_tools(value)
+    except ValueError as error:
+        return f"tools is {error} ({shortened(value)}); write the tools' JSON schemas, as a list or as JSON text"
+    return ""
 
 
 def text_fault(name: str, text: str) -> str:

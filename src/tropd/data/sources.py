@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..messages import struct_columns
+from ..suggestions import did_you_mean
 from .files import ROWS_AT_ONCE, TEXT_READERS, Record, reader_of
-from .refusals import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,9 +67,7 @@ def _records(part: str, split: str) -> Iterator[Record]:
 
 
 def _rows(dataset: "Dataset", name: str) -> Iterator[Record]:
-    from .arrow_types import columns_of_structs
-
-    filled = columns_of_structs(dataset.features.arrow_schema)
+    filled = struct_columns(dataset.features.arrow_schema)
     for start in range(0, len(dataset), ROWS_AT_ONCE):
         rows = dataset.select(range(start, min(start + ROWS_AT_ONCE, len(dataset)))).to_list()
         for number, row in enumerate(rows, start + 1):

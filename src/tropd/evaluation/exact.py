@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..modeling import expose_hidden_states
 from ..objective.divergences import forward_kl, reverse_kl
 from ..objective.endings import Endings
-from ..objective.head import Head, entropy_of
+from ..objective.head.layer import Head, entropy_of
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample
 

@@ -4,11 +4,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
-
-# Two-sided 95% quantiles of Student's t, by degrees of freedom; the normal's beyond.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,32 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(values) == 1:
         return Estimate(values[0], math.nan, math.nan, 1)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(statistics.fmean(values), error, _T95.get(len(values) - 1, 1.96) * error, len(values))
+    return Estimate(statistics.fmean(values), error, t_quantile(len(values) - 1) * error, len(values))
+
+
+@cache
+def t_quantile(freedom: int) -> float:
+    """The two-sided 95% quantile of Student's t, to three decimals as in printed tables.
+
+    >>> t_quantile(2), t_quantile(11), t_quantile(1000)
+    (4.303, 2.201, 1.962)
+    """
+    low, high = 1.0, 16.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_probability(middle, freedom) < 0.95 else (low, middle)
+    return round(low, 3)
+
+
+def _t_probability(t: float, freedom: int) -> float:
+    """P(|T| < t), in closed form for whole degrees of freedom: Abramowitz & Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 RESAMPLES = 10_000

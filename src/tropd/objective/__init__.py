@@ -13,10 +13,12 @@ _HOMES = {
         "forward_kl generalized_jsd jsd_sampled_advantage k1 k2 k3 reverse_kl skew_forward_kl skew_reverse_kl "
         "topk_forward_kl topk_jsd_teacher_part"
     ),
-    "fused": "FusedLoss fused_loss",
-    "head": "Head entropy_of gather_logps logps_of over_vocabulary sampled_logps scan_vocabulary topk_logps topk_of",
+    "head.fused_loss": "FusedLoss fused_loss",
+    "head.layer": (
+        "Head entropy_of gather_logps logps_of over_vocabulary sampled_logps scan_vocabulary topk_logps topk_of"
+    ),
     "loss": (
-        "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm full_function learned_from "
+        "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm active_tokens full_function "
         "reads_tail student_terms token_losses topk_function"
     ),
     "methods": "METHODS SETTINGS Method describe get_method",
@@ -31,8 +33,8 @@ __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 if TYPE_CHECKING:
     from .divergences import *  # noqa: F403
-    from .fused import *  # noqa: F403
-    from .head import *  # noqa: F403
+    from .head.fused_loss import *  # noqa: F403
+    from .head.layer import *  # noqa: F403
     from .loss import *  # noqa: F403
     from .methods import *  # noqa: F403
     from .policy_gradient import *  # noqa: F403

@@ -2,7 +2,8 @@
 
 *Reverse* is KL(student‖teacher), *forward* is KL(teacher‖student); both functions take the student first. All
 inputs are natural-log probabilities: `*_logps_NV` whole distributions [N, V], `*_logp_N` one token each [N],
-`*_topk_logp_NK` the teacher's top-k tokens [N, K]. Every function returns one value per token, [N], in nats.
+`*_topk_logp_NK` the teacher's top-k tokens [N, K]. Every function returns one value per token, [N], in nats. N stands
+for any number of axes, the same for student and teacher.
 """
 
 import math
@@ -11,23 +12,47 @@ import torch
 from torch import Tensor
 
 from .methods import TRUNCATIONS
+from .shapes import check_rows, check_same_shape
 
 
 def k1(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """K1 estimate of reverse KL on a student sample: log π_S(x) − log π_T(x) (TrOPD, trust region).
+    """K1 estimate of reverse KL on a student sample: log π_S(x) − log π_T(x) (TrOPD, arXiv 2606.01249, trust region).
 
     Differentiated directly it teaches nothing, E[∇log π_S] = 0: use it, negated and detached, as an advantage.
+
+    >>> round(k1(torch.tensor([0.9]).log(), torch.tensor([0.5]).log()).item(), 4)
+    0.5878
+
+    Raises:
+        ValueError: the two differ in shape.
     """
+    check_same_shape(student_logp_N=student_logp_N, teacher_logp_N=teacher_logp_N)
     return student_logp_N - teacher_logp_N
 
 
 def k2(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """K2 = ½ (log π_T(x) − log π_S(x))²; its direct gradient on student samples is that of reverse KL."""
+    """K2 = ½ (log π_T(x) − log π_S(x))²; its direct gradient on student samples is that of reverse KL.
+
+    >>> round(k2(torch.tensor([0.9]).log(), torch.tensor([0.5]).log()).item(), 4)
+    0.1727
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    check_same_shape(student_logp_N=student_logp_N, teacher_logp_N=teacher_logp_N)
     return 0.5 * (teacher_logp_N - student_logp_N).square()
 
 
 def k3(student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """K3 = ρ − 1 − log ρ with ρ = π_T(x)/π_S(x); its direct gradient on student samples is that of *forward* KL."""
+    """K3 = ρ − 1 − log ρ with ρ = π_T(x)/π_S(x); its direct gradient on student samples is that of *forward* KL.
+
+    >>> round(k3(torch.tensor([0.9]).log(), torch.tensor([0.5]).log()).item(), 4)
+    0.1433
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    check_same_shape(student_logp_N=student_logp_N, teacher_logp_N=teacher_logp_N)
     log_ratio = teacher_logp_N - student_logp_N
     return torch.expm1(log_ratio) - log_ratio
 
@@ -38,12 +63,24 @@ def reverse_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor) -> Tensor:
     >>> student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
     >>> round(reverse_kl(student, teacher).item(), 4), round(forward_kl(student, teacher).item(), 4)
     (0.3681, 0.5108)
+
+    Raises:
+        ValueError: the two differ in shape.
     """
+    _check_distributions(student_logps_NV, teacher_logps_NV)
     return _mean_under(student_logps_NV, student_logps_NV - teacher_logps_NV)
 
 
 def forward_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor) -> Tensor:
-    """KL(π_T‖π_S) = Σ π_T (log π_T − log π_S)."""
+    """KL(π_T‖π_S) = Σ π_T (log π_T − log π_S).
+
+    >>> round(forward_kl(torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()).item(), 4)
+    0.5108
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    _check_distributions(student_logps_NV, teacher_logps_NV)
     return _mean_under(teacher_logps_NV, teacher_logps_NV - student_logps_NV)
 
 
@@ -53,12 +90,16 @@ def topk_forward_kl(
     truncation: str = "none",
     student_tail_logp_N: Tensor | None = None,
 ) -> Tensor:
-    """Forward KL on the teacher's top-k tokens (TrOPD, outlier term; EOPD).
+    """Forward KL on the teacher's top-k tokens (TrOPD, arXiv 2606.01249, outlier term; EOPD, arXiv 2603.07079).
 
     `none` is the sum as printed, Σ_k π_T (log π_T − log π_S), which can be negative; its gradient in the student's
     logits is P·π_S − π_T·1[top-k]. `teacher_renorm` divides π_T by its mass P on the top-k (value ≥ 0, the same
     gradient divided by P). `tail` adds one bucket for the remaining tokens: the true KL of the coarsened
     distributions, exact at k = V. The student is never renormalised: at k = 1 that loss would be identically zero.
+
+    >>> student, teacher = torch.tensor([[0.3, 0.2]]).log(), torch.tensor([[0.6, 0.2]]).log()
+    >>> [round(topk_forward_kl(student, teacher, way).item(), 4) for way in ("none", "teacher_renorm", "tail")]
+    [0.4159, 0.743, 0.2326]
 
     Args:
         student_topk_logp_NK: [N, K], from the student's full softmax, at the teacher's top-k tokens.
@@ -66,7 +107,12 @@ def topk_forward_kl(
         truncation: `none`, `teacher_renorm` or `tail`.
         student_tail_logp_N: [N], log of the student's mass on all other tokens, for `tail`. By default 1 minus the mass
             on the top-k, which float32 cannot tell from nothing below 1e-5, and then has no gradient.
+
+    Raises:
+        ValueError: student and teacher differ in shape, the tail has other rows, or `truncation` is unknown.
     """
+    check_same_shape(least_axes=1, student_topk_logp_NK=student_topk_logp_NK, teacher_topk_logp_NK=teacher_topk_logp_NK)
+    check_rows(student_topk_logp_NK[..., 0], 0, student_tail_logp_N=student_tail_logp_N)
     if truncation == "teacher_renorm":
         teacher_topk_logp_NK = teacher_topk_logp_NK - teacher_topk_logp_NK.logsumexp(-1, keepdim=True)
     kl = _mean_under(teacher_topk_logp_NK, teacher_topk_logp_NK - student_topk_logp_NK)
@@ -80,10 +126,18 @@ def topk_forward_kl(
 
 
 def generalized_jsd(student_logps_NV: Tensor, teacher_logps_NV: Tensor, beta: float) -> Tensor:
-    """JSD_β = β KL(π_T‖π_M) + (1−β) KL(π_S‖π_M), π_M = β π_T + (1−β) π_S (GKD).
+    """JSD_β = β KL(π_T‖π_M) + (1−β) KL(π_S‖π_M), π_M = β π_T + (1−β) π_S (GKD, arXiv 2306.13649).
 
     By convention β = 0 is forward KL and β = 1 is reverse KL, the limits of JSD_β / (β(1−β)) up to scale.
+
+    >>> student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    >>> [round(generalized_jsd(student, teacher, beta).item(), 3) for beta in (0.0, 0.5, 1.0)]
+    [0.511, 0.102, 0.368]
+
+    Raises:
+        ValueError: the two differ in shape, or β is outside [0, 1].
     """
+    _check_distributions(student_logps_NV, teacher_logps_NV)
     if beta == 0.0:
         return forward_kl(student_logps_NV, teacher_logps_NV)
     if beta == 1.0:
@@ -94,27 +148,68 @@ def generalized_jsd(student_logps_NV: Tensor, teacher_logps_NV: Tensor, beta: fl
 
 
 def topk_jsd_teacher_part(student_topk_logp_NK: Tensor, teacher_topk_logp_NK: Tensor, beta: float) -> Tensor:
-    """The direct half of the paper's hybrid JSD: β Σ_{top-k} π_T log(π_T/π_M) (TrOPD, comparison table)."""
+    """The direct half of the hybrid JSD: β Σ_{top-k} π_T log(π_T/π_M) (TrOPD, arXiv 2606.01249, comparison table).
+
+    >>> student, teacher = torch.tensor([[0.3, 0.2]]).log(), torch.tensor([[0.6, 0.2]]).log()
+    >>> round(topk_jsd_teacher_part(student, teacher, 0.5).item(), 4)
+    0.0863
+
+    Raises:
+        ValueError: the two differ in shape, or β is not strictly between 0 and 1.
+    """
+    check_same_shape(least_axes=1, student_topk_logp_NK=student_topk_logp_NK, teacher_topk_logp_NK=teacher_topk_logp_NK)
     mixture = _log_mixture(teacher_topk_logp_NK, student_topk_logp_NK, beta)
     return beta * _mean_under(teacher_topk_logp_NK, teacher_topk_logp_NK - mixture)
 
 
 def jsd_sampled_advantage(student_logp_N: Tensor, teacher_logp_N: Tensor, beta: float) -> Tensor:
-    """The sampled half of the hybrid JSD as an advantage: −(1−β) log(π_S(x)/π_M(x)), detached."""
+    """The sampled half of the hybrid JSD as an advantage: −(1−β) log(π_S(x)/π_M(x)), detached.
+
+    TrOPD, arXiv 2606.01249, comparison table.
+
+    >>> round(jsd_sampled_advantage(torch.tensor([0.9]).log(), torch.tensor([0.5]).log(), 0.5).item(), 4)
+    -0.1257
+
+    Raises:
+        ValueError: the two differ in shape, or β is not strictly between 0 and 1.
+    """
+    check_same_shape(student_logp_N=student_logp_N, teacher_logp_N=teacher_logp_N)
     student, teacher = student_logp_N.detach(), teacher_logp_N.detach()
     return -(1 - beta) * (student - _log_mixture(teacher, student, beta))
 
 
 def skew_forward_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor, alpha: float = 0.1) -> Tensor:
-    """KL(π_T‖α π_T + (1−α) π_S) (DistiLLM)."""
+    """KL(π_T‖α π_T + (1−α) π_S) (DistiLLM, arXiv 2402.03898).
+
+    >>> student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    >>> round(skew_forward_kl(student, teacher).item(), 4)
+    0.3653
+
+    Raises:
+        ValueError: the two differ in shape, or α is not strictly between 0 and 1.
+    """
+    _check_distributions(student_logps_NV, teacher_logps_NV)
     mixture = _log_mixture(teacher_logps_NV, student_logps_NV, alpha)
     return _mean_under(teacher_logps_NV, teacher_logps_NV - mixture)
 
 
 def skew_reverse_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor, alpha: float = 0.1) -> Tensor:
-    """KL(π_S‖α π_S + (1−α) π_T) (DistiLLM)."""
+    """KL(π_S‖α π_S + (1−α) π_T) (DistiLLM, arXiv 2402.03898).
+
+    >>> student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    >>> round(skew_reverse_kl(student, teacher).item(), 4)
+    0.3071
+
+    Raises:
+        ValueError: the two differ in shape, or α is not strictly between 0 and 1.
+    """
+    _check_distributions(student_logps_NV, teacher_logps_NV)
     mixture = _log_mixture(student_logps_NV, teacher_logps_NV, alpha)
     return _mean_under(student_logps_NV, student_logps_NV - mixture)
+
+
+def _check_distributions(student_logps_NV: Tensor, teacher_logps_NV: Tensor) -> None:
+    check_same_shape(least_axes=1, student_logps_NV=student_logps_NV, teacher_logps_NV=teacher_logps_NV)
 
 
 def _mean_under(logps: Tensor, values: Tensor) -> Tensor:

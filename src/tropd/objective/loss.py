@@ -1,5 +1,9 @@
 """From student, teacher and regions to one loss value per token; then, separately, to a scalar.
 
+This is the oracle: `student_terms`, `token_losses` and `reduce.reduce_losses`, one after another, are the loss as it is
+written, differentiated by autograd. Training runs `head.fused_loss`, which is quicker, calls the same `token_losses`,
+and is held to this path in values and gradients.
+
 Shapes: N response tokens of any number of sequences (student-written and prefix alike), M ≤ N of them with a direct
 term, K the teacher's top-k, V vocabulary. Signals are detached numbers made when the batch was built; only the
 student's terms carry gradient.
@@ -16,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
-from .head import Head, gather_logps, over_vocabulary
+from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
 from .policy_gradient import policy_gradient_loss
+from .shapes import check_rows, check_same_shape
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,14 @@ class TokenSignals:
         outlier_weight: weight of the outlier region.
         guidance_mask: 1 on tokens of a teacher prefix.
         reward_advantage: weighted advantage of verifiable rewards, or `None`.
+
+    Raises:
+        ValueError: two of them differ in shape.
+
+    >>> rollout, teacher = torch.tensor([-1.0, -0.5]), torch.tensor([-2.0, -0.5])
+    >>> trust, rest = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    >>> TokenSignals(rollout, teacher, trust, rest, guidance_mask=torch.zeros(2)).log_ratio
+    tensor([-1.,  0.])
     """
 
     rollout_logp: Tensor
@@ -43,6 +56,9 @@ class TokenSignals:
     outlier_weight: Tensor
     guidance_mask: Tensor
     reward_advantage: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_same_shape(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
     def log_ratio(self) -> Tensor:
@@ -57,12 +73,22 @@ class TokenSignals:
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Loss values to be minimised, per token [N], already weighted by the token's region."""
+    """Loss values to be minimised, per token [N], already weighted by the token's region.
+
+    Raises:
+        ValueError: two of them differ in shape.
+
+    >>> TokenLosses(trust=torch.ones(2), outlier=torch.zeros(2), guidance=torch.zeros(2), reward=torch.zeros(2)).trust
+    tensor([1., 1.])
+    """
 
     trust: Tensor
     outlier: Tensor
     guidance: Tensor
     reward: Tensor
+
+    def __post_init__(self) -> None:
+        check_same_shape(trust=self.trust, outlier=self.outlier, guidance=self.guidance, reward=self.reward)
 
 
 LEAST_TAIL = -80.0
@@ -70,7 +96,19 @@ LEAST_TAIL = -80.0
 
 
 class DirectTerm(Protocol):
-    """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M])."""
+    """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M]).
+
+    One of one's own, which `student_terms` takes; `fused_loss` differentiates it by autograd:
+
+    >>> class Entropy:
+    ...     def __init__(self, index):
+    ...         self.index = index
+    ...     def __call__(self, student_logps_CV, rows):
+    ...         return -(student_logps_CV.exp() * student_logps_CV).sum(-1), torch.ones(len(student_logps_CV))
+    >>> hidden, tokens, entropy = torch.ones(2, 3), torch.tensor([0, 1]), Entropy(torch.tensor([1]))
+    >>> [round(value, 4) for value in student_terms(hidden, Head(torch.zeros(4, 3)), tokens, entropy)[1].tolist()]
+    [0.0, 1.3863]
+    """
 
     @property
     def index(self) -> Tensor:
@@ -92,6 +130,15 @@ class TopKTerm:
         teacher_logp: [M, K], of the teacher's full softmax.
         function: (student_topk_logp [C, K], teacher_topk_logp [C, K]) → [C].
         reads_tail: `function` takes the log of the student's mass on all other tokens, [C], as well.
+
+    Raises:
+        ValueError: ids and log-probabilities differ in shape, or are not [M, K].
+
+    >>> teacher = torch.tensor([[0.6, 0.2]]).log()
+    >>> term = TopKTerm(torch.tensor([0]), torch.tensor([[2, 0]]), teacher, topk_forward_kl)
+    >>> value, mass = term(torch.tensor([[0.2, 0.5, 0.3]]).log(), slice(0, 1))
+    >>> round(value.item(), 4), round(mass.item(), 4)
+    (0.4159, 0.5)
     """
 
     index: Tensor
@@ -99,6 +146,10 @@ class TopKTerm:
     teacher_logp: Tensor
     function: Callable[..., Tensor]
     reads_tail: bool = False
+
+    def __post_init__(self) -> None:
+        check_same_shape(token_ids=self.token_ids, teacher_logp=self.teacher_logp)
+        check_rows(self.index, 1, token_ids=self.token_ids)
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         ids, tail = self.token_ids[rows].long(), None
@@ -129,12 +180,24 @@ class FullVocabularyTerm:
         teacher_hidden: [M, H_T].
         teacher_head: the teacher's output layer.
         function: (student_logps [C, V], teacher_logps [C, V]) → [C].
+
+    Raises:
+        ValueError: `teacher_hidden` is not [M, H_T].
+
+    >>> from tropd.objective import reverse_kl
+    >>> term = FullVocabularyTerm(torch.tensor([0]), torch.ones(1, 3), Head(torch.zeros(2, 3)), reverse_kl)
+    >>> value, _ = term(torch.tensor([[0.9, 0.1]]).log(), slice(0, 1))
+    >>> round(value.item(), 4)
+    0.3681
     """
 
     index: Tensor
     teacher_hidden: Tensor
     teacher_head: Head
     function: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        check_rows(self.index, 1, teacher_hidden=self.teacher_hidden)
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -158,6 +221,13 @@ class SeveralTerms:
 
     Attributes:
         terms: one for each teacher; no token is in two of them.
+
+    >>> from tropd.objective import reverse_kl
+    >>> def term(*index):
+    ...     hidden, head = torch.ones(len(index), 3), Head(torch.zeros(2, 3))
+    ...     return FullVocabularyTerm(torch.tensor(index), hidden, head, reverse_kl)
+    >>> SeveralTerms((term(0, 3), term(1))).index
+    tensor([0, 1, 3])
     """
 
     terms: tuple[FullVocabularyTerm, ...]
@@ -189,12 +259,12 @@ class SeveralTerms:
         return values, masses
 
 
-def narrowed(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
+def restrict_term(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
     """The direct term of a run of tokens, its index counted from the run's start."""
     if direct is None:
         return None
     if isinstance(direct, SeveralTerms):
-        return SeveralTerms(tuple(narrowed(term, tokens) for term in direct.terms))  # type: ignore[misc]
+        return SeveralTerms(tuple(restrict_term(term, tokens) for term in direct.terms))  # type: ignore[misc]
     inside = (direct.index >= tokens.start) & (direct.index < tokens.stop)
     index = direct.index[inside] - tokens.start
     if isinstance(direct, TopKTerm):
@@ -205,32 +275,49 @@ def narrowed(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None:
     return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside])
 
 
-def moved(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
+def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
     """The direct term where token n has become token `place_N[n]`; the tokens of a term keep their order."""
     if direct is None:
         return None
     if isinstance(direct, SeveralTerms):
-        return SeveralTerms(tuple(moved(term, place_N) for term in direct.terms))  # type: ignore[misc]
+        return SeveralTerms(tuple(reindex_term(term, place_N) for term in direct.terms))  # type: ignore[misc]
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
 def reads_tail(method: Method) -> bool:
-    """Does `method` compare the mass on all tokens outside of the top-k, too?"""
+    """Does `method` compare the mass on all tokens outside of the top-k, too?
+
+    >>> from tropd import get_method
+    >>> reads_tail(get_method("tropd")), reads_tail(get_method("tropd", fkl_truncation="tail"))
+    (False, True)
+    """
     return method.outlier_uses_fkl and method.fkl_truncation == "tail"
 
 
 def topk_function(method: Method) -> Callable[..., Tensor]:
-    """What `method` computes on the teacher's top-k tokens; see `TopKTerm`."""
+    """What `method` computes on the teacher's top-k tokens; see `TopKTerm`.
+
+    >>> from tropd import get_method
+    >>> student, teacher = torch.tensor([[0.3, 0.2]]).log(), torch.tensor([[0.6, 0.2]]).log()
+    >>> round(topk_function(get_method("tropd"))(student, teacher).item(), 4)
+    0.4159
+    """
     if method.trust == "jsd":
-        return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _set(method.jsd_beta))
+        return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _require(method.jsd_beta))
     truncation = method.fkl_truncation or "none"
     return lambda student, teacher, *tail: topk_forward_kl(student, teacher, truncation, *tail)
 
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
-    """What `method` computes on whole distributions."""
+    """What `method` computes on whole distributions; see `FullVocabularyTerm`.
+
+    >>> from tropd import get_method
+    >>> student, teacher = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    >>> round(full_function(get_method("gkd"))(student, teacher).item(), 4)  # reverse KL
+    0.3681
+    """
     # A partial, in which the fused loss recognises what it has a closed form for.
-    return functools.partial(generalized_jsd, beta=_set(method.jsd_beta))
+    return functools.partial(generalized_jsd, beta=_require(method.jsd_beta))
 
 
 def student_terms(
@@ -243,10 +330,25 @@ def student_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The student's differentiable terms in one pass over its head.
 
+    >>> logp, _, _ = student_terms(torch.ones(2, 3), Head(torch.zeros(4, 3)), torch.tensor([0, 3]))
+    >>> [round(value, 4) for value in logp.tolist()]
+    [-1.3863, -1.3863]
+
+    Args:
+        hidden_NH: [N, H], states that predict the tokens.
+        head: the student's output layer, at the sampling temperature.
+        token_ids_N: the sampled tokens.
+        direct: the divergence to differentiate directly, or `None`.
+        slice_tokens: tokens per slice, see `over_vocabulary`.
+
     Returns:
         log π_S of each token [N]; the direct term [N]; and, detached, the student's mass on the tokens that the
         direct term compares [N]. The last two are zero where `direct.index` does not point.
+
+    Raises:
+        ValueError: `hidden_NH` does not fit the head, or has not one row for each token.
     """
+    check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
     bounds, token_ids_N = None if direct is None else direct.index.cpu(), head.events(token_ids_N)
 
     def terms(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,8 +368,15 @@ def student_terms(
     return logp, values, masses.detach()
 
 
-def learned_from(method: Method, signals: TokenSignals) -> Tensor:
-    """bool [N]: the tokens whose loss under `method` can be other than zero, in value or gradient."""
+def active_tokens(method: Method, signals: TokenSignals) -> Tensor:
+    """bool [N]: the tokens whose loss under `method` can be other than zero, in value or gradient.
+
+    >>> from tropd import get_method
+    >>> logp, trust = torch.zeros(3), torch.tensor([1.0, 0.0, 0.0])
+    >>> signals = TokenSignals(logp, logp, trust, outlier_weight=trust.roll(1), guidance_mask=trust.roll(2))
+    >>> [active_tokens(get_method(name), signals).tolist() for name in ("tropd", "mask_outlier")]
+    [[True, True, True], [True, False, False]]
+    """
     learned = signals.trust_weight != 0
     if method.outlier != "mask":
         learned = learned | (signals.outlier_weight != 0)
@@ -280,26 +389,37 @@ def learned_from(method: Method, signals: TokenSignals) -> Tensor:
 
 
 def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, direct_N: Tensor) -> TokenLosses:
-    """Every token's loss under `method`, per region: −J of the method page's section 1.1, token by token.
+    """Every token's loss under `method`, per region: −J of TrOPD (arXiv 2606.01249, objective), token by token.
 
     A token of weight zero contributes exactly zero and no gradient, whatever its log ratio.
+
+    >>> from tropd import get_method
+    >>> rollout, teacher, trust = torch.tensor([-1.0, -1.0]), torch.tensor([-1.5, -9.0]), torch.tensor([1.0, 0.0])
+    >>> signals = TokenSignals(rollout, teacher, trust, outlier_weight=1 - trust, guidance_mask=torch.zeros(2))
+    >>> losses = token_losses(get_method("tropd"), signals, rollout, direct_N=torch.tensor([0.0, 0.4]))
+    >>> losses.trust.tolist(), [round(value, 4) for value in losses.outlier.tolist()]
+    ([0.5, 0.0], [0.0, 0.4])
 
     Args:
         method: the stage in force.
         signals: detached, see `TokenSignals`.
         student_logp_N: log π_S of the sampled tokens, differentiable.
         direct_N: the direct term from `student_terms`, zero where the method has none.
+
+    Raises:
+        ValueError: signals, log-probabilities and direct term differ in shape.
     """
+    check_same_shape(student_logp_N=student_logp_N, direct_N=direct_N, signals=signals.rollout_logp)
 
     def policy_gradient(advantage: Tensor, weight: Tensor) -> Tensor:
         # An infinite advantage of a token left out would still reach the gradient as 0·∞.
         advantage = torch.where(weight == 0, 0.0, advantage)
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
-        return _weighted(weight, loss)
+        return _weigh(weight, loss)
 
     trust = _trust_losses(method, signals, policy_gradient, direct_N)
     outlier = _outlier_losses(method, signals, policy_gradient, direct_N)
-    guidance = _weighted(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
     student_weight = signals.trust_weight + signals.outlier_weight
     reward = (
         torch.zeros_like(student_logp_N)
@@ -312,10 +432,10 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
 def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
     weight = signals.trust_weight
     if method.trust == "gkd":
-        return _weighted(weight, direct_N)
+        return _weigh(weight, direct_N)
     if method.trust == "jsd":
-        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _set(method.jsd_beta))
-        return policy_gradient(advantage, weight) + _weighted(weight, direct_N)
+        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
+        return policy_gradient(advantage, weight) + _weigh(weight, direct_N)
     advantage = signals.log_ratio
     if method.advantage_floor is not None:
         advantage = advantage.clamp_min(method.advantage_floor)
@@ -325,22 +445,22 @@ def _trust_losses(method: Method, signals: TokenSignals, policy_gradient, direct
 def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient, direct_N: Tensor) -> Tensor:
     weight = signals.outlier_weight
     if method.outlier == "clip":
-        return policy_gradient(signals.log_ratio.clamp_min(_set(method.outlier_tau)), weight)
+        return policy_gradient(signals.log_ratio.clamp_min(_require(method.outlier_tau)), weight)
     if method.outlier == "fkl_direct":
-        return method.fkl_weight * _weighted(weight, direct_N)
+        return method.fkl_weight * _weigh(weight, direct_N)
     if method.outlier == "fkl_scalar":
-        # The printed value as a detached advantage: another algorithm, kept as a switch (METHOD 1.5).
+        # The printed value as a detached advantage: another algorithm, kept as a switch (docs/footguns.md).
         return policy_gradient(-method.fkl_weight * direct_N.detach(), weight)
     if method.outlier == "k1_and_fkl":
-        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weighted(weight, direct_N)
+        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weigh(weight, direct_N)
     return torch.zeros_like(weight)
 
 
-def _weighted(weight: Tensor, value: Tensor) -> Tensor:
+def _weigh(weight: Tensor, value: Tensor) -> Tensor:
     """weight·value with 0·(anything) = 0 in both passes."""
     return torch.where(weight == 0, 0.0, weight * torch.where(weight == 0, 0.0, value))
 
 
-def _set(value: float | None) -> float:
+def _require(value: float | None) -> float:
     assert value is not None, "get_method fills every setting that a method reads"
     return value

@@ -5,15 +5,18 @@ teacher prefixes guide the rollout. `METHODS` holds the published settings under
 parts of one and refuses a change that would have no effect. This file imports no torch, so that listing is quick.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
+
+from ..suggestions import hint
 
 DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
 two floors (−1.72 and −2.56)."""
 
+GATES = ("open", "closed", "bernoulli", "expected", "hard", "floor", "student_entropy", "teacher_entropy")
 TRUST_GATES = ("bernoulli", "expected", "hard")
 OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
 REDUCTIONS = ("shared", "per_region", "selected")
@@ -25,6 +28,9 @@ PREFIX_READINGS = ("cap", "share")
 @dataclass(frozen=True)
 class Method:
     """How each kind of token is learned from. Build one with `get_method`.
+
+    >>> METHODS["tropd"].gate, METHODS["tropd"].outlier, METHODS["tropd"].guided
+    ('bernoulli', 'fkl_direct', True)
 
     Attributes:
         name: what the papers call it.
@@ -75,6 +81,16 @@ class Method:
     second_stage: "Method | None" = None
     switch_at: float | None = None
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                _check_part(field.name, value, _PARTS)
+            if field.name in ("name", "summary", "source") and not isinstance(value, str):
+                raise ValueError(f"{field.name} is {value!r:.100}; it must be text.")
+        if self.second_stage is not None and not isinstance(self.second_stage, Method):
+            raise ValueError(f"second_stage is {self.second_stage!r:.100}; it must be a Method, or None.")
+
     @property
     def guided(self) -> bool:
         """Does a teacher prefix start the rollouts?"""
@@ -99,6 +115,45 @@ class Method:
         if self.second_stage is None or self.switch_at is None or progress < self.switch_at:
             return self
         return self.second_stage
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "gate": TRUST_GATES,
+    "outlier": OUTLIERS,
+    "fkl_truncation": TRUNCATIONS,
+    "reduction": REDUCTIONS,
+    "guidance_schedule": SCHEDULES,
+    "guidance_length": PREFIX_READINGS,
+}
+
+# The same of a method as a whole, which has parts that no setting changes.
+_PARTS = _CHOICES | {"gate": GATES, "trust": ("k1", "jsd", "gkd"), "outlier": (*OUTLIERS, "k1_and_fkl")}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "fkl_top_k": (lambda k: isinstance(k, Integral) and 1 <= int(k) < 2**31, "a whole number of at least 1"),
+    "fkl_weight": (lambda w: 0 < w < float("inf"), "above 0, and finite"),
+    "outlier_tau": (lambda t: t == t and t < float("inf"), "a number of nats (-inf trusts every token)"),
+    "advantage_floor": (lambda t: t == t and t <= 0, "a number of nats, at most 0"),
+    "entropy_share": (lambda s: 0 < s <= 1, "in (0, 1]"),
+    "teacher_entropy_tau": (lambda t: t >= 0, "at least 0 nats (inf selects no token)"),
+    "jsd_beta": (lambda b: 0 <= b <= 1, "in [0, 1]"),
+    "ratio_clip": (lambda e: 0 < e < 1, "in (0, 1)"),
+    "guidance_beta": (lambda b: 0 <= b < float("inf"), "at least 0, and finite"),
+    "switch_at": (lambda s: 0 <= s <= 1, "a fraction of training in [0, 1]"),
+}
+
+
+def _check_part(key: str, value: Any, choices: dict[str, tuple[str, ...]]) -> None:
+    if key in choices and not (isinstance(value, str) and value in choices[key]):
+        raise ValueError(
+            f"{key} is {value!r:.100}{hint(str(value), choices[key])}. Choose one of: {', '.join(choices[key])}."
+        )
+    if key in _RANGES and not (_is_number(value) and _RANGES[key][0](value)):
+        raise ValueError(f"{key} is {value!r:.100}; it must be {_RANGES[key][1]}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 _FKL: dict[str, Any] = {"fkl_top_k": 64, "fkl_truncation": "none"}
@@ -221,28 +276,6 @@ METHODS: dict[str, Method] = {
     )
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "gate": TRUST_GATES,
-    "outlier": OUTLIERS,
-    "fkl_truncation": TRUNCATIONS,
-    "reduction": REDUCTIONS,
-    "guidance_schedule": SCHEDULES,
-    "guidance_length": PREFIX_READINGS,
-}
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "fkl_top_k": (lambda k: isinstance(k, int) and k >= 1, "a whole number of at least 1"),
-    "fkl_weight": (lambda w: w > 0, "above 0"),
-    "outlier_tau": (lambda t: t == t and t < float("inf"), "a number of nats (-inf trusts every token)"),
-    "advantage_floor": (lambda t: t == t and t <= 0, "a number of nats, at most 0"),
-    "entropy_share": (lambda s: 0 < s <= 1, "in (0, 1]"),
-    "teacher_entropy_tau": (lambda t: t >= 0, "at least 0 nats (inf selects no token)"),
-    "jsd_beta": (lambda b: 0 <= b <= 1, "in [0, 1]"),
-    "ratio_clip": (lambda e: 0 < e < 1, "in (0, 1)"),
-    "guidance_beta": (lambda b: b >= 0, "at least 0"),
-    "switch_at": (lambda s: 0 <= s <= 1, "a fraction of training in [0, 1]"),
-}
-
 # Where each setting has an effect, and the reason given when it has none.
 _RELEVANT: dict[str, tuple[Callable[[Method], bool], str]] = {
     "gate": (
@@ -303,8 +336,10 @@ def get_method(name: str, **changes: Any) -> Method:
         ValueError: an unknown name or setting, a value out of range, or a setting that the method would never read;
             the sentence says what to type instead.
     """
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}, which is unknown{_nearest(name, METHODS)}. Known: {', '.join(METHODS)}.")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(
+            f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}."
+        )
     changes = {key: value for key, value in changes.items() if value is not None}
     for key, value in changes.items():
         _check_value(key, value)
@@ -348,13 +383,8 @@ def _with_defaults(method: Method) -> Method:
 
 def _check_value(key: str, value: Any) -> None:
     if key not in _RELEVANT:
-        raise ValueError(f"{key} is not a setting of a method{_nearest(key, _RELEVANT)}.")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise ValueError(
-            f"{key} is {value!r}{_nearest(str(value), _CHOICES[key])}. Choose one of: {', '.join(_CHOICES[key])}."
-        )
-    if key in _RANGES and not _RANGES[key][0](value):
-        raise ValueError(f"{key} is {value!r}; it must be {_RANGES[key][1]}.")
+        raise ValueError(f"{key} is not a setting of a method{hint(key, _RELEVANT)}.")
+    _check_part(key, value, _CHOICES)
 
 
 def _check_whole(method: Method) -> None:
@@ -377,13 +407,12 @@ def _check_whole(method: Method) -> None:
         )
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def describe(method: Method) -> dict[str, Any]:
-    """The method's settings as plain data for a run directory: what is set, nested for a second stage."""
+    """The method's settings as plain data for a run directory: what is set, nested for a second stage.
+
+    >>> {key: value for key, value in describe(METHODS["opd"]).items() if key not in ("summary", "source")}["gate"]
+    'open'
+    """
     plain = {field.name: getattr(method, field.name) for field in fields(method)}
     if method.second_stage is not None:
         plain["second_stage"] = describe(method.second_stage)

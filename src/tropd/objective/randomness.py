@@ -16,6 +16,13 @@ def addressed_uniforms(seed: int, step: int, rows: Sequence[int], length: int, s
     A counter-based generator (Philox) is keyed by (seed, step) and started at (row, stream), so the draws of a row
     do not depend on its batch, rank, micro-batch or padded length.
 
+    Args:
+        seed: of the run.
+        step: of the batch.
+        rows: numbers of the rows, over the whole run's data.
+        length: positions of each row.
+        stream: what the draws are for.
+
     >>> long, short = addressed_uniforms(0, 7, [3, 5], 9), addressed_uniforms(0, 7, [5], 4)
     >>> bool((long[1, :4] == short[0]).all())
     True

@@ -10,13 +10,17 @@ import math
 import torch
 from torch import Tensor
 
-GATES = ("open", "closed", "bernoulli", "expected", "hard", "floor", "student_entropy", "teacher_entropy")
+from .methods import GATES
+from .shapes import check_same_shape
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
-    """P_trust = min(π_T/π_S, 1), the acceptance test of speculative decoding (TrOPD, trust region).
+    """P_trust = min(π_T/π_S, 1), the acceptance test of speculative decoding.
 
-    Its mean over student samples is 1 − TV(π_S, π_T).
+    TrOPD, arXiv 2606.01249, trust region. Its mean over student samples is 1 − TV(π_S, π_T).
+
+    >>> trust_probability(torch.tensor([-1.0, 0.0, 2.0]))
+    tensor([0.3679, 1.0000, 1.0000])
     """
     return torch.exp(log_ratio.detach().clamp_max(0.0))
 
@@ -31,37 +35,53 @@ def trust_weight(
 ) -> Tensor:
     """The weight in [0, 1] with which each token is trusted, in the dtype of `log_ratio`, detached.
 
+    >>> log_ratio = torch.tensor([-3.0, -1.0, 0.5])
+    >>> trust_weight("bernoulli", log_ratio, uniforms=torch.tensor([0.2, 0.2, 0.2]))
+    tensor([0., 1., 1.])
+    >>> trust_weight("hard", log_ratio, tau=-2.0)
+    tensor([0., 1., 1.])
+
     Args:
         gate: `bernoulli`, M = 1[u < P_trust], the paper's; `expected`, P_trust itself (the Bernoulli gate averaged
-            out); `hard`, 1[r > τ]; `floor`, 1[r ≥ τ] (REOPOLD, phase I); `student_entropy` and `teacher_entropy`,
-            the tokens in `selected`; `open` and `closed`, every token or none.
+            out); `hard`, 1[r > τ]; `floor`, 1[r ≥ τ] (REOPOLD, arXiv 2603.11137, phase I); `student_entropy`
+            and `teacher_entropy`, the tokens in `selected`; `open` and `closed`, every token or none.
         log_ratio: r, any shape.
         uniforms: draws in [0, 1) for `bernoulli`, addressed by (seed, step, row, position).
         tau: threshold in nats for `hard` and `floor`.
         selected: trusted tokens for the entropy gates, boolean.
+
+    Raises:
+        ValueError: an unknown gate, a number that the gate needs and that is `None`, or another shape than `log_ratio`.
     """
+    check_same_shape(log_ratio=log_ratio, uniforms=uniforms, selected=selected)
     if gate == "open":
         return torch.ones_like(log_ratio)
     if gate == "closed":
         return torch.zeros_like(log_ratio)
     if gate == "bernoulli":
-        return (_needed(uniforms, gate, "uniforms") < trust_probability(log_ratio)).to(log_ratio.dtype)
+        return (_require(uniforms, gate, "uniforms") < trust_probability(log_ratio)).to(log_ratio.dtype)
     if gate == "expected":
         return trust_probability(log_ratio)
     if gate == "hard":
-        return (log_ratio > _needed(tau, gate, "tau")).to(log_ratio.dtype)
+        return (log_ratio > _require(tau, gate, "tau")).to(log_ratio.dtype)
     if gate == "floor":
-        return (log_ratio >= _needed(tau, gate, "tau")).to(log_ratio.dtype)
+        return (log_ratio >= _require(tau, gate, "tau")).to(log_ratio.dtype)
     if gate in ("student_entropy", "teacher_entropy"):
-        return _needed(selected, gate, "selected").to(log_ratio.dtype)
+        return _require(selected, gate, "selected").to(log_ratio.dtype)
     raise ValueError(f"gate is {gate!r}; choose one of {', '.join(GATES)}")
 
 
 def top_share_threshold(values: Tensor, share: float) -> float:
     """The value that the top `share` of `values` reaches: the ⌈share·n⌉-th largest (+inf for no values).
 
-    Used for "the 20% of tokens with the highest entropy" (Entropy OPD, REOPOLD phase II) over the *global* batch;
-    tokens that tie with the threshold are all in.
+    Used for "the 20% of tokens with the highest entropy" (Entropy OPD of TrOPD, arXiv 2606.01249, comparison table;
+    REOPOLD, arXiv 2603.11137, phase II) over the *global* batch; tokens that tie with the threshold are all in.
+
+    >>> top_share_threshold(torch.tensor([0.1, 0.9, 0.5, 0.3]), 0.5)
+    0.5
+
+    Raises:
+        ValueError: `share` is outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; it must lie in (0, 1]")
@@ -72,7 +92,7 @@ def top_share_threshold(values: Tensor, share: float) -> float:
     return values.flatten().topk(count).values[-1].item()
 
 
-def _needed(value, gate: str, name: str):
+def _require(value, gate: str, name: str):
     if value is None:
         raise ValueError(f"gate {gate!r} needs `{name}`, which is None")
     return value

@@ -4,10 +4,14 @@ import math
 
 
 def guidance_fraction(schedule: str, step: int, total_steps: int) -> float:
-    """α_t in [0, 1]: `cosine` ½(1 + cos(πt/T)) (TrOPD, off-policy guidance), `linear` 1 − t/T, `constant` 1, `none` 0.
+    """α_t in [0, 1]: `cosine` ½(1 + cos(πt/T)) (TrOPD, arXiv 2606.01249,
+    off-policy guidance), `linear` 1 − t/T, `constant` 1, `none` 0.
 
     >>> [round(guidance_fraction("cosine", t, 4), 3) for t in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
+
+    Raises:
+        ValueError: an unknown schedule, or no step at all.
     """
     if total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}; a schedule needs at least one step")
@@ -26,8 +30,9 @@ def guidance_fraction(schedule: str, step: int, total_steps: int) -> float:
 def prefix_length(reading: str, fraction: float, *, response_length: int, max_length: int, min_tail: int = 1) -> int:
     """Number of teacher tokens that start a rollout.
 
-    `cap` is min(⌊α·L_max⌋, L), the sentence as printed; `share` is ⌊α·L⌋. Either way the student keeps something to
-    write: at least `min_tail` tokens of the teacher's response (its EOS not counted) and of the length budget.
+    `cap` is min(⌊α·L_max⌋, L), the sentence as printed (TrOPD, arXiv 2606.01249, off-policy guidance); `share` is
+    ⌊α·L⌋. Either way the student keeps something to write: at least `min_tail` tokens of the teacher's response (its
+    EOS not counted) and of the length budget.
 
     Args:
         reading: `cap` or `share`.
@@ -39,6 +44,9 @@ def prefix_length(reading: str, fraction: float, *, response_length: int, max_le
     >>> prefix_length("cap", 0.5, response_length=40, max_length=100), prefix_length("share", 0.5,
     ...     response_length=40, max_length=100), prefix_length("cap", 1.0, response_length=40, max_length=100)
     (39, 20, 39)
+
+    Raises:
+        ValueError: an unknown reading, or a tail without a token.
     """
     if reading not in ("cap", "share"):
         raise ValueError(f"guidance_length is {reading!r}; choose cap or share")

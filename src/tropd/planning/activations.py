@@ -96,8 +96,8 @@ def sampler_bytes(shape: ModelShape, rows: int) -> int:
 
 def head_slice_bytes(setup: Setup, shape: ModelShape, num_tokens: int, use: str) -> int:
     """The chunked head's slices of float32 logits, and the blocks of them that are worked on; `use`: `HEAD_BLOCKS`."""
-    from ..objective.head import default_slice_tokens
-    from ..objective.products import BLOCK_ELEMENTS
+    from ..objective.head.layer import default_slice_tokens
+    from ..objective.head.matmul import BLOCK_ELEMENTS
 
     device = "elsewhere" if setup.on_gpu else "cpu"
     most = max(held * default_slice_tokens(shape.vocab_size, device, held) for held in (1, 2))

@@ -1,9 +1,9 @@
 """Configurations of published models, for planning without their files: sizes as their `config.json` has them."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
+from ..suggestions import did_you_mean
 from .shape import ModelShape, model_shape
 
 _QWEN2_7B = {
@@ -109,9 +109,8 @@ def config_by_name(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except OSError as error:
-        close = difflib.get_close_matches(short, [*KNOWN, *ALIASES], n=1, cutoff=0.6)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        names = [*KNOWN, *ALIASES]
         raise ValueError(
-            f"{name!r} is no model folder, and its configuration is not to be had from the Hub.{hint} Known without "
-            f"files: {', '.join([*KNOWN, *ALIASES])}."
+            f"{name!r} is no model folder, and its configuration is not to be had from the Hub."
+            f"{did_you_mean(short, names)} Known without files: {', '.join(names)}."
         ) from error

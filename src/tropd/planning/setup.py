@@ -258,7 +258,7 @@ def _host_scores(args: "TrOPDConfig") -> bool:
 
 
 def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> bool:
-    """Does what the sampler notes stand in for our own pass (`training.scoring.notes_suffice`)?"""
+    """Does what the sampler notes stand in for our own pass (`training.rollout_stage.notes_suffice`)?"""
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         return args.rescore_rollouts is False
     return not half and weight_bytes > 2

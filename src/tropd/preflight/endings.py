@@ -1,8 +1,8 @@
 """What was measured of a pair's endings, in sentences and as lines of the report."""
 
-from collections.abc import Sequence
 from typing import Any
 
+from ..endings import shown
 from .measurement import Endings, EndingUse
 
 UNUSED = 0.01
@@ -49,12 +49,6 @@ def ending_lines(endings: Endings, tokenizer: Any) -> list[str]:
         other = f"{_percent(use.student_at_teachers)} {_percent(use.teacher_at_teachers)}"
         lines.append(f"    {shown([use.token_id], tokenizer):<26}{own:>20}{other:>22}")
     return lines
-
-
-def shown(ids: Sequence[int], tokenizer: Any) -> str:
-    """Tokens with their ids."""
-    tokens = [None] * len(ids) if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))
-    return " and ".join(str(i) if token is None else f"{token!r} ({i})" for i, token in zip(ids, tokens, strict=True))
 
 
 def _percent(value: float | None) -> str:

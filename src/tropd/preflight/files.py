@@ -1,5 +1,6 @@
 """What is known of a model without its weights: tokenizer, configuration, generation settings."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from ..model_folder import is_local, near_folder
+from ..model_folder import is_local, near_folder, read_by_transformers
 
 GENERATION_CONFIG = "generation_config.json"
+
+BOUNDS = ("final_logit_softcapping", "logits_soft_cap")
+"""Of the logits; 0 is none."""
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling", *BOUNDS)
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,37 @@ def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code
     """
     name = str(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with explained(name, role):
+    start = f"{role} is {name!r}"
+    with read_by_transformers(start, "config.json"), explained(name, role):
         config = AutoConfig.from_pretrained(name, **options)
+        _check_scales(start, config.get_text_config())
+    with read_by_transformers(start, "tokenizer files"), explained(name, role):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        return ModelFiles(name, tokenizer, config, _generation_config(name, role, config))
+    with read_by_transformers(start, GENERATION_CONFIG), explained(name, role):
+        generation_config = _generation_config(name, role, config)
+        _check_ends(start, generation_config.eos_token_id)
+    return ModelFiles(name, tokenizer, config, generation_config)
+
+
+def _check_scales(start: str, config: Any) -> None:
+    """Factors and bounds of the logits, which the library does not look at where the architecture declares none."""
+    for name in SCALES:
+        value = getattr(config, name, None)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (is_number and (value != 0 or name in BOUNDS)):
+            raise ValueError(
+                f"{start}, whose config.json has {name}: {value!r:.60}, and logits cannot be scaled by that. Copy or "
+                "download that file again."
+            )
+
+
+def _check_ends(start: str, value: Any) -> None:
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if value is not None and not (type(one) is int and 0 <= one < 2**31):
+            raise ValueError(
+                f"{start}, whose {GENERATION_CONFIG} has eos_token_id: {value!r:.60}, and that is no token id. Correct "
+                "it there: a number, or a list of numbers."
+            )
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from ..teacher.context import TOOLS, TeacherContexts, ToolsLost, appended, check_renders_tools
+from ..messages import TOOLS
+from ..teacher.context import TeacherContexts, ToolsLost, appended, check_renders_tools
 from .files import ModelFiles
 from .findings import Finding
 

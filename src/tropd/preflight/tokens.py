@@ -161,10 +161,6 @@ def _padding(student: ModelFiles) -> Finding:
     return Finding("ok", "padding", f"Padding ({student.tokenizer.pad_token!r}) is no end-of-sequence token.")
 
 
-def _tokens(model: ModelFiles, ids: Sequence[int]) -> str:
-    return _listed(model.tokenizer.convert_ids_to_tokens(list(ids))) + f" ({', '.join(map(str, ids))})"
-
-
 def _listed(tokens: Sequence[str | None], limit: int = 5) -> str:
     more = f" and {len(tokens) - limit} more" if len(tokens) > limit else ""
     return ", ".join(repr(token) for token in tokens[:limit]) + more

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-from .axes import Axis, axis, label
-from .palette import look, marker
+from .axes import Axis, axis
+from .palette import look
+from .rendering import draw
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 34
@@ -40,13 +41,14 @@ def line_chart(
     """Lines with bands; on a logarithmic axis what is not above 0 is left out. Without any point a sentence says so."""
     shown = [kept for line in lines if (kept := _positive(line) if log else line).xs]
     if not shown:
-        return f'<p class="nothing">{escape(title)}: nothing was logged.</p>'
+        return draw("nothing", title=title, what="nothing was logged")
     xs = axis([x for line in shown for x in line.xs], LEFT, WIDTH - RIGHT)
     xs = Axis(min(0.0, xs.low) if xs.low < 0 else 0.0, xs.high, xs.start, xs.stop)
     values = [v for line in shown for v in (*line.lows, *line.highs)]
     ys = axis(values, HEIGHT - BOTTOM, TOP, log=log, zero=zero)
-    body = _grid(xs, ys, x_label) + "".join(_line(line, xs, ys) for line in shown)
-    return _svg(HEIGHT, title, body)
+    drawn = [_drawn(line, xs, ys) for line in shown]
+    box = {"title": title, "width": WIDTH, "height": HEIGHT}
+    return draw("line_chart", **box, xs=xs, ys=ys, ticks=_few(xs), x_label=x_label, lines=drawn)
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, int, float, float | None, float | None]]) -> str:
@@ -57,7 +59,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, int, float, float | Non
         rows: label, number of its look, mean, low, high; an interval may be absent.
     """
     if not rows:
-        return f'<p class="nothing">{escape(title)}: there is nothing to compare.</p>'
+        return draw("nothing", title=title, what="there is nothing to compare")
     left = LEFT + 8 + 6.4 * max(len(row[0]) for row in rows)
     left = min(left, WIDTH / 2)
     height = ROW * len(rows) + BOTTOM + TOP
@@ -65,28 +67,16 @@ def interval_chart(title: str, rows: Sequence[tuple[str, int, float, float | Non
     xs = axis(values, left, WIDTH - RIGHT, zero=True)
     room = 0.05 * (xs.high - xs.low)
     xs = Axis(min(xs.low, -room), max(xs.high, room), xs.start, xs.stop)
-    ticks = "".join(
-        f'<line class="grid" x1="{xs(t):.1f}" x2="{xs(t):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-        f'<text x="{xs(t):.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{label(t)}</text>'
-        for t in _few(xs)
-    )
-    zero = f'<line class="zero" x1="{xs(0):.1f}" x2="{xs(0):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-    marks = "".join(_interval(row, TOP + ROW * (n + 0.5), xs, left) for n, row in enumerate(rows))
-    return _svg(height, title, ticks + zero + marks)
+    placed = [
+        (label, look(number), TOP + ROW * (n + 0.5), *interval) for n, (label, number, *interval) in enumerate(rows)
+    ]
+    box = {"title": title, "width": WIDTH, "height": height, "top": TOP, "bottom": height - BOTTOM}
+    return draw("interval_chart", **box, xs=xs, ticks=_few(xs), rows=placed)
 
 
 def legend(labels: Sequence[tuple[str, int]]) -> str:
     """What the lines of a page look like."""
-    items = []
-    for name, number in labels:
-        style = look(number)
-        sample = (
-            f'<svg class="key" viewBox="0 0 40 12" aria-hidden="true"><line x1="1" x2="39" y1="6" y2="6" '
-            f'stroke="{style.colour}" stroke-width="2" stroke-dasharray="{style.dashes}"/>'
-            f"{marker(style.marker, 20, 6, style.colour)}</svg>"
-        )
-        items.append(f"<li>{sample}{escape(name)}</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    return draw("legend", labels=[(name, look(number)) for name, number in labels])
 
 
 def _positive(line: Line) -> Line:
@@ -98,39 +88,20 @@ def _positive(line: Line) -> Line:
     )
 
 
-def _line(line: Line, xs: Axis, ys: Axis) -> str:
-    style = look(line.number)
-    upper = [(xs(x), ys(y)) for x, y in zip(line.xs, line.highs, strict=True)]
-    lower = [(xs(x), ys(y)) for x, y in zip(line.xs, line.lows, strict=True)]
-    middle = [(xs(x), ys(y)) for x, y in zip(line.xs, line.means, strict=True)]
-    band = f'<polygon points="{_points(upper + lower[::-1])}" fill="{style.colour}" opacity="0.13"/>'
-    curve = (
-        f'<polyline points="{_points(middle)}" fill="none" stroke="{style.colour}" stroke-width="1.7" '
-        f'stroke-dasharray="{style.dashes}"/>'
+def _drawn(line: Line, xs: Axis, ys: Axis) -> dict[str, Any]:
+    """A line's look and pixels; lines that lie on each other are told apart by markers at different places."""
+    upper, lower, curve = (
+        [(xs(x), ys(y)) for x, y in zip(line.xs, values, strict=True)] for values in (line.highs, line.lows, line.means)
     )
-    # Lines that lie on each other are told apart by markers at different places.
-    every = max(len(middle) // MARKERS_A_LINE, 1)
-    marks = "".join(
-        marker(style.marker, *middle[n], style.colour) for n in range(2 * line.number % every, len(middle), every)
-    )
-    return f"<g><title>{escape(line.label)}</title>{band}{curve}{marks}</g>"
-
-
-def _grid(xs: Axis, ys: Axis, x_label: str) -> str:
-    parts = []
-    for tick in ys.ticks():
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{ys(tick):.1f}" y2="{ys(tick):.1f}"/>'
-            f'<text x="{LEFT - 5}" y="{ys(tick) + 3.5:.1f}" text-anchor="end">{label(tick)}</text>'
-        )
-    bottom = HEIGHT - BOTTOM
-    for tick in _few(xs):
-        parts.append(f'<text x="{xs(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{label(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    return "".join(parts)
+    every = max(len(curve) // MARKERS_A_LINE, 1)
+    marked = curve[2 * line.number % every :: every]
+    return {
+        "label": line.label,
+        "look": look(line.number),
+        "band": upper + lower[::-1],
+        "curve": curve,
+        "marked": marked,
+    }
 
 
 def _few(xs: Axis) -> list[float]:
@@ -140,28 +111,3 @@ def _few(xs: Axis) -> list[float]:
     if 0.0 in ticks:
         return ticks[ticks.index(0.0) % every :: every]
     return ticks[::every]
-
-
-def _interval(row: tuple[str, int, float, float | None, float | None], y: float, xs: Axis, left: float) -> str:
-    name, number, mean, low, high = row
-    style = look(number)
-    text = f'<text x="{left - 8:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(name)}</text>'
-    whisker = ""
-    if low is not None and high is not None:
-        a, b = xs(low), xs(high)
-        whisker = (
-            f'<path d="M{a:.1f} {y:.1f}H{b:.1f}M{a:.1f} {y - 4:.1f}V{y + 4:.1f}M{b:.1f} {y - 4:.1f}V{y + 4:.1f}" '
-            f'stroke="{style.colour}" stroke-width="1.7" fill="none"/>'
-        )
-    return text + whisker + marker(style.marker, xs(mean), y, style.colour, 4.5)
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _svg(height: float, title: str, body: str) -> str:
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {WIDTH} {height:g}" '
-        f'role="img" aria-label="{escape(title)}">{body}</svg></figure>'
-    )

@@ -1,11 +1,49 @@
 """The page: what was compared, and for each setting its tables, charts and rollouts."""
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from typing import Any, NamedTuple
 
-from .rollouts import Sample, regions_legend, sample_html
-from .style import CSS
+from .rendering import CSS, TEMPLATES
+
+
+class Region(NamedTuple):
+    """A region: its class on the page, its name, and how it is told apart without colour."""
+
+    mark: str
+    name: str
+    look: str
+
+
+REGIONS = {
+    "trust": Region("t", "trusted", "plain"),
+    "outlier": Region("o", "outlier", "bold, underlined"),
+    "guidance": Region("g", "teacher prefix", "italic, dotted underline"),
+    "left out": Region("x", "left out", "struck through"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rollout to show.
+
+    Attributes:
+        heading: whose it is, such as `tropd, seed 1, step 40`.
+        prompt: as text.
+        tokens: `text`, `region` and `log_ratio` of each response token.
+    """
+
+    heading: str
+    prompt: str
+    tokens: Sequence[Mapping[str, Any]]
+
+    @property
+    def counts(self) -> str:
+        """How many tokens each region has."""
+        counts = {region.name: sum(token["region"] == key for token in self.tokens) for key, region in REGIONS.items()}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing written"
 
 
 @dataclass(frozen=True)
@@ -51,6 +89,11 @@ class Section:
     charts_note: str = ""
     samples: Sequence[Sample] = ()
 
+    @property
+    def opened(self) -> Sample | None:
+        """The rollout with the most regions, which is shown unfolded."""
+        return max(self.samples, key=lambda sample: len({token["region"] for token in sample.tokens}), default=None)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -71,41 +114,5 @@ class Page:
 
 def page_html(page: Page) -> str:
     """The page as one file of HTML that needs no other."""
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in page.facts)
-    links = "".join(f'<a href="#s{n}">{escape(section.heading)}</a>' for n, section in enumerate(page.sections))
-    sections = "".join(_section(n, section) for n, section in enumerate(page.sections))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{CSS}</style></head>\n"
-        f"<body><h1>{escape(page.title)}</h1><p>{escape(page.intro)}</p><dl>{facts}</dl><nav>{links}</nav>\n"
-        f"{sections}</body></html>\n"
-    )
-
-
-def _section(number: int, section: Section) -> str:
-    parts = [f'<section id="s{number}"><h2>{escape(section.heading)}</h2>']
-    parts += [f"<p>{escape(section.note)}</p>"] if section.note else []
-    parts += [table_html(table) for table in section.tables]
-    parts += [f'<div class="charts">{"".join(section.figures)}</div>'] if section.figures else []
-    if section.charts:
-        note = f'<p class="note">{escape(section.charts_note)}</p>' if section.charts_note else ""
-        parts.append(f'<h3>Over the runs</h3>{note}{section.legend}<div class="charts">{"".join(section.charts)}</div>')
-    if section.samples:
-        most = max(section.samples, key=lambda sample: len({token["region"] for token in sample.tokens}))
-        shown = "".join(sample_html(sample, opened=sample is most) for sample in section.samples)
-        note = "r = log π_T − log π_S of a token is shown where a pointer rests on it. The prompt is grey."
-        parts.append(f'<h3>Sample rollouts</h3>{regions_legend()}<p class="note">{note}</p>{shown}')
-    return "".join(parts) + "</section>\n"
-
-
-def table_html(table: Table) -> str:
-    """A table that scrolls sideways on its own where the screen is narrow."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in table.head)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    words = ' class="words"' if table.words else ""
-    return (
-        f'<h3>{escape(table.caption)}</h3><div class="wide"><table{words}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{note}"
-    )
+    digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
+    return TEMPLATES.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, css_hash=f"sha256-{digest}")

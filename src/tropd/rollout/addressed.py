@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from .capability import why_not_here
 from .decoding import Writing, contexts_of, decode
 from .notes import SamplerNotes
 from .plain import cache_name, why_plain
+from .writing import check_padded, write
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class AddressedNoise:
         rows_at_once: sequences that are decoded together, at most; `None` is all.
         notes: where to write down what the sampler knows of each token; Transformers' own loop tells nothing.
         used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
+        plainly: leave it to Transformers' own loop in any case.
+        notes_plainly: note what Transformers' own loop draws, too, log-probabilities alone.
     """
 
     seed: int
@@ -84,6 +87,8 @@ class AddressedNoise:
     rows_at_once: int | None = None
     notes: SamplerNotes | None = None
     used: list[float] = field(default_factory=list)
+    plainly: bool = False
+    notes_plainly: bool = False
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].
@@ -118,17 +123,19 @@ class AddressedNoise:
             RuntimeError: a softmax that is not finite.
         """
         width = input_ids.shape[1]
-        race = Race(self.keys(int(generation_config.max_length) - width).to(input_ids.device), width)
+        keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
+        race = Race(keys, width, self.notes_plainly)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
             raise RuntimeError(f"it is not given what it reads: {why}")
         if why is None and not unproven:
-            why = why_not_here()
+            why = "that is asked for" if self.plainly else why_not_here()
         self.used.append(OUR_LOOP if why is None else THEIR_LOOP)
         if why is None:
             output = self._decode_here(model, input_ids, race, logits_processor, generation_config, model_kwargs)
         else:
-            say_why_plain(why)
+            if not self.plainly:
+                say_why_plain(why)
             generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
             output = model._sample(
                 input_ids,
@@ -138,6 +145,10 @@ class AddressedNoise:
                 synced_gpus=self.synced_gpus,
                 **model_kwargs,
             )
+            if self.notes is not None and self.notes_plainly:
+                logps = torch.stack(race.logps, 1)
+                contexts = contexts_of(input_ids, model_kwargs.get("attention_mask"))
+                self.notes.add(self.places, contexts, output[:, width:], logps, torch.full_like(logps, torch.nan))
         race.check()
         return output
 
@@ -190,14 +201,20 @@ class Race(LogitsProcessor):
     Args:
         keys_BL: int64, one key for each token to come.
         width: length of `input_ids` when the first of them is drawn.
+        notes: keep the log-probabilities of what each call draws in `logps`.
     """
 
-    def __init__(self, keys_BL: Tensor, width: int):
-        self.keys_BL, self.width = keys_BL, width
+    def __init__(self, keys_BL: Tensor, width: int, notes: bool = False):
+        self.keys_BL, self.width, self.notes = keys_BL, width, notes
+        self.logps: list[Tensor] = []
         self._finite = torch.ones((), dtype=torch.bool, device=keys_BL.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self._run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
+        logps = scores.float().log_softmax(-1) if self.notes else None
+        values = self._run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
+        if logps is not None:
+            self.logps.append(logps.gather(-1, values.argmax(-1, keepdim=True))[:, 0])
+        return values
 
     def draw(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
         """A token for each row, with its key."""
@@ -260,9 +277,34 @@ def _shifted(words: Tensor, by: int) -> Tensor:
 
 @contextmanager
 def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
-    """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us."""
+    """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us.
+
+    A model that would write something else than it reads is decoded in another way, or refused; see `writing.write`.
+    """
     before: Callable | None = vars(model).get("generate")
-    model.generate = partial(model.generate, custom_generate=noise.decode)
+    generate = model.generate
+    model.generate = lambda input_ids=None, **asked: write(model, noise, generate, asked | {"input_ids": input_ids})
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
+
+
+@contextmanager
+def drawing_without_address(model: Any) -> Iterator[None]:
+    """Inside, `model.generate` draws with PyTorch's generator; a model that writes something else than it reads is
+    refused."""
+    before: Callable | None = vars(model).get("generate")
+    generate, noise = model.generate, AddressedNoise(0, 0, SAMPLING_STREAM, [])
+
+    def checked(input_ids: Any = None, **asked: Any) -> Any:
+        check_padded(model, noise, generate, asked | {"input_ids": input_ids})
+        return generate(input_ids=input_ids, **asked)
+
+    model.generate = checked
     try:
         yield
     finally:

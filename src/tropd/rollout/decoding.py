@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..objective.endings import Endings, events_of, one_action
-from ..objective.head import Room, gather_logps, normalise_
+from ..objective.head.layer import Scratch, gather_logps, normalise_
 from .batch import Batch, Row
 from .plain import READ_IDS
 from .slot_cache import SlotCache
@@ -122,7 +122,7 @@ class _Loop:
         if writing.temperature is not None:
             self.logps = torch.full(writing.keys.shape, torch.nan, device=self.device)
             self.entropies = torch.full_like(self.logps, torch.nan)
-        self.room = Room()
+        self.scratch = Scratch()
         self.reads_ids = any(type(one) in READ_IDS for one in writing.processors)
         self.contexts = contexts_of(writing.input_ids, writing.attention_mask)
         # Taken from the end: the longest first, and those that are the same side by side.
@@ -269,7 +269,7 @@ class _Loop:
         if self.logps is None or self.entropies is None or temperature is None:
             return
         endings = self.writing.endings
-        shifted, log_sum, entropies = normalise_(one_action(logits / temperature, endings), self.room)
+        shifted, log_sum, entropies = normalise_(one_action(logits / temperature, endings), self.scratch)
         logps = gather_logps(shifted, events_of(tokens, endings)) - log_sum
         if ended is not None:
             logps, entropies = logps.masked_fill(ended, torch.nan), entropies.masked_fill(ended, torch.nan)

@@ -1,6 +1,7 @@
 """The LoRA adapter of the settings, and whether its base is the teacher as well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..teacher.names import Name
@@ -34,6 +35,24 @@ def own_bases(settings: Any, args: Any) -> set[Name]:
         for name, model in settings.teachers.items()
         if is_own_base(settings.student, model, peft_config, args_of(args, name, settings.teachers))
     }
+
+
+@contextmanager
+def targets_named(settings: Any) -> Iterator[None]:
+    """Inside, an adapter finds its layers in a model; where it finds none, that is a sentence.
+
+    Raises:
+        ValueError: with `lora_target_modules`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not settings.use_peft or not str(error).startswith("Target modules "):
+            raise
+        raise ValueError(
+            f"lora_target_modules is {settings.lora_target_modules!r}, but the student has no such layer. Name some of "
+            "its linear layers as its own code does (such as q_proj), or all-linear."
+        ) from error
 
 
 def adapter(settings: Any) -> Any:

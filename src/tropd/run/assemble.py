@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .adapter import adapter
+from .adapter import adapter, targets_named
 from .prepare import RunInputs
 
 
@@ -12,14 +12,15 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
     from ..training.trainer import TrOPDTrainer
 
     settings = inputs.configuration.settings
-    return TrOPDTrainer(
-        settings.student,
-        settings.teacher,
-        args=inputs.args,
-        train_dataset=inputs.data.dataset,
-        eval_dataset=None if inputs.evaluation is None else inputs.evaluation.dataset,
-        teacher_processing_class={name: files.tokenizer for name, files in inputs.teachers.items()},
-        reward_funcs=inputs.rewards or None,
-        peft_config=adapter(settings) if settings.use_peft else None,
-        callbacks=list(callbacks),
-    )
+    with targets_named(settings):
+        return TrOPDTrainer(
+            settings.student,
+            settings.teacher,
+            args=inputs.args,
+            train_dataset=inputs.data.dataset,
+            eval_dataset=None if inputs.evaluation is None else inputs.evaluation.dataset,
+            teacher_processing_class={name: files.tokenizer for name, files in inputs.teachers.items()},
+            reward_funcs=inputs.rewards or None,
+            peft_config=adapter(settings) if settings.use_peft else None,
+            callbacks=list(callbacks),
+        )

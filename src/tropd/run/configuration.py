@@ -1,19 +1,22 @@
 """YAML files and `--field value` overrides → one checked configuration, every value knowing where it was written.
 
 A file may start from another with `extends: other.yaml` (a path relative to it); later values win: the other file, the
-file, the command line. Mistakes are named by file and line.
+file, the command line. Mistakes are named by file and line. Plans of comparisons are read here too.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from ..objective.methods import SETTINGS, get_method
+from ..suggestions import did_you_mean, hint
+from ..training.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
 
 
@@ -22,10 +25,12 @@ class Value:
     """A value and where it was written, such as `recipes/lora.yaml, line 7`; `""` for the command line.
 
     Text that is not quoted stays text until the type of its field is known: `007` may be a name, and `5e-6` a number.
+    `inside` has the places of a mapping's own names, in full: `methods.tropd.gate`.
     """
 
     value: Any
     place: str
+    inside: Mapping[str, str] = field(default_factory=dict)
 
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "value")}
@@ -33,6 +38,15 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "
 
 class Unquoted(str):
     """Text whose meaning depends on its field."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with the numbers of YAML 1.2: `1e-4`, and `1.0e4` without a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ def build(written: Mapping[str, Value]) -> Configuration:
     _check_method(written)  # before anything slow is imported
     types = _field_types()
     _refuse_unknown(written, types)
-    typed = {name: _typed(name, value, types[name]) for name, value in written.items()}
+    typed = {name: convert(name, value, types[name]) for name, value in written.items()}
     places = {name: value.place for name, value in written.items()}
     ours = {f.name for f in fields(RunSettings)}
     settings = RunSettings(**{name: value for name, value in typed.items() if name in ours})
@@ -124,14 +138,12 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
 
 
 def _read_yaml(path: Path) -> dict[str, Value]:
-    import yaml
-
     if path.is_dir():
         raise ValueError(f"--config is {str(path)!r}, which is a folder; name a YAML file.")
     if not path.is_file():
         raise ValueError(_no_such_file(path))
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -148,27 +160,48 @@ def _read_yaml(path: Path) -> dict[str, Value]:
 
 
 def _values_of(node: Any, path: Path) -> dict[str, Value]:
-    import yaml
-
     values: dict[str, Value] = {}
+    places = _places(node, path)
     for key_node, value_node in node.value:
-        name, place = str(key_node.value), f"{_short(path)}, line {key_node.start_mark.line + 1}"
-        if name in values:
-            raise ValueError(f"{place}: {name} was given already ({values[name].place}); keep one of them.")
+        name = str(key_node.value)
+        inside = {inner: place for inner, place in places.items() if inner.startswith(f"{name}.")}
         try:
-            values[name] = Value(_construct(value_node), place)
+            values[name] = Value(_construct(value_node), places[name], inside)
         except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{place}: the value of {name} cannot be read: {error}") from error
+            raise ValueError(f"{places[name]}: the value of {name} cannot be read: {error}") from error
     return values
+
+
+def _places(root: Any, path: Path) -> dict[str, str]:
+    """Every name of a mapping, and of those in it as `methods.tropd.gate`, with where it is written.
+
+    Raises:
+        ValueError: a name that is given twice in one mapping.
+    """
+    found: dict[str, str] = {}
+    met, waiting = set(), [("", root)]
+    while waiting:
+        within, node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode) and id(node) not in met:
+            waiting += [(within, item) for item in node.value]
+        elif isinstance(node, yaml.MappingNode) and id(node) not in met:
+            own: dict[str, str] = {}
+            for key, value in node.value:
+                name, place = f"{within}{key.value}", f"{_short(path)}, line {key.start_mark.line + 1}"
+                if name in own:
+                    raise ValueError(f"{place}: {name} was given already ({own[name]}); keep one of them.")
+                own[name] = place
+                waiting.append((f"{name}.", value))
+            found |= own
+        met.add(id(node))  # an alias, which may lead back to where it stands
+    return found
 
 
 def _construct(node: Any) -> Any:
     """The value of a YAML node; text without quotes is left for the field's type to read."""
-    import yaml
-
     if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _PLAIN_TAGS:
         return Unquoted(node.value)
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+    return _Loader("").construct_object(node, deep=True)
 
 
 def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
@@ -204,7 +237,11 @@ def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str,
     for name, value in later.items():
         before = merged.get(name)
         both = before is not None and isinstance(before.value, dict) and isinstance(value.value, dict)
-        merged[name] = Value({**before.value, **value.value}, value.place) if both and before else value
+        merged[name] = (
+            Value({**before.value, **value.value}, value.place, {**before.inside, **value.inside})
+            if both and before
+            else value
+        )
     return merged
 
 
@@ -217,8 +254,8 @@ def _check_method(written: Mapping[str, Value]) -> None:
     name = written.get("method", Value("tropd", ""))
     if name.value in ("", None):
         raise ValueError(_said(name.place, "method is empty; name one, such as tropd (`tropd methods` lists them)."))
-    _typed("method", name, str)
-    parts = {key: _typed(key, written[key], types[key]) for key in SETTINGS if key in written}
+    convert("method", name, str)
+    parts = {key: convert(key, written[key], types[key]) for key in SETTINGS if key in written}
     try:
         get_method(str(name.value), **parts)
     except ValueError as error:
@@ -282,15 +319,14 @@ def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> N
 def _hint(name: str, known: Mapping[str, Any]) -> str:
     if name in TRL_NAMES:
         return f"; here it is {TRL_NAMES[name]!r}"
-    close = difflib.get_close_matches(name, [*known, "extends"], n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return hint(name, [*known, "extends"])
 
 
-def _typed(name: str, written: Value, annotation: Any) -> Any:
+def convert(name: str, written: Value, annotation: Any) -> Any:
     """The value as the field's type."""
     from pydantic import TypeAdapter, ValidationError
 
-    kinds = _kinds(annotation)
+    kinds = kinds_of(annotation)
     if written.value == [] and not written.place:  # a flag of the command line
         if bool not in kinds:
             raise ValueError(f"--{name} has no value; type one behind it.")
@@ -302,20 +338,13 @@ def _typed(name: str, written: Value, annotation: Any) -> Any:
         )
     try:
         value = _meant(written.value, kinds)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not written.place:
             value = {key: _meant_in_mapping(part, _holds_text(annotation)) for key, part in value.items()}
         return TypeAdapter(annotation, config={"coerce_numbers_to_str": True}).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         reason = reason[0].lower() + reason[1:]
         raise ValueError(_said(written.place, f"{name} is {_shown(written.value)}; {reason}.")) from error
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation allows: of `list[str] | None`, `list` and `NoneType`."""
-    if get_origin(annotation) in (Union, UnionType):
-        return set().union(*(_kinds(part) for part in get_args(annotation)))
-    return {get_origin(annotation) or annotation}
 
 
 def _meant(value: Any, kinds: set[Any]) -> Any:
@@ -349,18 +378,13 @@ def _meant_in_mapping(value: Any, is_text: bool) -> Any:
         return [_meant_in_mapping(item, is_text) for item in value] if value else True  # a flag
     if not isinstance(value, Unquoted):
         return value
-    text = str(value)
-    if is_text:
-        return text
-    return float(text) if _is_number(text) and set(text) & set("eE") else _read_flow(text)
+    return str(value) if is_text else _read_flow(str(value))
 
 
 def _read_flow(text: str) -> Any:
     """What YAML or JSON reads on a line."""
-    import yaml
-
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text  # such as a chat template, which is text where the field allows it
 
@@ -380,9 +404,7 @@ def _shown(value: Any) -> str:
 def _no_such_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
     files = [_short(found) for found in folder.iterdir() if found.suffix in (".yaml", ".yml")]
-    close = difflib.get_close_matches(str(path), files, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"--config is {str(path)!r}, but there is no such file.{hint}"
+    return f"--config is {str(path)!r}, but there is no such file.{did_you_mean(str(path), files)}"
 
 
 def _short(path: Path) -> str:

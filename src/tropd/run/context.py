@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import PromptData, check_lengths
+from ..messages import TOOLS
 from ..preflight.files import ModelFiles
-from ..teacher.context import TOOLS, TeacherContexts, message_ids, text_ids, tools_of
+from ..teacher.context import TeacherContexts, message_ids, text_ids, tools_of
 from ..teacher.names import Name, field_of
+from ..templates import render
 from ..training.by_teacher import args_of
 from .sources import rows_of_teacher
 
@@ -130,8 +132,8 @@ def tokenize(
                 message_ids(tokenizer, prompt, given, **template_kwargs)
                 for prompt, given in zip(prompts, tools, strict=True)
             ]
-        rendered = tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+        rendered = render(
+            tokenizer, list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
         )
     except TemplateError as error:
         raise ValueError(

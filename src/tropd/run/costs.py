@@ -1,5 +1,6 @@
 """What a prepared run will take: memory and disk from its configuration, time from what a probe measured."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..planning import (
     plan_run,
 )
 from ..training.by_teacher import distinct
-from .adapter import adapter, own_bases
+from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
 
@@ -63,12 +64,15 @@ def shape_of(files: Any, trust_remote_code: bool = False) -> ModelShape:
 
 
 def num_steps(args: Any, num_prompts: int) -> int:
-    """Optimiser steps of a run: `max_steps`, or those of the whole rollout batches that an epoch's prompts fill."""
+    """Optimiser steps of a run: `max_steps`, or those of its epochs' whole rollout batches; one that is begun is taken.
+
+    An epoch is a whole number of steps, since `steps_per_generation` is a multiple of `gradient_accumulation_steps`.
+    """
     if args.max_steps > 0:
         return args.max_steps
     batches = num_prompts // (args.generation_batch_size // args.num_generations)
     per_epoch = batches * args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-    return int(args.num_train_epochs * per_epoch)
+    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 def adapter_parameters(config: Any, settings: Any) -> int:
@@ -78,7 +82,7 @@ def adapter_parameters(config: Any, settings: Any) -> int:
 
     from ..modeling import language_model_class
 
-    with torch.device("meta"):
+    with torch.device("meta"), targets_named(settings):
         wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
 

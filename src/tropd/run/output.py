@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..objective.methods import describe
+from ..training.checkpoints import read_record
 from ..training.directory_lock import LOCK
 
 RECORDS = re.compile(
@@ -71,7 +72,13 @@ def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]
     path = Path(output_dir) / "run.json"
     if not path.is_file():
         return []
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        begun = read_record(path, {"method": dict, "configuration": dict})
+    except ValueError as error:
+        raise ValueError(
+            f"the run in {output_dir} cannot be gone on with: {error}. Put that file back as it was written, or train "
+            "anew in another output_dir."
+        ) from error
     method = json.loads(json.dumps(describe(args.resolved_method())))
     if begun["method"] != method:
         differing = sorted(key for key in method | begun["method"] if method.get(key) != begun["method"].get(key))

@@ -17,7 +17,7 @@ from ..teacher.agreement import check_vocabularies
 from ..teacher.names import Name, called, field_of
 from ..training.by_teacher import args_of, check_settings
 from ..training.checks import check_enough_prompts, check_no_adapter_beside
-from ..training.host_settings import check_host_settings, named_by_field, settle_checkpointing
+from ..training.host_settings import check_host_settings, settle_checkpointing
 from ..training.hub import check_hub
 from .adapter import check_adapter_settings, own_bases
 from .configuration import Configuration, at_place
@@ -124,8 +124,7 @@ def arguments_of(configuration: Configuration) -> Any:
     try:
         check_host_settings(SimpleNamespace(**defaults | configuration.trainer))
         check_adapter_settings(configuration.settings)
-        with named_by_field(configuration.trainer):
-            return configuration.training_arguments(**hardware_defaults(configuration.trainer))
+        return configuration.training_arguments(**hardware_defaults(configuration.trainer))
     except ValueError as error:
         raise at_place(error, configuration.places) from error
 

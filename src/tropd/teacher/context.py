@@ -2,7 +2,6 @@
 otherwise.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-Row = dict[str, Any]
+from ..messages import TOOLS, read_tools
+from ..templates import render
 
-TOOLS = "tools"
-"""The column with the tools of a row's messages, as JSON schemas: a list of them, or the list as JSON text."""
+Row = dict[str, Any]
 
 SOME_TOOL = {
     "type": "function",
@@ -43,16 +42,12 @@ def tools_of(row: Row) -> list[Any] | None:
     if not value or all(isinstance(row.get(name), (str, NoneType)) for name in ("prompt", "teacher_prompt")):
         return None
     try:
-        tools = json.loads(value) if isinstance(value, str) else value
-        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-    except (TypeError, ValueError):
-        tools = [None]
-    if not all(isinstance(tool, dict) for tool in tools):
+        return read_tools(value)
+    except ValueError as error:
         raise ValueError(
-            f"tools is {value!r:.80} in a row whose prompt is {row.get('prompt')!r:.60}; write the tools' JSON "
-            "schemas, as a list or as JSON text, or remove the column."
-        )
-    return tools
+            f"tools is {error} ({value!r:.80}) in a row whose prompt is {row.get('prompt')!r:.60}; write the tools' "
+            "JSON schemas, as a list or as JSON text, or remove the column."
+        ) from error
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -97,9 +92,7 @@ def message_ids(tokenizer: Any, messages: Sequence[Row], tools: Any = None, **op
     if tools:
         check_renders_tools(tokenizer, options)
         options["tools"] = tools
-    rendered = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-    )
+    rendered = render(tokenizer, messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options)
     return list(rendered["input_ids"])
 
 
@@ -128,7 +121,7 @@ def _renders_tools(tokenizer: Any, template: str) -> bool:
     own = {} if template == str(tokenizer.chat_template) else {"chat_template": template}
     try:
         without, rendered = (
-            tokenizer.apply_chat_template(messages, tokenize=False, tools=tools, **own) for tools in (None, [SOME_TOOL])
+            render(tokenizer, messages, tokenize=False, tools=tools, **own) for tools in (None, [SOME_TOOL])
         )
     except TemplateError:  # a template for other conversations or other tools than these
         return True

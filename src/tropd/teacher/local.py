@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..modeling import expose_hidden_states, head_rows, rotates_by_length
 from ..objective.endings import Endings
-from ..objective.head import Head, Room, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary, topk_of
 from ..packing import PackedResponses, pack_responses
 from ..sampling import sample, until_eos
 
@@ -192,11 +192,11 @@ def _score_states(
     states: Tensor, head: Head, token_ids: Tensor, offset: int, topk: TopKRequest | None
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
-    index, ids, logps, room = [], [], [], Room()
+    index, ids, logps, scratch = [], [], [], Scratch()
     token_ids = head.events(token_ids)
 
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        logits_RV, log_sum, entropy = normalise_(logits_RV, room)
+        logits_RV, log_sum, entropy = normalise_(logits_RV, scratch)
         here = token_ids[tokens]
         sampled = gather_logps(logits_RV, here.clamp_min(0))
         impossible = (here < 0) | (sampled <= torch.finfo(sampled.dtype).min)  # what `normalise_` made of −inf
@@ -204,7 +204,7 @@ def _score_states(
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
-            wanted_RV = torch.index_select(logits_RV, 0, rows, out=room.for_rows(logits_RV, rows.numel()))
+            wanted_RV = torch.index_select(logits_RV, 0, rows, out=scratch.for_rows(logits_RV, rows.numel()))
             top_ids, top_logits = topk_of(wanted_RV, topk.k, topk.vocab_limit)
             index.append(rows + place.start)
             ids.append(top_ids.int())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from .checkpoints import ASIDE, clear_aside, publish_files, room_on_disk
+from .checkpoints import ASIDE, FINAL, clear_aside, publish_model, room_on_disk
 from .faults import log_written
 from .fingerprints import write as write_fingerprints
 from .reading_check import check_weights, local_part
@@ -101,7 +101,8 @@ class RunDirectoryCallback(TrainerCallback):
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
-        self.trainer.restore_pending()
+            Path(args.output_dir, FINAL).unlink(missing_ok=True)  # what lies there is no longer this run's end
+        self.trainer.checkpointing.restore_pending()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -121,13 +122,19 @@ class RunDirectoryCallback(TrainerCallback):
                 self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
                 self.trainer.accelerator.wait_for_everyone()
                 if args.should_save:
-                    publish_files(args.output_dir, "model")
+                    publish_model(args.output_dir, "model", _step_of_model(args, state))
             with log_written("README.md", state.global_step, args.output_dir):
                 self.trainer.create_model_card()
 
     @staticmethod
     def _metrics_file(args) -> Path:
         return Path(args.output_dir) / "metrics.jsonl"
+
+
+def _step_of_model(args: Any, state: Any) -> int:
+    """The step that the model at the end of a training is of."""
+    best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+    return state.best_global_step if best else state.global_step
 
 
 def _is_finite_number(value: Any) -> bool:

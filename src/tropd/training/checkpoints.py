@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,15 @@ ASIDE = ".writing"
 """Folder in the output directory where a checkpoint is until it is whole. What a crash leaves there is removed."""
 
 MANIFEST = "checkpoint.json"
+FINAL = "final_model.json"
+"""Beside a final model: its step and its files. It is written last, and by no other save."""
+
+WEIGHTS = (".safetensors", ".bin")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 22
+
+STATE: dict[str, type] = {"log_history": list, "stateful_callbacks": dict, "best_model_checkpoint": str}
+"""What a resumed host reads in trainer_state.json without a look at its type."""
 
 
 class CheckpointNotWritten(TrainingStopped):
@@ -40,7 +47,7 @@ def clear_aside(directory: str | Path) -> None:
 def publish(directory: str | Path, name: str, digests: bool = False) -> Path:
     """Make `<directory>/.writing/<name>` visible as `<directory>/<name>`, whole and on the disk; the visible folder."""
     aside, final = Path(directory) / ASIDE / name, Path(directory) / name
-    write_manifest(aside, digests)
+    write_manifest(aside, digests=digests)
     _reach_disk(aside)
     if final.exists():  # the same step, saved again
         final.rename(Path(directory) / ASIDE / f"{name}-replaced")
@@ -50,11 +57,14 @@ def publish(directory: str | Path, name: str, digests: bool = False) -> Path:
     return final
 
 
-def publish_files(directory: str | Path, name: str) -> None:
-    """Move the files of `<directory>/.writing/<name>` into `<directory>`, each at once, the largest last."""
+def publish_model(directory: str | Path, name: str, step: int) -> None:
+    """Move the final model, of a step, from `<directory>/.writing/<name>` into `<directory>`: each file at once, what
+    describes them last."""
     aside = Path(directory) / ASIDE / name
+    write_manifest(aside, FINAL, digests=True, step=step)
     _reach_disk(aside)
-    for file in sorted((path for path in aside.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size):
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path == aside / FINAL, path.stat().st_size)):
         final = Path(directory) / file.relative_to(aside)
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, final)
@@ -94,16 +104,17 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- the manifest
 
 
-def write_manifest(folder: Path, digests: bool = False) -> None:
-    """Describe every file of a checkpoint by its size, with `digests` by its SHA-256 too."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+def write_manifest(folder: Path, name: str = MANIFEST, *, digests: bool = False, **more: Any) -> None:
+    """Describe every file of a folder in one of that name, by its size and with `digests` by its SHA-256, beside what
+    `more` there is to say."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != name]
     files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths
     }
     if digests:
         for path in paths:
             files[path.relative_to(folder).as_posix()]["sha256"] = _digest(path)
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    (folder / name).write_text(json.dumps(more | {"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def fault_of(folder: str | Path, digests: bool = True) -> str | None:
@@ -123,19 +134,68 @@ def fault_of(folder: str | Path, digests: bool = True) -> str | None:
         logger.warning("%s has no %s, so whether it is whole cannot be told.", folder, MANIFEST)
         return None
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+        files = read_record(folder / MANIFEST, {"files": dict})["files"]
+    except ValueError:
         return f"{MANIFEST} cannot be read"
     faults = (_fault(folder / name, described, digests) for name, described in files.items())
-    return next((fault for fault in faults if fault), None)
+    return next((fault for fault in faults if fault), None) or _state_fault(folder)
 
 
-def _fault(file: Path, described: dict, digests: bool) -> str | None:
+def _state_fault(folder: Path) -> str | None:
+    """What the host would stumble over in its own record."""
+    try:
+        state = read_record(folder / "trainer_state.json", {"global_step": int})
+    except ValueError as error:
+        return str(error)
+    wrong = [name for name, kind in STATE.items() if not isinstance(state.get(name), kind | None)]
+    wrong += ["global_step"] if isinstance(state["global_step"], bool) or state["global_step"] < 0 else []
+    return f"trainer_state.json has {wrong[0]}: {state[wrong[0]]!r:.60}" if wrong else None
+
+
+def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object that a run has written for itself, with these fields, of these types.
+
+    Raises:
+        ValueError: with the file, and what is wrong with it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"{path.name} has {name}: {record.get(name)!r:.60}, which is no {kind.__name__}")
+    return record
+
+
+def has_final_model(directory: str | Path, step: int) -> bool:
+    """Is there a final model of that step, with all of its files, and with its own weights in them?
+
+    Other files may have been edited since; weights that something else has put there are not the final ones.
+    """
+    try:
+        described = read_record(Path(directory) / FINAL, {"files": dict})
+        files = described["files"]
+    except (OSError, ValueError):
+        return False
+    weights = {name: file for name, file in files.items() if Path(name).suffix in WEIGHTS}
+    return (
+        described.get("step") == step
+        and all((Path(directory) / name).is_file() for name in files)
+        and all(_fault(Path(directory) / name, file, digests=True) is None for name, file in weights.items())
+    )
+
+
+def _fault(file: Path, described: Any, digests: bool) -> str | None:
+    if not isinstance(described, dict) or "bytes" not in described:
+        return f"{MANIFEST} cannot be read"
     if not file.is_file():
         return f"{file.name} is missing"
     size = file.stat().st_size
     if size != described["bytes"]:
-        return f"{file.name} has {size:,} bytes instead of {described['bytes']:,}"
+        return f"{file.name} has {size:,} bytes instead of {described['bytes']}"
     if digests and "sha256" in described and _digest(file) != described["sha256"]:
         return f"{file.name} was altered after it was written"
     return None
@@ -143,7 +203,7 @@ def _fault(file: Path, described: dict, digests: bool) -> str | None:
 
 def steps_of(folder: str | Path) -> int:
     """Optimiser steps that had been taken when a checkpoint was written."""
-    return int(json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    return int(read_record(Path(folder) / "trainer_state.json", {"global_step": int})["global_step"])
 
 
 def check_checkpoint(folder: str | Path) -> None:

@@ -130,8 +130,7 @@ def has_rewards(options: dict[str, Any]) -> bool:
 
 
 def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
-    """Refuse data that do not fill one rollout batch (the host drops the rest of an epoch, and would train nothing),
-    and a part of an epoch that holds no step.
+    """Refuse data that do not fill one rollout batch: the host drops the rest of an epoch, and would train nothing.
 
     Raises:
         ValueError: with both numbers, and what to lower.
@@ -145,13 +144,6 @@ def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
             f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so "
             "nothing would be trained. Lower per_device_train_batch_size or gradient_accumulation_steps, or give more "
             "prompts."
-        )
-    updates = args.num_iterations * int(args.steps_per_generation or 1) // args.gradient_accumulation_steps
-    an_epoch = num_prompts // per_step * updates
-    if args.max_steps < 1 and args.num_train_epochs * an_epoch < 1:
-        raise ValueError(
-            f"num_train_epochs is {args.num_train_epochs}, and an epoch of the {num_prompts} prompts has {an_epoch} "
-            "optimiser steps, so that is less than one. Raise it, or set max_steps: 1."
         )
 
 

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from transformers import SchedulerType
+from transformers.training_args import trainer_log_levels
 from trl import GRPOConfig
 
+from .field_types import check_types
+from .host_settings import check_host_values, named_by_field
+from .hub import TokenStaysHere
 from .settings import MethodSettings
 from .settings import check_ranges as _check_ranges
 
@@ -42,6 +47,7 @@ _GRPO_LOSS_SETTINGS = (
     "vllm_importance_sampling_mode",
     "vllm_importance_sampling_clip_min",
     "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_cap",
 )
 
 
@@ -65,7 +71,7 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 
 # Of the host's fields: those whose nonsense would end in another place, without a name.
 _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_generations": (lambda n: n is None or n >= 1, "a prompt needs at least 1 rollout"),
+    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
     "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
     "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
     "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
@@ -81,8 +87,22 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# What the host's fields may be that are annotated as text, and that it would look at late or never.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding"),
+    "train_sampling_strategy": ("random",),  # the order of prompts is shuffle_dataset's
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm", "transformers"),
+}
+
+
 @dataclass
-class TrOPDConfig(MethodSettings, GRPOConfig):
+class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
     """Everything a run needs besides its models and data: the fields of `MethodSettings`, and all of TRL's.
 
     Defaults are the paper's where it states them. Settings of GRPO's own loss, which would have no effect, are refused.
@@ -91,10 +111,14 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     # Log ratios and gates compare log-probabilities of one network: dropout would make each pass another one.
     disable_dropout: bool = field(default=True, metadata={"help": "Switch off the student's dropout."})
 
-    # The paper's settings where it states them (section 1.3 of the method page).
+    # The settings of TrOPD (arXiv 2606.01249) where it states them.
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "The learning-rate schedule."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    # What TRL computes for it is read by its own loss alone.
+    vllm_importance_sampling_correction: bool = field(
+        default=False, metadata={"help": "TRL's extra pass beside vLLM, which nothing reads here."}
+    )
     num_generations: int | None = field(default=4, metadata={"help": "Rollouts per prompt; 1 is allowed."})
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012
@@ -104,16 +128,20 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
     ]
 
     def __post_init__(self) -> None:
+        check_types(self, _CHOICES)
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
         _check_ranges(self, _HOST_RANGES)
+        check_host_values(self)
         self._check_groups()
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()
-        if self.num_generations == 1:
-            self._post_init_with_single_rollouts()
-        else:
-            super().__post_init__()
+        self._refuse_backend_without_launcher()
+        with named_by_field(vars(self)):
+            if self.num_generations == 1:
+                self._post_init_with_single_rollouts()
+            else:
+                super().__post_init__()
         self._check_windows()
         self._check_generation_kwargs()
 
@@ -122,6 +150,13 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
             raise ValueError(
                 f"reward_mixing_weight is {self.reward_mixing_weight} with num_generations 1: the rewards' advantage "
                 "is relative to the other rollouts of a prompt, so it would be zero. Use num_generations >= 2."
+            )
+
+    def _refuse_backend_without_launcher(self) -> None:
+        if self.ddp_backend is not None and "RANK" not in os.environ:
+            raise ValueError(
+                f"ddp_backend is {self.ddp_backend!r:.100}, but this process was started by no launcher, such as "
+                "torchrun or accelerate launch, so it has no others to talk to. Remove it."
             )
 
     def _refuse_grpo_loss_settings(self) -> None:
@@ -141,6 +176,11 @@ class TrOPDConfig(MethodSettings, GRPOConfig):
         from transformers import GenerationConfig
 
         given: Any = self.generation_kwargs or {}  # a dict by now, though TRL also takes JSON
+        if given.get("seed") is not None:
+            raise ValueError(
+                f"generation_kwargs has 'seed' ({given['seed']!r:.60}), with which all rollouts of a prompt would "
+                "be the same. Remove it: each row has a seed of its own, made of `seed`, the step and the row."
+            )
         for name, value in given.items():
             neutral = value is None or name in _LEAVES_SOFTMAX or _NEUTRAL.get(name, value is None) == value
             if self.use_vllm or neutral or not hasattr(GenerationConfig(), name):

@@ -21,6 +21,10 @@ class RewardFailed(TrainingStopped, RuntimeError):
     """A reward function raised, or did not give one number for each completion; nothing was learned from it."""
 
 
+class EngineFailed(TrainingStopped, RuntimeError):
+    """vLLM raised, or did not answer, while it wrote rollouts or took the student's weights."""
+
+
 class OutOfMemory(TrainingStopped, RuntimeError):
     """The student has not the memory to write, to be scored or to learn. The teacher's lack is a `TeacherFailed`."""
 

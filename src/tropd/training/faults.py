@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ..teacher.local import TeacherScores
 from .checkpoints import FULL_DISK, checkpoints_in
-from .errors import DataFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
+from .errors import DataFailed, EngineFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
 from .guards import kept
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,55 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
                 f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
                 f"from them; {left(moment, directory)}. A teacher scores every token that it is asked for."
             )
+
+
+# ---------------------------------------------------------------------- vLLM
+
+
+@contextmanager
+def engine_started(args: Any) -> Iterator[None]:
+    """Inside, the trainer is built with vLLM, where the run uses it.
+
+    Raises:
+        ValueError: vLLM, or the server, cannot be used; with what to do.
+    """
+    if not args.use_vllm:
+        yield
+        return
+    from ..rollout.vllm import check_version, engines_of_ours
+
+    check_version()
+    half = {"bfloat16": args.bf16, "float16": args.fp16}
+    dtype = next((name for name, used in half.items() if used), None)
+    try:
+        with engines_of_ours(dtype, args.vllm_request_timeout):
+            yield
+    except (OSError, NotImplementedError, RuntimeError) as error:
+        where = "the vLLM server" if args.vllm_mode == "server" else "vLLM"
+        raise ValueError(
+            f"use_vllm is True, but {where} cannot be used ({in_a_line(error)}). docs/engines.md says how to start a "
+            "server, and which releases work together; without vLLM, leave use_vllm out."
+        ) from error
+
+
+@contextmanager
+def engine_asked(moment: str, directory: str) -> Iterator[None]:
+    """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it.
+
+    Raises:
+        EngineFailed: with what it raised, what is kept, and how to go on.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise  # whoever writes says what to lower
+        raise EngineFailed(
+            f"vLLM failed in {moment} ({in_a_line(error)}); {left(moment, directory)}. See that it runs and "
+            f"{go_on(directory, moment)}."
+        ) from error
 
 
 # ---------------------------------------------------------------------- the rewards

@@ -4,9 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-from .checkpoints import ASIDE, MANIFEST, check_checkpoint, clear_aside, publish_files, room_on_disk
+from .checkpoints import (
+    ASIDE,
+    MANIFEST,
+    WEIGHTS,
+    check_checkpoint,
+    clear_aside,
+    has_final_model,
+    publish_model,
+    room_on_disk,
+    steps_of,
+)
 
-WEIGHTS = (".safetensors", ".bin")
 STATE_OF_TRAINING = (
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "trainer_state.json", "tropd_state.json", "training_args.bin",
     MANIFEST, "global_step*", "latest", "zero_to_fp32.py", "pytorch_model_fsdp*", "README.md",
@@ -15,10 +24,11 @@ STATE_OF_TRAINING = (
 
 
 def is_missing(output_dir: str | Path, checkpoint: str | Path) -> bool:
-    """Does the run's folder lack weights that its checkpoint has, or hold some of another size?"""
-    sizes = {path.name: path.stat().st_size for path in _weights(Path(checkpoint))}
-    there = {path.name: path.stat().st_size for path in _weights(Path(output_dir))}
-    return not sizes or any(there.get(name) != size for name, size in sizes.items())
+    """Does the run's folder lack the final model that its checkpoint would be?
+
+    Weights alone tell nothing: a push while the run goes on copies those of a checkpoint there.
+    """
+    return not has_final_model(output_dir, steps_of(checkpoint))
 
 
 def make_from(checkpoint: str | Path, output_dir: str | Path) -> Path:
@@ -41,7 +51,7 @@ def make_from(checkpoint: str | Path, output_dir: str | Path) -> Path:
     with room_on_disk(output_dir):
         clear_aside(output_dir)
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE_OF_TRAINING))
-        publish_files(output_dir, "model")
+        publish_model(output_dir, "model", steps_of(source))
     return source
 
 

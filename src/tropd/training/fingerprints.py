@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from .checkpoints import read_record
 from .run_directory import write_whole
 
 FILE = "fingerprints.json"
@@ -72,7 +73,13 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
     file = Path(checkpoint).parent / FILE
     if not file.is_file():  # of an earlier tropd
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), fingerprints(trainer)
+    try:
+        before, now = read_record(file, {}), fingerprints(trainer)
+    except ValueError as error:
+        raise ValueError(
+            f"resume_from_checkpoint is {checkpoint}, but {error}. Put that file back as it was written beside the "
+            "checkpoint; without it, what the run began with is not compared."
+        ) from error
     changed = [name for name, value in before.items() if now.get(name, value) != value]
     if trainer.args.ignore_data_skip and "data" in changed:
         changed.remove("data")

@@ -80,6 +80,7 @@ ATTRIBUTES = (
     "_tokenizer",
     "aux_loss_enabled",
     "chat_template_kwargs",
+    "environment_factories",
     "eos_token_ids",
     "generation_config",
     "generation_kwargs",
@@ -91,7 +92,10 @@ ATTRIBUTES = (
     "reward_func_names",
     "reward_funcs",
     "temperature",
+    "tools",
     "use_vllm",
+    "vllm_generation",
+    "vllm_importance_sampling_correction",
 )
 """Instance attributes that `GRPOTrainer.__init__` sets and we read or write."""
 

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from .settings import check_ranges
 _OPTIONAL_COUNT = (lambda n: n is None or n >= 1, "use at least 1, or leave it out")
 _RATE = (lambda rate: 0 <= rate < 1, "a moving average keeps a share of the past, in [0, 1)")
 _SEED = (lambda n: n is None or 0 <= n < 2**32, "a seed is a whole number from 0 to 4294967295")
+_AT_LEAST_ONE = (lambda n: n >= 1, "use at least 1")
+_PORT = (lambda n: 0 <= n < 2**16, "a port is a whole number from 0 to 65535")
 _EVERY = (lambda n: n is None or n > 0, "use a number of steps, or a share of the run between 0 and 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -38,6 +40,33 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "generation_batch_size": _OPTIONAL_COUNT,
     "save_total_limit": (lambda n: n is None or n >= 1, "keep at least 1, or leave it out to keep all"),
     "per_device_eval_batch_size": (lambda n: n >= 1, "a batch has at least 1 sequence"),
+    "num_generations_eval": _OPTIONAL_COUNT,
+    "eval_accumulation_steps": _OPTIONAL_COUNT,
+    "eval_delay": (lambda n: n >= 0, "use a number of steps or epochs before the first evaluation"),
+    "label_smoothing_factor": (lambda share: share == 0, "distillation has no labels to smooth; leave it out"),
+    "router_aux_loss_coef": (lambda weight: weight is None or weight >= 0, "use 0 for none"),
+    "top_p": (lambda mass: 0 < mass <= 1, "it is a share of the softmax, in (0, 1]; 1 keeps all"),
+    "top_k": (lambda k: k is None or k >= -1, "use 0 for all tokens, or how many are kept"),
+    "min_p": (lambda share: share is None or 0 <= share <= 1, "it is a share of the highest probability, in [0, 1]"),
+    "repetition_penalty": (lambda factor: factor is None or factor > 0, "logits are divided by it; 1 leaves them"),
+    "pad_to_multiple_of": (
+        lambda n: n in (None, "auto") or (str(n).isdecimal() and int(n) >= 1),
+        "use auto, or a number of at least 1",
+    ),
+    "max_tool_calling_iterations": _OPTIONAL_COUNT,
+    "num_completions_to_print": _OPTIONAL_COUNT,
+    "ending_ids": (
+        lambda ids: ids is None or (len(ids) > 0 and all(0 <= one < 2**31 for one in ids)),
+        "name token ids, which count from 0, or leave it out for those that the models name",
+    ),
+    "ddp_bucket_cap_mb": _OPTIONAL_COUNT,
+    "ddp_timeout": (lambda seconds: seconds >= 1, "use a number of seconds"),
+    "vllm_server_port": _PORT,
+    "vllm_group_port": _PORT,
+    "vllm_server_timeout": (lambda seconds: seconds > 0, "use a number of seconds"),
+    "vllm_gpu_memory_utilization": (lambda share: 0 < share <= 1, "it is a share of each GPU, in (0, 1]"),
+    "vllm_max_model_length": _OPTIONAL_COUNT,
+    "vllm_tensor_parallel_size": _AT_LEAST_ONE,
     "dataloader_num_workers": (lambda n: n >= 0, "use 0 to read the data in the process itself"),
 }
 EVERY = {"save_steps": "save_strategy", "eval_steps": "eval_strategy", "logging_steps": "logging_strategy"}
@@ -63,19 +92,30 @@ def check_host_settings(args: Any) -> None:
     Raises:
         ValueError: with the field, its value, why, and what to type.
     """
-    check_ranges(args, RANGES)
-    check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
-    for name, package in PACKAGES.items():
-        if getattr(args, name, None) and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{name} is {getattr(args, name)!r}, but the package {package} is not installed. Install it "
-                f"(pip install {package.replace('_', '-')}), or remove {name}."
-            )
+    check_host_values(args)
+    _check_installed(args, PACKAGES)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
         if "output_loading_info" in _keys(getattr(args, name)):
             raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
     _check_best(args)
     _check_batches(args)
+
+
+def check_host_values(args: Any) -> None:
+    """Refuse what one field cannot be, whatever the others are; see `check_host_settings`."""
+    check_ranges(args, RANGES)
+    check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
+    _check_installed(args, ("deepspeed",))  # which the host asks for while it reads its fields
+
+
+def _check_installed(args: Any, names: Iterable[str]) -> None:
+    for name in names:
+        package = PACKAGES[name]
+        if getattr(args, name, None) and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name} is {getattr(args, name)!r:.100}, but the package {package} is not installed. Install it "
+                f"(pip install {package.replace('_', '-')}), or remove {name}."
+            )
 
 
 def _check_best(args: Any) -> None:

@@ -1,5 +1,7 @@
 """`push_to_hub`: asked of the Hub before anything is loaded, and done when the model is whole on disk."""
 
+import copy
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +9,29 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from .checkpoints import room_on_disk
 from .errors import TrainingStopped
 from .faults import in_a_line
+
+logger = logging.getLogger(__name__)
+
+
+class TokenStaysHere:
+    """A configuration whose tokens are not in its pickle, `training_args.bin`, which is kept and pushed; copies in this
+    process have them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def __copy__(self) -> Any:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
 
 class NotPushed(TrainingStopped):
@@ -45,6 +68,38 @@ def hub_asked() -> Iterator[None]:
         ) from error
 
 
+class Pushes:
+    """Pushes while a run goes on: they end in the background, where the host does not look at what became of them."""
+
+    def __init__(self) -> None:
+        self._begun: dict[Any, int] = {}
+
+    @contextmanager
+    def of_step(self, step: int, trainer: Any) -> Iterator[None]:
+        """Begin a step's push inside; what has failed by then is told.
+
+        Raises:
+            CheckpointNotWritten: there is no room for the copy of the model that is pushed.
+        """
+        self.tell_failed()
+        with room_on_disk(trainer.args.output_dir):
+            yield
+        for job in getattr(getattr(trainer, "push_in_progress", None), "jobs", ()):
+            self._begun.setdefault(job, step)
+
+    def tell_failed(self) -> None:
+        """Warn of each push that has ended without the Hub's having taken it, once."""
+        for job in [job for job in self._begun if job.done()]:
+            step = self._begun.pop(job)
+            if (error := job.exception()) is not None:
+                logger.warning(
+                    "the Hub did not take the push of step %d (%s); the run goes on, its checkpoints are on disk, and "
+                    "the next push brings the newer model.",
+                    step,
+                    in_a_line(error),
+                )
+
+
 class PushWhenWhole(TrainerCallback):
     """Pushes the final model when its last file is in the output directory; `trainer` is the trainer that it serves."""
 
@@ -52,6 +107,7 @@ class PushWhenWhole(TrainerCallback):
         self.trainer = trainer
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.pushes.tell_failed()
         if not (args.push_to_hub and args.save_final_model) or self.trainer.stopped_by_signal:
             return
         try:

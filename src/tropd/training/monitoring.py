@@ -5,19 +5,75 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..objective.fused import FusedLoss
-from ..objective.loss import TokenSignals, TopKTerm, learned_from
+from ..endings import PairEndings
+from ..objective.head.fused_loss import FusedLoss
+from ..objective.loss import TokenSignals, TopKTerm, active_tokens
 from ..objective.reduce import denominators, reduced_parts
 from ..objective.regions import trust_probability
 from ..teacher.local import TeacherScores
-from .batch import MicroBatch, Rollout
 from .metrics import Totals, of_teacher
-from .scoring import StudentScores
+from .records import MicroBatch, Rollout
+from .step import Step, StudentScores
 
 OUTLIER = -2.0
 """r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
 
+ROOM_TO_END = 16
+"""Tokens, or an eighth of the budget, that the student must have written behind a teacher's prefix for an unended
+rollout to say something."""
+
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
+
+
+def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None, engine: float) -> None:
+    """All metrics of a batch that are known before its first update.
+
+    Args:
+        totals: added to.
+        step: the batch.
+        endings: of the run.
+        own_ending: the ending of the student's tokenizer.
+        engine: what wrote the rollouts; see the metric rollout/engine.
+    """
+    if step.guidance_fraction is not None:
+        totals.add("guidance/fraction", step.guidance_fraction, 1)
+    totals.add("rollout/engine", engine, 1)
+    totals.add_speed("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
+    totals.add_speed("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
+    rollout_metrics(totals, step.rollouts, endings.unheeded)
+    batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
+    ending_metrics(totals, step.rollouts, step.signals, own_ending)
+
+
+def count_endings(rollouts: Sequence[Rollout], ids: Sequence[int]) -> Tensor:
+    """[len(ids)]: how many rollouts ended by each id."""
+    return torch.tensor([sum(rollout.ended_by == i for rollout in rollouts) for i in ids])
+
+
+def ended_share(
+    rollouts: Sequence[Rollout], unheeded: Sequence[int], budget: int, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> float | None:
+    """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
+
+    One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
+    the budget says nothing unless it ends.
+
+    Args:
+        rollouts: of this rank.
+        unheeded: endings of a teacher at which the student does not stop.
+        budget: tokens that prefix and continuation may have together.
+        sum_over_ranks: of a tensor.
+    """
+    ended = [
+        rollout.ended and not rollout.wrote_any_of(unheeded)
+        for rollout in rollouts
+        if rollout.ended
+        or rollout.prefix_length == 0
+        or rollout.student_length >= min(ROOM_TO_END, budget // 8)
+        or rollout.wrote_any_of(unheeded)
+    ]
+    total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
+    return total / count if count else None
 
 
 def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
@@ -151,7 +207,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
         else:
             window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
     if batch.unread and batch.first_update:
-        read = learned_from(batch.method, batch.signals)  # others are projected for the rollout log alone
+        read = active_tokens(batch.method, batch.signals)  # others are projected for the rollout log alone
         student_logp = torch.where(read, terms.student_logp, torch.nan)
         reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
     if isinstance(batch.direct, TopKTerm):

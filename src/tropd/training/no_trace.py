@@ -10,8 +10,8 @@ import torch
 
 from .trainer import TrOPDTrainer
 
-HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics", "_pending_prefixes", "_evaluated_rows")
-"""What a rollout writes into TRL's trainer and into ours; a copy is written into and thrown away."""
+HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
+"""What a rollout writes into TRL's trainer; a copy is written into and thrown away."""
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
     modes = [(module, module.training) for module in trainer.model.modules()]
     for name, value in kept.items():
         setattr(trainer, name, copy.deepcopy(value))
-    trainer._evaluated_rows = 0
+    rows, trainer.rollout_stage.evaluated_rows = trainer.rollout_stage.evaluated_rows, 0
     trainer.in_preflight = True
     trainer.model.eval()
     try:
@@ -29,6 +29,7 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
             yield
     finally:
         trainer.in_preflight = False
+        trainer.rollout_stage.evaluated_rows = rows
         for module, training in modes:
             module.training = training
         for name, value in kept.items():

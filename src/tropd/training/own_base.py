@@ -31,6 +31,8 @@ def why_not_shared(peft_config: Any, student_init: Any, teacher_init: Any) -> st
     start = getattr(peft_config, "init_lora_weights", True)
     if start not in KEEPS_BASE:
         return f"init_lora_weights={start!r} changes the base's weights, so with the adapter off it is not the base"
+    if layers := getattr(peft_config, "layer_replication", None):
+        return f"layer_replication={layers!r} repeats the base's own layers, so with the adapter off it is not the base"
     if teacher_init and _loading(teacher_init) != _loading(student_init):
         return "teacher_model_init_kwargs asks for another one than model_init_kwargs"
     return None

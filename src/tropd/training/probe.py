@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..endings import special_ids
 from ..objective.endings import Endings, one_action
-from ..objective.head import logps_of, scan_vocabulary
+from ..objective.head.layer import logps_of, scan_vocabulary
 from ..teacher.local import TeacherScores, TopKRequest
-from .batch import Rollout, pack_for_student
-from .metrics import Totals
 from .no_trace import without_a_trace
 from .out_of_memory import SCORING
 from .probed import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
-from .scoring import score_student
+from .records import Rollout, pack_for_student
+from .step import roll_out, score_rollouts, score_student
 from .trainer import TrOPDTrainer
 
 __all__ = ["Probe", "ProbeTimes", "ProbedEndings", "ProbedPrompts", "ProbedTokens", "probe"]
@@ -106,7 +105,7 @@ class _Part:
 
 def _batches(trainer: TrOPDTrainer, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """This rank's rows of each batch, rollouts of a prompt side by side as TRL's evaluation sampler has them."""
-    group: int = trainer.num_generations_eval or trainer.num_generations
+    group = int(trainer.num_generations_eval or trainer.num_generations or 1)
     ranks = trainer.accelerator.num_processes
     smallest = ranks // math.gcd(ranks, group)  # prompts that give every rank the same number of rollouts
     size = max(smallest, trainer.args.generation_batch_size // group // smallest * smallest)
@@ -120,9 +119,10 @@ def _batches(trainer: TrOPDTrainer, rows: list[dict[str, Any]]) -> Iterator[list
 
 def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
     clock = [time.perf_counter()]
-    rollouts = trainer._roll_out(inputs, Totals())
+    setup = replace(trainer.step_setup(), trusts_sampler=False)
+    _, rollouts = roll_out(setup, trainer.rollout_stage, inputs)
     clock.append(time.perf_counter())
-    student = trainer._score_student(rollouts)
+    student = score_rollouts(setup, rollouts)
     on_cpu = {name: getattr(student, name).cpu() for name in ("rollout_logp", "trainer_logp", "entropy")}
     clock.append(time.perf_counter())
     teacher = _score_teacher(trainer, rollouts, [rollout.scored for rollout in rollouts], trainer.endings.as_one)
@@ -194,7 +194,7 @@ def _score_teacher(
     def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    with trainer.asking_teacher(sum(map(sum, marks))) as check:
+    with trainer.step_guards().asking_teacher(sum(map(sum, marks))) as check:
         scores = trainer.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
@@ -202,7 +202,7 @@ def _score_teacher(
             marks,
             pad_id=trainer._tokenizer.pad_token_id,
             temperature=trainer.temperature,
-            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
             topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
             endings=endings,
         )
@@ -215,9 +215,9 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
     endings as training has them; and the probability of every candidate for an ending by itself, [N, C].
     """
     candidates, columns, done = list(_ending_candidates(trainer)), [], 0
-    for start in range(0, len(rollouts), trainer._rows_per_pass):
+    for start in range(0, len(rollouts), trainer.step_setup().rows_per_pass):
         packed = pack_for_student(
-            rollouts[start : start + trainer._rows_per_pass],
+            rollouts[start : start + trainer.step_setup().rows_per_pass],
             trainer._tokenizer.pad_token_id,
             trainer.accelerator.device,
         )
@@ -230,7 +230,7 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
             masses = probs_CV.gather(-1, topk_ids[tokens].to(probs_CV.device).long()).sum(-1)
             return probs_CV.square().sum(-1), masses, endings
 
-        with trainer._memory_for(SCORING), trainer.accelerator.autocast():
+        with trainer.step_guards().memory(SCORING), trainer.accelerator.autocast():
             columns.append(
                 trainer.model(
                     input_ids=packed.input_ids,
@@ -279,18 +279,22 @@ def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedP
         for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
     common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0, "endings": trainer.endings.as_one}
-    with trainer._memory_for(SCORING), trainer.accelerator.autocast():
+    with trainer.step_guards().memory(SCORING), trainer.accelerator.autocast():
         student = score_student(
-            trainer.model, texts, rows_per_pass=trainer._rows_per_pass, device=trainer.accelerator.device, **common
+            trainer.model,
+            texts,
+            rows_per_pass=trainer.step_setup().rows_per_pass,
+            device=trainer.accelerator.device,
+            **common,
         )
     theirs = [list(context[1:]) for _, context, _ in pairs]
-    with trainer.asking_teacher(sum(map(len, theirs))) as check:
+    with trainer.step_guards().asking_teacher(sum(map(len, theirs))) as check:
         teacher = trainer.teachers.score(
             [text.teacher for text in texts],
             [text.teacher_context for text in texts],
             theirs,
             [[True] * len(text) for text in theirs],
-            rows_per_pass=trainer.args.teacher_batch_size or trainer._rows_per_pass,
+            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
             **common,
         )
         check(teacher)

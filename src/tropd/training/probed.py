@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from ..endings import PairEndings
-from .batch import Rollout
+from .records import Rollout
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..objective.loss import TokenLosses
-from .batch import MicroBatch, Rollout
+from .records import MicroBatch, Rollout
 from .run_directory import append_jsonl
 
 LEFT_OUT = "left out"

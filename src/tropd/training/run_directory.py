@@ -86,9 +86,23 @@ def drop_after_step(path: str | Path, step: int) -> None:
     text = path.read_text(encoding="utf-8")
     lines = _lines(text)
     whole = lines[:-1] if lines and _is_cut(lines[-1]) else lines
-    kept = [line for line in whole if json.loads(line).get("step", 0) <= step]
+    kept = [line for line in whole if _step(path, line) <= step]
     if len(kept) < len(lines) or not text.endswith("\n"):
         write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _step(path: Path, line: str) -> float:
+    """Of a record; one without a step was written before the first."""
+    try:
+        record = json.loads(line)
+        number = record.get("step", 0) if isinstance(record, dict) else None
+    except (ValueError, RecursionError):
+        number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(
+            f"{path} has the line {line!r:.60}, which is no record of a step. Remove it, or the whole file, to go on."
+        )
+    return number
 
 
 def _is_cut(line: str) -> bool:

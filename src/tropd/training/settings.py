@@ -12,6 +12,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
     "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
+    "vllm_request_timeout": (lambda seconds: seconds > 0, "use a number of seconds"),
     "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
     "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
     "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
@@ -25,7 +26,7 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], s
     for name, (allowed, sentence) in ranges.items():
         value = getattr(settings, name)
         if not allowed(value):
-            raise ValueError(f"{name} is {value}; {sentence}.")
+            raise ValueError(f"{name} is {value!r:.200}; {sentence}.")
 
 
 @dataclass
@@ -75,6 +76,8 @@ class MethodSettings:
         rollout_batch_size: rollouts that each process writes at once, at most, with Transformers' `generate` and
             addressed sampling; as some end, waiting ones take their places, and what is written is the same. Lower it
             where keys and values do not fit; `None` is all of a generation batch, and the fastest.
+        vllm_request_timeout: with `vllm_mode: server`, seconds that the server may take for one answer; the run then
+            stops with its last checkpoint kept.
         rescore_rollouts: read each rollout in a pass of the student before the update, for log π_old and entropies.
             `None`: only where what the sampler notes does not do; with Transformers' `generate`, addressed sampling
             and a student that computes in float32 it does. `False`: not where the sampler notes anything, in half
@@ -130,6 +133,7 @@ class MethodSettings:
         default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}
     )
     rollout_batch_size: int | None = field(default=None, metadata={"help": "Rollouts written at once, per process."})
+    vllm_request_timeout: float = field(default=3600.0, metadata={"help": "Seconds that a vLLM server may take."})
     rescore_rollouts: bool | None = field(
         default=None, metadata={"help": "Read rollouts before the update; None: where the sampler's numbers do not do."}
     )

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ..messages import TOOLS
 from ..modeling import language_model_class
 from ..teacher.agreement import check_vocabularies, own_tokens, own_tokens_sentence
 from ..teacher.base import BaseTeacher
-from ..teacher.context import TOOLS, Row, TeacherContexts, check_renders_tools, tools_of
+from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_of
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, called
 from ..teacher.several import Teachers

@@ -1,28 +1,26 @@
 """`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
 
-The flow of one step: prompts → teacher prefix → rollout (TRL) → student and teacher scores → regions → per-token loss
-→ reduction by global counts → update (Transformers) → metrics.
+This file is the switchboard: what is overridden of the host, in the order in which a run comes to it. The step itself
+is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
+from trl import GRPOTrainer
 
+from ..endings import PairEndings, as_ids, declared, pair_endings
 from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
-from ..objective.fused import FusedLoss, fused_loss
-from ..rollout.addressed import Turns
-from ..rollout.notes import SamplerNotes
+from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.local import LocalTeacher
-from .batch import MicroBatch, pack_for_student
-from .batch_stage import BuildsBatches, Evaluation
 from .by_teacher import args_of, check_names, check_settings, named
 from .callbacks import CollapseGuard, RunDirectoryCallback, UpdatesArrive
 from .checks import (
@@ -37,28 +35,40 @@ from .checks import (
 from .config import TrOPDConfig
 from .directory_lock import only_run_in
 from .errors import RolloutsCollapsed
-from .faults import DataEnd, log_written
+from .faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
 from .guards import check_gradient_norm, check_loss
 from .host import check_installed_host, no_reward
 from .host_settings import named_by_field, settle_checkpointing
-from .hub import PushWhenWhole
+from .hub import Pushes, PushWhenWhole, hub_asked
 from .metrics import Totals
 from .model_card import write_card
-from .monitoring import log_ratio_quantiles, loss_metrics
+from .monitoring import count_endings, ended_share, log_ratio_quantiles, loss_metrics, step_metrics, student_log_ratios
 from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .own_base import is_own_base
 from .ranks import Ranks
 from .reading_check import silence
+from .records import MicroBatch, pack_for_student
 from .rollout_log import write_rollouts
+from .rollout_stage import RolloutStage, notes_suffice
 from .sampler import EpochAddressedSampler
-from .saving import SaveBetweenCycles
-from .sharding import keep_outputs_exact, reads_by_length
+from .saving import Checkpointing, SaveBetweenCycles
+from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .step import Step, StepSetup, build_step, micro_batches
+from .step_guards import StepGuards
 from .teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
 
-class TrOPDTrainer(BuildsBatches):
+@dataclass
+class Evaluation:
+    """What an evaluation adds up over its batches, so that no metric depends on how they were cut."""
+
+    totals: Totals
+    log_ratios: list[Tensor] = field(default_factory=list)
+
+
+class TrOPDTrainer(GRPOTrainer):
     """Distil `teacher_model` into `model` on the student's own rollouts.
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
@@ -100,10 +110,10 @@ class TrOPDTrainer(BuildsBatches):
     # The host declares these wider (None, a bare Module, a JSON string) than they are once it is built.
     args: Any
     model: Any
-    chat_template_kwargs: Any
     max_completion_length: Any
-    num_generations: Any
+    vllm_generation: Any
     _buffered_inputs: Any
+    in_preflight = False
 
     def __init__(
         self,
@@ -128,16 +138,16 @@ class TrOPDTrainer(BuildsBatches):
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")
         check_teacher_column(eval_dataset, teachers, "the evaluation data")
-        self._monitors_rewards = has_rewards(options)
+        self.monitors_rewards = has_rewards(options)
         self.own_bases = {
             name
             for name, teacher in teachers.items()
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
-        with named_by_field(vars(args), loading="model_init_kwargs"):
+        with named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
             super().__init__(
                 model,
-                reward_funcs if self._monitors_rewards else no_reward,  # type: ignore[arg-type]
+                reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -145,96 +155,84 @@ class TrOPDTrainer(BuildsBatches):
                 peft_config=peft_config,
                 **kwargs,
             )
-        check_host_model(self)
-        freeze_what_text_does_not_reach(self.model)
-        check_padding(self)
-        check_teacher_apart(self, teachers)
-        self._settle_checkpointing()
-        keep_outputs_exact(self.accelerator)
-        if args.disable_dropout:
-            silence(self.model)
-        # Truncated rollouts are left out by us: the host would blank them before they can be measured.
-        self.mask_truncated_completions = False
-        expose_hidden_states(self.model.get_base_model() if is_peft_model(self.model) else self.model)
-        self._student_vocab_size = head_rows(self.model)
+        self._prepare_student(teachers)
         self.ranks = Ranks(self.accelerator)
         with named_by_field(vars(args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         self._write_with_a_cache()
-        self._prefix_stage = self._make_prefix_stage()
-        self._pending_prefixes: list[list[int]] | None = None
-        self._turns: Turns | None = None
-        self._notes: SamplerNotes | None = None
-        self._loops: list[float] = []
-        self._said_of_rewards: set[str] = set()
+        self.rollout_stage = RolloutStage(self)
+        self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
         self._ended_before = 0.0
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
-        self._evaluated_rows = 0
         self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stopped_by_signal = 0
-        self.add_callback(DataEnd())
-        self.add_callback(SaveBetweenCycles(self))
-        self.add_callback(RunDirectoryCallback(self))
-        self.add_callback(PushWhenWhole(self))
-        self.add_callback(UpdatesArrive(self))
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see `transformers.Trainer.train`.
-
-        Raises:
-            ValueError: fewer prompts than a rollout batch takes, a checkpoint that is not whole, or another run in the
-                output directory.
-            RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
-            TrainingStopped: something failed that the run cannot go on without; its kinds are in `errors`.
-        """
-        if hasattr(self.train_dataset, "__len__"):
-            check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
-        self._forget_what_was_begun()
-        here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
-        enough = enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS)
-        with here, enough, named_by_field(vars(self.args)):
-            output = super().train(*args, **kwargs)
-        if self.guard.tripped:
-            raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
-        return output
-
-    def _forget_what_was_begun(self) -> None:
-        """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
-        self._step = 0
-        self._buffered_inputs = None
-        self._metrics["train"].clear()
-        self._window = Totals(self.teachers.names)
-        self._build_seconds = 0.0
-        self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
-
-    def expect_endings(self, share: float) -> None:
-        """Tell the guard the share of the student's rollouts that end before training, as a probe has seen it."""
-        self._ended_before = max(self._ended_before, share)
-        self.guard.best_ended_share = max(self.guard.best_ended_share, share)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
-        self._evaluated_rows = 0
-        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
-            return super().evaluate(*args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were."""
-        self._evaluated = Evaluation(Totals(self.teachers.names))
-        output = super().evaluation_loop(*args, **kwargs)
-        found = self._evaluated.totals.collect(self.ranks.sum)
-        ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
-        for name, value in (found | log_ratio_quantiles(ratios, self.ranks.gather_ragged)).items():
-            self._metrics["eval"][name].append(value)
-        parts = [value for name, value in found.items() if name.startswith("loss/")]
-        metrics = output.metrics or {}
-        metrics |= {name: sum(parts) for name in metrics if name.endswith("_loss") and parts}
-        return output
+        self.pushes = Pushes()
+        for callback in (
+            DataEnd(),
+            SaveBetweenCycles(self),
+            RunDirectoryCallback(self),
+            PushWhenWhole(self),
+            UpdatesArrive(self),
+        ):
+            self.add_callback(callback)
 
     # ------------------------------------------------------------------ set-up
+
+    def _prepare_student(self, teachers: Mapping[Any, Any]) -> None:
+        """From the host's model to one whose states can be read, the same in each pass."""
+        check_host_model(self)
+        freeze_what_text_does_not_reach(self.model)
+        check_padding(self)
+        check_teacher_apart(self, teachers)
+        student = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        # That somebody wrote `True` where it is the default cannot be told here; the command line can.
+        asked = {name: getattr(self.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
+        note = settle_checkpointing(self.args, student, asked)
+        if note is not None:
+            logger.warning(note)
+        keep_outputs_exact(self.accelerator)
+        if self.args.disable_dropout:
+            silence(self.model)
+        # Truncated rollouts are left out by us: the host would blank them before they can be measured.
+        self.mask_truncated_completions = False
+        expose_hidden_states(student)
+        self._student_vocab_size = head_rows(self.model)
+
+    def _find_endings(self) -> PairEndings:
+        """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
+        teachers = {
+            name: declared(teacher.model.generation_config, self.teacher_tokenizers[name])
+            for name, teacher in self.teachers.by_name.items()
+        }
+        found = pair_endings(
+            declared(self.model.generation_config, self._tokenizer),
+            teachers,
+            ending=self.args.ending,
+            ending_ids=self.args.ending_ids,
+            vocab_size=self.teachers.shared_vocabulary(self._student_vocab_size),
+        )
+        if set(found.stop_ids) - set(as_ids(self.model.generation_config.eos_token_id)):
+            self.model.generation_config.eos_token_id = list(found.stop_ids)
+        if set(found.stop_ids) != set(self.eos_token_ids):
+            self.eos_token_ids = self.model.generation_config.eos_token_id = list(found.stop_ids)
+            if self.use_vllm:
+                own = self.vllm_generation.generation_kwargs
+                stops = {*own.get("stop_token_ids", []), *found.stop_ids}
+                self.vllm_generation.generation_kwargs = {**own, "stop_token_ids": sorted(stops)}
+            else:
+                self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
+        return found
+
+    def _write_with_a_cache(self) -> None:
+        """Let Transformers keep keys and values, whatever the model's configuration says.
+
+        Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
+        """
+        if not self.use_vllm and "use_cache" not in (self.args.generation_kwargs or {}):
+            self.generation_config.use_cache = self.generation_kwargs["use_cache"] = True
 
     @property
     def shares_base(self) -> bool:
@@ -252,13 +250,58 @@ class TrOPDTrainer(BuildsBatches):
         (tokenizer,) = self.teacher_tokenizers.values()
         return tokenizer
 
-    def _settle_checkpointing(self) -> None:
-        student = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        # That somebody wrote `True` where it is the default cannot be told here; the command line can.
-        asked = {name: getattr(self.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
-        note = settle_checkpointing(self.args, student, asked)
-        if note is not None:
-            logger.warning(note)
+    def expect_endings(self, share: float) -> None:
+        """Tell the guard the share of the student's rollouts that end before training, as a probe has seen it."""
+        self._ended_before = max(self._ended_before, share)
+        self.guard.best_ended_share = max(self.guard.best_ended_share, share)
+
+    # ------------------------------------------------------------------ a run
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: fewer prompts than a rollout batch takes, or another run in the output directory. A checkpoint
+                to resume from that is missing, cut short or altered; with `True`, there is none. Or data, teacher or
+                tokenizer are others by now.
+            RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
+            CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
+            DataFailed: the data cannot be read on, or a process that loads them was lost.
+            ProcessLost: another process of the run was lost.
+            TrainingStopped: something else failed that the run cannot go on without; its kinds are in `errors`.
+        """
+        if hasattr(self.train_dataset, "__len__"):
+            check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
+        self._forget_what_was_begun()
+        here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
+        enough = enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS)
+        with here, enough, named_by_field(vars(self.args)):
+            resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
+            with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.guard.tripped:
+            raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _forget_what_was_begun(self) -> None:
+        """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
+        self._step = 0
+        self._buffered_inputs = None
+        self._metrics["train"].clear()
+        self._window = Totals(self.teachers.names)
+        self._build_seconds = 0.0
+        self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        given = (max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+        return self.checkpointing.place_in_data(lambda: super(TrOPDTrainer, self)._init_training_state(*given))
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -266,23 +309,117 @@ class TrOPDTrainer(BuildsBatches):
             super()._get_train_sampler(dataset), epoch=lambda: int((self.state.epoch or 0.0) + 1e-6)
         )
 
-    # ------------------------------------------------------------------ building a step
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step; see `transformers.Trainer`."""
+        with data_read(self.state.global_step + 1, self.args.output_dir):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    # ------------------------------------------------------------------ a step
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
+        """One forward-backward; at the end of an optimiser step, the window's metrics."""
+        started = time.perf_counter()
+        output = super().training_step(model, inputs, num_items_in_batch)
+        seconds = time.perf_counter() - started - self._build_seconds
+        self._window.add_speed("speed/update", self._tokens_learned, seconds)
+        self._build_seconds = 0.0
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._record(self._window.collect(self.ranks.sum))
+            self._window = Totals(self.teachers.names)
+        return output
 
     def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:  # type: ignore[override]
         """One micro-batch of the step; rolls out and scores a new batch when the old one is used up."""
         if not self.model.training:
-            return self._build_batch(generation_batch, windows=1)[0]
+            return self._build_batch(generation_batch)[0]
         steps = self.args.steps_per_generation
-        if self._step % self._cycle == 0 or self._buffered_inputs is None:
-            windows = steps // self.args.gradient_accumulation_steps
+        if self._step % self.cycle == 0 or self._buffered_inputs is None:
             started = time.perf_counter()
-            self._buffered_inputs = self._build_batch(generation_batch, windows)
+            self._buffered_inputs = self._build_batch(generation_batch)
             self._build_seconds = time.perf_counter() - started
         batch = self._buffered_inputs[self._step % steps]
-        first_update = self._step % self._cycle < self.args.gradient_accumulation_steps
+        first_update = self._step % self.cycle < self.args.gradient_accumulation_steps
         return batch if first_update else replace(batch, first_update=False)
 
-    # ------------------------------------------------------------------ loss
+    def _build_batch(self, rows: list[dict[str, Any]]) -> list[MicroBatch]:
+        """Prompts to micro-batches; everything but the student's gradient is known at the end."""
+        setup = self.step_setup()
+        step = build_step(setup, self.rollout_stage, rows)
+        totals = Totals(self.teachers.names) if setup.is_training else self._evaluated.totals
+        step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id, self.rollout_stage.engine)
+        if not setup.is_training:
+            self._evaluated.log_ratios.append(student_log_ratios(step.signals))
+            return micro_batches(setup, step, rows_each=len(step.rollouts))
+        quantiles = log_ratio_quantiles(student_log_ratios(step.signals), self.ranks.gather_ragged)
+        metrics = totals.collect(self.ranks.sum) | quantiles
+        self._record(metrics)
+        self._watch_endings(step, metrics)
+        windows = self.args.steps_per_generation // self.args.gradient_accumulation_steps
+        return micro_batches(setup, step, self.args.per_device_train_batch_size, windows)
+
+    def step_setup(self) -> StepSetup:
+        """What the step ahead, or a batch of the evaluation under way, is built with."""
+        args, step = self.args, self.state.global_step
+        rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        return StepSetup(
+            student=self.model,
+            teachers=self.teachers,
+            method=self.method.stage(step / max(self.state.max_steps, 1)),
+            endings=self.endings,
+            step=step,
+            max_steps=self.state.max_steps,
+            is_training=self.model.training,
+            seed=args.seed,
+            temperature=self.temperature,
+            pad_id=self._tokenizer.pad_token_id,
+            student_vocab_size=self._student_vocab_size,
+            device=self.accelerator.device,
+            rows_per_pass=rows,
+            teacher_rows_per_pass=args.teacher_batch_size or rows,
+            by_length=reads_by_length(self),
+            reward_weight=args.reward_mixing_weight,
+            trusts_sampler=notes_suffice(self),
+            rescores=args.rescore_rollouts,
+            ranks=self.ranks,
+            guards=self.step_guards(),
+        )
+
+    def step_guards(self) -> StepGuards:
+        """What turns a failure of the step ahead, or of the evaluation under way, into a sentence."""
+        return StepGuards(
+            moment=self.moment(),
+            step=self.state.global_step + 1,
+            args=self.args,
+            trains=self.model.training or self.in_preflight,
+            ranks=self.ranks,
+            shards_teacher=shards_teacher(self),
+            autocast=self.accelerator.autocast,
+        )
+
+    # ------------------------------------------------------------------ a step's rollouts: what the host calls back
+
+    def _tokenize_prompts(self, prompts):
+        return self.rollout_stage.tokenize_prompts(prompts, super()._tokenize_prompts)
+
+    def tokenize_as_host(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """Prompts that tools or an environment of the host come to."""
+        return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        rest, host = (images, multimodal_fields, num_generations, has_tool_images), super()._generate_single_turn
+        return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest))
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return None, None, None
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        host = super()._calculate_rewards
+        return self.rollout_stage.give_rewards(lambda: host(inputs, prompts, completions, completion_ids_list))
+
+    # ------------------------------------------------------------------ a step's update
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
@@ -319,17 +456,6 @@ class TrOPDTrainer(BuildsBatches):
         # Data parallelism averages gradients over ranks; the counts are already global.
         return terms.loss * self.accelerator.num_processes
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
-        """One forward-backward; at the end of an optimiser step, the window's metrics."""
-        started = time.perf_counter()
-        output = super().training_step(model, inputs, num_items_in_batch)
-        seconds = time.perf_counter() - started - self._build_seconds
-        self._window.add_speed("speed/update", self._tokens_learned, seconds)
-        self._build_seconds = 0.0
-        if self._step % self.args.gradient_accumulation_steps == 0:
-            self._record_window()
-        return output
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The host's norm, over all ranks, before the optimiser's step; one that is not finite stops the run."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -338,15 +464,34 @@ class TrOPDTrainer(BuildsBatches):
             check_gradient_norm(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Our card in the place of the host's, which knows no teacher."""
-        if self.is_world_process_zero():
-            write_card(self)
+    # ------------------------------------------------------------------ what is told of a step
 
-    def _record_window(self) -> None:
-        """Log what the losses added up since the last call: over an optimiser step."""
-        self._record(self._window.collect(self.ranks.sum))
-        self._window = Totals(self.teachers.names)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self.checkpointing.mean_loss()
+        super().log(logs, start_time)
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def close_engine(self) -> None:
+        """End vLLM, if it runs in this process, before the processes part."""
+        if self.use_vllm:
+            self.vllm_generation.close()
+
+    def _watch_endings(self, step: Step, metrics: dict[str, float]) -> None:
+        """Count by which ids the rollouts of all ranks ended, and let the guard look at the step."""
+        counts = self.ranks.sum(count_endings(step.rollouts, self.eos_token_ids)).tolist()
+        self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
+        self.guard.observe(
+            metrics["response/collapsed_share"],
+            ended_share(step.rollouts, self.endings.unheeded, self.max_completion_length, self.ranks.sum),
+            metrics.get("response/unheeded_ending_share", 0.0),
+            metrics["response/eos_share"],
+        )
 
     def _logs_rollouts(self) -> bool:
         """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""
@@ -372,9 +517,90 @@ class TrOPDTrainer(BuildsBatches):
                 limit=self.args.rollouts_per_log,
             )
 
-    # ------------------------------------------------------------------ metrics
+    def moment(self) -> str:
+        """What is being done, for a sentence."""
+        if self.in_preflight:
+            return PREFLIGHT
+        return self._step_ahead() if self.model.training else self._evaluation()
 
-    def _record(self, metrics: dict[str, float]) -> None:
-        mode = "train" if self.model.training else "eval"
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+    def _step_ahead(self) -> str:
+        return f"step {self.state.global_step + 1}"
+
+    def _evaluation(self) -> str:
+        return f"the evaluation after step {self.state.global_step}"
+
+    # ------------------------------------------------------------------ an evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
+        self.rollout_stage.evaluated_rows = 0
+        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
+            return super().evaluate(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The batches of an evaluation; see `transformers.Trainer`."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        return Reading(loader, lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were."""
+        self._evaluated = Evaluation(Totals(self.teachers.names))
+        output = super().evaluation_loop(*args, **kwargs)
+        found = self._evaluated.totals.collect(self.ranks.sum)
+        ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
+        for name, value in (found | log_ratio_quantiles(ratios, self.ranks.gather_ragged)).items():
+            self._metrics["eval"][name].append(value)
+        parts = [value for name, value in found.items() if name.startswith("loss/")]
+        metrics = output.metrics or {}
+        metrics |= {name: sum(parts) for name in metrics if name.endswith("_loss") and parts}
+        return output
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        host = super()._determine_best_metric
+        return self.checkpointing.is_best(metrics, lambda: host(metrics, trial))
+
+    # ------------------------------------------------------------------ saving
+
+    @property
+    def cycle(self) -> int:
+        """Micro-batches that are learned from one batch of rollouts."""
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    @property
+    def is_inside_cycle(self) -> bool:
+        """Are there updates to come from the rollouts at hand? A checkpoint does not hold those."""
+        return self._step % self.cycle != 0
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.checkpointing.folder(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        host = super()._save_checkpoint
+        self.checkpointing.save(lambda: host(model, trial), trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a folder that `from_pretrained` loads; see `transformers.Trainer`."""
+        self.checkpointing.save_model(output_dir, _internal_call, super().save_model)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.checkpointing.is_writing:  # the host asks while the checkpoint is still aside
+            with self.pushes.of_step(self.state.global_step, self):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self.pushes.tell_failed()
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository to push to; see `transformers.Trainer`."""
+        with hub_asked():
+            super().init_hf_repo(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        host = super()._finalize_training
+        return self.checkpointing.finalize(lambda: host(*args, **kwargs))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Our card in the place of the host's, which knows no teacher."""
+        if self.is_world_process_zero():
+            write_card(self)

@@ -54,7 +54,7 @@ def project_into(raw_CV: Tensor, hidden_CH: Tensor, weight: Tensor, bias: Tensor
     return raw_CV
 
 
-def narrowed_(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
+def narrow_(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
     """`grad_CV` as [C, V] of `dtype`; where that is narrower, written over `grad_CV` itself, whose values are lost."""
     if grad_CV.dtype == dtype:
         return grad_CV

@@ -2,7 +2,7 @@
 
 Vocabulary-wide work never holds more than one slice: `over_vocabulary` projects a few tokens, hands their logits to
 a function that returns per-token values, and throws the logits away; the backward pass projects the same slice again.
-`scan_vocabulary` is its quick form for what needs no gradient, and `fused` that of the loss.
+`scan_vocabulary` is its quick form for what needs no gradient, and `fused_loss` that of the loss.
 
 Shapes: N tokens (already selected, no padding), C tokens of one slice, R rows of one block, H hidden size, V
 vocabulary, K alternatives.
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .endings import Endings, check_endings, events_of, one_action
-from .products import (
+from ..endings import Endings, check_endings, events_of, one_action
+from ..shapes import check_axes, check_rows
+from .matmul import (
     add_weight_gradient,
     block_rows,
     blocks_of,
     gradient_dtype,
-    narrowed_,
+    narrow_,
     project_into,
     slices_of,
     states_gradient,
@@ -51,6 +52,12 @@ class Head:
         softcap: bound of Gemma's tanh in logits, or `None`.
         temperature: the sampling temperature; the scored softmax is the sampled one only if both use it.
         endings: ids that end a response and are one action together; see `endings`. One, or none, changes nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, a temperature of 0 or less, or endings that are no ids of this layer.
+
+    >>> Head(torch.tensor([[1.0], [3.0]]), temperature=2.0).logits(torch.tensor([[4.0]]))
+    tensor([[2., 6.]])
     """
 
     weight: Tensor
@@ -63,6 +70,11 @@ class Head:
     def __post_init__(self) -> None:
         if self.weight.ndim != 2:
             raise ValueError(f"weight must be [V, H], got {tuple(self.weight.shape)}")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise ValueError(
+                f"bias is of shape {list(self.bias.shape)} for a weight of shape {list(self.weight.shape)}; "
+                f"it must be [{self.vocab_size}]"
+            )
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
         check_endings(self.endings, self.vocab_size)
@@ -89,9 +101,9 @@ class Head:
 
     def transform(self, raw_NV: Tensor) -> Tensor:
         """Logits from the raw projection; may change `raw_NV` where that carries no gradient."""
-        return one_action(self.scaled(raw_NV), self.endings)
+        return one_action(self.scale(raw_NV), self.endings)
 
-    def scaled(self, raw_NV: Tensor) -> Tensor:
+    def scale(self, raw_NV: Tensor) -> Tensor:
         """Scale, softcap and temperature alone: the endings are still apart."""
         logits = raw_NV if self.logit_scale == 1.0 else raw_NV * self.logit_scale
         if self.softcap is not None:
@@ -108,6 +120,11 @@ def over_vocabulary(
     gradients of the weight are accumulated in float32 over the slices. `function` must be pure: it runs again in the
     backward pass.
 
+    >>> def largest(logits_CV, tokens):
+    ...     return (logits_CV.amax(-1),)
+    >>> over_vocabulary(largest, torch.tensor([[1.0], [-1.0]]), Head(torch.tensor([[1.0], [3.0]])), slice_tokens=1)
+    (tensor([ 3., -1.]),)
+
     Args:
         function: logits [C, V] and their slice of tokens to a tuple of per-token tensors [C, ...].
         hidden_NH: [N, H].
@@ -116,6 +133,9 @@ def over_vocabulary(
 
     Returns:
         The outputs of `function`, concatenated over tokens.
+
+    Raises:
+        ValueError: `hidden_NH` is not [N, H] of this head.
     """
     check_states(hidden_NH, head)
     if slice_tokens is None:
@@ -129,6 +149,11 @@ def scan_vocabulary(
 ) -> tuple[Tensor, ...]:
     """As `over_vocabulary`, without gradient: the logits of one slice are written over those of the last.
 
+    >>> def largest(logits_RV, tokens):
+    ...     return (logits_RV.amax(-1),)
+    >>> scan_vocabulary(largest, torch.tensor([[1.0], [-1.0]]), Head(torch.tensor([[1.0], [3.0]])))
+    (tensor([ 3., -1.]),)
+
     Args:
         function: float32 logits [R, V] of a block of tokens and the block's place to a tuple of per-token tensors
             [R, ...]. It may change the logits; what it returns must not be a view of them.
@@ -138,6 +163,9 @@ def scan_vocabulary(
 
     Returns:
         The outputs of `function`, concatenated over tokens.
+
+    Raises:
+        ValueError: `hidden_NH` is not [N, H] of this head.
     """
     check_states(hidden_NH, head)
     slices = slices_of(hidden_NH.shape[0], slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type))
@@ -162,13 +190,23 @@ def sampled_logps(
     >>> logp, entropy = sampled_logps(torch.ones(1, 2), head, torch.tensor([3]))
     >>> bool(torch.isclose(-logp, entropy)), round(logp.item(), 4)
     (True, -1.3863)
+
+    Args:
+        hidden_NH: [N, H], states that predict the tokens.
+        head: the output layer, at the sampling temperature.
+        token_ids_N: the tokens.
+        slice_tokens: tokens per slice, see `over_vocabulary`.
+
+    Raises:
+        ValueError: `hidden_NH` does not fit the head, or has not one row for each token.
     """
+    check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
     token_ids_N = head.events(token_ids_N)
     if not needs_gradient(hidden_NH, head):
-        room = Room()
+        scratch = Scratch()
 
         def scan(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-            logits_RV, log_sum, entropy = normalise_(logits_RV, room)
+            logits_RV, log_sum, entropy = normalise_(logits_RV, scratch)
             return gather_logps(logits_RV, token_ids_N[tokens]) - log_sum, entropy
 
         logp, entropy = scan_vocabulary(scan, hidden_NH, head, slice_tokens=slice_tokens)
@@ -189,6 +227,20 @@ def topk_logps(
 
     Probabilities are over the head's whole vocabulary; `vocab_limit` keeps the *choice* below an id, for a student
     whose vocabulary is padded less than the teacher's.
+
+    >>> ids, logp = topk_logps(torch.ones(1, 1), Head(torch.tensor([[0.1], [0.6], [0.3]]).log()), 2)
+    >>> ids.tolist(), logp.exp()
+    ([[1, 2]], tensor([[0.6000, 0.3000]]))
+
+    Args:
+        hidden_NH: [N, H].
+        head: the output layer.
+        k: how many tokens.
+        vocab_limit: only smaller ids are chosen; `None` for all.
+        slice_tokens: tokens per slice, see `over_vocabulary`.
+
+    Raises:
+        ValueError: `k` is outside of the shared vocabulary, or `hidden_NH` does not fit the head.
     """
     limit = head.vocab_size if vocab_limit is None else min(vocab_limit, head.vocab_size)
     if not 1 <= k <= limit:
@@ -201,7 +253,7 @@ def topk_logps(
     return ids_NK, logp_NK
 
 
-class Room:
+class Scratch:
     """Memory for one block's temporaries, shared by the blocks of a pass.
 
     Fresh ones would scatter the heap: a block's small results stay, and what is freed around them is seldom of the size
@@ -219,8 +271,8 @@ class Room:
         return self._kept[:num_rows]
 
 
-def normalise_(logits_RV: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift each row's largest logit to 0, in place; `room` is for a temporary.
+def normalise_(logits_RV: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift each row's largest logit to 0, in place; `scratch` is for a temporary.
 
     Returns:
         the shifted logits [R, V], −inf raised to a finite number that exp sends to 0; the log of the sum of their
@@ -228,7 +280,7 @@ def normalise_(logits_RV: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
     """
     logits_RV -= logits_RV.amax(-1, keepdim=True)
     logits_RV.clamp_(min=torch.finfo(logits_RV.dtype).min)
-    probs_RV = torch.softmax(logits_RV, -1, out=room.for_rows(logits_RV))
+    probs_RV = torch.softmax(logits_RV, -1, out=scratch.for_rows(logits_RV))
     log_sum = -probs_RV.amax(-1).log()  # the likeliest token's probability is exp(0) over the sum
     return logits_RV, log_sum, log_sum - probs_RV.mul_(logits_RV).sum(-1)
 
@@ -237,23 +289,55 @@ def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [N, V] from ready logits, in float32 (float64 for float64 logits).
 
     With `gather_logps`, `entropy_of` and `topk_of` this is the plain path that the sliced one is held to.
+
+    >>> logps_of(torch.tensor([[1.0, 1.0]])).exp()
+    tensor([[0.5000, 0.5000]])
+
+    Raises:
+        ValueError: the logits have no axis.
     """
+    check_axes(1, logits_NV=logits_NV)
     return F.log_softmax(logits_NV.to(wide(logits_NV.dtype)) / temperature, dim=-1)
 
 
 def topk_of(logps_NV: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor]:
-    """Ids and log-probabilities of the k likeliest among the first `vocab_limit` entries."""
+    """Ids and log-probabilities of the k likeliest among the first `vocab_limit` entries.
+
+    >>> ids, logp = topk_of(torch.tensor([[0.1, 0.6, 0.3]]).log(), 1, vocab_limit=3)
+    >>> ids.tolist(), round(logp.exp().item(), 4)
+    ([[1]], 0.6)
+
+    Raises:
+        ValueError: the log-probabilities are not [N, V].
+    """
+    check_axes(2, logps_NV=logps_NV)
     top = logps_NV[:, :vocab_limit].topk(k, dim=-1)
     return top.indices, top.values
 
 
 def gather_logps(logps_NV: Tensor, token_ids_N: Tensor) -> Tensor:
-    """Log-probability of one token per row, [N]."""
+    """Log-probability of one token per row, [N].
+
+    >>> gather_logps(torch.tensor([[0.1, 0.6, 0.3]]).log(), torch.tensor([1])).exp()
+    tensor([0.6000])
+
+    Raises:
+        ValueError: there is not one row for each token.
+    """
+    check_rows(token_ids_N, 1, logps_NV=logps_NV)
     return logps_NV.gather(-1, token_ids_N.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy_of(logps_NV: Tensor) -> Tensor:
-    """Entropy H = −Σ π log π per row, [N], in nats; impossible tokens (−inf) count as 0·log 0 = 0."""
+    """Entropy H = −Σ π log π per row, [N], in nats; impossible tokens (−inf) count as 0·log 0 = 0.
+
+    >>> round(entropy_of(torch.tensor([[0.5, 0.5, 0.0]]).log()).item(), 4)
+    0.6931
+
+    Raises:
+        ValueError: the log-probabilities have no axis.
+    """
+    check_axes(1, logps_NV=logps_NV)
     return -(logps_NV.exp() * logps_NV.masked_fill(logps_NV == -torch.inf, 0.0)).sum(-1)
 
 
@@ -280,7 +364,7 @@ class _OverVocabulary(torch.autograd.Function):
             )
             if raw_grad_CV is not None:
                 gradients.add(tokens, raw_grad_CV)
-        return (*gradients.finished(), None, None, None)
+        return (*gradients.result(), None, None, None)
 
 
 class HeadGradients:
@@ -308,7 +392,7 @@ class HeadGradients:
         hidden_NH, weight, _ = self._inputs
         if self.bias is not None:
             self.bias += raw_grad_CV.sum(0)
-        grad_CV = narrowed_(raw_grad_CV, gradient_dtype(weight))
+        grad_CV = narrow_(raw_grad_CV, gradient_dtype(weight))
         if self.hidden is not None:
             self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
         if self.weight is not None:
@@ -322,7 +406,7 @@ class HeadGradients:
             if gradient is not None:
                 gradient.mul_(factor)
 
-    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The three gradients in the dtypes of what they belong to; `None` where not wanted."""
         hidden_NH, weight, bias = self._inputs
         if self.weight is not None and not self._weight_is_written:
@@ -367,7 +451,7 @@ def default_slice_tokens(vocab_size: int, device: str = "elsewhere", slices_held
 
 
 def slice_buffer(weight: Tensor, slices: list[slice]) -> Tensor:
-    """Room for the raw logits of the longest slice, [C, V]."""
+    """Scratch for the raw logits of the longest slice, [C, V]."""
     tokens = max(piece.stop - piece.start for piece in slices)
     return weight.new_empty(tokens, weight.shape[0], dtype=wide(weight.dtype))
 

@@ -1,12 +1,13 @@
 """What becomes of one slice of logits in the fused loss: per-token values, and the loss's gradient in their place.
 
-Three workers, each the quickest for what the loss reads: `SelectedTokens` (the sampled token, the teacher's top-k),
+Three kinds, each the quickest for what the loss reads: `SelectedTokens` (the sampled token, the teacher's top-k),
 `Divergence` (a generalised JSD on every token and nothing else), `WholeDistributions` (anything, by autograd).
 
 Shapes: C tokens of one slice, R rows of one block, M entries of the direct term, V vocabulary, K alternatives.
 """
 
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergences import generalized_jsd
-from .endings import merge_, spread_
-from .head import Head, Room, gather_logps, slice_buffer
-from .loss import (
+from ..divergences import generalized_jsd
+from ..endings import merge_, spread_
+from ..loss import (
     LEAST_TAIL,
     DirectTerm,
     FullVocabularyTerm,
@@ -25,18 +25,19 @@ from .loss import (
     TokenLosses,
     TokenSignals,
     TopKTerm,
-    moved,
-    narrowed,
+    reindex_term,
+    restrict_term,
     token_losses,
 )
-from .methods import Method
-from .products import blocks_of, project_into
-from .reduce import RegionCounts, reduce_losses
+from ..methods import Method
+from ..reduce import RegionCounts, reduce_losses
+from .layer import Head, Scratch, gather_logps, slice_buffer
+from .matmul import blocks_of, project_into
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked of N tokens; see `fused_loss`."""
+class LossInputs:
+    """What the loss of N tokens is made from; see `fused_loss`."""
 
     method: Method
     signals: TokenSignals
@@ -45,14 +46,14 @@ class Task:
     direct: DirectTerm | None
     slice_tokens: int | None
 
-    def of(self, kept_M: Tensor) -> "Task":
-        """The task of some of the tokens, in that order; all tokens of the direct term are among them."""
+    def select(self, kept_M: Tensor) -> "LossInputs":
+        """The inputs of some of the tokens, in that order; all tokens of the direct term are among them."""
         place_N = torch.empty_like(self.token_ids)
         place_N[kept_M] = torch.arange(kept_M.numel(), device=kept_M.device)
-        direct = moved(self.direct, place_N)
+        direct = reindex_term(self.direct, place_N)
         return replace(self, signals=self.signals[kept_M], token_ids=self.token_ids[kept_M], direct=direct)
 
-    def by_term(self, kept_M: Tensor) -> Tensor:
+    def order_by_term(self, kept_M: Tensor) -> Tensor:
         """Sorted positions so ordered that those of each of several direct terms stand together; see `runs`."""
         if not isinstance(self.direct, SeveralTerms):
             return kept_M
@@ -61,63 +62,63 @@ class Task:
             owner_N[term.index] = number
         return kept_M[owner_N[kept_M].argsort(stable=True)]
 
-    def runs(self) -> list[tuple[slice, "Task"]]:
-        """Runs of tokens that read one direct term each, and their tasks; tokens without any are in the first."""
+    def runs(self) -> list[tuple[slice, "LossInputs"]]:
+        """Runs of tokens that read one direct term each, and their inputs; tokens without any are in the first."""
         num_tokens = self.token_ids.numel()
         if not isinstance(self.direct, SeveralTerms):
             return [(slice(0, num_tokens), self)]
         terms = [term for term in self.direct.terms if term.index.numel()] or [self.direct.terms[0]]
         bounds = [0, *(int(term.index[0]) for term in terms[1:]), num_tokens]
         runs = [slice(start, stop) for start, stop in pairwise(bounds)]
-        return [
-            (run, replace(self, signals=self.signals[run], token_ids=self.token_ids[run], direct=narrowed(term, run)))
-            for run, term in zip(runs, terms, strict=True)
-        ]
+        return [(run, self._of_run(run, restrict_term(term, run))) for run, term in zip(runs, terms, strict=True)]
+
+    def _of_run(self, run: slice, direct: DirectTerm | None) -> "LossInputs":
+        return replace(self, signals=self.signals[run], token_ids=self.token_ids[run], direct=direct)
 
 
-class Worker:
+class SliceLoss(ABC):
     """Turns the raw logits of one slice into per-token values, and into the loss's gradient in their place.
 
     Args:
         head: the student's output layer.
-        task: what is asked of the tokens.
-        slices: all slices that will come, for the room that is kept between them.
+        inputs: what the tokens' losses are made from.
+        slices: all slices that will come, for the buffers that are kept between them.
     """
 
-    def __init__(self, head: Head, task: Task, slices: list[slice]):
-        self.head, self.task = head, task
+    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
+        self.head, self.inputs = head, inputs
         # One copy to the host for all slices.
-        self._bounds = None if task.direct is None else task.direct.index.cpu()
+        self._bounds = None if inputs.direct is None else inputs.direct.index.cpu()
 
+    @abstractmethod
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """Values in the order of `FusedLoss`, and the raw logits' gradient where one is wanted; overwrites `raw_CV`."""
-        raise NotImplementedError
 
     def direct_rows(self, tokens: slice) -> tuple[slice, Tensor | None]:
         """Which entries of the direct term fall into `tokens`, and at which of its rows; `None` for no entry."""
         if self._bounds is None:
             return slice(0, 0), None
         start, stop = torch.searchsorted(self._bounds, torch.tensor([tokens.start, tokens.stop])).tolist()
-        assert self.task.direct is not None
-        rows = None if start == stop else self.task.direct.index[start:stop] - tokens.start
+        assert self.inputs.direct is not None
+        rows = None if start == stop else self.inputs.direct.index[start:stop] - tokens.start
         return slice(start, stop), rows
 
     def losses(self, tokens: slice, student_logp: Tensor, direct: Tensor) -> tuple[TokenLosses, Tensor]:
         """The tokens' losses, and what they add to the scalar."""
-        task = self.task
-        losses = token_losses(task.method, task.signals[tokens], student_logp, direct)
-        return losses, reduce_losses(losses, task.counts, task.method.reduction)
+        inputs = self.inputs
+        losses = token_losses(inputs.method, inputs.signals[tokens], student_logp, direct)
+        return losses, reduce_losses(losses, inputs.counts, inputs.method.reduction)
 
 
-class SelectedTokens(Worker):
-    """Sampled tokens and the teacher's top-k: the closed form at the head of this file, in place."""
+class SelectedTokens(SliceLoss):
+    """Sampled tokens and the teacher's top-k: the closed form at the head of `fused_loss`, in place."""
 
-    def __init__(self, head: Head, task: Task, slices: list[slice]):
-        super().__init__(head, task, slices)
+    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
+        super().__init__(head, inputs, slices)
         self._capped_CV = None if head.softcap is None else slice_buffer(head.weight, slices)
 
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        ids, (entries, rows) = self.task.token_ids[tokens], self.direct_rows(tokens)
+        ids, (entries, rows) = self.inputs.token_ids[tokens], self.direct_rows(tokens)
         logits_CV, factor, slope_CV = self._transform_(raw_CV)
         endings = self.head.endings
         shares_CE = merge_(logits_CV, endings) if len(endings) > 1 else None
@@ -125,18 +126,18 @@ class SelectedTokens(Worker):
         sampled = gather_logps(logits_CV, ids)
         place, alternatives = None, None
         if rows is not None:
-            assert isinstance(self.task.direct, TopKTerm)
-            place = rows.unsqueeze(-1), self.task.direct.token_ids[entries].long()
+            assert isinstance(self.inputs.direct, TopKTerm)
+            place = rows.unsqueeze(-1), self.inputs.direct.token_ids[entries].long()
             alternatives = logits_CV[place]
         sums = logits_CV.exp_().sum(-1)
         sampled = sampled - sums.log()
         tail_sums = tail = None
         if place is not None and alternatives is not None:
             alternatives = alternatives - sums.log()[place[0]]
-            if self.task.direct.reads_tail:  # type: ignore[union-attr]
+            if self.inputs.direct.reads_tail:  # type: ignore[union-attr]
                 tail_sums = _sums_outside(logits_CV, place)
                 tail = (tail_sums.log() - sums[rows].log()).clamp_min(LEAST_TAIL)
-        values, grads = self._small_problem(tokens, sampled, alternatives, tail, rows, entries, with_gradient)
+        values, grads = self._differentiate(tokens, sampled, alternatives, tail, rows, entries, with_gradient)
         if grads is not None:
             if tail is None or tail_sums is None:
                 _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
@@ -160,18 +161,27 @@ class SelectedTokens(Worker):
         capped_CV = torch.mul(tanh_CV, head.softcap / head.temperature, out=self._capped_CV[: raw_CV.shape[0]])
         return capped_CV, factor, tanh_CV.square_().neg_().add_(1.0)
 
-    def _small_problem(self, tokens, sampled, alternatives, tail, rows, entries, with_gradient):
+    def _differentiate(
+        self,
+        tokens: slice,
+        sampled: Tensor,
+        alternatives: Tensor | None,
+        tail: Tensor | None,
+        rows: Tensor | None,
+        entries: slice,
+        with_gradient: bool,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
         """Per-token values from the selected log-probabilities, and the loss's gradients in these."""
         leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives, tail) if leaf is not None]
         with torch.set_grad_enabled(with_gradient):
             direct = mass = torch.zeros_like(sampled)
             if alternatives is not None:
-                assert isinstance(self.task.direct, TopKTerm)
-                value, part = self.task.direct.of_selected(alternatives, entries, tail)
+                assert isinstance(self.inputs.direct, TopKTerm)
+                value, part = self.inputs.direct.of_selected(alternatives, entries, tail)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
             losses, total = self.losses(tokens, sampled, direct)
         grads = torch.autograd.grad(total, leaves, materialize_grads=True) if with_gradient else None
-        return detached(sampled, direct, mass, losses), grads
+        return detach_values(sampled, direct, mass, losses), grads
 
 
 def _sums_outside(exp_CV: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
@@ -184,17 +194,25 @@ def _sums_outside(exp_CV: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _logit_gradient_(
-    exp_CV, sums_C, factor, ids_C, place, sampled_grad_C, topk_grad_MK=None, tail_sums_M=None, tail_grad_M=None
+    exp_CV: Tensor,
+    sums_C: Tensor,
+    factor: float,
+    ids_C: Tensor,
+    place: tuple[Tensor, Tensor] | None,
+    sampled_grad_C: Tensor,
+    topk_grad_MK: Tensor | None = None,
+    tail_sums_M: Tensor | None = None,
+    tail_grad_M: Tensor | None = None,
 ) -> None:
     """exp_CV, whose rows sum to `sums_C`, becomes factor · (Σ_j g_j e_j − (Σ_j g_j) π).
 
     A tail of mass T is one more j: its e_j is π/T outside of the top-k, and 0 in it.
     """
     total = sampled_grad_C
-    if place is not None:
+    if place is not None and topk_grad_MK is not None:
         total = total.index_add(0, place[0].squeeze(-1), topk_grad_MK.sum(-1))
     weight_C = -factor * total / sums_C
-    if tail_grad_M is None:
+    if tail_grad_M is None or tail_sums_M is None or place is None:
         exp_CV *= weight_C.unsqueeze(-1)
     else:
         rows, share_M = place[0].squeeze(-1), torch.where(tail_grad_M == 0, 0.0, tail_grad_M / tail_sums_M)
@@ -204,18 +222,18 @@ def _logit_gradient_(
         exp_CV *= weight_C.index_add(0, rows, factor * share_M).unsqueeze(-1)
         exp_CV[place] = inside_MK
     exp_CV.scatter_add_(1, ids_C.unsqueeze(-1), (factor * sampled_grad_C).unsqueeze(-1))
-    if place is not None:
+    if place is not None and topk_grad_MK is not None:
         exp_CV.index_put_(place, factor * topk_grad_MK, accumulate=True)
 
 
-class WholeDistributions(Worker):
+class WholeDistributions(SliceLoss):
     """Any direct term, by autograd on blocks of rows that fit the cache; the teacher is projected once a slice."""
 
-    def __init__(self, head: Head, task: Task, slices: list[slice]):
-        super().__init__(head, task, slices)
+    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
+        super().__init__(head, inputs, slices)
         self._teacher_CV = (
-            slice_buffer(task.direct.teacher_head.weight, slices)
-            if isinstance(task.direct, FullVocabularyTerm)
+            slice_buffer(inputs.direct.teacher_head.weight, slices)
+            if isinstance(inputs.direct, FullVocabularyTerm)
             else None
         )
 
@@ -229,21 +247,29 @@ class WholeDistributions(Worker):
             self._block_(raw_CV[block], values[:, block], place, teacher_CV, entries.start, with_gradient)
         sampled, direct, mass = values
         losses, _ = self.losses(tokens, sampled, direct)
-        return detached(sampled, direct, mass, losses), raw_CV
+        return detach_values(sampled, direct, mass, losses), raw_CV
 
     def _project_teacher(self, entries: slice) -> Tensor | None:
-        term = self.task.direct
+        term = self.inputs.direct
         if self._teacher_CV is None or not isinstance(term, FullVocabularyTerm):
             return None
-        head, room = term.teacher_head, self._teacher_CV[: entries.stop - entries.start]
-        return project_into(room, term.teacher_hidden[entries], head.weight, head.bias)
+        head, buffer = term.teacher_head, self._teacher_CV[: entries.stop - entries.start]
+        return project_into(buffer, term.teacher_hidden[entries], head.weight, head.bias)
 
-    def _block_(self, raw_RV, values_R, tokens: slice, teacher_CV, first_entry: int, with_gradient: bool) -> None:
+    def _block_(
+        self,
+        raw_RV: Tensor,
+        values_R: Tensor,
+        tokens: slice,
+        teacher_CV: Tensor | None,
+        first_entry: int,
+        with_gradient: bool,
+    ) -> None:
         entries, rows = self.direct_rows(tokens)
         with torch.set_grad_enabled(with_gradient):
             leaf_RV = raw_RV.detach().requires_grad_(with_gradient)
             logps_RV = F.log_softmax(self.head.transform(leaf_RV), dim=-1)
-            sampled = gather_logps(logps_RV, self.task.token_ids[tokens])
+            sampled = gather_logps(logps_RV, self.inputs.token_ids[tokens])
             direct = mass = torch.zeros_like(sampled)
             if rows is not None:
                 compared = logps_RV if rows.numel() == len(raw_RV) else logps_RV[rows]
@@ -256,7 +282,7 @@ class WholeDistributions(Worker):
             row.copy_(value.detach())
 
     def _direct(self, logps_CV: Tensor, entries: slice, teacher_CV: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
-        term = self.task.direct
+        term = self.inputs.direct
         if teacher_CV is None or not isinstance(term, FullVocabularyTerm):
             assert term is not None
             return term(logps_CV, entries)
@@ -264,7 +290,7 @@ class WholeDistributions(Worker):
         return term.of_logits(logps_CV, term.teacher_head.transform(here_CV))
 
 
-class Divergence(Worker):
+class Divergence(SliceLoss):
     """JSD_β on every token and nothing else, in closed form: with d the token's weight and p = π_S, q = π_T,
 
         β = 1   d · p (f − Σ p f)            f = log p − log q
@@ -274,35 +300,35 @@ class Divergence(Worker):
     is the gradient in the logits (GKD). Works on a few rows at a time, in place.
     """
 
-    def __init__(self, head: Head, task: Task, slices: list[slice]):
-        super().__init__(head, task, slices)
-        assert isinstance(task.direct, FullVocabularyTerm)
-        self._term = task.direct
+    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
+        super().__init__(head, inputs, slices)
+        assert isinstance(inputs.direct, FullVocabularyTerm)
+        self._term = inputs.direct
         self._teacher_CV = slice_buffer(self._term.teacher_head.weight, slices)
         self._beta = _beta_of(self._term)
-        self._rooms = Room(), Room()
+        self._scratches = Scratch(), Scratch()
 
     @staticmethod
-    def can(head: Head, task: Task) -> bool:
+    def can(head: Head, inputs: LossInputs) -> bool:
         """Does the loss read one divergence for each token, on one support, from logits that are finite?"""
-        term = task.direct
+        term = inputs.direct
         return (
             isinstance(term, FullVocabularyTerm)
             and _beta_of(term) is not None
-            and task.method.trust == "gkd"
-            and task.signals.reward_advantage is None
-            and term.index.numel() == task.token_ids.numel()
+            and inputs.method.trust == "gkd"
+            and inputs.signals.reward_advantage is None
+            and term.index.numel() == inputs.token_ids.numel()
             and head.vocab_size <= term.teacher_head.vocab_size
             and head.softcap is None
             and all(h.bias is None or bool(h.bias.isfinite().all()) for h in (head, term.teacher_head))
         )
 
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        teacher, room = self._term.teacher_head, self._teacher_CV[: raw_CV.shape[0]]
-        project_into(room, self._term.teacher_hidden[tokens], teacher.weight, teacher.bias)
+        teacher, buffer = self._term.teacher_head, self._teacher_CV[: raw_CV.shape[0]]
+        project_into(buffer, self._term.teacher_hidden[tokens], teacher.weight, teacher.bias)
         sampled, values, factors = columns = raw_CV.new_empty(3, raw_CV.shape[0])
         for rows in blocks_of(raw_CV):
-            here = self._block_(raw_CV[rows], room[rows], tokens.start + rows.start)
+            here = self._block_(raw_CV[rows], buffer[rows], tokens.start + rows.start)
             columns[:, rows] = torch.stack(here)
         values = values.clone().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
@@ -311,18 +337,18 @@ class Divergence(Worker):
             (weights,) = torch.autograd.grad(total, values)
             factors = factors * weights * (self.head.logit_scale / self.head.temperature)
             raw_CV *= factors.unsqueeze(-1)
-        return detached(sampled, values, torch.ones_like(values), losses), raw_CV
+        return detach_values(sampled, values, torch.ones_like(values), losses), raw_CV
 
     def _block_(self, raw_RV: Tensor, teacher_raw_RV: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs of the sampled tokens and divergences, [R]; `raw_RV` times what comes third is their gradient."""
-        student_exp, teacher_exp = (room.for_rows(raw_RV) for room in self._rooms)
-        student, endings = self.head.scaled(raw_RV), self.head.endings
+        student_exp, teacher_exp = (scratch.for_rows(raw_RV) for scratch in self._scratches)
+        student, endings = self.head.scale(raw_RV), self.head.endings
         shares_RE = merge_(student, endings) if len(endings) > 1 else None
         student_sums = _shifted_(student, student_exp)
         # In the student's precision, from the entries that both vocabularies have.
         teacher = self._term.teacher_head.transform(teacher_raw_RV[:, : student.shape[1]]).to(student.dtype)
         teacher_sums = _shifted_(teacher, teacher_exp)
-        ids = self.task.token_ids[first : first + len(raw_RV)]
+        ids = self.inputs.token_ids[first : first + len(raw_RV)]
         student_log_sums, teacher_log_sums = student_sums.log(), teacher_sums.log()
         sampled = gather_logps(student, ids) - student_log_sums.squeeze(-1)
         factor = torch.ones_like(student_sums)
@@ -374,7 +400,7 @@ def _shifted_(logits_RV: Tensor, exp_RV: Tensor) -> Tensor:
     return torch.exp(logits_RV, out=exp_RV).sum(-1, keepdim=True)
 
 
-def detached(sampled: Tensor, direct: Tensor, mass: Tensor, losses: TokenLosses) -> tuple[Tensor, ...]:
+def detach_values(sampled: Tensor, direct: Tensor, mass: Tensor, losses: TokenLosses) -> tuple[Tensor, ...]:
     """In the order of `FusedLoss`."""
     values = (sampled, direct, mass, losses.trust, losses.outlier, losses.guidance, losses.reward)
     return tuple(value.detach() for value in values)

@@ -9,7 +9,7 @@ a = logit_scale / temperature,
 
 The g_j come from autograd on the small [C, 1 + K] problem, through the same functions as the per-token path
 (`student_terms`, `token_losses`, `reduce_losses`), which this one is held to. A full-vocabulary divergence has closed
-forms of its own (`logit_gradients`), its teacher projected once; what has none is differentiated by autograd on a few
+forms of its own (`slice_losses`), its teacher projected once; what has none is differentiated by autograd on a few
 rows at a time.
 
 Three products of the student's head then make the whole of it: logits, states' gradient, weight's gradient. Beyond
@@ -26,18 +26,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .head import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
-from .logit_gradients import Divergence, SelectedTokens, Task, WholeDistributions, Worker
-from .loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, learned_from
-from .methods import Method
-from .products import project_into, slices_of
-from .reduce import RegionCounts, reduce_losses
+from ..loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, active_tokens
+from ..methods import Method
+from ..reduce import RegionCounts, reduce_losses
+from ..shapes import check_rows, check_same_shape
+from .layer import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
+from .matmul import project_into, slices_of
+from .slice_losses import Divergence, LossInputs, SelectedTokens, SliceLoss, WholeDistributions
 
 
 class FusedLoss(NamedTuple):
     """The scalar loss, differentiable once, and detached per-token values [N].
 
     A tuple, since FSDP and DDP look for the loss in what a model's forward returns.
+
+    >>> FusedLoss(*torch.arange(8.0)).losses.trust
+    tensor(4.)
 
     Attributes:
         loss: what `reduce_losses` makes of the regions' losses.
@@ -78,6 +82,13 @@ def fused_loss(
     Equal to `student_terms`, `token_losses` and `reduce_losses` one after another. Gradients are computed here, in the
     forward pass, where anything needs them, and scaled and handed out by the backward pass, once.
 
+    >>> from tropd import get_method
+    >>> hidden, head, tokens = torch.ones(1, 2, requires_grad=True), Head(torch.zeros(4, 2)), torch.tensor([3])
+    >>> rollout, one, none = torch.full((1,), 0.25).log(), torch.ones(1), torch.zeros(1)
+    >>> signals = TokenSignals(rollout, rollout - 0.5, trust_weight=one, outlier_weight=none, guidance_mask=none)
+    >>> round(fused_loss(hidden, head, tokens, get_method("opd"), signals, RegionCounts(1, 0, 0)).loss.item(), 4)
+    0.5
+
     Args:
         hidden_NH: [N, H].
         head: the student's output layer, at the sampling temperature.
@@ -88,26 +99,31 @@ def fused_loss(
         direct: the divergence to differentiate directly, or `None`.
         every_token: project tokens that cannot change the loss as well, for the sake of their `student_logp`.
         slice_tokens: tokens per slice.
+
+    Raises:
+        ValueError: states, tokens and signals do not fit together.
     """
     check_states(hidden_NH, head)
-    task = Task(method, signals, counts, head.events(token_ids_N), direct, slice_tokens)
-    kept = _chosen_tokens(task, every_token)
+    check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
+    check_same_shape(token_ids_N=token_ids_N, signals=signals.rollout_logp)
+    inputs = LossInputs(method, signals, counts, head.events(token_ids_N), direct, slice_tokens)
+    kept = _chosen_tokens(inputs, every_token)
     if kept is not None:
-        hidden_NH, task = hidden_NH.index_select(0, kept), task.of(kept)
-    outputs = _Fused.apply(hidden_NH, head.weight, head.bias, head, task, needs_gradient(hidden_NH, head))
+        hidden_NH, inputs = hidden_NH.index_select(0, kept), inputs.select(kept)
+    outputs = _Fused.apply(hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head))
     return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
 
 
-def _chosen_tokens(task: Task, every_token: bool) -> Tensor | None:
+def _chosen_tokens(inputs: LossInputs, every_token: bool) -> Tensor | None:
     """Positions of the tokens that are projected, those of one teacher together; `None`: all, in their order."""
-    read = learned_from(task.method, task.signals)
-    if task.direct is not None:
-        read = read.index_fill(0, task.direct.index, True)
+    read = active_tokens(inputs.method, inputs.signals)
+    if inputs.direct is not None:
+        read = read.index_fill(0, inputs.direct.index, True)
     if every_token:
         read = torch.ones_like(read)
     kept = read.nonzero().squeeze(-1)
-    several = isinstance(task.direct, SeveralTerms)
-    return task.by_term(kept) if several or kept.numel() < read.numel() else None
+    several = isinstance(inputs.direct, SeveralTerms)
+    return inputs.order_by_term(kept) if several or kept.numel() < read.numel() else None
 
 
 def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
@@ -122,13 +138,13 @@ def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight, bias, head, task, with_gradient):  # type: ignore[override]
+    def forward(ctx, hidden_NH, weight, bias, head, inputs, with_gradient):  # type: ignore[override]
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         ctx.set_materialize_grads(False)
         ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
-        columns = zip(*_slice_by_slice(hidden_NH, head, task, ctx.gradients), strict=True)
+        columns = zip(*_slice_by_slice(hidden_NH, head, inputs, ctx.gradients), strict=True)
         values = [torch.cat(column) for column in columns]
-        loss = reduce_losses(TokenLosses(*values[3:]), task.counts, task.method.reduction)
+        loss = reduce_losses(TokenLosses(*values[3:]), inputs.counts, inputs.method.reduction)
         ctx.mark_non_differentiable(*values)
         return loss, *values
 
@@ -144,37 +160,37 @@ class _Fused(torch.autograd.Function):
         factor = float(grad_loss)
         if factor != 1.0:
             gradients.scale_(factor)  # in place: nobody else holds them
-        return (*gradients.finished(), None, None, None)
+        return (*gradients.result(), None, None, None)
 
 
 def _slice_by_slice(
-    hidden_NH: Tensor, head: Head, task: Task, gradients: HeadGradients | None
+    hidden_NH: Tensor, head: Head, inputs: LossInputs, gradients: HeadGradients | None
 ) -> list[tuple[Tensor, ...]]:
     """Per-token values of every slice, and the slices' gradients added to `gradients`."""
     return [
-        part for run, of_run in task.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)
+        part for run, of_run in inputs.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)
     ]
 
 
 def _slices_of_run(
-    hidden_NH: Tensor, head: Head, task: Task, first: int, gradients: HeadGradients | None
+    hidden_NH: Tensor, head: Head, inputs: LossInputs, first: int, gradients: HeadGradients | None
 ) -> Iterator[tuple[Tensor, ...]]:
     """The same of a run of tokens that begins with token `first`."""
-    work = _worker_for(head, task)
-    held = 2 if work is not SelectedTokens or head.softcap is not None else 1
-    size = task.slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, held)
-    slices = slices_of(task.token_ids.numel(), size)
-    raw_CV, worker = slice_buffer(head.weight, slices), work(head, task, slices)
+    kind = _slice_loss_for(head, inputs)
+    held = 2 if kind is not SelectedTokens or head.softcap is not None else 1
+    size = inputs.slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, held)
+    slices = slices_of(inputs.token_ids.numel(), size)
+    raw_CV, slice_loss = slice_buffer(head.weight, slices), kind(head, inputs, slices)
     for tokens in slices:
         place = slice(first + tokens.start, first + tokens.stop)
         here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[place], head.weight, head.bias)
-        values, raw_grad_CV = worker(here_CV, tokens, with_gradient=gradients is not None)
+        values, raw_grad_CV = slice_loss(here_CV, tokens, with_gradient=gradients is not None)
         if gradients is not None:
             gradients.add(place, raw_grad_CV)
         yield values
 
 
-def _worker_for(head: Head, task: Task) -> type[Worker]:
-    if task.direct is None or isinstance(task.direct, TopKTerm):
+def _slice_loss_for(head: Head, inputs: LossInputs) -> type[SliceLoss]:
+    if inputs.direct is None or isinstance(inputs.direct, TopKTerm):
         return SelectedTokens
-    return Divergence if Divergence.can(head, task) else WholeDistributions
+    return Divergence if Divergence.can(head, inputs) else WholeDistributions

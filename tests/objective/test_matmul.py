@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from tropd import objective
-from tropd.objective import Head, products
+from tropd.objective import Head
+from tropd.objective.head import matmul
 
 
 @pytest.fixture(params=["bfloat16 in hardware", "widened"])
 def half_precision(request, monkeypatch):
     if request.param == "widened":
-        monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
-    monkeypatch.setattr(products, "TILE_ROWS", 16)
+        monkeypatch.setattr(matmul, "_cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(matmul, "TILE_ROWS", 16)
 
 
 def some(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -24,7 +25,7 @@ def some(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def test_half_precision_logits_are_exact_to_two_to_the_minus_sixteen(half_precision, num, size, width):
     hidden, weight, bias = some(num, width), some(size, width), some(size)
     room = torch.full((num, size + 3), math.nan)[:, :size]
-    raw = products.project_into(room, hidden, weight, bias)
+    raw = matmul.project_into(room, hidden, weight, bias)
     exact = hidden.double() @ weight.double().t() + bias.double()
     bound = 2**-16 * (hidden.double().abs() @ weight.double().abs().t() + 1)
     assert raw.dtype == torch.float32 and ((raw.double() - exact).abs() <= bound).all()
@@ -34,32 +35,32 @@ def test_half_precision_logits_are_exact_to_two_to_the_minus_sixteen(half_precis
 def test_the_products_of_the_backward_pass(half_precision, dtype):
     num, size, width = 7, 50, 12
     hidden, weight = some(num, width, dtype=dtype), some(size, width, dtype=dtype)
-    grad = some(num, size, dtype=products.wide(dtype))
+    grad = some(num, size, dtype=matmul.wide(dtype))
     expected = grad.double() @ weight.double(), 2 * grad.double().t() @ hidden.double()
-    narrow = products.narrowed_(grad.clone(), products.gradient_dtype(weight))
-    assert narrow.dtype == products.gradient_dtype(weight)
-    total = torch.full((size, width), math.nan, dtype=products.wide(dtype))
-    products.add_weight_gradient(total, narrow, hidden, first=True)
-    products.add_weight_gradient(total, narrow, hidden, first=False)
+    narrow = matmul.narrow_(grad.clone(), matmul.gradient_dtype(weight))
+    assert narrow.dtype == matmul.gradient_dtype(weight)
+    total = torch.full((size, width), math.nan, dtype=matmul.wide(dtype))
+    matmul.add_weight_gradient(total, narrow, hidden, first=True)
+    matmul.add_weight_gradient(total, narrow, hidden, first=False)
     tolerance = {torch.bfloat16: 0.01, torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
-    for ours, exact in zip((products.states_gradient(narrow, weight), total), expected, strict=True):
+    for ours, exact in zip((matmul.states_gradient(narrow, weight), total), expected, strict=True):
         assert (ours.double() - exact).norm() <= tolerance * exact.norm()
 
 
 @pytest.mark.parametrize("block", [1, 40, 2**20])
-def test_a_gradient_is_narrowed_in_its_own_room(monkeypatch, block):
-    monkeypatch.setitem(products.BLOCK_ELEMENTS, "cpu", block)
+def test_a_gradient_is_narrow_in_its_own_room(monkeypatch, block):
+    monkeypatch.setitem(matmul.BLOCK_ELEMENTS, "cpu", block)
     grad = some(9, 13, dtype=torch.float32)
     expected, address = grad.bfloat16(), grad.data_ptr()
-    narrow = products.narrowed_(grad, torch.bfloat16)
+    narrow = matmul.narrow_(grad, torch.bfloat16)
     assert torch.equal(narrow, expected) and narrow.data_ptr() == address
     turned = some(9, 13, dtype=torch.float32).t()
-    assert torch.equal(products.narrowed_(turned, torch.bfloat16), turned.bfloat16())
+    assert torch.equal(matmul.narrow_(turned, torch.bfloat16), turned.bfloat16())
 
 
 @pytest.mark.parametrize(("num", "longest"), [(0, 3), (1, 3), (6, 3), (7, 3), (10, 4), (5, 100)])
 def test_slices_are_nearly_equal_and_cover_the_tokens(num, longest):
-    pieces = products.slices_of(num, longest)
+    pieces = matmul.slices_of(num, longest)
     lengths = [piece.stop - piece.start for piece in pieces]
     assert [n for piece in pieces for n in range(piece.start, piece.stop)] == list(range(num))
     assert max(lengths) <= longest and max(lengths) - min(lengths) <= 1
@@ -68,7 +69,7 @@ def test_slices_are_nearly_equal_and_cover_the_tokens(num, longest):
 @pytest.mark.parametrize("block", [1, 11, 40, 2**20])
 @pytest.mark.parametrize("slice_tokens", [1, 4, None])
 def test_a_scan_gives_what_the_differentiable_pass_gives(monkeypatch, block, slice_tokens):
-    monkeypatch.setitem(products.BLOCK_ELEMENTS, "cpu", block)
+    monkeypatch.setitem(matmul.BLOCK_ELEMENTS, "cpu", block)
     bias = some(11, dtype=torch.float64)
     bias[2] = -math.inf  # as a padded vocabulary's
     weight = some(11, 3, dtype=torch.float64)

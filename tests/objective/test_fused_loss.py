@@ -20,8 +20,8 @@ from tropd.objective import (
     TokenSignals,
     TopKTerm,
     get_method,
-    products,
 )
+from tropd.objective.head import matmul
 
 NUM, SIZE, WIDTH, K = 19, 23, 5, 4
 OPTIONS = {
@@ -97,7 +97,7 @@ def a_case(
         weight.requires_grad_(True), bias.requires_grad_(True) if options.pop("bias", False) else None, **options
     )
     tokens = torch.randint(SIZE, (NUM,), generator=random)
-    wide = products.wide(dtype)
+    wide = matmul.wide(dtype)
     with torch.no_grad():
         student_logp = head.logits(hidden).log_softmax(-1)[torch.arange(NUM), tokens]
     teacher_logps = (1.5 * normal(NUM, min(SIZE, teacher_size))).log_softmax(-1).to(wide)
@@ -150,8 +150,8 @@ def test_verifiable_rewards_are_added(name):
 @pytest.mark.parametrize("slice_tokens", [1, 2, 7, 18, 19, 100, None])
 @pytest.mark.parametrize("block", [1, 3 * SIZE, 2**20])
 def test_any_slice_and_block_sizes_agree(name, slice_tokens, block, monkeypatch):
-    monkeypatch.setitem(products.BLOCK_ELEMENTS, "cpu", block)
-    monkeypatch.setattr(products, "TILE_ROWS", 8)
+    monkeypatch.setitem(matmul.BLOCK_ELEMENTS, "cpu", block)
+    monkeypatch.setattr(matmul, "TILE_ROWS", 8)
     assert_equal_paths(a_case(get_method(name), "everything"), 1e-12, slice_tokens=slice_tokens)
 
 
@@ -230,7 +230,7 @@ def test_in_single_precision_too(name, option):
 def test_bfloat16_is_near_the_exact_gradient(name, option, native, monkeypatch):
     """Of the same bfloat16 inputs in float64: 1% of each gradient's norm; a bfloat16 number is known to 0.4%."""
     if not native:
-        monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
+        monkeypatch.setattr(matmul, "_cpu_multiplies_bfloat16", lambda: False)
     case = a_case(get_method(name), option, torch.bfloat16)
     exact = _in_float64(case)
     ours, truth = case.fused(slice_tokens=4), exact.fused()
@@ -372,7 +372,7 @@ def test_products_are_counted():
 def test_a_token_that_is_left_out_has_no_log_probability_unless_it_is_asked_for():
     case = a_case(get_method("mask_outlier"))
     few, every = case.fused(), case.fused(every_token=True)
-    learned = objective.learned_from(case.method, case.signals)
+    learned = objective.active_tokens(case.method, case.signals)
     assert 0 < learned.sum() < NUM
     assert torch.equal(~few.student_logp.isnan(), learned)
     torch.testing.assert_close(every.student_logp, case.plain()[2][0].detach())

@@ -1,0 +1,223 @@
+"""Does a model write what a plain forward pass reads? Measured on a call's own contexts, once for each model.
+
+A batch is padded on the left and decoded step by step behind a cache. A model that reads past the padding, or whose
+step computes something else than its forward, writes from another distribution than the one it is scored with, and no
+number of the run would tell. Contexts of two lengths are decoded and read again, each alone and in one pass; where the
+two differ the next of a few ways to decode is tried, and where all do the model is refused. R counts the rows of a
+call, W the columns of its contexts, L the tokens that are written.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..modeling import rotates_by_length
+from ..sampling import sample
+from .notes import SamplerNotes
+
+if TYPE_CHECKING:
+    from .addressed import AddressedNoise
+
+logger = logging.getLogger(__name__)
+
+NEW_TOKENS = 6
+LONGEST = 1024
+"""Tokens of a context that is decoded for the measurement, at most."""
+SLACK = 1e-3
+"""Nats of a token, for sums of another order in float32."""
+ROUNDINGS = 8.0
+"""Roundings of the largest logit by which a token may differ in the mean, since each layer rounds."""
+TF32 = 2.0**-11
+
+
+class Way(NamedTuple):
+    """How rows are decoded.
+
+    Attributes:
+        plainly: by Transformers' own loop, also where ours could.
+        apart: which rows are decoded together: all, those of one length, so that none is padded, or each by itself.
+    """
+
+    plainly: bool
+    apart: Literal["", "lengths", "rows"]
+
+
+WAYS = (Way(False, ""), Way(True, ""), Way(True, "lengths"), Way(True, "rows"))
+
+_known: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
+
+
+def write(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
+    """`generate(**asked)` with `noise`, in the first way that writes what the model reads.
+
+    Args:
+        model: whose `generate` it is.
+        noise: what the tokens are drawn with.
+        generate: the model's own.
+        asked: its arguments, `input_ids` [R, W] and `attention_mask` [R, W] among them.
+
+    Returns:
+        Token ids [R, W + L].
+
+    Raises:
+        ValueError: in no way does it.
+    """
+    if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
+        return generate(**asked, custom_generate=noise.decode)  # type: ignore[no-any-return]
+    if model not in _known:  # once: what it writes may change with its weights, how it computes does not
+        _known[model] = _find_way(model, noise, generate, asked)
+    return _in_way(_known[model], noise, generate, asked)
+
+
+def check_padded(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> None:
+    """Refuse a model that does not write what it reads when it is decoded as it is, rows padded on the left.
+
+    Raises:
+        ValueError: it does in another way, or in none.
+    """
+    if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
+        return
+    if model not in _known:
+        _known[model] = _find_way(model, noise, generate, asked)
+    if _known[model].apart:
+        raise ValueError(
+            f"addressed_sampling is False, but a {type(model).__name__} writes from another distribution than it is "
+            "scored with where rows of several lengths are decoded together. Leave addressed_sampling out: then they "
+            "are decoded apart."
+        )
+
+
+def _in_way(way: Way, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
+    noise = replace(noise, plainly=way.plainly)
+    if way.apart:
+        return _write_apart(way, noise, generate, asked)
+    return generate(**asked, custom_generate=noise.decode)  # type: ignore[no-any-return]
+
+
+def _write_apart(way: Way, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
+    ids, mask = asked["input_ids"], asked["attention_mask"]
+    together: dict[Any, list[int]] = defaultdict(list)
+    for row, length in enumerate(mask.sum(-1).tolist()):
+        together[length if way.apart == "lengths" else (length, row)].append(row)
+    written: dict[int, Tensor] = {}
+    for rows in together.values():
+        length = int(mask[rows[0]].sum())
+        part = asked | {"input_ids": ids[rows, -length:], "attention_mask": mask[rows, -length:]}
+        own = replace(noise, places=[noise.places[row] for row in rows])
+        output = generate(**part, custom_generate=own.decode)[:, length:]
+        written |= dict(zip(rows, output, strict=True))
+    pad = asked["generation_config"].pad_token_id or 0
+    behind = torch.nn.utils.rnn.pad_sequence([written[row] for row in range(len(ids))], True, pad)
+    return torch.cat([ids, behind], 1)
+
+
+# ---------------------------------------------------------------------- the measurement
+
+
+def _find_way(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Way:
+    base = getattr(model, "get_base_model", lambda: model)()
+    if rotates_by_length(base):  # a cache and a plain pass are two models there, both of them right
+        return WAYS[0]
+    gaps: list[float] = []
+    for way in WAYS:
+        if way.apart and noise.synced_gpus:  # processes that wait for each other make the same calls
+            continue
+        gap, allowed = _gap(model, noise, generate, asked, way)
+        if gap is not None and gap <= allowed:
+            _tell(base, way, gaps)
+            return way
+        gaps += [] if gap is None else [gap]
+    raise ValueError(_no_way(base, min(gaps, default=math.inf)))
+
+
+def _no_way(model: Any, gap: float) -> str:
+    return (
+        f"what a {type(model).__name__} writes is not drawn from its own softmax: its decoding behind a cache and a "
+        f"plain forward pass differ by {gap:.2g} nats a token in the mean, so every score of its rollouts would be "
+        "wrong. Use a model of another family, or another version of Transformers."
+    )
+
+
+def _tell(model: Any, way: Way, gaps: Sequence[float]) -> None:
+    if not gaps:  # the first that noted anything
+        return
+    together = {"": "Transformers' own loop decodes", "lengths": "prompts of each length are decoded by themselves"}
+    logger.warning(
+        "A %s decoded in one padded batch writes from another distribution than a plain forward pass reads: %.2g nats "
+        "a token in the mean. So %s, which takes longer.",
+        type(model).__name__,
+        gaps[0],
+        together.get(way.apart, "each row is decoded by itself"),
+    )
+
+
+def _contexts(asked: dict[str, Any]) -> list[list[int]]:
+    """The longest context of a call, and its latter half; both from behind, too, so that a length is there twice."""
+    rows = zip(asked["input_ids"].tolist(), asked["attention_mask"].tolist(), strict=True)
+    texts = [[token for token, kept in zip(ids, mask, strict=True) if kept] for ids, mask in rows]
+    longest = max(texts, key=len)[-LONGEST:]
+    longest = longest if len(longest) > 1 else longest * 2
+    half = longest[len(longest) // 2 :]
+    return [longest, half, longest[::-1], half[::-1]]
+
+
+@torch.no_grad()
+def _gap(
+    model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any], way: Way
+) -> tuple[float | None, float]:
+    """|noted − read| of a token, in the mean, and what of it may be rounding; `None` where nothing was noted."""
+    contexts, notes, config = _contexts(asked), SamplerNotes(temperature=1.0), asked["generation_config"]
+    trial = replace(
+        noise,
+        places=[(row, 0) for row in range(len(contexts))],
+        notes=notes,
+        notes_plainly=True,
+        used=[],
+    )
+    stand_in = _Generating(model, lambda **asked: _in_way(way, trial, generate, asked))
+    pad, eos = config.pad_token_id or 0, config.eos_token_id
+    ends = list(eos) if isinstance(eos, list | tuple) else [pad if eos is None else eos]
+    written = sample(stand_in, contexts, max_new_tokens=NEW_TOKENS, eos_ids=ends, pad_id=pad)
+    gaps, allowed = [], 0.0
+    for row, (context, response) in enumerate(zip(contexts, written, strict=True)):
+        logits = _logits(model, context, response)
+        plain = logits.float().log_softmax(-1).gather(-1, torch.tensor(response, device=logits.device)[:, None])[:, 0]
+        allowed = max(allowed, SLACK + ROUNDINGS * _rounding(model, logits) * float(logits.abs().max().nan_to_num()))
+        noted = notes.of(row, context, response)
+        if noted is not None:
+            gaps.append((torch.tensor(noted.logps) - plain.cpu()).abs())
+    mean = float(torch.cat(gaps).nanmean()) if gaps else float("nan")
+    return (None if mean != mean else mean), allowed
+
+
+class _Generating:
+    """A model with another `generate`, for `sample`."""
+
+    def __init__(self, model: Any, generate: Callable):
+        self._model, self.generate = model, generate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _logits(model: Any, context: list[int], response: list[int]) -> Tensor:
+    """The model's own [L, V], of one pass over one unpadded row."""
+    ids = torch.tensor([context + response], device=model.device)
+    kept = {"logits_to_keep": len(response) + 1} if getattr(model, "_supports_logits_to_keep", bool)() else {}
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **kept).logits[0]
+    return logits[-len(response) - 1 : -1]
+
+
+def _rounding(model: Any, logits: Tensor) -> float:
+    dtypes = {logits.dtype, next(model.parameters()).dtype}
+    coarse = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    if torch.is_autocast_enabled(logits.device.type):
+        coarse = max(coarse, torch.finfo(torch.get_autocast_dtype(logits.device.type)).eps)
+    return coarse if logits.device.type == "cpu" else max(coarse, TF32)

@@ -1,0 +1,505 @@
+"""The rollouts of a step: teacher prefixes and student continuations, through the host's own rollout.
+
+TRL's `_generate_and_score_completions` calls back into the trainer; `RolloutStage` is what answers there. What the
+answers need of the batch is one record, `_Batch`, that exists while the host's call lasts.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers.generation import GenerationMode
+
+from ..messages import TOOLS, struct_columns, without_nulls
+from ..modeling import rotates_by_length
+from ..rollout.addressed import (
+    EVALUATION_SAMPLING_STREAM,
+    PREFIX_STREAM,
+    SAMPLING_STREAM,
+    THEIR_LOOP,
+    AddressedNoise,
+    Place,
+    Turns,
+    decoding_through,
+    drawing_without_address,
+)
+from ..rollout.guidance import prefixes, response_ids, splice
+from ..rollout.notes import SamplerNotes
+from ..rollout.quality import is_collapsed, is_repetitive
+from ..sampling import as_asked
+from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
+from ..teacher.local import LocalTeacher
+from ..teacher.names import rows_by_name
+from ..teacher.several import naming
+from .faults import engine_asked, rewards_given, teacher_asked
+from .reading_check import check_student, check_teachers
+from .records import Rollout
+from .sharding import shards_teacher
+
+logger = logging.getLogger(__name__)
+
+VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
+"""Engines of their own, as the metric rollout/engine has them."""
+
+
+@dataclass
+class _Batch:
+    """One batch while the host rolls it out.
+
+    Attributes:
+        rows: as the data have them.
+        starts: teacher prefixes that the first turn continues; `None` once it has.
+        turns: which row and position a turn's contexts go on at; `None` where draws are not addressed.
+        notes: what our own sampler knows of its tokens; `None` where a pass finds it out.
+        engines: which decoding loop has written, turn by turn.
+        prompts: as the host has tokenised them, an environment's observations included.
+    """
+
+    rows: Sequence[Row]
+    starts: list[list[int]] | None
+    turns: Turns | None
+    notes: SamplerNotes | None
+    engines: list[float] = field(default_factory=list)
+    prompts: Sequence[Any] | None = None
+
+
+class RolloutStage:
+    """Rolls out the rows of a batch, in training, in evaluation and in a preflight.
+
+    Args:
+        trainer: a built `TrOPDTrainer`, with its teachers and endings.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.evaluated_rows = 0
+        self.engine = THEIR_LOOP
+        self._batch: _Batch | None = None
+        self._is_read_rightly = False
+        self._warned_of_rewards: set[str] = set()
+
+    # ------------------------------------------------------------------ called by a step
+
+    def begin(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+        """This rank's rows as they were written, and the first one's number among all ranks' rows.
+
+        Once, before the first rollout, both models are asked whether they are what is read of them.
+        """
+        if not self._is_read_rightly:
+            check_student(self.trainer)
+            check_teachers(self.trainer)
+            self._is_read_rightly = True
+        return [self._as_written(row) for row in rows], self._first_row(len(rows))
+
+    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float) -> list[list[int]]:
+        """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
+
+        All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
+
+        Args:
+            rows: this rank's rows, rollouts of a prompt side by side.
+            first_row: number of the first of them in the whole step.
+            fraction: α of the schedule.
+        """
+        trainer, each = self.trainer, self.trainer.num_generations
+        numbers = range(first_row, first_row + len(rows))
+        firsts = [i for i, number in enumerate(numbers) if number % each == 0]
+        responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction)
+        starts = prefixes(
+            responses,
+            reading=trainer.method.guidance_length,
+            fraction=fraction,
+            max_length=trainer.max_completion_length,
+            min_tail=trainer.args.guidance_min_tail,
+        )
+        found = [(numbers[i] // each, start) for i, start in zip(firsts, starts, strict=True)]
+        of_prompt = dict(gather_object(found))
+        return [of_prompt[number // each] for number in numbers]
+
+    def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
+        """The student's continuations of `prefixes`, through the host."""
+        trainer = self.trainer
+        addressed = trainer.args.addresses_sampling()
+        notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if notes_suffice(trainer) else None
+        turns = Turns(first_row) if addressed or trainer.use_vllm else None
+        self._batch = batch = _Batch(rows, prefixes, turns, notes)
+        try:
+            with trainer.step_guards().writing():
+                host = trainer._generate_and_score_completions(rows)
+        finally:
+            self._batch = None
+        if batch.prompts is not None:
+            rows = [with_observation(row, prompt) for row, prompt in zip(rows, batch.prompts, strict=True)]
+        self.engine = self._engine_of(batch)
+        self._drop_host_metrics()
+        return read_rollouts(
+            host,
+            trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"])),
+            [trainer.teachers.name_for(row) for row in rows],
+            prefixes,
+            first_row=first_row,
+            eos_ids=trainer.eos_token_ids,
+            mask_truncated=trainer.args.mask_truncated_completions,
+            mask_repetitive=trainer.args.mask_repetitive_completions,
+            notes=notes,
+        )
+
+    # ------------------------------------------------------------------ called back by the host
+
+    def tokenize_prompts(self, prompts: Sequence[Any], host: Callable) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """The prompts' ids, with the tools that each row brings, and no ending that a tokenizer puts behind text."""
+        rows: Sequence[Row] = [{}] * len(prompts)
+        if self._batch is not None:
+            self._batch.prompts, rows = prompts, self._batch.rows
+        return self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
+
+    def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
+        """The host's sampler, continuing from the teacher prefixes on a batch's first turn.
+
+        Args:
+            prompt_ids: each row's context.
+            host: contexts to what was written behind them, and the sampler's log-probabilities.
+        """
+        batch = self._batch or _Batch((), None, None, None)
+        starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
+        student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        budget = self.trainer.max_completion_length
+        contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
+        places = None if batch.turns is None else self._places(batch.turns, prompt_ids, starts)
+        if self.trainer.use_vllm:
+            with self._asking_vllm(places, budget, starts):
+                written, logps = host(contexts)
+        else:
+            longest = budget - min(map(len, starts), default=0)
+            with (
+                self._generation_budget(longest) if any(starts) else nullcontext(),
+                as_asked(student),
+                self._addressed(batch, student, places),
+            ):
+                written, logps = host(contexts)
+        if any(starts):
+            columns = zip(starts, written, logps or [None] * len(starts), strict=True)
+            pairs = [splice(start, continuation, values, budget) for start, continuation, values in columns]
+            written = [ids for ids, _ in pairs]
+            logps = None if logps is None else [values for _, values in pairs]
+        if batch.turns is not None:
+            batch.turns.record(prompt_ids, written)
+        return written, logps
+
+    def give_rewards(self, host: Callable[[], Tensor]) -> Tensor:
+        """The host's rewards [B, F]; a reward function that fails stops the run in a sentence."""
+        trainer = self.trainer
+        functions = list(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True))
+        with rewards_given(functions, trainer.moment(), trainer.args.output_dir):
+            rewards = host()
+        if trainer.monitors_rewards:
+            self._count_missing_rewards(rewards)
+        return rewards.masked_fill(rewards.isinf(), torch.nan)  # which the host leaves out, as it does None
+
+    # ------------------------------------------------------------------ rows
+
+    def _first_row(self, count: int) -> int:
+        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
+        accelerator, before = self.trainer.accelerator, 0
+        if not self.trainer.model.training:
+            before = self.evaluated_rows
+            self.evaluated_rows += accelerator.num_processes * count
+        return int(before + accelerator.process_index * count)
+
+    def _as_written(self, row: Row) -> Row:
+        """A row without the nulls of Arrow's structs in messages and tools: the fields that only other rows have."""
+        return row | {name: without_nulls(row[name]) for name in self._struct_columns if row.get(name)}
+
+    @cached_property
+    def _struct_columns(self) -> set[str]:
+        """The columns of messages and tools that the data sets keep as structs, not as JSON."""
+        data = (self.trainer.train_dataset, self.trainer.eval_dataset)
+        features = [getattr(one, "features", None) for one in data]
+        structs = set().union(*(struct_columns(known.arrow_schema) for known in features if known))
+        return structs & {"prompt", "teacher_prompt", "teacher_response", TOOLS}
+
+    def _tokenize_rows(
+        self, rows: Sequence[Row], host: Callable | None = None
+    ) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """Each row's prompt as the student reads it; `host` tokenises prompts that tools or an environment come to."""
+        trainer, prompts = self.trainer, [row["prompt"] for row in rows]
+        if isinstance(prompts[0], str):
+            return text_ids(trainer._tokenizer, prompts), None, {}
+        if trainer.tools or trainer.environment_factories is not None:
+            return (host or trainer.tokenize_as_host)(prompts)  # type: ignore[no-any-return]
+        options = trainer.chat_template_kwargs
+        return [message_ids(trainer._tokenizer, row["prompt"], tools_of(row), **options) for row in rows], None, {}
+
+    # ------------------------------------------------------------------ teacher responses
+
+    def _teacher_responses(self, rows: Sequence[Row], numbers: Sequence[int], fraction: float) -> list[list[int]]:
+        """Each row's teacher response as ids without EOS: the data set's, else written by its teacher now.
+
+        Args:
+            rows: the first rollout of each prompt.
+            numbers: theirs in the whole step.
+            fraction: α of the schedule; a response is written no longer than its prefix can use.
+        """
+        if not rows:
+            return []
+        trainer, limit = self.trainer, self.trainer._student_vocab_size
+        prompt_ids = [list(ids) for ids in self._tokenize_rows(rows)[0]]
+        responses: list[list[int]] = [[] for _ in rows]
+        for i, row in enumerate(rows):
+            if row.get("teacher_response") is None:
+                continue
+            own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
+            options = trainer.chat_template_kwargs | own
+            given = (row["teacher_response"], row["prompt"], prompt_ids[i])
+            ids = responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
+            if ids and not 0 <= min(ids) <= max(ids) < limit:
+                raise ValueError(
+                    f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to "
+                    f"{max(ids)}, but the student's vocabulary has {limit} entries; use the student's tokenizer."
+                )
+        missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
+        if missing and shards_teacher(trainer):
+            raise ValueError(
+                f"prompt {rows[missing[0]]['prompt']!r:.60} has no teacher_response, and a sharded teacher cannot "
+                "write one for a single rank. Generate the responses beforehand into a teacher_response column."
+            )
+        longest = trainer.max_completion_length
+        if trainer.method.guidance_length == "cap":
+            longest = min(longest, int(fraction * longest + 1e-9) + trainer.args.guidance_min_tail)
+        contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
+        for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
+            teacher = trainer.teachers.by_name[name]
+            asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
+            with asked, naming(name), self._draw_prefixes(teacher, [numbers[missing[i]] for i in mine]):
+                written = teacher.write(
+                    [contexts[i] for i in mine],
+                    pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
+                    eos_ids=self._every_ending,
+                    max_new_tokens=longest,
+                    temperature=trainer.temperature,
+                    vocab_limit=limit,
+                )
+            for i, ids in zip(mine, written, strict=True):
+                responses[missing[i]] = ids
+        return responses
+
+    @property
+    def _every_ending(self) -> list[int]:
+        """Where a teacher's response is over: an ending of either model, also where the student would go on."""
+        return list(dict.fromkeys((*self.trainer.eos_token_ids, *self.trainer.endings.ids)))
+
+    # ------------------------------------------------------------------ draws
+
+    def _draw_prefixes(self, teacher: LocalTeacher, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside, the teacher draws one response for each row of the step by that row and the position.
+
+        With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
+        """
+        args = self.trainer.args
+        if args.addressed_sampling is False:
+            return nullcontext()
+        places = [(row, 0) for row in rows]
+        step = self.trainer.state.global_step
+        noise = AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
+        return decoding_through(teacher.model, noise)
+
+    def _places(self, turns: Turns, prompt_ids: list[list[int]], starts: list[list[int]]) -> list[Place] | None:
+        """Row and position at which each context goes on, behind its teacher prefix; `None` where one has none."""
+        places = turns.places(prompt_ids)
+        if places is None:
+            logger.warning(
+                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
+                "of this turn come from a generator of this rank: another split of the step, or a resumed run, may "
+                "draw others."
+            )
+            return None
+        return [(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)]
+
+    def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
+        """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
+        trainer = self.trainer
+        if not trainer.args.addresses_sampling():
+            return drawing_without_address(student)
+        if places is None or trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
+            return nullcontext()
+        noise = AddressedNoise(
+            seed=trainer.args.seed,
+            step=trainer.state.global_step,
+            stream=self._sampling_stream,
+            places=places,
+            synced_gpus=self._weights_are_sharded_here(),
+            rows_at_once=trainer.args.rollout_batch_size,
+            notes=batch.notes,
+            used=batch.engines,
+        )
+        return decoding_through(student, noise)
+
+    @property
+    def _sampling_stream(self) -> int:
+        return SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
+
+    @contextmanager
+    def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
+        """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
+        from ..rollout.vllm import RowRequest, row_seed
+
+        args, step = self.trainer.args, self.trainer.state.global_step
+        if places is None:
+            rows = [RowRequest(budget - len(start), None) for start in starts]
+        else:
+            addressed = args.addressed_sampling is not False
+            rows = [
+                RowRequest(
+                    max(budget - position, 1),
+                    row_seed(args.seed, step, row, position, self._sampling_stream) if addressed else None,
+                )
+                for row, position in places
+            ]
+        with engine_asked(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
+            yield
+
+    def _weights_are_sharded_here(self) -> bool:
+        """Does the student's forward pass need every rank, while it writes rollouts?"""
+        trainer = self.trainer
+        if trainer.accelerator.num_processes == 1:
+            return False
+        plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        zero3 = trainer.is_deepspeed_enabled and plugin.zero_stage == 3
+        return bool(trainer.is_fsdp_enabled or (zero3 and not trainer.args.ds3_gather_for_generation))
+
+    @contextmanager
+    def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
+        """Let Transformers' sampler write at most so many tokens, in every row."""
+        trainer = self.trainer
+        before = trainer.generation_config.max_new_tokens
+        trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = max_new_tokens
+        try:
+            yield
+        finally:
+            trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = before
+
+    def _engine_of(self, batch: _Batch) -> float:
+        """What has written a batch; see the metric rollout/engine."""
+        if self.trainer.use_vllm:
+            return VLLM
+        if self.trainer.args.use_transformers_continuous_batching:
+            return CONTINUOUS_BATCHING
+        return sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
+
+    # ------------------------------------------------------------------ the host's numbers
+
+    def _count_missing_rewards(self, rewards_BF: Tensor) -> None:
+        """A reward that is none, or no finite number, is left out of the host's sums; how many there are is told."""
+        trainer, missing = self.trainer, ~rewards_BF.isfinite()
+        trainer._metrics["train" if trainer.model.training else "eval"]["rewards/nonfinite_share"].append(
+            missing.float().mean().item()
+        )
+        for name, count in zip(trainer.reward_func_names, missing.sum(0).tolist(), strict=True):
+            if count and name not in self._warned_of_rewards and trainer.is_world_process_zero():
+                self._warned_of_rewards.add(name)
+                logger.warning(
+                    "the reward function %s gave no finite number (None, NaN or infinity) for %d of %d rollouts in %s; "
+                    "they are left out. Later ones are counted in the metric rewards/nonfinite_share.",
+                    name,
+                    count,
+                    len(rewards_BF),
+                    trainer.moment(),
+                )
+
+    def _drop_host_metrics(self) -> None:
+        """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
+        trainer = self.trainer
+        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+        for name in list(metrics):
+            rewards = name.startswith("reward") or name == "frac_reward_zero_std"
+            if name.startswith("completions/") or (rewards and not trainer.monitors_rewards):
+                del metrics[name]
+
+
+def notes_suffice(trainer: Any) -> bool:
+    """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
+
+    A model that computes in half precision, or from quantised weights, rounds its logits, and the numbers noted with
+    them: in bf16 a logit of 20 by up to 0.06. The pass computes logits from the states in float32. Where the rotary
+    embedding depends on the batch, both are right, of different models.
+    """
+    args = trainer.args
+    if args.rescore_rollouts is not None or not args.addresses_sampling():
+        return args.rescore_rollouts is False
+    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in trainer.model.parameters())
+    return bool(exact and trainer.accelerator.mixed_precision == "no" and not rotates_by_length(trainer.model))
+
+
+# ---------------------------------------------------------------------- from the host's tensors to records
+
+
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The kept token ids of each row."""
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def read_rollouts(
+    host: dict[str, Any],
+    contexts: Sequence[list[int]],
+    teachers: Sequence[str | None],
+    starts: Sequence[list[int]],
+    *,
+    first_row: int,
+    eos_ids: Sequence[int],
+    mask_truncated: bool,
+    mask_repetitive: bool,
+    notes: SamplerNotes | None = None,
+) -> list[Rollout]:
+    """One record for each row of what TRL's rollout returns.
+
+    Args:
+        host: the output of `_generate_and_score_completions`.
+        contexts: what the teacher sees, row by row.
+        teachers: the name of each row's teacher.
+        starts: the teacher prefixes that the responses begin with.
+        first_row: number of the first row in the whole step.
+        eos_ids: every id that ends a response.
+        mask_truncated: leave rollouts without an ending out of the loss.
+        mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
+        notes: what our own sampler knew of the tokens.
+    """
+    prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
+    responses = unpad(host["completion_ids"], host["completion_mask"])
+    tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
+    rollouts = []
+    for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
+        written = response[len(start) :]
+        ended_by = written[-1] if written and written[-1] in eos_ids else None
+        repetitive = is_repetitive(written)
+        noted = None
+        if notes is not None and sampler is None:
+            noted = notes.of(first_row + i, prompt_ids[i], response)
+        rollouts.append(
+            Rollout(
+                row=first_row + i,
+                prompt_ids=prompt_ids[i],
+                teacher_context=contexts[i],
+                response=response,
+                prefix_length=len(start),
+                external=None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist(),
+                sampler_logps=noted.logps if noted else _logps_of(sampler, i, len(response)),
+                sampler_entropies=noted.entropies if noted else None,
+                reward_advantage=float(host["advantages"][i]),
+                ended_by=ended_by,
+                repetitive=repetitive,
+                collapsed=is_collapsed(written, eos_ids, guided=bool(start)),
+                included=not (mask_truncated and ended_by is None) and not (mask_repetitive and repetitive),
+                teacher=teachers[i],
+            )
+        )
+    return rollouts
+
+
+def _logps_of(sampler: Tensor | None, row: int, length: int) -> list[float] | None:
+    return None if sampler is None else sampler[row][:length].tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,497 @@
+"""One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches.
+
+`build_step` is the whole of it, and what it calls stands below in the same order. When it returns, everything but the
+student's gradient is known, for the whole optimiser step and over all ranks: the loss only reads.
+
+N counts the response tokens that are learned from or measured, row after row.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..endings import PairEndings
+from ..objective.endings import Endings
+from ..objective.head.layer import sampled_logps
+from ..objective.loss import (
+    DirectTerm,
+    FullVocabularyTerm,
+    SeveralTerms,
+    TokenSignals,
+    TopKTerm,
+    full_function,
+    reads_tail,
+    restrict_term,
+    topk_function,
+)
+from ..objective.methods import Method
+from ..objective.randomness import addressed_uniforms
+from ..objective.reduce import RegionCounts, region_counts
+from ..objective.regions import top_share_threshold, trust_weight
+from ..objective.schedules import guidance_fraction
+from ..teacher.context import Row
+from ..teacher.local import TeacherScores, TopKRequest
+from ..teacher.names import called
+from ..teacher.several import Teachers
+from .guards import check_teacher_scores
+from .out_of_memory import SCORING
+from .ranks import Ranks
+from .records import MicroBatch, Rollout, pack_for_student
+from .rollout_stage import RolloutStage
+from .step_guards import StepGuards
+
+logger = logging.getLogger(__name__)
+
+GATE_STREAM, EVALUATION_GATE_STREAM = 0, 1
+"""Addressed draws of the trust gate, in training and in evaluation."""
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """What a step is built with. Made anew for each step, from the trainer.
+
+    Attributes:
+        student: the student's forward pass; see `modeling.expose_hidden_states`.
+        teachers: who scores which row.
+        method: the stage in force.
+        endings: how responses end.
+        step: optimiser steps taken before this one.
+        max_steps: of the run.
+        is_training: else it is a batch of an evaluation: no prefixes, and gates of a stream of their own.
+        seed: of the run.
+        temperature: at which rollouts are drawn; both models are scored at it.
+        pad_id: any valid token id.
+        student_vocab_size: rows of the student's head.
+        device: the student's.
+        rows_per_pass: rollouts that pass through the student at once.
+        teacher_rows_per_pass: likewise through a teacher.
+        by_length: may a pass be cut into several, of rows of about one length?
+        reward_weight: of the rewards mixed into the policy gradient.
+        trusts_sampler: may what the sampler noted stand in for a pass of the student?
+        rescores: `rescore_rollouts` of the configuration.
+        ranks: sums over the processes.
+        guards: what turns a failure into a sentence.
+    """
+
+    student: Callable
+    teachers: Teachers
+    method: Method
+    endings: PairEndings
+    step: int
+    max_steps: int
+    is_training: bool
+    seed: int
+    temperature: float
+    pad_id: int
+    student_vocab_size: int
+    device: torch.device
+    rows_per_pass: int
+    teacher_rows_per_pass: int
+    by_length: bool
+    reward_weight: float
+    trusts_sampler: bool
+    rescores: bool | None
+    ranks: Ranks
+    guards: StepGuards
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that is known before the first update; tensors over the N tokens.
+
+    Attributes:
+        guidance_fraction: α of the schedule; `None` where the student is not guided.
+        rollouts: of this rank.
+        student: its scores before the update.
+        teacher: the teachers' scores.
+        of_teachers: for each name of several teachers, bool [N]: the tokens of its rows.
+        signals: regions and log-probabilities as the loss reads them.
+        direct: the divergence to differentiate directly, where the method has one.
+        seconds: taken by the rollout and by the teachers.
+    """
+
+    guidance_fraction: float | None
+    rollouts: list[Rollout]
+    student: "StudentScores"
+    teacher: TeacherScores
+    of_teachers: dict[str, Tensor]
+    signals: TokenSignals
+    direct: DirectTerm | None
+    seconds: tuple[float, float]
+
+
+def build_step(setup: StepSetup, stage: RolloutStage, rows: Sequence[Row]) -> Step:
+    """From this rank's prompts to everything that the loss reads."""
+    clock = [time.perf_counter()]
+    fraction, rollouts = roll_out(setup, stage, rows)
+    clock.append(time.perf_counter())
+
+    student = score_rollouts(setup, rollouts)
+    gate = make_gate(setup, rollouts, student)
+    clock.append(time.perf_counter())
+    teacher = score_teachers(setup, rollouts, gate)
+    clock.append(time.perf_counter())
+
+    of_teachers = tokens_of_teachers(rollouts, setup.teachers.names, teacher.logp.device)
+    check_teachers(setup, teacher, gate, of_teachers)
+    signals = make_signals(setup, rollouts, student, gate, teacher)
+    direct = make_direct(setup.method, signals, teacher)
+    seconds = (clock[1] - clock[0], clock[3] - clock[2])
+    return Step(fraction, rollouts, student, teacher, of_teachers, signals, direct, seconds)
+
+
+# ---------------------------------------------------------------------- prompts → prefixes → rollouts
+
+
+def roll_out(setup: StepSetup, stage: RolloutStage, rows: Sequence[Row]) -> tuple[float | None, list[Rollout]]:
+    """The schedule's α (`None` without guidance), and what the student wrote behind prefixes of its length."""
+    rows, first_row = stage.begin(rows)
+    fraction = None
+    if setup.method.guided and setup.is_training:
+        fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
+    prefixes = stage.find_prefixes(rows, first_row, fraction) if fraction else [[] for _ in rows]
+    return fraction, stage.roll_out(rows, first_row, prefixes)
+
+
+# ---------------------------------------------------------------------- the student's scores
+
+
+@dataclass(frozen=True)
+class StudentScores:
+    """The student before the update; all [N].
+
+    Attributes:
+        rollout_logp: log π_old: the sampler's where there was no pass or the sampler was another engine, else the
+            trainer's.
+        trainer_logp: the trainer's own; NaN where no pass was made.
+        from_sampler: where `rollout_logp` is the sampler's.
+        entropy: nats.
+        unread: no pass was made; the sampler's numbers stand in for it.
+    """
+
+    rollout_logp: Tensor
+    trainer_logp: Tensor
+    from_sampler: Tensor
+    entropy: Tensor
+    unread: bool = False
+
+
+def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScores:
+    """The student's scores: as its sampler noted them, if it did so for every token of every rank; else by a pass."""
+    if setup.trusts_sampler:
+        noted = scores_of_sampler(rollouts, setup.device)
+        lacking = setup.ranks.sum(torch.tensor([float(noted is None)])).item()
+        if noted is not None and not lacking:
+            return noted
+        if setup.rescores is False:
+            warn_of_a_pass()
+    with setup.guards.memory(SCORING), setup.guards.autocast():
+        return score_student(
+            setup.student,
+            rollouts,
+            pad_id=setup.pad_id,
+            temperature=setup.temperature,
+            rows_per_pass=setup.rows_per_pass,
+            device=setup.device,
+            endings=setup.endings.as_one,
+            by_length=setup.by_length,
+        )
+
+
+@cache
+def warn_of_a_pass() -> None:
+    """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
+    logger.warning(
+        "rescore_rollouts is False, but the sampler noted nothing of some rollouts (docs/rollouts.md says where "
+        "Transformers' own loop writes them), so a pass of the student reads these batches after all."
+    )
+
+
+def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
+    """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
+    logp = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
+    entropy = _column(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
+    known = logp.isfinite() & entropy.isfinite()
+    if not known[student_tokens(rollouts, device)].all():
+        return None
+    return StudentScores(logp, torch.full_like(logp, torch.nan), known, entropy, unread=True)
+
+
+@torch.no_grad()
+def score_student(
+    student: Callable,
+    rollouts: Sequence[Rollout],
+    *,
+    pad_id: int,
+    temperature: float,
+    rows_per_pass: int,
+    device: torch.device,
+    endings: Endings = (),
+    by_length: bool = False,
+) -> StudentScores:
+    """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
+    logps, entropies, numbers = [], [], []
+    for start in range(0, len(rollouts), rows_per_pass):
+        rows = list(rollouts[start : start + rows_per_pass])
+        packed = pack_for_student(rows, pad_id, device, by_length=by_length)
+        logp, entropy = student(
+            input_ids=packed.input_ids,
+            attention_mask=packed.attention_mask,
+            on_hidden=lambda hidden, head, packed=packed: sampled_logps(
+                packed.states(hidden), head.at_temperature(temperature, endings), packed.token_ids
+            ),
+        )
+        logps.append(logp.float())
+        entropies.append(entropy.float())
+        numbers.append(_column(rows, [_of_another_engine(rollout, endings) for rollout in rows], logp.device))
+    trainer, sampler = torch.cat(logps), torch.cat(numbers)
+    known = sampler.isfinite()
+    return StudentScores(torch.where(known, sampler, trainer), trainer, known, torch.cat(entropies))
+
+
+def _of_another_engine(rollout: Rollout, endings: Endings) -> list[float] | None:
+    """What vLLM says of its tokens. Our own sampler is the model of this pass, which says it more exactly.
+
+    Of an ending it tells the id's own probability and not that of the action, so there the pass is believed.
+    """
+    if rollout.sampler_entropies is not None or rollout.sampler_logps is None or len(endings) < 2:
+        return rollout.sampler_logps if rollout.sampler_entropies is None else None
+    pairs = zip(rollout.response, rollout.sampler_logps, strict=True)
+    return [math.nan if token in endings else logp for token, logp in pairs]
+
+
+def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:
+    """The numbers of the N tokens; NaN in rows without any."""
+    values = [
+        math.nan if line is None else line[position]
+        for rollout, line in zip(rollouts, lines, strict=True)
+        for position in rollout.scored_positions()
+    ]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def student_tokens(rollouts: Sequence[Rollout], device: Any) -> Tensor:
+    """bool [N]: the tokens that the student wrote; the others are the teacher's prefix."""
+    marks = [position >= rollout.prefix_length for rollout in rollouts for position in rollout.scored_positions()]
+    return torch.tensor(marks, dtype=torch.bool, device=device)
+
+
+# ---------------------------------------------------------------------- regions
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The trust gate: divides the student's tokens into trust region and outliers, when the teacher has scored them.
+
+    Attributes:
+        method: the stage in force.
+        student: the student's scores.
+        student_mask: bool [N]: student-written tokens.
+        uniforms: [N] addressed draws, or `None` where the method draws nothing.
+        entropy_threshold: global threshold of the student's entropy, or `None`.
+        trust: [N] weight in the trust region; 0 until the token is scored, and on tokens without a finite score.
+        outlier: [N] weight outside of it; likewise.
+    """
+
+    method: Method
+    student: StudentScores
+    student_mask: Tensor
+    uniforms: Tensor | None
+    entropy_threshold: float | None
+    trust: Tensor
+    outlier: Tensor
+
+    def divide(self, teacher_logp: Tensor, teacher_entropy: Tensor, tokens: slice | Tensor) -> None:
+        """Set the weights of the tokens in `tokens`, with the teacher's scores of them."""
+        log_ratio = (teacher_logp - self.student.rollout_logp[tokens]).float()
+        selected = None
+        if self.entropy_threshold is not None:
+            selected = self.student.entropy[tokens] >= self.entropy_threshold
+        elif self.method.teacher_entropy_tau is not None:
+            selected = teacher_entropy <= self.method.teacher_entropy_tau
+        trust = trust_weight(
+            self.method.gate,
+            log_ratio,
+            uniforms=None if self.uniforms is None else self.uniforms[tokens],
+            tau=self.method.outlier_tau,
+            selected=selected,
+        )
+        learned = self.student_mask[tokens] & log_ratio.isfinite()
+        self.trust[tokens] = torch.where(learned, trust, 0.0)
+        self.outlier[tokens] = torch.where(learned, 1.0 - trust, 0.0)
+
+
+def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
+    """The gate of a batch: its draws, and the entropy quantile over all ranks."""
+    method, device = setup.method, student.entropy.device
+    student_mask = student_tokens(rollouts, device)
+    uniforms = threshold = None
+    if method.gate == "bernoulli":
+        stream = GATE_STREAM if setup.is_training else EVALUATION_GATE_STREAM
+        draws = [
+            addressed_uniforms(setup.seed, setup.step, [r.row], len(r.response), stream)[0, r.scored_positions()]
+            for r in rollouts
+        ]
+        uniforms = torch.cat(draws).to(device)
+    elif method.gate == "student_entropy":
+        assert method.entropy_share is not None
+        threshold = top_share_threshold(setup.ranks.gather_ragged(student.entropy[student_mask]), method.entropy_share)
+    trust, outlier = torch.zeros(2, len(student_mask), device=device)
+    return Gate(method, student, student_mask, uniforms, threshold, trust, outlier)
+
+
+# ---------------------------------------------------------------------- the teachers' scores
+
+
+def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) -> TeacherScores:
+    """One pass of each row's teacher: log-probabilities everywhere, the top-k only where the method reads it.
+
+    Which tokens need the top-k is a matter of their region, so the gate divides them slice by slice, while the
+    teacher's logits are at hand. Where a teacher fails on one rank, every rank stops.
+    """
+    method = setup.method
+
+    def wants_topk(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
+        gate.divide(logp, entropy, tokens)
+        weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
+        return weights > 0
+
+    request = None
+    if method.needs_topk:
+        assert method.fkl_top_k is not None
+        events = setup.teachers.shared_vocabulary(setup.student_vocab_size) - max(len(setup.endings.as_one) - 1, 0)
+        request = TopKRequest(min(method.fkl_top_k, events), setup.student_vocab_size, wants_topk)
+    with setup.guards.asking_teacher(gate.student_mask.numel()) as check:
+        scores = setup.teachers.score(
+            [rollout.teacher for rollout in rollouts],
+            [rollout.teacher_context for rollout in rollouts],
+            [rollout.response for rollout in rollouts],
+            [rollout.scored for rollout in rollouts],
+            pad_id=setup.pad_id,
+            temperature=setup.temperature,
+            rows_per_pass=setup.teacher_rows_per_pass,
+            topk=request,
+            endings=setup.endings.as_one,
+            keep_hidden=method.needs_full_teacher,
+        )
+        check(scores)
+    if request is None:
+        gate.divide(scores.logp, scores.entropy, slice(None))
+    return without_unusable(scores, method)
+
+
+def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
+    """Scores in which a token without a usable entropy, where `method` reads it, or top-k has no score at all.
+
+    Such a token leaves the loss and is counted like one whose log-probability is not finite; its top-k goes with it,
+    so that no mean is over it. −inf in a top-k is a probability of zero.
+    """
+    topk = scores.topk_logp
+    usable = (topk < torch.inf).all(-1) & ((topk > -torch.inf).any(-1) | (topk.shape[-1] == 0))
+    lacking = torch.zeros_like(scores.logp, dtype=torch.bool)
+    if method.teacher_entropy_tau is not None:
+        lacking |= ~scores.entropy.isfinite()
+    lacking[scores.topk_index[~usable]] = True
+    read = ~lacking[scores.topk_index]
+    return replace(
+        scores,
+        logp=scores.logp.masked_fill(lacking, torch.nan),
+        topk_index=scores.topk_index[read],
+        topk_ids=scores.topk_ids[read],
+        topk_logp=topk[read],
+    )
+
+
+def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """For each name of a teacher, bool [N]: the tokens of its rows."""
+    lengths = torch.tensor([sum(rollout.scored) for rollout in rollouts])
+    rows = {name: torch.tensor([rollout.teacher == name for rollout in rollouts]) for name in names}
+    return {name: mine.repeat_interleave(lengths).to(device) for name, mine in rows.items()}
+
+
+def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teachers: dict[str, Tensor]) -> None:
+    """Stop where a teacher has no finite score for any token of its rows.
+
+    Raises:
+        NotFinite: with its name.
+    """
+    mask = gate.student_mask
+    owned = list(of_teachers.values()) or [torch.ones_like(mask)]
+    counts = torch.tensor([[(teacher.logp.isfinite() & mine & mask).sum(), (mine & mask).sum()] for mine in owned])
+    for name, (finite, tokens) in zip(of_teachers or [None], setup.ranks.sum(counts).tolist(), strict=True):
+        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, called(name))
+
+
+# ---------------------------------------------------------------------- signals
+
+
+def make_signals(
+    setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores, gate: Gate, teacher: TeacherScores
+) -> TokenSignals:
+    """Everything the loss reads of each token; entries of tokens left out are zero."""
+    known = teacher.logp.isfinite()
+    rewards = None
+    if setup.reward_weight > 0:
+        per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
+        rewards = setup.reward_weight * torch.tensor(per_token, dtype=torch.float32, device=known.device)
+    return TokenSignals(
+        # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
+        rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
+        teacher_logp=torch.where(known, teacher.logp, 0.0),
+        trust_weight=torch.where(known, gate.trust, 0.0),
+        outlier_weight=torch.where(known, gate.outlier, 0.0),
+        guidance_mask=(~gate.student_mask).to(gate.trust.dtype),
+        reward_advantage=rewards,
+    )
+
+
+def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
+    """The directly differentiated term of the batch, where the method has one."""
+    if method.needs_full_teacher:
+        learned, function = signals.trust_weight + signals.outlier_weight > 0, full_function(method)
+        terms = []
+        for states in teacher.states:
+            read = learned[states.index]
+            terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
+        return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
+    if method.needs_topk:
+        return TopKTerm(
+            teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method), reads_tail(method)
+        )
+    return None
+
+
+# ---------------------------------------------------------------------- micro-batches
+
+
+def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1) -> list[MicroBatch]:
+    """A step cut into micro-batches of `rows_each` rollouts.
+
+    Args:
+        setup: see `build_step`.
+        step: what it gave.
+        rows_each: rollouts of one forward-backward.
+        windows: optimiser steps that these micro-batches are learned from in; the tokens of each are counted together.
+    """
+    parts, row, token = [], 0, 0
+    while row < len(step.rollouts):
+        rows = step.rollouts[row : row + rows_each]
+        tokens = slice(token, token + sum(sum(rollout.scored) for rollout in rows))
+        parts.append((rows, step.signals[tokens], restrict_term(step.direct, tokens)))
+        row, token = row + rows_each, tokens.stop
+    per_window = len(parts) // windows
+    counts = []
+    for start in range(0, len(parts), per_window):
+        local = torch.stack([region_counts(signals) for _, signals, _ in parts[start : start + per_window]]).sum(0)
+        counts.append(RegionCounts(*setup.ranks.sum(local).tolist()))
+    return [
+        MicroBatch(rows, setup.method, signals, direct, counts[number // per_window], step.student.unread)
+        for number, (rows, signals, direct) in enumerate(parts)
+    ]
