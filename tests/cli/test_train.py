@@ -243,7 +243,7 @@ def test_a_run_killed_while_its_final_model_was_saved_gets_it_by_resuming(worksp
 
 
 def test_a_finished_run_whose_checkpoint_was_altered_gets_no_model_from_it(workspace, tropd):
-    fields = workspace.fields(max_steps=1, save_strategy="steps", save_steps=1)
+    fields = workspace.fields(max_steps=1, save_strategy="steps", save_steps=1, checkpoint_digests=True)
     assert tropd("train", *fields).code == 0
     (workspace.root / "out/model.safetensors").unlink()
     altered = workspace.root / "out/checkpoint-1/model.safetensors"

@@ -58,7 +58,7 @@ def test_a_wrong_plan_is_refused_in_a_sentence(plan_data, changes, message):
 
 PLAN = """\
 settings:
-  a setting: {domains: [additions], student: additions-student, teacher: additions-teacher}
+  a setting: {domains: [mathematics], student: student, teacher: generalist}
 methods:
   opd:
   slow: {method: opd, learning_rate: 1e-5}

@@ -152,11 +152,11 @@ def test_the_best_checkpoint_is_kept_too(tmp_path, pair):
 def test_a_crash_in_the_middle_of_a_write_leaves_the_earlier_checkpoints(tmp_path, pair, monkeypatch):
     write, calls = checkpoints.write_manifest, []
 
-    def crash(folder, digests):
+    def crash(folder, **options):
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        write(folder, digests=digests)
+        write(folder, **options)
 
     monkeypatch.setattr(checkpoints, "write_manifest", crash)
     with pytest.raises(OSError, match="Input/output error"):

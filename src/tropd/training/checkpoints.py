@@ -104,8 +104,9 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------------- the manifest
 
 
-def write_manifest(folder: Path, name: str = MANIFEST, digests: bool = False, **more: Any) -> None:
-    """Describe every file of a folder in one of that name: its size, with `digests` its SHA-256, and what `more`."""
+def write_manifest(folder: Path, name: str = MANIFEST, *, digests: bool = False, **more: Any) -> None:
+    """Describe every file of a folder in one of that name, by its size and with `digests` by its SHA-256, beside what
+    `more` there is to say."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != name]
     files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths
@@ -188,13 +189,13 @@ def has_final_model(directory: str | Path, step: int) -> bool:
 
 
 def _fault(file: Path, described: Any, digests: bool) -> str | None:
-    if not isinstance(described, dict) or not {"bytes", "sha256"} <= described.keys():
+    if not isinstance(described, dict) or "bytes" not in described:
         return f"{MANIFEST} cannot be read"
     if not file.is_file():
         return f"{file.name} is missing"
     size = file.stat().st_size
     if size != described["bytes"]:
-        return f"{file.name} has {size:,} bytes instead of {described['bytes']:,}"
+        return f"{file.name} has {size:,} bytes instead of {described['bytes']}"
     if digests and "sha256" in described and _digest(file) != described["sha256"]:
         return f"{file.name} was altered after it was written"
     return None
