@@ -18,7 +18,7 @@ from transformers.generation import GenerationMode
 from trl.trainer.utils import remove_none_values
 
 from ..modeling import rotates_by_length
-from ..rollout.addressed import (
+from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
     SAMPLING_STREAM,
@@ -27,8 +27,8 @@ from ..rollout.addressed import (
     Turns,
     decoding_through,
 )
+from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import splice
-from ..rollout.notes import SamplerNotes
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..sampling import as_asked
 from ..teacher.context import TOOLS, Row, message_ids, text_ids, tools_of, with_observation
