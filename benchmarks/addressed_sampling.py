@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from tropd.rollout.addressed import AddressedNoise, decoding_through, run_race
+from tropd.rollout.engine.noise import AddressedNoise, decoding_through, run_race
 
 ROWS, TOKENS = 8, 64
 VOCABULARIES = (512, 151_936)

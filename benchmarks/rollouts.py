@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from tropd.rollout import addressed, decoding
-from tropd.rollout.addressed import AddressedNoise, Race, decoding_through
-from tropd.rollout.batch import Batch
-from tropd.rollout.notes import SamplerNotes
-from tropd.rollout.slot_cache import SlotLayer
+from tropd.rollout.engine import loop, noise
+from tropd.rollout.engine.noise import AddressedNoise, Race, decoding_through
+from tropd.rollout.engine.notes import SamplerNotes
+from tropd.rollout.engine.slots import Batch, SlotCache, SlotLayer
 
 PAD, EOS = 0, 2
 GROUP = 4
@@ -193,8 +192,10 @@ def ending_race(task: Task) -> type[Race]:
     last = keys.gather(1, task.ends[:, None] - 1)[:, 0]
 
     class Ending(Race):
-        def draw(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
-            return torch.where(torch.isin(keys_B, last), EOS, super().draw(scores_BV, keys_B))
+        def run(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
+            values_BV = super().run(scores_BV, keys_B)
+            values_BV[torch.isin(keys_B, last), EOS] = torch.inf
+            return values_BV
 
     return Ending
 
@@ -205,18 +206,18 @@ def ours(rows_at_once: int | None = None, without: Callable[[ExitStack], object]
     @contextmanager
     def way(task: Task, clocks: Clocks) -> Iterator[Callable]:
         race = ending_race(task)
-        noise = AddressedNoise(0, 0, 2, places(task), rows_at_once=rows_at_once, notes=SamplerNotes(1.0))
+        addressed = AddressedNoise(0, 0, 2, places(task), rows_at_once=rows_at_once, notes=SamplerNotes(1.0))
         with ExitStack() as stack:
             stack.enter_context(timed_model(task, clocks))
-            stack.enter_context(patch.object(Race, "_run", clocks.around("draw", Race._run)))
-            stack.enter_context(patch.object(addressed, "Race", race))
-            stack.enter_context(patch.object(decoding._Loop, "_note", clocks.around("notes", decoding._Loop._note)))
-            for layer in ("move", "rebuild", "admit"):
-                timed = clocks.around("moving rows", getattr(SlotLayer, layer))
-                stack.enter_context(patch.object(SlotLayer, layer, timed))
+            stack.enter_context(patch.object(Race, "run", clocks.around("draw", Race.run)))
+            stack.enter_context(patch.object(noise, "Race", race))
+            stack.enter_context(patch.object(loop._Loop, "_note", clocks.around("notes", loop._Loop._note)))
+            for part in ("keep", "_grow", "admit"):
+                timed = clocks.around("moving rows", getattr(SlotCache, part))
+                stack.enter_context(patch.object(SlotCache, part, timed))
             if without is not None:
                 without(stack)
-            stack.enter_context(decoding_through(task.model, noise))
+            stack.enter_context(decoding_through(task.model, addressed))
             yield task.generate
 
     return way
@@ -229,15 +230,15 @@ def sharing(stack: ExitStack) -> None:
         __eq__ = object.__eq__
         __hash__ = None
 
-    contexts = decoding.contexts_of
+    request = noise.Request
     stack.enter_context(
-        patch.object(decoding, "contexts_of", lambda *given: [Unlike(context) for context in contexts(*given)])
+        patch.object(noise, "Request", lambda contexts, **given: request(contexts=[*map(Unlike, contexts)], **given))
     )
 
 
 def likeness(stack: ExitStack) -> None:
     """All contexts are read together, whatever their lengths."""
-    stack.enter_context(patch.object(decoding, "ALIKE", 0.0))
+    stack.enter_context(patch.object(loop, "ALIKE", 0.0))
 
 
 def leaving(stack: ExitStack) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .data.refusals import BadRow, refusal
 from .preflight.files import ModelFiles
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
-from .rollout.addressed import RESPONSE_STREAM, AddressedNoise, decoding_through
+from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .sampling import sample, until_eos
 from .teacher.context import check_renders_tools, text_ids, tools_of
 from .templates import render

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from training import tiny
 from training.tiny import EOS, PAD, ids
-from tropd.rollout import addressed
-from tropd.rollout.addressed import AddressedNoise, Turns, decoding_through, run_race
+from tropd.rollout.engine import noise as addressed
+from tropd.rollout.engine.noise import AddressedNoise, Turns, decoding_through, run_race
 
 LARGE = 151_936
 

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from training import tiny
-from tropd.rollout import addressed, decoding, plain
-from tropd.rollout.capability import why_not_here
+from tropd.rollout.engine import loop, noise, slots
+from tropd.rollout.engine.trial import why_not_here
 from tropd.training.probe import probe
 
 ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS]
@@ -18,10 +18,10 @@ ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS]
 @pytest.fixture
 def forgetful():
     """What is found out once in a process is found out again, and not remembered afterwards."""
-    for remembered in (why_not_here, addressed.say_why_plain):
+    for remembered in (why_not_here, noise.say_why_plain):
         remembered.cache_clear()
     yield
-    for remembered in (why_not_here, addressed.say_why_plain):
+    for remembered in (why_not_here, noise.say_why_plain):
         remembered.cache_clear()
 
 
@@ -41,23 +41,23 @@ def wrong_positions(monkeypatch):
 
 
 def another_name(monkeypatch):
-    monkeypatch.setattr(plain, "CACHES", ("renamed",))
+    monkeypatch.setattr(loop, "CACHES", ("renamed",))
 
 
 def a_cache_that_moved(monkeypatch):
     def moved(self, prefilled):
         raise AttributeError("layers")
 
-    monkeypatch.setattr(decoding.SlotCache, "__init__", moved)
+    monkeypatch.setattr(slots.SlotCache, "__init__", moved)
 
 
 def a_loop_that_writes_something_else(monkeypatch):
-    note = decoding._Loop._note
+    note = loop._Loop._note
 
     def wrong(self, logits, *args):
         note(self, logits * 1.01, *args)
 
-    monkeypatch.setattr(decoding._Loop, "_note", wrong)
+    monkeypatch.setattr(loop._Loop, "_note", wrong)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from transformers import (
 
 from training import tiny
 from training.tiny import EOS, PAD, ids
-from tropd.rollout import addressed, decoding, plain
-from tropd.rollout.addressed import AddressedNoise, decoding_through
-from tropd.rollout.batch import Batch
-from tropd.rollout.slot_cache import SlotCache
+from tropd.rollout.engine import loop as decoding
+from tropd.rollout.engine import noise as addressed
+from tropd.rollout.engine.noise import AddressedNoise, decoding_through
+from tropd.rollout.engine.slots import Batch, Row, SlotCache
 
 TEXTS = ("ab=", "cde+f=", "hi+jk+lm+no=", "m=", "pq+rst+uvw+xyz=1+2=")
 CONTEXTS = [ids(text) for text in TEXTS for _ in range(3)]
@@ -113,7 +113,7 @@ def written(
     reasons = []
 
     def why(*call):
-        reasons.append(plain.why_plain(*call))
+        reasons.append(decoding.why_plain(*call))
         return "the test" if loop == "theirs" else reasons[-1]
 
     with decoding_through(model, noise), patch.object(addressed, "why_plain", why):
@@ -332,7 +332,7 @@ def test_a_mask_with_holes_is_left_to_transformers():
             "use_cache": True,
             "past_key_values": DynamicCache(config=model.config),
         }
-        return plain.why_plain(model, input_ids, [], [], GenerationConfig(), given)
+        return decoding.why_plain(model, input_ids, [], [], GenerationConfig(), given)
 
     assert "positions" in reason(given["attention_mask"], torch.tensor([[0, 0, 1, 2]]))
     assert "positions" in reason(None, torch.tensor([[4, 5, 6, 7]]))
@@ -375,8 +375,6 @@ def test_the_cache_holds_what_a_plain_one_would():
 
 
 def test_the_last_rows_fill_the_places_of_those_that_leave():
-    from tropd.rollout.batch import Row
-
     batch = Batch(torch.device("cpu"))
     numbers = torch.arange(6)
     ended = torch.tensor([True, False, False, True, False, False])

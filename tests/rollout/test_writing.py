@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from training import tiny
-from tropd.rollout.addressed import AddressedNoise, decoding_through, drawing_without_address, run_race
+from tropd.rollout.engine.noise import AddressedNoise, decoding_through, drawing_without_address, run_race
 
 CONTEXTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15, 16, 17], [20, 21, 22, 23, 24, 25, 26], [9]]
 NEW_TOKENS = 8

@@ -21,7 +21,7 @@ from training import tiny
 from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
-from tropd.rollout.addressed import Turns
+from tropd.rollout.engine.noise import Turns
 from tropd.training import host
 from tropd.training.rollout_stage import _Batch
 

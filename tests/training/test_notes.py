@@ -136,7 +136,7 @@ def test_a_pass_is_made_where_they_do_not(tmp_path, monkeypatch, student, teache
         options["script"] = tiny.replay(tiny.recorded(8))
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", **options)
     if why == "another loop":
-        monkeypatch.setattr("tropd.rollout.addressed.why_plain", lambda *_: "the test")
+        monkeypatch.setattr("tropd.rollout.engine.noise.why_plain", lambda *_: "the test")
     if why == "greedy":
         trainer.generation_config.do_sample = trainer.generation_kwargs["do_sample"] = False
     trainer.train()

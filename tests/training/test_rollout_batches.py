@@ -4,7 +4,8 @@ import pytest
 
 from training import tiny
 from training.tiny import build
-from tropd.rollout import decoding
+from tropd.rollout.engine import loop
+from tropd.rollout.engine.trial import why_not_here
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS[:2] for _ in range(4)]
 WRITTEN = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 4}
@@ -20,9 +21,10 @@ def rolled_out(tmp_path, method, rows, **options):
 @pytest.mark.parametrize("method", ["opd", "tropd", "written"])
 def test_rollouts_do_not_depend_on_how_many_are_written_at_once(tmp_path, monkeypatch, method):
     """Unguided, with prefixes of the data, and with those that the teacher writes."""
-    most, decode = [], decoding.decode
+    assert why_not_here() is None  # which decodes something itself, once in a process
+    most, decode = [], loop.decode
     monkeypatch.setattr(
-        "tropd.rollout.addressed.decode",
+        "tropd.rollout.engine.noise.decode",
         lambda model, writing: most.append(writing.rows_at_once) or decode(model, writing),
     )
     options = WRITTEN if method == "written" else {}

@@ -6,7 +6,8 @@ and never decoded and tokenised again.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..objective.schedules import prefix_length
@@ -59,22 +60,20 @@ def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, templ
     A tokenizer may put something before every text, such as SentencePiece's space, which would stand in the middle.
     Where a token of the joined text lies across the border, they are ids with which the whole reads the same.
     """
-
-    def ids(text: str, special: bool = False) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-    alone = ids(text)
+    as_ids = partial(tokenizer, add_special_tokens=False)
+    alone = list(as_ids(text)["input_ids"])
     if not prompt_ids or not text:
         return alone
-    is_text = isinstance(prompt, str)
-    before = prompt
+    is_text, before, start = isinstance(prompt, str), prompt, len(prompt_ids)
     if not is_text:
         before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template)
-    first, joined, start = ids(before, is_text), ids(before + text, is_text), len(prompt_ids)
+    first, joined = (tokenizer(one, add_special_tokens=is_text)["input_ids"] for one in (before, before + text))
     if prompt_ids == first[:start] == joined[:start]:
         return joined[start : len(joined) - len(first[start:])]  # what is put behind every text is no response
-    whole = tokenizer.decode(ids(before + text), skip_special_tokens=True)
-    for found in (*_in_the_middle(text, ids), alone):
+    whole = tokenizer.decode(as_ids(before + text)["input_ids"], skip_special_tokens=True)
+    pairs = [(as_ids(anchor)["input_ids"], as_ids(anchor + text)["input_ids"]) for anchor in ANCHORS]
+    in_the_middle = [both[len(anchor) :] for anchor, both in pairs if anchor and both[: len(anchor)] == anchor]
+    for found in (*in_the_middle, alone):
         if tokenizer.decode([*prompt_ids, *found], skip_special_tokens=True) == whole:
             return found
     logger.warning(
@@ -84,14 +83,6 @@ def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, templ
         before,
     )
     return alone
-
-
-def _in_the_middle(text: str, ids: Callable[[str], list[int]]) -> Iterator[list[int]]:
-    """A text's ids behind some others, where these keep their own."""
-    for anchor in ANCHORS:
-        first, both = ids(anchor), ids(anchor + text)
-        if first and both[: len(first)] == first:
-            yield both[len(first) :]
 
 
 def prefixes(

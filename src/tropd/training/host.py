@@ -1,5 +1,5 @@
 """The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place, and the
-two of Transformers that addressed sampling goes through. The decoding loop is tried, not read: `rollout.capability`.
+two of Transformers that addressed sampling goes through. The decoding loop is tried, not read: `rollout.engine.trial`.
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.

@@ -18,7 +18,7 @@ from transformers.generation import GenerationMode
 
 from ..messages import TOOLS, struct_columns, without_nulls
 from ..modeling import rotates_by_length
-from ..rollout.addressed import (
+from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
     SAMPLING_STREAM,
@@ -29,8 +29,8 @@ from ..rollout.addressed import (
     decoding_through,
     drawing_without_address,
 )
+from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import prefixes, response_ids, splice
-from ..rollout.notes import SamplerNotes
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..sampling import as_asked
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..objective.randomness import addressed_uniforms
-from .capability import why_not_here
-from .decoding import Writing, contexts_of, decode
+from ...objective.randomness import addressed_uniforms
+from .loop import CACHES, Request, decode, why_plain
 from .notes import SamplerNotes
-from .plain import cache_name, why_plain
+from .trial import why_not_here
 from .writing import check_padded, write
 
 logger = logging.getLogger(__name__)
@@ -116,24 +115,25 @@ class AddressedNoise:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
         The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
-        The loop is ours where it can be (`plain.why_plain`, `capability.why_not_here`), and Transformers' otherwise,
-        which is said once; both draw the same tokens. With `unproven` it is ours or none.
+        The loop is ours where it can be (`loop.why_plain`, `trial.why_not_here`), and Transformers' otherwise, which
+        is said once; both draw the same tokens. With `unproven` it is ours or none.
 
         Raises:
-            RuntimeError: a softmax that is not finite.
+            RuntimeError: a softmax that is not finite, in `torch.multinomial`'s words, for whoever explains those.
         """
-        width = input_ids.shape[1]
+        width, notes = input_ids.shape[1], self.notes
         keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
         race = Race(keys, width, self.notes_plainly)
+        rows, mask = input_ids.tolist(), model_kwargs.get("attention_mask")
+        sizes = [width] * len(rows) if mask is None else mask.sum(-1).tolist()
+        contexts = [row[width - size :] for row, size in zip(rows, sizes, strict=True)]
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
             raise RuntimeError(f"it is not given what it reads: {why}")
         if why is None and not unproven:
             why = "that is asked for" if self.plainly else why_not_here()
         self.used.append(OUR_LOOP if why is None else THEIR_LOOP)
-        if why is None:
-            output = self._decode_here(model, input_ids, race, logits_processor, generation_config, model_kwargs)
-        else:
+        if why is not None:
             if not self.plainly:
                 say_why_plain(why)
             generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
@@ -145,44 +145,31 @@ class AddressedNoise:
                 synced_gpus=self.synced_gpus,
                 **model_kwargs,
             )
-            if self.notes is not None and self.notes_plainly:
+            if notes is not None and self.notes_plainly:
                 logps = torch.stack(race.logps, 1)
-                contexts = contexts_of(input_ids, model_kwargs.get("attention_mask"))
-                self.notes.add(self.places, contexts, output[:, width:], logps, torch.full_like(logps, torch.nan))
-        race.check()
+                notes.add(self.places, contexts, output[:, width:], logps, torch.full_like(logps, torch.nan))
+        else:
+            eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
+            request = Request(
+                input_ids=input_ids,
+                contexts=contexts,
+                keys=race.keys_BL,
+                race=race.run,
+                processors=logits_processor,
+                eos_ids=None if eos is None else eos.to(input_ids.device),
+                pad_id=0 if pad is None else int(pad),
+                rows_at_once=self.rows_at_once,
+                synced_gpus=self.synced_gpus,
+                inputs={"logits_to_keep": 1} if "logits_to_keep" in model_kwargs else {},
+                cache_name=next(name for name in CACHES if name in model_kwargs),
+                notes=notes,
+            )
+            output, logps, entropies = decode(model, request)
+            if notes is not None:
+                notes.add(self.places, contexts, output[:, width:], logps, entropies)
+        if not race.finite:
+            raise RuntimeError("the softmax cannot be sampled: the probability tensor contains `inf` or `nan`")
         return output
-
-    def _decode_here(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        race: "Race",
-        processors: LogitsProcessorList,
-        config: GenerationConfig,
-        given: dict[str, Any],
-    ) -> Tensor:
-        pad, eos = config._pad_token_tensor, config._eos_token_tensor
-        writing = Writing(
-            input_ids=input_ids,
-            attention_mask=given.get("attention_mask"),
-            keys=race.keys_BL,
-            draw=race.draw,
-            processors=processors,
-            eos_ids=None if eos is None else eos.to(input_ids.device),
-            pad_id=0 if pad is None else int(pad),
-            rows_at_once=self.rows_at_once,
-            synced_gpus=self.synced_gpus,
-            inputs={"logits_to_keep": 1} if "logits_to_keep" in given else {},
-            cache_name=cache_name(given),
-            temperature=None if self.notes is None else self.notes.temperature,
-            endings=() if self.notes is None else self.notes.endings,
-        )
-        written = decode(model, writing)
-        if self.notes is not None and written.logps is not None and written.entropies is not None:
-            contexts = contexts_of(input_ids, writing.attention_mask)
-            tokens = writing.behind(written.ids)
-            self.notes.add(self.places, contexts, tokens, written.logps, written.entropies)
-        return written.ids
 
 
 @cache
@@ -195,44 +182,36 @@ def say_why_plain(why: str) -> None:
     )
 
 
+@dataclass(eq=False)
 class Race(LogitsProcessor):
     """Scores to π/E, whose largest entry is the drawn token.
 
-    Args:
+    Attributes:
         keys_BL: int64, one key for each token to come.
         width: length of `input_ids` when the first of them is drawn.
         notes: keep the log-probabilities of what each call draws in `logps`.
+        finite: were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores
+            with NaN or +∞, or with nothing but −∞.
     """
 
-    def __init__(self, keys_BL: Tensor, width: int, notes: bool = False):
-        self.keys_BL, self.width, self.notes = keys_BL, width, notes
-        self.logps: list[Tensor] = []
-        self._finite = torch.ones((), dtype=torch.bool, device=keys_BL.device)
+    keys_BL: Tensor
+    width: int
+    notes: bool = False
+    finite: Tensor | bool = True
+    logps: list[Tensor] = field(default_factory=list)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logps = scores.float().log_softmax(-1) if self.notes else None
-        values = self._run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
+        values = self.run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
         if logps is not None:
             self.logps.append(logps.gather(-1, values.argmax(-1, keepdim=True))[:, 0])
         return values
 
-    def draw(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
-        """A token for each row, with its key."""
-        return self._run(scores_BV, keys_B).argmax(-1)
-
-    def _run(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
+    def run(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
+        """π/E of each row, with its key."""
         largest_B = scores_BV.amax(-1)
-        self._finite &= largest_B.isfinite().all()  # read once, at the end: each reading would wait for the device
+        self.finite = self.finite & largest_B.isfinite().all()
         return run_race(scores_BV, keys_B, largest_B)
-
-    def check(self) -> None:
-        """Refuse what was drawn from scores with NaN or +∞, or with nothing but −∞.
-
-        Raises:
-            RuntimeError: in `torch.multinomial`'s words, for whoever explains those.
-        """
-        if not self._finite:
-            raise RuntimeError("the softmax cannot be sampled: the probability tensor contains `inf` or `nan`")
 
 
 def run_race(scores_BV: Tensor, keys_B: Tensor, largest_B: Tensor | None = None) -> Tensor:
@@ -252,27 +231,21 @@ def run_race(scores_BV: Tensor, keys_B: Tensor, largest_B: Tensor | None = None)
     rows = max(1, BLOCKS.get(scores_BV.device.type, BLOCKS["elsewhere"]) // len(steps_V))
     values_BV = scores_BV - largest_B[:, None]
     for values, keys in zip(values_BV.split(rows), keys_B.split(rows), strict=True):
-        values.exp_().div_(_exponentials(keys, steps_V))
+        words = _splitmix(keys[:, None] + steps_V)
+        uniforms = (words >> 11).bitwise_and_(2**53 - 1).to(torch.float32).add_(0.5).mul_(2.0**-53)
+        # E = −log(1 − u), resolved to 2⁻⁵³ near 0, where races are won.
+        values.exp_().div_(uniforms.clamp_max_(_LARGEST_UNIFORM).neg_().log1p_().neg_())
     return values_BV
 
 
-def _exponentials(keys_B: Tensor, steps_V: Tensor) -> Tensor:
-    """E of each token, float32 [B, V], resolved to 2⁻⁵³ near 0, where races are won."""
-    words = _splitmix(keys_B[:, None] + steps_V)
-    uniforms = _shifted(words, 11).to(torch.float32).add_(0.5).mul_(2.0**-53).clamp_max_(_LARGEST_UNIFORM)
-    return uniforms.neg_().log1p_().neg_()
-
-
 def _splitmix(states: Tensor) -> Tensor:
-    """SplitMix64's output for each state, int64 with wrap-around; overwrites `states`."""
-    states.bitwise_xor_(_shifted(states, 30)).mul_(_FIRST)
-    states.bitwise_xor_(_shifted(states, 27)).mul_(_SECOND)
-    return states.bitwise_xor_(_shifted(states, 31))
+    """SplitMix64's output for each state, int64 with wrap-around; overwrites `states`.
 
-
-def _shifted(words: Tensor, by: int) -> Tensor:
-    """The unsigned right shift that PyTorch does not have."""
-    return (words >> by).bitwise_and_((1 << (64 - by)) - 1)
+    PyTorch's shifts copy the sign; the masks take it away.
+    """
+    states.bitwise_xor_((states >> 30).bitwise_and_(2**34 - 1)).mul_(_FIRST)
+    states.bitwise_xor_((states >> 27).bitwise_and_(2**37 - 1)).mul_(_SECOND)
+    return states.bitwise_xor_((states >> 31).bitwise_and_(2**33 - 1))
 
 
 @contextmanager
@@ -281,32 +254,31 @@ def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
 
     A model that would write something else than it reads is decoded in another way, or refused; see `writing.write`.
     """
-    before: Callable | None = vars(model).get("generate")
-    generate = model.generate
-    model.generate = lambda input_ids=None, **asked: write(model, noise, generate, asked | {"input_ids": input_ids})
-    try:
+    with _another_generate(model) as generate:
+        model.generate = lambda input_ids=None, **asked: write(model, noise, generate, asked | {"input_ids": input_ids})
         yield
-    finally:
-        if before is None:
-            del model.generate
-        else:
-            model.generate = before
 
 
 @contextmanager
 def drawing_without_address(model: Any) -> Iterator[None]:
-    """Inside, `model.generate` draws with PyTorch's generator; a model that writes something else than it reads is
-    refused."""
-    before: Callable | None = vars(model).get("generate")
-    generate, noise = model.generate, AddressedNoise(0, 0, SAMPLING_STREAM, [])
+    """Inside, PyTorch's generator draws; a model that would write something else than it reads is refused."""
+    noise = AddressedNoise(0, 0, SAMPLING_STREAM, [])
+    with _another_generate(model) as generate:
 
-    def checked(input_ids: Any = None, **asked: Any) -> Any:
-        check_padded(model, noise, generate, asked | {"input_ids": input_ids})
-        return generate(input_ids=input_ids, **asked)
+        def checked(input_ids: Any = None, **asked: Any) -> Any:
+            check_padded(model, noise, generate, asked | {"input_ids": input_ids})
+            return generate(input_ids=input_ids, **asked)
 
-    model.generate = checked
-    try:
+        model.generate = checked
         yield
+
+
+@contextmanager
+def _another_generate(model: Any) -> Iterator[Callable]:
+    """Inside, `model.generate` may be another one; yields the model's own."""
+    before: Callable | None = vars(model).get("generate")
+    try:
+        yield model.generate
     finally:
         if before is None:
             del model.generate
@@ -314,6 +286,7 @@ def drawing_without_address(model: Any) -> Iterator[None]:
             model.generate = before
 
 
+@dataclass
 class Turns:
     """Which row and position each sequence goes on at, over all turns of one batch's rollouts.
 
@@ -321,15 +294,14 @@ class Turns:
     known by its own text, prompt and response so far, with which its new context begins. Rows that have written the
     same text for the same prompt are told apart by their order, which the loop keeps.
 
-    Args:
+    Attributes:
         first_row: number of the first of them in the whole step.
     """
 
-    def __init__(self, first_row: int):
-        self.first_row = first_row
-        self._prompt_lengths: list[int] = []
-        self._texts: list[list[int]] = []
-        self._asked: list[int] | None = None
+    first_row: int
+    _prompt_lengths: list[int] = field(default_factory=list)
+    _texts: list[list[int]] = field(default_factory=list)
+    _asked: list[int] | None = None
 
     def places(self, contexts: Sequence[list[int]]) -> list[Place] | None:
         """Where each context goes on; `None` if one of them continues no row of this batch.

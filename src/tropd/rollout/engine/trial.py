@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..sampling import sample
+from ...sampling import sample
 
 VOCABULARY, NEW_TOKENS, ROUNDING = 24, 6, 1e-4
 
@@ -20,7 +20,7 @@ VOCABULARY, NEW_TOKENS, ROUNDING = 24, 6, 1e-4
 @torch.no_grad()
 def why_not_here() -> str | None:
     """What is wrong with our loop here, in words; `None` where it writes what a plain forward reads."""
-    from .addressed import SAMPLING_STREAM, AddressedNoise
+    from .noise import SAMPLING_STREAM, AddressedNoise
     from .notes import SamplerNotes
 
     contexts = [[5, 6, 7, 8], [9], [5, 6, 7, 8], [10, 11]]

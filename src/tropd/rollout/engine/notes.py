@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..objective.endings import Endings
+from ...objective.endings import Endings
 
 
 class Noted(NamedTuple):

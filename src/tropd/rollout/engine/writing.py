@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..modeling import rotates_by_length
-from ..sampling import sample
+from ...modeling import rotates_by_length
+from ...sampling import sample
 from .notes import SamplerNotes
 
 if TYPE_CHECKING:
-    from .addressed import AddressedNoise
+    from .noise import AddressedNoise
 
 logger = logging.getLogger(__name__)
 

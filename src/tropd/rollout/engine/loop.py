@@ -1,0 +1,352 @@
+"""A decoding loop for rows whose tokens depend on their address alone, and so on no order and on no batch.
+
+Beside Transformers' `_sample`, which it stands in for: a context that several rows share is read once; contexts of
+about one length are read together; a row that has ended leaves the batch, and one that waits may take its place; keys
+and values are written in place. What it cannot do is left to `_sample`, as `why_plain` says before anything is
+computed: rows that move, leave and share a context need attention over tokens whose columns can be aligned, and
+processors that look at one row at a time.
+
+R counts the rows of a call, B those in the batch at the moment, U contexts that are read together, W the columns of
+the contexts, L the tokens that may be written, V the vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import logits_process, stopping_criteria
+
+from ...objective.endings import events_of, one_action
+from ...objective.head.layer import Scratch, gather_logps, normalise_
+from .notes import SamplerNotes
+from .slots import Batch, Row, SlotCache
+
+LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
+"""Tokens between two looks at which rows have ended: each waits for a GPU, and none costs a CPU anything."""
+
+AGREE_EVERY = 8
+"""Forward passes between two questions whether another rank still writes, where weights are sharded."""
+
+ALIKE = 0.75
+"""Contexts are read together where the shortest has at least this share of the longest's tokens."""
+
+REFILL = 0.25
+"""Share of the places that are free before rows that wait are read."""
+
+READ_SCORES = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "MinPLogitsWarper",
+        "TopHLogitsWarper",
+        "TypicalLogitsWarper",
+        "EpsilonLogitsWarper",
+        "EtaLogitsWarper",
+        "SuppressTokensLogitsProcessor",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+    )
+)
+"""Processors that treat each row's scores alone, whatever was written before."""
+
+READ_IDS = (
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.SequenceBiasLogitsProcessor,
+    logits_process.NoBadWordsLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
+    logits_process.ExponentialDecayLengthPenalty,
+)
+"""Processors that read a row's ids, or how many there are, and no other row's."""
+
+_ENDINGS = (stopping_criteria.MaxLengthCriteria, stopping_criteria.EosTokenCriteria)
+CACHES = ("cache", "past_key_values")
+"""What `generate` calls the cache that it hands over: the first from Transformers 5.24 on, the second before."""
+_CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+_INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_keep"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call is to write.
+
+    Attributes:
+        input_ids: [R, W], padded on the left.
+        contexts: each row's ids without padding.
+        keys: int64 [R, L], what each token is drawn with.
+        race: scores [B, V] and a key for each row [B] to values of which the drawn token's is the largest.
+        processors: change the scores before the draw, in their order.
+        eos_ids: [n] ids that end a row, or `None`.
+        pad_id: what follows an ended row.
+        rows_at_once: rows that are decoded together, at most; `None` is all.
+        synced_gpus: keep running the model until every rank has finished, as sharded weights need it.
+        inputs: further keyword arguments of the model.
+        cache_name: the keyword under which it is given its cache.
+        notes: for whom each token's log-probability and the entropy are found, in the model's softmax at their
+            temperature, whatever the processors do to it; `None` finds nothing.
+    """
+
+    input_ids: Tensor
+    contexts: list[list[int]]
+    keys: Tensor
+    race: Callable[[Tensor, Tensor], Tensor]
+    processors: Sequence[Any]
+    eos_ids: Tensor | None
+    pad_id: int
+    rows_at_once: int | None
+    synced_gpus: bool
+    inputs: dict[str, Any]
+    cache_name: str
+    notes: SamplerNotes | None
+
+
+class Output(NamedTuple):
+    """What one call has written.
+
+    Attributes:
+        ids: [R, W + longest], contexts and what follows them; padding behind a row that ended before.
+        logps: [R, L], of each token; NaN where there is none or nothing was asked for.
+        entropies: [R, L], in nats; likewise.
+    """
+
+    ids: Tensor
+    logps: Tensor
+    entropies: Tensor
+
+
+class _Group(NamedTuple):
+    """Contexts that are read together, and the rows that go on from each."""
+
+    contexts: list[list[int]]
+    rows: list[list[int]]
+
+
+def decode(model: Any, request: Request) -> Output:
+    """Write behind all contexts, until every row has ended or is full."""
+    loop = _Loop(model, request)
+    batch, device = loop.batch, loop.device
+    with loop.mode:
+        for number in count():
+            busy = bool(batch.rows or loop.groups or loop.waiting)
+            if request.synced_gpus and number % AGREE_EVERY == 0:
+                ranks = torch.tensor(float(busy), device=device)
+                dist.all_reduce(ranks)
+                if ranks.item() == 0:
+                    break
+            if not request.synced_gpus and not busy:
+                break
+            # Reading one context at a time would not pay; processors that read ids want rows of one length.
+            free = loop.at_once - len(batch.rows)
+            if not loop.groups and free >= (1.0 if loop.reads_ids else REFILL) * loop.at_once:
+                loop.groups = loop.next_groups(min(free, len(loop.waiting)))
+            if loop.groups:
+                loop.read(loop.groups.pop())
+            elif batch.rows:
+                loop.step()
+            else:  # another rank needs our part of the weights
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+            if batch.rows and loop.look_in <= 0:
+                order = batch.let_go()
+                if order is not None:
+                    loop.cache.keep(order)
+                left = loop.length - max(batch.written, default=0)
+                loop.look_in = min(LOOK_EVERY.get(device.type, LOOK_EVERY["elsewhere"]), left)
+    return Output(loop.ids[:, : loop.width + loop.longest], loop.logps, loop.entropies)
+
+
+class _Loop:
+    """One call: the rows that wait, the groups about to be read, the batch, and what has been written."""
+
+    cache: Any = None  # a `SlotCache` from the first prefill on
+
+    def __init__(self, model: Any, request: Request):
+        self.model, self.request = model, request
+        rows, self.width = request.input_ids.shape
+        self.length, self.device = request.keys.shape[1], request.input_ids.device
+        self.at_once = min(request.rows_at_once or rows, rows)
+        self.ids = torch.full((rows, self.width + self.length), request.pad_id, device=self.device)
+        self.ids[:, : self.width] = request.input_ids
+        self.logps, self.entropies = torch.full((2, rows, self.length), torch.nan, device=self.device)
+        self.scratch = Scratch()
+        self.reads_ids = any(type(one) in READ_IDS for one in request.processors)
+        # Taken from the end: the longest first, and those that are the same side by side.
+        contexts = request.contexts
+        self.waiting = sorted(range(rows), key=lambda row: (len(contexts[row]), contexts[row], -row))
+        self.groups: list[_Group] = []
+        self.batch = Batch(self.device)
+        self.look_in = self.longest = 0
+        self.mode, self.in_decoding_mode = ExitStack(), False
+
+    def next_groups(self, places: int) -> list[_Group]:
+        """Rows for so many places; the group of the longest contexts comes last."""
+        groups: list[_Group] = []
+        for _ in range(places):
+            row = self.waiting.pop()
+            context = self.request.contexts[row]
+            if groups and context == groups[-1].contexts[-1]:
+                groups[-1].rows[-1].append(row)
+            elif groups and len(context) >= ALIKE * len(groups[-1].contexts[0]):
+                groups[-1].contexts.append(context)
+                groups[-1].rows.append([row])
+            else:
+                groups.append(_Group([context], [[row]]))
+        return groups[::-1]
+
+    def read(self, group: _Group) -> None:
+        """Read the contexts of a group, draw the first token of each of its rows, and add them to the batch."""
+        self.mode.close()
+        self.in_decoding_mode = False
+        prefilled = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        width = max(map(len, group.contexts))
+        gaps = [width - len(context) for context in group.contexts]
+        ids = [[self.request.pad_id] * gap + context for gap, context in zip(gaps, group.contexts, strict=True)]
+        positions_UW = torch.arange(width, device=self.device) - torch.tensor(gaps, device=self.device)[:, None]
+        mask_UW = (positions_UW >= 0).long() if any(gaps) else None
+        logits = self._logits(torch.tensor(ids, device=self.device), mask_UW, positions_UW.clamp_min(0), prefilled)
+
+        rows = [Row(row, len(self.request.contexts[row])) for several in group.rows for row in several]
+        numbers = torch.tensor([row.number for row in rows], device=self.device)
+        source = torch.tensor([i for i, several in enumerate(group.rows) for _ in several], device=self.device)
+        coming = sum(len(several) for other in self.groups for several in other.rows)
+        if self.cache is None:
+            self.cache = SlotCache(prefilled)
+        self.cache.admit(prefilled, source, width, len(self.batch.rows) + len(rows) + coming, self.length)
+        tokens, ended = self._write(logits[source], numbers, torch.full_like(numbers, self.width), written=0)
+        self.batch.admit(rows, numbers, tokens, ended, first_column=self.width)
+        self.look_in = 0
+
+    def step(self) -> None:
+        """One more token of each row of the batch."""
+        if not self.in_decoding_mode:
+            self.mode.enter_context(getattr(self.model, "_optimize_model_for_decode", nullcontext)())
+            self.in_decoding_mode = True
+        batch = self.batch
+        self.cache.prepare(max(batch.sizes), room=self.length - min(batch.written))
+        logits = self._logits(batch.tokens[:, None], batch.mask(), batch.positions[:, None], self.cache)
+        batch.advance(*self._write(logits, batch.numbers, batch.columns, max(batch.written), batch.ended))
+        self.look_in -= 1
+
+    def _logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
+        """Scores of the next token of each row, float32 [·, V]."""
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            return_dict=True,
+            **{self.request.cache_name: cache},
+            **self.request.inputs,
+        )
+        return output.logits[:, -1].to(self.device, torch.float32)
+
+    def _write(
+        self, logits: Tensor, numbers: Tensor, columns: Tensor, written: int, ended: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a token for each row and write it down; the tokens, and which rows have ended now.
+
+        Args:
+            logits: [B, V].
+            numbers: [B], each row's among all.
+            columns: [B], where its token stands in `ids`.
+            written: tokens that each of them, or the one with most, has written before.
+            ended: [B], rows that had ended before and get padding.
+        """
+        scores, places = logits, columns - self.width
+        # Processors that read ids are given the call's, padding and all.
+        ids = self.ids[numbers, : self.width + written] if self.reads_ids else numbers[:, None]
+        for given in self.request.processors:
+            processor, lengths = given, getattr(given, "prompt_ignore_length", None)
+            if isinstance(lengths, Tensor):  # one for each row of the call
+                processor = copy.copy(given)
+                processor.prompt_ignore_length = lengths.to(numbers.device)[numbers]
+            scores = processor(ids, scores)
+        tokens = self.request.race(scores, self.request.keys[numbers, places]).argmax(-1)
+        if self.request.notes is not None:
+            self._note(logits, tokens, numbers, places, ended)
+        if ended is not None:
+            tokens = torch.where(ended, self.request.pad_id, tokens)
+        self.ids[numbers, columns] = tokens
+        self.longest = max(self.longest, written + 1)
+        ends = places == self.length - 1
+        if self.request.eos_ids is not None:
+            ends = ends | torch.isin(tokens, self.request.eos_ids)
+        return tokens, ends if ended is None else ends | ended
+
+    def _note(self, logits: Tensor, tokens: Tensor, numbers: Tensor, places: Tensor, ended: Tensor | None) -> None:
+        """Keep what the model itself thinks of the tokens just drawn; nothing of rows that had ended before."""
+        assert self.request.notes is not None
+        endings = self.request.notes.endings
+        events = one_action(logits / self.request.notes.temperature, endings)
+        shifted, log_sum, entropies = normalise_(events, self.scratch)
+        logps = gather_logps(shifted, events_of(tokens, endings)) - log_sum
+        if ended is not None:
+            logps, entropies = logps.masked_fill(ended, torch.nan), entropies.masked_fill(ended, torch.nan)
+        self.logps[numbers, places] = logps
+        self.entropies[numbers, places] = entropies
+
+
+def why_plain(
+    model: Any,
+    input_ids: Tensor,
+    processors: Sequence[Any],
+    criteria: Sequence[Any],
+    config: GenerationConfig,
+    given: dict[str, Any],
+) -> str | None:
+    """What of a call needs Transformers' own loop, in words; `None` if nothing does.
+
+    Args:
+        model: what is asked to generate.
+        input_ids: [R, W].
+        processors: all logits processors of the call.
+        criteria: its stopping criteria.
+        config: its settings.
+        given: its keyword arguments for the model.
+    """
+    known = (*READ_SCORES, *READ_IDS)
+    cache = next((given[name] for name in CACHES if name in given), None)
+    # A new cache of attention over whole contexts or sliding windows: recurrent and convolutional states, compressed,
+    # quantised, offloaded and static caches have no columns to align rows by, or keep them elsewhere.
+    layers: list[Any] = cache.layers if type(cache) is DynamicCache and not cache.offloading else []
+    of_call = {
+        "a cache whose rows cannot be moved": not layers
+        or any(type(layer) not in _CACHE_LAYERS or layer.is_initialized for layer in layers),
+        "decoding without a cache": not given.get("use_cache"),
+        "inputs beside token ids": any(given[name] is not None for name in given.keys() - _INPUTS),
+        "scores, states or attention in the output": bool(config.return_dict_in_generate),
+        "a prefill in chunks": config.prefill_chunk_size is not None,
+        "a logits processor that may know the batch": any(type(one) not in known for one in processors),
+        "another stopping criterion than length and end": any(type(one) not in _ENDINGS for one in criteria),
+    }
+    for reason, holds in of_call.items():
+        if holds:
+            return reason
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    padded_left = (mask.diff(dim=1) >= 0).all() and (mask[:, -1] == 1).all()
+    counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    prepares = getattr(model.prepare_inputs_for_generation, "__func__", None)
+    of_model = {
+        "inputs that the model prepares in its own way": prepares is not GenerationMixin.prepare_inputs_for_generation,
+        "attention in chunks": getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None,
+        "gradient checkpointing": model.training
+        and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
+        "ids on another device than the model's": input_ids.device != model.device,
+        "positions that are not counted from a mask": positions is None
+        or positions.dim() != 2
+        or not (padded_left and (positions == counted).all()),
+    }
+    return next((reason for reason, holds in of_model.items() if holds), None)
