@@ -108,7 +108,7 @@ def test_a_method_made_by_hand_has_no_part_that_nothing_reads(name, part, value)
         ({"teacher_chat_template": {"math": 5}}, r"teacher_chat_template\.math is 5; it takes text"),
         ({"save_strategy": "step"}, r"save_strategy is 'step' \(did you mean 'steps'\?\); choose one of: no, steps"),
         ({"lr_scheduler_type": "cosin"}, r"lr_scheduler_type is 'cosin' \(did you mean 'cosine'\?\)"),
-        ({"top_p": 0.0}, r"top_p is 0\.0; it is a share of the softmax, in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p is 0\.0; it is a share of the softmax that is kept"),
         ({"num_generations": None}, r"num_generations is None; a prompt needs at least 1 rollout"),
         ({"accelerator_config": {"flux": 1}}, r"accelerator_config has 'flux', which is not taken there"),
         ({"ddp_backend": "gloo"}, r"ddp_backend is 'gloo', but this process was started by no launcher"),
@@ -185,7 +185,7 @@ DEMO = yaml.safe_load((ROOT / "recipes/proving_ground/demo.yaml").read_text())
 @given(st.sampled_from(dataclasses.fields(Plan) + dataclasses.fields(Setting)), JSON)
 def test_a_plan_is_read_or_refused_in_its_own_words(field, value):
     plan = json.loads(json.dumps(DEMO))
-    (plan if field in dataclasses.fields(Plan) else plan["settings"]["mathematics"])[field.name] = value
+    (plan if field in dataclasses.fields(Plan) else next(iter(plan["settings"].values())))[field.name] = value
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
     try:
         load_plan("plan.yaml")

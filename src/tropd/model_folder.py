@@ -311,6 +311,10 @@ def read_by_transformers(start: str, what: str, passing: type[Exception] = Impor
     except Exception as error:
         if (isinstance(error, OSError) and error.errno is not None) or str(error).startswith(start):
             raise
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{start}, which brings code of its own. It is run only where you trust it: set trust_remote_code."
+            ) from error
         reason = " ".join(str(error).split()) or "no reason given"
         reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
         raise ValueError(

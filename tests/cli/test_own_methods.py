@@ -69,7 +69,7 @@ def test_what_is_no_method_is_refused_with_its_place(workspace, change, tropd, m
 
 def test_a_comparison_holds_its_values_too(change, tmp_path):
     data = {
-        "settings": {"one": {"domains": ["additions"], "student": "s", "teacher": "t"}},
+        "settings": {"one": {"domains": ["mathematics"], "student": "s", "teacher": "t"}},
         "methods": yaml.safe_load(PLAN)["methods"],
         "seeds": [1],
         "student_tokens": 8,

@@ -22,7 +22,7 @@ def build(folder, **settings):
     return tiny.build(folder, tiny.llama(seed=1), tiny.llama(seed=2), settings.pop("method", "opd"), **settings)
 
 
-@pytest.mark.parametrize("rate", [float("inf"), 1e30])
+@pytest.mark.parametrize("rate", [1e39, 1e30])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_ruined_weights_are_never_saved_nor_called_untouched(rate, steps, tmp_path):
     trainer = build(tmp_path, learning_rate=rate, max_steps=steps, save_strategy="steps", save_steps=1)
@@ -32,7 +32,7 @@ def test_ruined_weights_are_never_saved_nor_called_untouched(rate, steps, tmp_pa
 
 
 def test_the_last_step_is_looked_at_without_checkpoints_too(tmp_path):
-    trainer = build(tmp_path, learning_rate=float("inf"), max_steps=1, save_final_model=True)
+    trainer = build(tmp_path, learning_rate=1e39, max_steps=1, save_final_model=True)
     with pytest.raises(NotFinite, match="it is not saved"):
         trainer.train()
     assert not (tmp_path / "model.safetensors").exists()

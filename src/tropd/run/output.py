@@ -11,7 +11,7 @@ from ..training.checkpoints import read_record
 from ..training.directory_lock import LOCK
 
 RECORDS = re.compile(
-    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing|\.lock"
+    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|final_model\.json|\.writing|\.lock"
 )
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
