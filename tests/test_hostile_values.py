@@ -19,13 +19,13 @@ import shipped
 from hostile import JSON, PYTHON, SCALARS, begins_with, is_sentence, says_one_of
 from tropd import METHODS, TrOPDConfig, get_method
 from tropd.comparison.plan import Plan, Setting
-from tropd.comparison.reading import load_plan, read_plan
+from tropd.comparison.plan_file import load_plan, read_plan
 from tropd.data import load_prompts
 from tropd.objective import SETTINGS, Method
 from tropd.run.configuration import resolve
 from tropd.run.prepare import arguments_of
 from tropd.run.settings import RunSettings
-from tropd.training.checkpoints import MANIFEST, fault_of, steps_of, write_manifest
+from tropd.training.checkpointing.checkpoints import MANIFEST, fault_of, steps_of, write_manifest
 
 ROOT = Path(__file__).parents[1]
 ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "method": "opd"}
@@ -285,8 +285,8 @@ def test_an_option_of_a_command_is_answered_with_a_sentence(part, folder, capsys
 
 @pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
 def test_a_models_small_files_are_read_or_refused_by_folder_and_file(part, folder):
-    from tropd.model_folder import check_model_folder, check_weights
-    from tropd.preflight.files import read_model_files
+    from tropd.models.files import read_model_files
+    from tropd.models.folder import check_model_folder, check_weights
 
     files = {
         "config.json": ["architectures", "model_type", "auto_map", "hidden_size", "head_dim", "dtype", "layer_types"],

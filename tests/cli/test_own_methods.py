@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tropd.comparison.layout import Layout
-from tropd.comparison.reading import read_plan
+from tropd.comparison.plan_file import read_plan
 from tropd.comparison.run import record_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_method.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from tropd.modeling import expose_hidden_states
+from tropd.models.hidden_states import expose_hidden_states
 from tropd.planning import available, estimate_memory, model_shape, plan_run
 from tropd.planning.activations import saved_layer_bytes
 from tropd.planning.memory import human_bytes

@@ -10,9 +10,16 @@ import torch
 
 from training import tiny
 from training.tiny import Recorder, build, clone
-from tropd.training import checkpoints
-from tropd.training.checkpoints import ASIDE, MANIFEST, CheckpointNotWritten, check_checkpoint, checkpoints_in, fault_of
-from tropd.training.guards import kept
+from tropd.training.checkpointing import checkpoints
+from tropd.training.checkpointing.checkpoints import (
+    ASIDE,
+    MANIFEST,
+    CheckpointNotWritten,
+    check_checkpoint,
+    checkpoints_in,
+    fault_of,
+)
+from tropd.training.guards.finite import kept
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

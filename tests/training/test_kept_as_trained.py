@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from training import tiny
-from tropd.training import directory_lock
-from tropd.training.checkpoints import checkpoints_in, fault_of
-from tropd.training.directory_lock import only_run_in
-from tropd.training.errors import NotFinite
-from tropd.training.interruption import Signals
+from tropd.training.checkpointing import directory_lock
+from tropd.training.checkpointing.checkpoints import checkpoints_in, fault_of
+from tropd.training.checkpointing.directory_lock import only_run_in
+from tropd.training.checkpointing.interruption import Signals
+from tropd.training.guards.errors import NotFinite
 
 
 def build(folder, **settings):
@@ -114,7 +114,7 @@ def test_a_closed_terminal_stops_a_run_as_sigterm_does_unless_it_is_to_go_on():
     assert signals.received == signal.SIGHUP
     code = (
         "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from tropd.training.interruption import Signals\n"
+        "from tropd.training.checkpointing.interruption import Signals\n"
         "with Signals().caught() as s: os.kill(os.getpid(), signal.SIGHUP)\n"
         "print(s.received)"
     )

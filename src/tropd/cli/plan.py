@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from ..run.adapter import own_bases
     from ..run.configuration import resolve
     from ..run.costs import adapter_parameters
-    from ..training.by_teacher import args_of, check_settings, distinct
+    from ..teacher.per_teacher_settings import args_of, check_settings, distinct
     from .quiet import quiet_libraries
 
     if options.gpu not in HARDWARE:

@@ -16,7 +16,7 @@ from ..planning import (
     plan_arguments,
     plan_run,
 )
-from ..training.by_teacher import distinct
+from ..teacher.per_teacher_settings import distinct
 from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
@@ -80,7 +80,7 @@ def adapter_parameters(config: Any, settings: Any) -> int:
     import torch
     from peft import get_peft_model
 
-    from ..modeling import language_model_class
+    from ..models.hidden_states import language_model_class
 
     with torch.device("meta"), targets_named(settings):
         wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..data import PromptData
-from ..model_folder import check_model_folder, check_weights
-from ..preflight.files import ModelFiles, read_model_files
+from ..models.files import ModelFiles, read_model_files
+from ..models.folder import check_model_folder, check_weights
 from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
-from ..teacher.agreement import check_vocabularies
 from ..teacher.names import Name, called, field_of
-from ..training.by_teacher import args_of, check_settings
-from ..training.checks import check_enough_prompts, check_no_adapter_beside
-from ..training.host_settings import check_host_settings, settle_checkpointing
-from ..training.hub import check_hub
+from ..teacher.per_teacher_settings import args_of, check_settings
+from ..teacher.vocabulary import check_vocabularies
+from ..training.checkpointing.hub import check_hub
+from ..training.guards.arguments import check_enough_prompts, check_no_adapter_beside
+from ..training.guards.host_settings import check_host_settings, settle_checkpointing
 from .adapter import check_adapter_settings, own_bases
 from .configuration import Configuration, at_place
 from .context import ContextFit

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..teacher.names import Name
-from ..training.by_teacher import check_names, named
+from ..teacher.per_teacher_settings import check_names, named
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.generation import GenerationMode
 
 from ..messages import TOOLS, struct_columns, without_nulls
-from ..modeling import rotates_by_length
+from ..models.hidden_states import rotates_by_length
+from ..models.sampling import as_asked
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
@@ -32,15 +33,14 @@ from ..rollout.engine.noise import (
 from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
-from ..sampling import as_asked
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
 from ..teacher.names import rows_by_name
-from ..teacher.several import naming
-from .faults import engine_asked, rewards_given, teacher_asked
-from .reading_check import check_student, check_teachers
+from ..teacher.teachers import naming
+from .distributed.sharding import shards_teacher
+from .guards.faults import engine_asked, rewards_given, teacher_asked
+from .guards.reading import check_student, check_teachers
 from .records import Rollout
-from .sharding import shards_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ class RolloutStage:
     @contextmanager
     def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
         """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
-        from ..rollout.vllm import RowRequest, row_seed
+        from ..rollout.engine.vllm import RowRequest, row_seed
 
         args, step = self.trainer.args, self.trainer.state.global_step
         if places is None:

@@ -17,13 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from ..endings import PairEndings, as_ids, declared, pair_endings
-from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
+from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
+from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.local import LocalTeacher
-from .by_teacher import args_of, check_names, check_settings, named
-from .callbacks import CollapseGuard, RunDirectoryCallback, UpdatesArrive
-from .checks import (
+from ..teacher.per_teacher_settings import args_of, check_names, check_settings, named
+from ..teacher.shared_base import is_own_base
+from .checkpointing.directory_lock import only_run_in
+from .checkpointing.epoch_sampler import EpochAddressedSampler
+from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
+from .checkpointing.saving import Checkpointing, SaveBetweenCycles
+from .config import TrOPDConfig
+from .distributed.ranks import Ranks
+from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .guards.arguments import (
     check_arguments,
     check_enough_prompts,
     check_host_model,
@@ -32,30 +39,32 @@ from .checks import (
     check_teacher_column,
     has_rewards,
 )
-from .config import TrOPDConfig
-from .directory_lock import only_run_in
-from .errors import RolloutsCollapsed
-from .faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
-from .guards import check_gradient_norm, check_loss
-from .host import check_installed_host, no_reward
-from .host_settings import named_by_field, settle_checkpointing
-from .hub import Pushes, PushWhenWhole, hub_asked
-from .metrics import Totals
-from .model_card import write_card
-from .monitoring import count_endings, ended_share, log_ratio_quantiles, loss_metrics, step_metrics, student_log_ratios
-from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
-from .own_base import is_own_base
-from .ranks import Ranks
-from .reading_check import silence
+from .guards.collapse import CollapseGuard
+from .guards.errors import RolloutsCollapsed
+from .guards.faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
+from .guards.finite import check_gradient_norm, check_loss
+from .guards.host_settings import named_by_field, settle_checkpointing
+from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
+from .guards.reading import silence
+from .guards.step import StepGuards
+from .guards.updates import UpdatesArrive
+from .load_teachers import load_teachers
+from .logging.callbacks import RunDirectoryCallback
+from .logging.collect import (
+    count_endings,
+    ended_share,
+    log_ratio_quantiles,
+    loss_metrics,
+    step_metrics,
+    student_log_ratios,
+)
+from .logging.metrics import Totals
+from .logging.model_card import write_card
+from .logging.rollout_log import write_rollouts
 from .records import MicroBatch, pack_for_student
-from .rollout_log import write_rollouts
 from .rollout_stage import RolloutStage, notes_suffice
-from .sampler import EpochAddressedSampler
-from .saving import Checkpointing, SaveBetweenCycles
-from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
 from .step import Step, StepSetup, build_step, micro_batches
-from .step_guards import StepGuards
-from .teachers import load_teachers
+from .trl_contract import check_installed_host, no_reward
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...modeling import rotates_by_length
-from ...sampling import sample
+from ...models.hidden_states import rotates_by_length
+from ...models.sampling import sample
 from .notes import SamplerNotes
 
 if TYPE_CHECKING:
