@@ -35,7 +35,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines end by a newline alone: text within a record may hold every other separator, such as U+2028, as it is."""
+    """Lines end by a newline alone: text within a record may hold every other separator, such as U+2028, as it is.
+
+    >>> lines_of('{"text": "a\u2028b"}\\n\\n{}\\n')
+    ['{"text": "a\\u2028b"}', '{}']
+    """
     return [line for line in text.split("\n") if line.strip()]
 
 
