@@ -86,7 +86,7 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     from ..run.assemble import build_trainer
     from ..training.checkpointing.directory_lock import only_run_in
     from ..training.checkpointing.interruption import Interrupted, Signals, StopAtSignal
-    from ..training.guards.finite import kept
+    from ..training.guards.finite import checkpoint_phrase
     from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
@@ -118,8 +118,8 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
         progress.close()
     if trainer.stopped_by_signal:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step}; {kept(trainer.args.output_dir)}. The same command with "
-            "--resume_from_checkpoint latest goes on.",
+            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. The "
+            "same command with --resume_from_checkpoint latest goes on.",
             trainer.stopped_by_signal,
         )
     args = trainer.args

@@ -16,7 +16,7 @@ from ..planning import (
     plan_arguments,
     plan_run,
 )
-from ..teacher.per_teacher_settings import distinct
+from ..teacher.per_teacher_settings import distinct_names
 from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
@@ -38,7 +38,7 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
     """
     args, settings = inputs.args, inputs.configuration.settings
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    loaded = distinct(args, settings.teachers)
+    loaded = distinct_names(args, settings.teachers)
     shapes = {name: shape_of(inputs.teachers[name], args.trust_remote_code) for name in loaded}
     return plan_run(
         student=shape_of(inputs.student, args.trust_remote_code),

@@ -13,7 +13,7 @@ from ..models.files import ModelFiles, read_model_files
 from ..models.folder import check_model_folder, check_weights
 from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
-from ..teacher.names import Name, called, field_of
+from ..teacher.names import Name, field_of, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, check_settings
 from ..teacher.vocabulary import check_vocabularies
 from ..training.checkpointing.hub import check_hub
@@ -156,7 +156,7 @@ def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> No
     try:
         check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     except ValueError as error:
-        raise error if name is None else ValueError(f"{called(name)} cannot be used: {error}") from error
+        raise error if name is None else ValueError(f"{teacher_phrase(name)} cannot be used: {error}") from error
 
 
 def compare(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..models.chat_templates import TemplateStopped, render
-from .names import Name, called
+from .names import Name, teacher_phrase
 
 _SAID = "tropd-marks-the-end-of-this-message"
 
@@ -205,7 +205,7 @@ def _why_apart(ids: Sequence[int], outside: Sequence[int], given: bool) -> str:
 
 def sentence(endings: PairEndings, tokenizer: Any) -> str:
     """What a run does about its endings, in a line."""
-    who = [("the student", endings.student), *((called(name), own) for name, own in endings.teachers.items())]
+    who = [("the student", endings.student), *((teacher_phrase(name), own) for name, own in endings.teachers.items())]
     said = "; ".join(f"{name} ends with {shown(own.ids, tokenizer)}" for name, own in who)
     if endings.merged:
         return f"{_started(said)}. These are one action in every distribution, and rollouts stop at each of them."

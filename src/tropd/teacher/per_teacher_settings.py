@@ -13,10 +13,10 @@ FIELDS = ("teacher_model_init_kwargs", "teacher_chat_template", "teacher_chat_te
 NAME = re.compile(r"[\w.-]+")
 
 
-def named(teacher: Any) -> dict[Name, Any]:
+def teachers_by_name(teacher: Any) -> dict[Name, Any]:
     """The teachers by name, of one teacher or of a mapping; one teacher has the name `None`.
 
-    >>> named("path/to/teacher")
+    >>> teachers_by_name("path/to/teacher")
     {None: 'path/to/teacher'}
     """
     return dict(teacher) if isinstance(teacher, Mapping) else {None: teacher}
@@ -81,7 +81,7 @@ def _own(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> An
     return value.get(name, "student" if by_names_alone else None)
 
 
-def distinct(args: Any, teachers: Mapping[Name, Any]) -> list[Name]:
+def distinct_names(args: Any, teachers: Mapping[Name, Any]) -> list[Name]:
     """The names of teachers that are loaded: of those that are one model, loaded alike, the first."""
     loaded: dict[Any, Name] = {}
     for name, model in teachers.items():

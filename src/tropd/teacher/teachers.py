@@ -92,7 +92,7 @@ class Teachers:
         """
         settings["rows_per_pass"] = rows_per_pass
         if len(self.by_name) == 1:
-            return self.only.score(contexts, responses, scored, topk=_narrowed(topk, self.only), **settings)
+            return self.only.score(contexts, responses, scored, topk=_narrow_request(topk, self.only), **settings)
         rows_of = rows_by_name(names)
         passes = self._passes(rows_of, rows_per_pass)
         tokens = [sum(marks) for marks in scored]
@@ -105,12 +105,12 @@ class Teachers:
             with naming(name):
                 scores = teacher.score(
                     *([column[row] for row in rows] for column in (contexts, responses, scored)),  # type: ignore[arg-type]
-                    topk=_narrowed(topk, teacher, places),
+                    topk=_narrow_request(topk, teacher, places),
                     passes=passes[name],
                     **settings,
                 )
-                parts.append((places, _counted(scores, len(places))))
-        return joined(parts)
+                parts.append((places, _check_counts(scores, len(places))))
+        return join_scores(parts)
 
     def _passes(self, rows_of: dict[Name, list[int]], rows_per_pass: int | None) -> dict[Name, int]:
         """How many passes each teacher makes, of all processes the most where they must keep step."""
@@ -119,7 +119,7 @@ class Teachers:
         return dict(zip(self.by_name, (self.most(passes) if self.most else passes).tolist(), strict=True))
 
 
-def joined(parts: Sequence[tuple[Tensor, TeacherScores]]) -> TeacherScores:
+def join_scores(parts: Sequence[tuple[Tensor, TeacherScores]]) -> TeacherScores:
     """The scores of tokens at `places` [n], part by part, as one in the order of the tokens."""
     order = torch.cat([places for places, _ in parts]).argsort()
     topk_index = torch.cat([places[scores.topk_index] for places, scores in parts])
@@ -156,7 +156,9 @@ def _places(rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
     return torch.cat([nothing, *(torch.arange(bounds[row], bounds[row + 1]) for row in rows)])
 
 
-def _narrowed(topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | None = None) -> TopKRequest | None:
+def _narrow_request(
+    topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | None = None
+) -> TopKRequest | None:
     """The request as one teacher can answer it, its tokens counted among those at `places`."""
     if topk is None:
         return None
@@ -170,7 +172,7 @@ def _narrowed(topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | 
     )
 
 
-def _counted(scores: TeacherScores, wanted: int) -> TeacherScores:
+def _check_counts(scores: TeacherScores, wanted: int) -> TeacherScores:
     if len(scores.logp) != wanted or len(scores.entropy) != wanted:
         raise ValueError(f"it gave {len(scores.logp)} scores and {len(scores.entropy)} entropies for {wanted} tokens")
     return scores

@@ -11,7 +11,7 @@ from ..models.hidden_states import language_model_class
 from ..teacher.adapter_base import BaseTeacher
 from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_of
 from ..teacher.local import LocalTeacher
-from ..teacher.names import Name, called
+from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
@@ -51,7 +51,7 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
             logger.warning(
                 "T%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
                 "teacher_processing_class to have the token ids compared too.",
-                called(name)[1:],
+                teacher_phrase(name)[1:],
             )
         _check_vocabulary(trainer, name, tokenizer, teachers[name])
         contexts[name] = TeacherContexts.configured(
@@ -82,8 +82,8 @@ def _tokenizer(model: Any, given: Any, args: Any, name: Name) -> Any:
         given = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
     if args.teacher_chat_template == "teacher" and given is None:
         raise ValueError(
-            f"teacher_chat_template is 'teacher', but {called(name)} has no tokenizer; pass teacher_processing_class, "
-            "or use 'student'."
+            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} has no tokenizer; pass "
+            "teacher_processing_class, or use 'student'."
         )
     return given
 
@@ -94,7 +94,7 @@ def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTe
     except ValueError as error:
         if name is None:
             raise
-        raise ValueError(f"{called(name)} cannot be used: {error}") from error
+        raise ValueError(f"{teacher_phrase(name)} cannot be used: {error}") from error
     own = own_tokens(trainer._tokenizer, tokenizer, teacher.vocab_size)
     if own:
         logger.warning(own_tokens_sentence(trainer._tokenizer, own))

@@ -38,7 +38,7 @@ from ..objective.schedules import guidance_fraction
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
 from ..teacher.local import TeacherScores, TopKRequest
-from ..teacher.names import called
+from ..teacher.names import teacher_phrase
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
 from .guards.finite import check_teacher_scores
@@ -426,7 +426,7 @@ def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teac
     owned = list(of_teachers.values()) or [torch.ones_like(mask)]
     counts = torch.tensor([[(teacher.logp.isfinite() & mine & mask).sum(), (mine & mask).sum()] for mine in owned])
     for name, (finite, tokens) in zip(of_teachers or [None], setup.ranks.sum(counts).tolist(), strict=True):
-        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, called(name))
+        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, teacher_phrase(name))
 
 
 # ---------------------------------------------------------------------- signals

@@ -21,7 +21,7 @@ from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_n
 from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.local import LocalTeacher
-from ..teacher.per_teacher_settings import args_of, check_names, check_settings, named
+from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
 from ..teacher.shared_base import is_own_base
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
@@ -142,7 +142,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
         check_names(teacher_model)
-        teachers = named(teacher_model)
+        teachers = teachers_by_name(teacher_model)
         check_settings(args, teachers)
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")

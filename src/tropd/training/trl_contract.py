@@ -127,18 +127,18 @@ def check_host(host: Any = GRPOTrainer) -> None:
     for name, expected in (OVERRIDDEN | CALLED).items():
         method = getattr(host, name, None)
         if method is None:
-            raise _moved(f"{host.__name__} has no {name}, which tropd relies on")
+            raise _moved_error(f"{host.__name__} has no {name}, which tropd relies on")
         found = tuple(inspect.signature(inspect.unwrap(method)).parameters)
         if found != expected:
-            raise _moved(f"{host.__name__}.{name} takes {found}, but tropd was built on {expected}")
+            raise _moved_error(f"{host.__name__}.{name} takes {found}, but tropd was built on {expected}")
     source = inspect.getsource(host.__init__)
     for name in ATTRIBUTES:
         if not re.search(rf"\bself\.{name}\b", source):
-            raise _moved(f"{host.__name__} no longer sets `{name}`, which tropd relies on")
+            raise _moved_error(f"{host.__name__} no longer sets `{name}`, which tropd relies on")
     produced = inspect.getsource(host._generate_and_score_completions)
     for key in OUTPUTS:
         if f'"{key}"' not in produced:
-            raise _moved(f"rollout no longer returns {key!r}, which tropd reads")
+            raise _moved_error(f"rollout no longer returns {key!r}, which tropd reads")
     check_sampler()
 
 
@@ -168,7 +168,7 @@ def check_sampler(mixin: Any = GenerationMixin) -> None:
             )
 
 
-def _moved(what: str) -> RuntimeError:
+def _moved_error(what: str) -> RuntimeError:
     return RuntimeError(f"TRL's {what} (TRL 1.16). Install trl>=1.16,<1.17, or a newer tropd.")
 
 

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers.utils import CONFIG_NAME
 
-from ...teacher.names import COLUMN, Name, called, field_of, why_unknown
+from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
 from ...teacher.shared_base import why_not_shared
 from ..config import TrOPDConfig
@@ -47,7 +47,7 @@ def check_arguments(
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
-        _check_adapter(called(name), teacher, learns=False)
+        _check_adapter(teacher_phrase(name), teacher, learns=False)
         check_no_adapter_beside(field_of(name), teacher)
     _check_columns(train_dataset, options)
     guided = args.resolved_method().guided

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from ...teacher.local import TeacherScores
 from ..checkpointing.checkpoints import FULL_DISK, checkpoints_in
 from .errors import DataFailed, EngineFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
-from .finite import kept
+from .finite import checkpoint_phrase
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
-def go_on(directory: str, moment: str = "") -> str:
+def resume_phrase(directory: str, moment: str = "") -> str:
     """How to, once the fault is mended."""
     resumed = moment != PREFLIGHT and checkpoints_in(directory)
     return "go on with resume_from_checkpoint" if resumed else "start again"
 
 
-def left(moment: str, directory: str) -> str:
+def kept_phrase(moment: str, directory: str) -> str:
     """What there is of the run."""
-    return "no step was taken" if moment == PREFLIGHT else kept(directory)
+    return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
 
 
 # ---------------------------------------------------------------------- the teacher
@@ -82,7 +82,7 @@ def teacher_asked(moment: str, directory: str) -> Iterator[None]:
         which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
         raise TeacherFailed(
             f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
-            f"{left(moment, directory)}. {_teacher_advice(error)} {go_on(directory, moment)}."
+            f"{kept_phrase(moment, directory)}. {_teacher_advice(error)} {resume_phrase(directory, moment)}."
         ) from error
 
 
@@ -98,7 +98,7 @@ def teacher_failed_elsewhere(moment: str, directory: str) -> TeacherFailed:
     """What a process says whose own teacher has answered."""
     return TeacherFailed(
         f"the teacher failed in {moment} on another process, which says why; nothing was learned from it, and "
-        f"{left(moment, directory)}."
+        f"{kept_phrase(moment, directory)}."
     )
 
 
@@ -121,7 +121,7 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
         if given != wanted:
             raise TeacherFailed(
                 f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
-                f"from them; {left(moment, directory)}. A teacher scores every token that it is asked for."
+                f"from them; {kept_phrase(moment, directory)}. A teacher scores every token that it is asked for."
             )
 
 
@@ -169,8 +169,8 @@ def engine_asked(moment: str, directory: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise  # whoever writes says what to lower
         raise EngineFailed(
-            f"vLLM failed in {moment} ({in_a_line(error)}); {left(moment, directory)}. See that it runs and "
-            f"{go_on(directory, moment)}."
+            f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. See that it runs and "
+            f"{resume_phrase(directory, moment)}."
         ) from error
 
 
@@ -198,7 +198,8 @@ def rewards_given(functions: Sequence[tuple[str, Any]], moment: str, directory: 
             raise
         raise RewardFailed(
             f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
-            f"was learned from it; {left(moment, directory)}. {_reward_advice(error)} {go_on(directory, moment)}."
+            f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
+            f"{resume_phrase(directory, moment)}."
         ) from error
 
 
@@ -256,7 +257,7 @@ def _data_failed(error: Exception, step: int, directory: str, which: str = "trai
     )
     return DataFailed(
         f"the {which} data cannot be read on {where} ({in_a_line(error)}), so {lost}; "
-        f"{kept(directory)}. {advice} {go_on(directory)}."
+        f"{checkpoint_phrase(directory)}. {advice} {resume_phrase(directory)}."
     )
 
 
@@ -345,7 +346,7 @@ def log_written(file: str, step: int, directory: str) -> Iterator[None]:
         room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
         raise LogNotWritten(
             f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
-            f"are whole, and {kept(directory)}. {room} and {go_on(directory)}."
+            f"are whole, and {checkpoint_phrase(directory)}. {room} and {resume_phrase(directory)}."
         ) from error
 
 
@@ -371,7 +372,8 @@ def processes_alive(directory: str, step: Callable[[], int]) -> Iterator[None]:
             raise
         raise ProcessLost(
             f"another process of the run ended or stopped answering in step {step()} ({in_a_line(error)}); what it "
-            f"printed says why; {kept(directory)}. Start all processes again and {go_on(directory)}."
+            f"printed says why; {checkpoint_phrase(directory)}. Start all processes again and "
+            f"{resume_phrase(directory)}."
         ) from error
 
 

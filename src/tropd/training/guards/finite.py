@@ -16,8 +16,8 @@ def check_loss(loss: float, step: int, directory: str) -> None:
     """
     if not math.isfinite(loss):
         raise NotFinite(
-            f"the loss of step {step} is {loss}, so the step was not taken; {kept(directory)}. Lower the learning "
-            "rate, or look at the rollouts."
+            f"the loss of step {step} is {loss}, so the step was not taken; {checkpoint_phrase(directory)}. Lower "
+            "the learning rate, or look at the rollouts."
         )
 
 
@@ -25,8 +25,8 @@ def check_gradient_norm(norm: float, step: int, directory: str) -> None:
     """Refuse a gradient that is not finite: the optimiser would carry it into every weight."""
     if not math.isfinite(norm):
         raise NotFinite(
-            f"the gradient norm of step {step} is {norm}, so the step was not taken; {kept(directory)}. Lower the "
-            "learning rate, or train in bf16 or float32."
+            f"the gradient norm of step {step} is {norm}, so the step was not taken; {checkpoint_phrase(directory)}. "
+            "Lower the learning rate, or train in bf16 or float32."
         )
 
 
@@ -37,7 +37,7 @@ def check_teacher_scores(
     if num_tokens and not num_finite:
         raise NotFinite(
             f"{teacher} has no finite score for any of the {num_tokens:.0f} student tokens of step {step}, so there "
-            f"is nothing to learn from; {kept(directory)}. Look at the teacher's weights and precision "
+            f"is nothing to learn from; {checkpoint_phrase(directory)}. Look at the teacher's weights and precision "
             "(teacher_model_init_kwargs: {dtype: float32}); `tropd check` scores a few prompts."
         )
 
@@ -52,11 +52,11 @@ def finite_softmax(step: int, directory: str) -> Iterator[None]:
             raise
         raise NotFinite(
             f"the student's softmax is not finite in the rollout of step {step}: its weights are broken, or the last "
-            f"step was too large; {kept(directory)}. Lower the learning rate, or look at the student."
+            f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or look at the student."
         ) from error
 
 
-def kept(directory: str) -> str:
+def checkpoint_phrase(directory: str) -> str:
     """Which checkpoint there is to go back to; told at once, so that resuming is where its files are read."""
     whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder, digests=False) is None)
     last = next(whole, None)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .errors import OutOfMemory, TrainingStopped
-from .faults import go_on, in_a_line, is_out_of_memory, left
+from .faults import in_a_line, is_out_of_memory, kept_phrase, resume_phrase
 
 WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
 """What was being done; where it is not known, the update needs most."""
@@ -36,8 +36,8 @@ def enough_memory(work: str, moment: Callable[[], str], args: Any, rows: str) ->
             raise
         when = f"{moment()} {work}".strip()
         raise OutOfMemory(
-            f"memory ran out in {when} ({in_a_line(error)}); {left(moment(), args.output_dir)}. "
-            f"{_advice(work, args, rows)} and {go_on(args.output_dir, moment())}."
+            f"memory ran out in {when} ({in_a_line(error)}); {kept_phrase(moment(), args.output_dir)}. "
+            f"{_advice(work, args, rows)} and {resume_phrase(args.output_dir, moment())}."
         ) from error
 
 

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from ...models.hidden_states import read_output_layer
 from ...teacher.adapter_base import BaseTeacher, without_adapter
-from ...teacher.names import called
+from ...teacher.names import teacher_phrase
 from .errors import NotFinite
-from .finite import kept
+from .finite import checkpoint_phrase
 
 NUM_TOKENS = 12
 ROUNDINGS = 2.0
@@ -78,9 +78,9 @@ def check_teachers(trainer: Any) -> None:
         ids = _some_tokens(teacher.vocab_size, teacher.device)
         if isinstance(teacher, BaseTeacher):
             with without_adapter(teacher.model):
-                _agreeing(teacher.forward, _base(teacher.model), ids, called(name))
+                _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
         else:
-            _agreeing(teacher.forward, _base(teacher.model), ids, called(name))
+            _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
 
 
 def check_weights(trainer: Any, step: int) -> None:
@@ -103,7 +103,7 @@ def check_weights(trainer: Any, step: int) -> None:
     if trainer.ranks.max(broken.int().view(1))[0]:
         raise NotFinite(
             f"the student's weights are not finite, or too large to compute with, after step {step}, so it is not "
-            f"saved; {kept(trainer.args.output_dir)}. Lower the learning rate."
+            f"saved; {checkpoint_phrase(trainer.args.output_dir)}. Lower the learning rate."
         )
 
 
