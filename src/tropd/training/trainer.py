@@ -62,7 +62,7 @@ from .logging.metrics import Totals
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .records import MicroBatch, pack_for_student
-from .rollout_stage import RolloutStage, notes_suffice
+from .rollout_stage import RolloutStage
 from .step import Step, StepSetup, build_step, micro_batches
 from .trl_contract import check_installed_host, no_reward
 
@@ -170,6 +170,7 @@ class TrOPDTrainer(GRPOTrainer):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         self._write_with_a_cache()
+        self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         self.rollout_stage = RolloutStage(self)
         self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
@@ -283,7 +284,7 @@ class TrOPDTrainer(GRPOTrainer):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
         here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
-        enough = enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS)
+        enough = enough_memory(LEARNING, lambda: f"step {self.state.global_step + 1}", self.args, TRAINED_ROWS)
         with here, enough, named_by_field(vars(self.args)):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
             with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
@@ -385,9 +386,9 @@ class TrOPDTrainer(GRPOTrainer):
             device=self.accelerator.device,
             rows_per_pass=rows,
             teacher_rows_per_pass=args.teacher_batch_size or rows,
-            by_length=reads_by_length(self),
+            by_length=self._by_length,
             reward_weight=args.reward_mixing_weight,
-            trusts_sampler=notes_suffice(self),
+            trusts_sampler=self.rollout_stage.trusts_sampler,
             rescores=args.rescore_rollouts,
             ranks=self.ranks,
             guards=self.step_guards(),
@@ -401,7 +402,7 @@ class TrOPDTrainer(GRPOTrainer):
             args=self.args,
             trains=self.model.training or self.in_preflight,
             ranks=self.ranks,
-            shards_teacher=shards_teacher(self),
+            shards_teacher=self._shards_teacher,
             autocast=self.accelerator.autocast,
         )
 
@@ -436,7 +437,7 @@ class TrOPDTrainer(GRPOTrainer):
             inputs.rollouts,
             self._tokenizer.pad_token_id,
             self.accelerator.device,
-            by_length=reads_by_length(self),
+            by_length=self._by_length,
         )
         logs_rollouts = self._logs_rollouts()
         with self.accelerator.autocast():
@@ -530,20 +531,16 @@ class TrOPDTrainer(GRPOTrainer):
         """What is being done, for a sentence."""
         if self.in_preflight:
             return PREFLIGHT
-        return self._step_ahead() if self.model.training else self._evaluation()
-
-    def _step_ahead(self) -> str:
-        return f"step {self.state.global_step + 1}"
-
-    def _evaluation(self) -> str:
-        return f"the evaluation after step {self.state.global_step}"
+        step = self.state.global_step
+        return f"step {step + 1}" if self.model.training else f"the evaluation after step {step}"
 
     # ------------------------------------------------------------------ an evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self.rollout_stage.evaluated_rows = 0
-        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
+        moment = f"the evaluation after step {self.state.global_step}"
+        with enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
             return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
