@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
+from .endings import events_of
 from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
 from .policy_gradient import policy_gradient_loss
@@ -352,7 +353,7 @@ def student_terms(
         ValueError: `hidden_NH` does not fit the head, or has not one row for each token.
     """
     check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
-    bounds, token_ids_N = None if direct is None else direct.index.cpu(), head.events(token_ids_N)
+    bounds, token_ids_N = None if direct is None else direct.index.cpu(), events_of(token_ids_N, head.endings)
 
     def terms(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
         logps_CV = F.log_softmax(logits_CV, dim=-1)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
 from ..models.packing import PackedResponses, pack_responses
 from ..models.sampling import sample, until_eos
-from ..objective.endings import Endings
-from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..objective.endings import Endings, events_of
+from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary
 
 WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
 """(teacher_logp [C], teacher_entropy [C], which of the N tokens) → bool [C]: which need the teacher's top-k."""
@@ -195,7 +195,7 @@ def _score_states(
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
     index, ids, logps, scratch = [], [], [], Scratch()
-    token_ids = head.events(token_ids)
+    token_ids = events_of(token_ids, head.endings)
 
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logits_RV, log_sum, entropy = normalise_(logits_RV, scratch)
@@ -207,7 +207,7 @@ def _score_states(
             place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
             wanted_RV = torch.index_select(logits_RV, 0, rows, out=scratch.for_rows(logits_RV, rows.numel()))
-            top_ids, top_logits = topk_of(wanted_RV, topk.k, topk.vocab_limit)
+            top_logits, top_ids = wanted_RV[:, : topk.vocab_limit].topk(topk.k)
             index.append(rows + place.start)
             ids.append(top_ids.int())
             logps.append(top_logits - log_sum[rows].unsqueeze(-1))
