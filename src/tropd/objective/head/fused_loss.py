@@ -107,25 +107,18 @@ def fused_loss(
     check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
     check_same_shape(token_ids_N=token_ids_N, signals=signals.rollout_logp)
     inputs = LossInputs(method, signals, counts, events_of(token_ids_N, head.endings), direct, slice_tokens)
-    kept = _chosen_tokens(inputs, every_token)
-    if kept is not None:
+    read = torch.ones_like(token_ids_N, dtype=torch.bool) if every_token else active_tokens(method, signals)
+    kept = (read if direct is None else read.index_fill(0, direct.index, True)).nonzero().squeeze(-1)
+    in_order = kept.numel() == token_ids_N.numel() and not isinstance(direct, SeveralTerms)
+    if not in_order:
+        kept = inputs.order_by_term(kept)
         hidden_NH, inputs = hidden_NH.index_select(0, kept), inputs.select(kept)
-    outputs = _Fused.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head)
+    terms = FusedLoss(
+        *_Fused.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head)
+        )
     )
-    return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
-
-
-def _chosen_tokens(inputs: LossInputs, every_token: bool) -> Tensor | None:
-    """Positions of the tokens that are projected, those of one teacher together; `None`: all, in their order."""
-    read = active_tokens(inputs.method, inputs.signals)
-    if inputs.direct is not None:
-        read = read.index_fill(0, inputs.direct.index, True)
-    if every_token:
-        read = torch.ones_like(read)
-    kept = read.nonzero().squeeze(-1)
-    several = isinstance(inputs.direct, SeveralTerms)
-    return inputs.order_by_term(kept) if several or kept.numel() < read.numel() else None
+    return terms if in_order else _spread(terms, kept, token_ids_N.numel())
 
 
 def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
