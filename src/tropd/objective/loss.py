@@ -31,8 +31,8 @@ from .shapes import check_rows, check_same_shape
 class TokenSignals:
     """What is known about each token before the update; all [N], detached, finite.
 
-    Three regions, disjoint and covering: `trust_weight` + `outlier_weight` + `guidance_mask` = 1 on a token that is
-    learned from, and all are 0 on one that is left out.
+    Three weights that sum to 1 on each token that is learned from, and are 0 on one that is left out: `trust_weight`,
+    `outlier_weight` and `guidance_mask`. Under the `expected` gate a token has both of the first two.
 
     Attributes:
         rollout_logp: log π_old of the sampled token, at the sampling temperature.
