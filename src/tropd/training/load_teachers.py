@@ -13,6 +13,7 @@ from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_o
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
+from ..teacher.teacher import Teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
 from .distributed.sharding import in_autocast, prepare_teacher, shards_teacher
@@ -36,8 +37,8 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
     Raises:
         ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.
     """
-    loaded: dict[Any, LocalTeacher] = {}
-    teachers: dict[Name, LocalTeacher] = {}
+    loaded: dict[Any, Teacher] = {}
+    teachers: dict[Name, Teacher] = {}
     contexts: dict[Name, TeacherContexts] = {}
     found: dict[Name, Any] = {}
     for name, model in given.items():
@@ -73,7 +74,7 @@ def model_name(model: Any) -> str:
 
 def model_names(teachers: Teachers) -> Any:
     """The teacher's model, or the models by name."""
-    names = {name: model_name(teacher.model) for name, teacher in teachers.by_name.items()}
+    names = {name: teacher.name for name, teacher in teachers.by_name.items()}
     return names.get(None, names)
 
 
@@ -88,7 +89,7 @@ def _tokenizer(model: Any, given: Any, args: Any, name: Name) -> Any:
     return given
 
 
-def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTeacher) -> None:
+def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: Teacher) -> None:
     try:
         check_vocabularies(trainer._tokenizer, tokenizer, teacher.vocab_size)
     except ValueError as error:

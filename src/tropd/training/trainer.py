@@ -20,9 +20,9 @@ from trl import GRPOTrainer
 from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
-from ..teacher.local import LocalTeacher
 from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
 from ..teacher.shared_base import is_own_base
+from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
@@ -214,7 +214,7 @@ class TrOPDTrainer(GRPOTrainer):
     def _find_endings(self) -> PairEndings:
         """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
         teachers = {
-            name: declared(teacher.model.generation_config, self.teacher_tokenizers[name])
+            name: declared(teacher.generation_config, self.teacher_tokenizers[name])
             for name, teacher in self.teachers.by_name.items()
         }
         found = pair_endings(
@@ -250,7 +250,7 @@ class TrOPDTrainer(GRPOTrainer):
         return bool(self.own_bases)
 
     @property
-    def teacher(self) -> LocalTeacher:
+    def teacher(self) -> Teacher:
         """The teacher, where there is one."""
         return self.teachers.only
 

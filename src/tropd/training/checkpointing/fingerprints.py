@@ -8,9 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ...atomic_files import write_whole
 from ...objective.methods import describe
@@ -19,8 +17,6 @@ from .checkpoints import read_record
 FILE = "fingerprints.json"
 MOST_ROWS = 20_000
 """Rows of a data set that are read for its fingerprint, evenly spread; its length is always part of it."""
-SAMPLED = 64
-"""Entries of each weight that are read, evenly spread."""
 
 
 def fingerprints(trainer: Any) -> dict[str, str]:
@@ -34,23 +30,8 @@ def fingerprints(trainer: Any) -> dict[str, str]:
     if not shards_teacher(trainer):
         for name, teacher in trainer.teachers.by_name.items():
             if name not in trainer.own_bases:
-                found["teacher" if name is None else f"teacher {name}"] = of_weights(teacher.model)
+                found["teacher" if name is None else f"teacher {name}"] = teacher.fingerprint()
     return found
-
-
-def of_weights(model: torch.nn.Module) -> str:
-    """Of a sample of every parameter and buffer, so that a model of the same name with other weights is told."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_sample(tensor).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _sample(tensor: Tensor) -> Any:
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLED, len(flat)), device=flat.device).long()
-    return flat[places].double().cpu().numpy()
 
 
 def _of_rows(dataset: Any) -> str:
