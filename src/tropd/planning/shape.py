@@ -80,6 +80,12 @@ class ModelShape:
         return self.active_parameters - self.head_parameters - self.embedding_parameters
 
 
+def served_shape(name: str) -> ModelShape:
+    """A teacher behind a server: nothing of it is in this process."""
+    note = "it is behind a server, whose memory and time are not counted"
+    return ModelShape(name, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, notes=(note,))
+
+
 def model_shape(source: "str | Path | PretrainedConfig", *, trust_remote_code: bool = False) -> ModelShape:
     """The shape of the model in a folder, under a Hub name, or of a configuration object.
 

@@ -12,6 +12,8 @@ from datasets import Dataset
 
 from ...atomic_files import write_whole
 from ...objective.methods import describe
+from ...teacher.served.served import is_same_model
+from ...teacher.teacher import Fingerprint
 from .checkpoints import read_record
 
 FILE = "fingerprints.json"
@@ -19,11 +21,11 @@ MOST_ROWS = 20_000
 """Rows of a data set that are read for its fingerprint, evenly spread; its length is always part of it."""
 
 
-def fingerprints(trainer: Any) -> dict[str, str]:
+def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
     """Of what can be told here: a stream of data has none, nor has a teacher whose weights are sharded."""
     from ..distributed.sharding import shards_teacher
 
-    found = {"method": _of(describe(trainer.args.resolved_method()))}
+    found: dict[str, Fingerprint] = {"method": _of(describe(trainer.args.resolved_method()))}
     found |= {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
     if hasattr(trainer.train_dataset, "__len__"):
         found["data"] = _of_rows(trainer.train_dataset)
@@ -63,7 +65,7 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
             f"resume_from_checkpoint is {checkpoint}, but {error}. Put that file back as it was written beside the "
             "checkpoint; without it, what the run began with is not compared."
         ) from error
-    changed = [name for name, value in before.items() if now.get(name, value) != value]
+    changed = [name for name, value in before.items() if not _is_same(value, now.get(name, value))]
     if trainer.args.ignore_data_skip and "data" in changed:
         changed.remove("data")
     if changed:
@@ -73,6 +75,11 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
             f"began with, or start a new run with the checkpoint as its student: --student {checkpoint}"
             + (" (with other data alone, ignore_data_skip: true goes on)." if changed == ["data"] else ".")
         )
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Of a served teacher, log-probabilities, which rounding may change; of all else, digests."""
+    return is_same_model(before, now) if isinstance(before, list) and isinstance(now, list) else bool(before == now)
 
 
 def _are(changed: list[str]) -> str:

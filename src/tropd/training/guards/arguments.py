@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
+from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
 from ..config import TrOPDConfig
 from ..distributed.sharding import shards_teacher, uses_zero3
@@ -43,6 +44,7 @@ def check_arguments(
         ValueError: with the argument, why it cannot be, and what to type.
     """
     check_host_settings(args)
+    check_served(args.resolved_method(), args, teachers)
     check_no_adapter_beside("student", student)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
@@ -266,6 +268,27 @@ def check_padding(trainer: Any) -> None:
             "the student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
             "(processing_class) names one, so no response could end. Set the tokenizer's eos_token."
         )
+
+
+def check_topk(trainer: Any) -> None:
+    """Refuse a k that some teacher's server does not answer.
+
+    Raises:
+        ValueError: with both numbers, and what to type.
+    """
+    stages = [trainer.method, *filter(None, [trainer.method.second_stage])]
+    merged = max(len(trainer.endings.as_one) - 1, 0)  # endings that are one event of the k
+    shared = trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
+    needed = [min(stage.fkl_top_k + merged, shared) for stage in stages if stage.needs_topk and stage.fkl_top_k]
+    for name, teacher in trainer.teachers.by_name.items() if needed else ():
+        most = teacher.most_topk
+        if most is not None and most < max(needed):
+            beside = f" beside {merged} other endings" if merged else ""
+            raise ValueError(
+                f"fkl_top_k is {max(needed) - merged}{beside}, but {teacher_phrase(name)}'s server lists at most "
+                f"{most} log-probabilities a token. Start it with --max-logprobs {max(needed)}, or set fkl_top_k: "
+                f"{max(most - merged, 1)}."
+            )
 
 
 def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:
