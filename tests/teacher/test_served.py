@@ -36,6 +36,7 @@ def settings(**changes):
         "teacher_allow_remote": False,
         "teacher_model_init_kwargs": None,
         "trust_remote_code": False,
+        "teacher_chat_template": "student",
         "temperature": 1.0,
     }
     return SimpleNamespace(**fields | changes)

@@ -47,15 +47,8 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
         args = args_of(trainer.args, name, given)
         key = loading_key(args, model)
         if is_served(model):
-            connected = loaded.get(key) or _connect(trainer, model, args, name)
-            loaded[key], teachers[name] = connected, connected.teacher
-            tokenizer = of_teacher(tokenizers, name) or connected.tokenizer
-            if args.teacher_chat_template == "teacher" and tokenizer is trainer._tokenizer:
-                raise ValueError(
-                    f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is behind a server and its "
-                    "tokenizer is not known here. Set teacher_tokenizer to a folder or Hub name that has it, or use "
-                    "'student'."
-                )
+            connected = loaded.get(key) or _connect(trainer, model, args, name, of_teacher(tokenizers, name))
+            loaded[key], teachers[name], tokenizer = connected, connected.teacher, connected.tokenizer
         else:
             tokenizer = _tokenizer(model, of_teacher(tokenizers, name), args, name)
             loaded[key] = loaded.get(key) or _load(trainer, model, args, own_base=name in trainer.own_bases)
@@ -146,11 +139,12 @@ def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
         check_renders_tools(contexts.tokenizer, contexts.options)
 
 
-def _connect(trainer: Any, model: str, args: Any, name: Name) -> Connected:
+def _connect(trainer: Any, model: str, args: Any, name: Name, tokenizer: Any) -> Connected:
     return connect(
         model,
         args,
         name=name,
+        tokenizer=tokenizer,
         student_tokenizer=trainer._tokenizer,
         student_rows=trainer._student_vocab_size,
         device=trainer.accelerator.device,

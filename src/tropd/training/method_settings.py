@@ -24,6 +24,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+SERVED = (
+    "teacher_model_name",
+    "teacher_tokenizer",
+    "teacher_api_key_env",
+    "teacher_concurrency",
+    "teacher_timeout",
+    "teacher_patience",
+    "teacher_allow_remote",
+)
+"""The fields about a teacher behind a server."""
+
+
 def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], str]]) -> None:
     """Refuse a value that its field cannot have, by the field's name."""
     for name, (allowed, sentence) in ranges.items():

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from ...models.files import GENERATION_CONFIG, ModelFiles, explained
 from ...objective.methods import Method
-from ..names import Name, field_of
+from ..names import Name, field_of, teacher_phrase
 from .address import Address, is_served, read_addresses, read_key
 from .http import Client, ServerRefused
 from .served import ServedTeacher
@@ -127,6 +127,7 @@ def connect(
     args: Any,
     *,
     name: Name = None,
+    tokenizer: Any | None = None,
     student_tokenizer: Any | None = None,
     student_rows: int | None = None,
     device: "torch.device | None" = None,
@@ -137,6 +138,7 @@ def connect(
         model: the address, or several with commas between.
         args: with the fields `teacher_…` of `MethodSettings` and `trust_remote_code`.
         name: of the teacher, where there are several.
+        tokenizer: the teacher's, where it is at hand.
         student_tokenizer: stands in where the teacher's own is not to be had.
         student_rows: of its head; ids beyond these and the tokenizer's are of no interest.
         device: where the scores go.
@@ -155,7 +157,7 @@ def connect(
     try:
         card = _find_card(client, args.teacher_model_name, field_of(name))
         root = str(card.get("root") or card["id"])
-        tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, student_tokenizer, field_of(name))
+        tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
         _compare_tokenizers(client, card["id"], tokenizer, field_of(name))
         rows = max(student_rows or 0, max(tokenizer.get_vocab().values()) + 1)
         vocab_size = _find_vocab_size(client, card["id"], rows)
@@ -211,18 +213,26 @@ def _card_at(client: Client, address: Address, wanted: str | None, field: str) -
     return next(iter(cards.values())) if wanted is None else cards[wanted]
 
 
-def _find_tokenizer(args: Any, root: str, student_tokenizer: Any, field: str) -> tuple[Any, bool, Any]:
+def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:
     """The teacher's tokenizer, whether it is the student's in its place, and the teacher's generation settings."""
     source = args.teacher_tokenizer or (root if Path(root).is_dir() else None)
+    if given is not None:
+        return given, False, _generation_config(source) if source else GenerationConfig.from_dict({})
     if source is not None:
-        role = "teacher_tokenizer" if args.teacher_tokenizer else field
+        role = "teacher_tokenizer" if args.teacher_tokenizer else field_of(name)
         with explained(source, role):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
         return tokenizer, False, _generation_config(source)
     if student_tokenizer is None:
         raise ValueError(
-            f"{field} is served as {root!r}, which is no folder here, so its tokenizer is not known. Set "
+            f"{field_of(name)} is served as {root!r}, which is no folder here, so its tokenizer is not known. Set "
             "teacher_tokenizer to a folder or Hub name that has it."
+        )
+    if args.teacher_chat_template == "teacher":
+        raise ValueError(
+            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is served as {root!r}, which is no folder "
+            "here, so its chat template is not known. Set teacher_tokenizer to a folder or Hub name that has it, or "
+            "use 'student'."
         )
     logger.warning(
         "The teacher is served as %r, which is no folder here, so the student's tokenizer stands for its own, and its "

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ...models.sampling import until_eos
+from ...models.sampling import through_eos, until_eos
 from ...objective.endings import Endings
 from ..local import TeacherScores, TopKRequest
 from .http import Ask, Client, ServerRefused
@@ -297,7 +297,22 @@ class ServedTeacher:
         vocab_limit: int | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """As `LocalTeacher.write`: the server draws with each row's seed, whatever else it does beside.
+        """As `LocalTeacher.write`."""
+        asked = {"max_new_tokens": max_new_tokens, "temperature": temperature, "vocab_limit": vocab_limit}
+        written = self.sample(contexts, eos_ids=eos_ids, seeds=seeds, **asked)  # type: ignore[arg-type]
+        return [until_eos(response, eos_ids) for response in written]
+
+    def sample(
+        self,
+        contexts: Sequence[list[int]],
+        *,
+        eos_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        vocab_limit: int | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """As `models.sampling.sample`: the server draws with each row's seed, whatever else it does beside.
 
         A response is cut before the first id of `vocab_limit` or more, and where the server's context ends.
         """
@@ -319,7 +334,7 @@ class ServedTeacher:
                 seed=None if seeds is None else seeds[number],
             )
             written = read_written(self.client.ask(COMPLETIONS, request, 2**16 + room * 100), room)
-            written = until_eos(written, eos_ids)
+            written = through_eos(written, eos_ids)
             return written[: next((n for n, token in enumerate(written) if token >= limit), len(written))]
 
         return self._ask_all(ask, range(len(contexts)), [len(context) for context in contexts])
