@@ -11,7 +11,7 @@ import sys
 import time
 
 from tropd.atomic_files import append_jsonl, write_whole
-from tropd.comparison.cell.run_cell import worker
+from tropd.comparison.cell import worker
 from tropd.comparison.layout import RESULT
 
 HOSTILE = "<script>alert('a rollout')</script>"

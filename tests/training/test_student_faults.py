@@ -24,9 +24,9 @@ from tropd.cli.main import main
 from tropd.preflight import probe
 from tropd.teacher.local import LocalTeacher
 from tropd.training import step
+from tropd.training.guards import faults
 from tropd.training.guards.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
 from tropd.training.guards.faults import is_out_of_memory
-from tropd.training.guards.finite import faults
 from tropd.training.guards.memory import TRAINED_ROWS, WRITING, enough_memory
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

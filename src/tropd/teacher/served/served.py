@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ...models.sampling import through_eos, until_eos
+from ...models.sampling import until_eos
 from ...objective.endings import Endings
 from ..local import TeacherScores, TopKRequest
 from .http import Ask, Client, ServerRefused
@@ -334,7 +334,7 @@ class ServedTeacher:
                 seed=None if seeds is None else seeds[number],
             )
             written = read_written(self.client.ask(COMPLETIONS, request, 2**16 + room * 100), room)
-            written = through_eos(written, eos_ids)
+            written = written[: len(until_eos(written, eos_ids)) + 1]
             return written[: next((n for n, token in enumerate(written) if token >= limit), len(written))]
 
         return self._ask_all(ask, range(len(contexts)), [len(context) for context in contexts])
