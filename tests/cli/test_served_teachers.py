@@ -91,6 +91,7 @@ def test_a_run_goes_on_at_another_address_of_the_same_model(workspace, tropd, se
     [
         ({"method": "gkd"}, "method 'gkd' compares whole distributions"),
         ({"teacher": "http://10.1.2.3:8000/v1"}, "another machine over http"),
+        ({"student": "http://127.0.0.1:8000/v1"}, "an address, and this model is loaded here"),
         ({"teacher_model_name": "nope"}, "teacher_model_name is 'nope'"),
         ({"teacher_patience": -1}, "teacher_patience is -1"),
     ],

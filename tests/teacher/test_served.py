@@ -413,6 +413,9 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(server, monkeypat
     assert "secret" not in f"{raised.value} {vars(teacher)}"
     with pytest.raises(ValueError, match="no such environment variable"):
         teacher_at(server, teacher_api_key_env="NO_SUCH_KEY")
+    with pytest.raises(ValueError, match="not the name of an environment variable") as raised:
+        teacher_at(server, teacher_api_key_env="sk-secret-123")
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

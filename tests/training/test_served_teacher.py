@@ -157,6 +157,16 @@ def test_what_a_server_cannot_do_is_refused_by_its_field(tmp_path, served, metho
         build(tmp_path, tiny.llama(0), served.url, method, rows=ROWS, **settings)
 
 
+def test_fields_without_effect_are_said(tmp_path, served, caplog):
+    build(tmp_path, tiny.llama(0), served.url, "opd", rows=ROWS, teacher_batch_size=2, teacher_timeout=9.0)
+    build(tmp_path, tiny.llama(0), clone(tiny.llama(1)), "opd", rows=ROWS, teacher_batch_size=2, teacher_timeout=9.0)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert said == [
+        "teacher_batch_size: no effect, since the teacher is behind a server.",
+        "teacher_timeout: no effect, since no teacher is behind a server.",
+    ]
+
+
 def test_a_server_that_lists_too_few_log_probabilities_is_refused_before_a_step(tmp_path, served):
     served.most_topk = 20
     words = r"fkl_top_k is 64, but the teacher's server lists at most 20 .*--max-logprobs 64, or set fkl_top_k: 20"

@@ -80,7 +80,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     settings = configuration.settings
     models = {"student": settings.student} | {field_of(name): model for name, model in settings.teachers.items()}
     for role, name in models.items():
-        if not is_served(name):
+        if role == "student" or not is_served(name):
             check_model_folder(name, role)
             check_no_adapter_beside(role, name)
     check_evaluation(configuration)

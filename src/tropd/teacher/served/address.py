@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from urllib.parse import urlsplit
 SCHEMES = {"http": 80, "https": 443}
 
 DEFAULT_KEY_VARIABLE = "TROPD_TEACHER_API_KEY"
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 EXAMPLE = "http://127.0.0.1:8000/v1"
 
@@ -126,6 +129,11 @@ def read_key(variable: str | None) -> str | None:
         ValueError: a variable that was asked for by name and is not set, or that no header can carry.
     """
     name = variable or DEFAULT_KEY_VARIABLE
+    if not VARIABLE.fullmatch(name):
+        raise ValueError(
+            "teacher_api_key_env is not the name of an environment variable (it is not shown, in case it is the key "
+            f"itself). Export the key, and name the variable: {DEFAULT_KEY_VARIABLE}."
+        )
     key = os.environ.get(name, "").strip()
     if not key and name != DEFAULT_KEY_VARIABLE:
         raise ValueError(f"teacher_api_key_env is {name!r:.100}, but there is no such environment variable. Export it.")

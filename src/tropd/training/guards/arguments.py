@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from transformers.utils import CONFIG_NAME
 
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
+from ...teacher.served.address import is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
 from ..config import TrOPDConfig
 from ..distributed.sharding import shards_teacher, uses_zero3
+from ..method_settings import SERVED, MethodSettings
 from .host_settings import check_host_settings
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ def check_arguments(
     """
     check_host_settings(args)
     check_served(args.resolved_method(), args, teachers)
+    _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
@@ -72,6 +76,17 @@ def check_arguments(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
         )
+
+
+def _warn_of_idle_fields(args: TrOPDConfig, teachers: Mapping[Name, Any]) -> None:
+    """Say which fields of teachers have no effect, as no teacher is behind a server, or all are."""
+    served = [is_served(teacher) for teacher in teachers.values()]
+    idle = ("teacher_batch_size",) if all(served) else () if any(served) else SERVED
+    defaults = {field.name: field.default for field in fields(MethodSettings)}
+    changed = [name for name in idle if getattr(args, name) != defaults[name]]
+    if changed:
+        why = "the teacher is behind a server" if all(served) else "no teacher is behind a server"
+        logger.warning("%s: no effect, since %s.", ", ".join(changed), why)
 
 
 def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) -> None:
