@@ -93,7 +93,7 @@ def test_packages_are_the_standard_library_and_those_that_are_named(sandbox):
     assert b"ModuleNotFoundError" in sandbox.run(program).stderr
     with Sandbox(packages=("numpy",)) as with_numpy:
         assert with_numpy.run(program).stdout == b"6\n"
-        assert b"PermissionError" in with_numpy.run("import torch").stderr
+        assert b"Error" in with_numpy.run("import torch").stderr
     with pytest.raises(ValueError, match="packages has 'no_such_package', which is not installed"):
         Sandbox(packages=("no_such_package",))
 
@@ -169,7 +169,7 @@ LEFT_OUT = {
 @needs_containment
 @pytest.mark.parametrize("patch", LEFT_OUT)
 def test_the_self_test_notices_a_layer_that_is_missing(monkeypatch, patch):
-    boot = client.BOOT.replace("import json;", f"import json; from tropd.evaluation.sandbox import server; {patch};")
+    boot = client.BOOT.replace(" main(", f" from tropd.evaluation.sandbox import server; {patch}; main(")
     monkeypatch.setattr(Sandbox._command, "__defaults__", (boot,))
     with pytest.raises(SandboxRefused, match=f"was able to ({LEFT_OUT[patch]})"):
         Sandbox()
@@ -180,7 +180,7 @@ def test_a_program_is_not_run_where_the_lock_down_fails(monkeypatch):
     patch = (
         "exec('def fail(*_): raise OSError(1, \"no filter\")'); server.lock_down.__globals__['install_filter'] = fail"
     )
-    boot = client.BOOT.replace("import json;", f"import json; from tropd.evaluation.sandbox import server; {patch};")
+    boot = client.BOOT.replace(" main(", f" from tropd.evaluation.sandbox import server; {patch}; main(")
     monkeypatch.setattr(Sandbox._command, "__defaults__", (boot,))
     with pytest.raises(SandboxRefused, match=r"(?s)could not be locked down, and was not run.*no filter"):
         Sandbox()
@@ -247,6 +247,8 @@ ALLOWED, REFUSED = seccomp.ALLOW[3], seccomp.REFUSE[3]
         ("clone", (0x103D0F00,), REFUSED),  # with a user namespace
         ("fcntl", (1, 1), ALLOWED),
         ("fcntl", (1, 8, 1), REFUSED),  # F_SETOWN
+        ("fcntl", (1, 4, 0o4000), ALLOWED),  # F_SETFL
+        ("fcntl", (1, 4, 0o20000), REFUSED),  # with O_ASYNC
         ("ioctl", (0, 0x5401), ALLOWED),
         ("ioctl", (0, 0x5412), REFUSED),  # TIOCSTI
         ("tgkill", (77, 1, 9), ALLOWED),

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,8 @@ from types import TracebackType
 from .lockdown import Limits, why_not_here
 
 BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from tropd.evaluation.sandbox.server import main; import json; "
-    "del sys.path[0]; main(int(sys.argv[2]), *json.loads(sys.argv[3]))"
+    "import json, sys; given = json.loads(sys.argv[1]); sys.path.insert(0, given['root']); "
+    "from tropd.evaluation.sandbox.server import main; main(**given)"
 )
 
 SYSTEM_FILES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom")
@@ -62,6 +62,10 @@ class Sandbox:
 
     Args:
         packages: packages of this environment that programs may import, beside the standard library.
+        preload: modules, of ours or of those packages, that are imported once and not by each program; of
+            `module:function` the function is called once as well.
+        readable: other files and folders that programs may read.
+        environment: variables that they see beside `ENVIRONMENT`.
 
     Raises:
         SandboxRefused: this machine cannot contain a program, or one of the self-test's got out.
@@ -73,13 +77,20 @@ class Sandbox:
     b'42\\n'
     """
 
-    def __init__(self, packages: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        packages: Sequence[str] = (),
+        preload: Sequence[str] = (),
+        readable: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         from .self_test import check_contains
 
         why = why_not_here()
         if why is not None:
             raise SandboxRefused(why)
-        self._packages = tuple(packages)
+        self._packages, self._preload, self._readable = tuple(packages), tuple(preload), tuple(readable)
+        self._environment = ENVIRONMENT | dict(environment or {})
         self._orders, self._server = self._start()
         try:
             check_contains(self)
@@ -138,7 +149,7 @@ class Sandbox:
             server = subprocess.Popen(
                 self._command(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env=ENVIRONMENT,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
@@ -146,21 +157,25 @@ class Sandbox:
         return ours, server
 
     def _command(self, descriptor: int, boot: str = BOOT) -> list[str]:
-        root = str(Path(__file__).parents[3])
-        readable = [sys.base_prefix, *SYSTEM_FILES]
-        folders = {name: _folder(name) for name in self._packages}
-        readable += [str(place) for folder in folders.values() for place in (folder, *folder.parent.glob("*.libs"))]
-        listable = sorted({str(folder.parent) for folder in folders.values()})
-        standard = [sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("stdlib"), "lib-dynload"))]
-        places = json.dumps([[*readable, *standard], listable, listable])
-        return [sys.executable, "-s", "-S", "-B", "-P", "-X", "utf8", "-c", boot, root, str(descriptor), places]
+        places = [place for name in self._packages for place in _files_of(name)]
+        libraries = {str(path) for place in places for path in place.parent.glob("*.libs")}
+        standard = (sys.base_prefix, sysconfig.get_path("stdlib"))
+        given = {
+            "descriptor": descriptor,
+            "root": str(Path(__file__).parents[3]),
+            "readable": [*standard, *SYSTEM_FILES, *self._readable, *map(str, places), *libraries],
+            "listable": sorted({str(place.parent) for place in places}),
+            "preload": self._preload,
+        }
+        return [sys.executable, "-s", "-S", "-B", "-P", "-X", "utf8", "-c", boot, json.dumps(given)]
 
 
-def _folder(package: str) -> Path:
+def _files_of(package: str) -> list[Path]:
+    """A package's folder, or a module's file."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ValueError(f"packages has {package!r}, which is not installed here. Install it, or leave it out.")
-    return Path(spec.origin).parent
+    return [Path(folder) for folder in spec.submodule_search_locations or [spec.origin]]
 
 
 def _memory_file(content: bytes) -> int:

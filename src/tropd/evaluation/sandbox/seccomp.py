@@ -34,6 +34,9 @@ READING_FCNTL = (0, 1, 2, 3, 1030)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. F_SETOWN with F_SETSIG would send any signal to any process,
 F_SETLEASE and F_SETLK would hold up those who use a file."""
 
+SET_FLAGS, ASYNC = 4, 0o20000
+"""F_SETFL, and the flag of it that has signals sent."""
+
 TERMINAL_ATTRIBUTES = 0x5401
 """TCGETS, by which Python asks whether a stream is a terminal."""
 
@@ -78,7 +81,7 @@ def filter_program(machine: Machine, pid: int) -> list[Instruction]:
         "open": _without_bits(1, ~machine.reading_flags & 0xFFFFFFFF),
         "openat": _without_bits(2, ~machine.reading_flags & 0xFFFFFFFF),
         "clone": _one_of(0, THREAD_FLAGS),
-        "fcntl": _one_of(1, READING_FCNTL),
+        "fcntl": _only_the_calling_process(),
         "ioctl": _one_of(1, (TERMINAL_ATTRIBUTES,)),
         "prctl": _one_of(0, (SET_NAME,)),
         "tgkill": _one_of(0, (pid,)),
@@ -102,6 +105,12 @@ def _without_bits(argument: int, mask: int) -> list[Instruction]:
 def _one_of(argument: int, values: tuple[int, ...]) -> list[Instruction]:
     tests = [(JUMP_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
     return [_argument(argument), *tests, REFUSE, ALLOW]
+
+
+def _only_the_calling_process() -> list[Instruction]:
+    """`fcntl` on descriptors alone: its flags may be set, but for the one that has signals sent."""
+    flags = _without_bits(2, ASYNC)
+    return [_argument(1), (JUMP_EQUAL, 0, len(flags), SET_FLAGS), *flags, *_one_of(1, READING_FCNTL)]
 
 
 def _reading_own_limits() -> list[Instruction]:

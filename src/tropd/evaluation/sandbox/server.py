@@ -7,6 +7,7 @@ takes too long, and answers with what happened; it never reads what a program wr
 
 import atexit
 import builtins
+import importlib
 import json
 import os
 import select
@@ -35,13 +36,25 @@ PRELOADED = (
 LOCKED = b"locked"
 
 
-def main(descriptor: int, readable: list[str], listable: list[str], path: list[str]) -> None:
-    """Serve until the other end is closed."""
+def main(descriptor: int, root: str, readable: list[str], listable: list[str], preload: list[str]) -> None:
+    """Serve until the other end is closed.
+
+    Args:
+        descriptor: of the socket that orders come through.
+        root: the folder of this package, which programs cannot import from.
+        readable: what programs may read.
+        listable: folders to import packages from, of which programs may read those that are readable.
+        preload: modules to import before the first program; of `module:function` the function is called as well.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the grader's, who closes the socket
     _be_as_with_site()
-    sys.path[:] = [*sys.path, *path]
-    for name in PRELOADED:
-        __import__(name)
+    sys.path[:] = [*sys.path, *listable]
+    for name in (*PRELOADED, *preload):
+        module, _, function = name.partition(":")
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
+    sys.path.remove(root)
     orders = socket.socket(fileno=descriptor)
     while True:
         message, files, _, _ = socket.recv_fds(orders, 4096, 4)
@@ -132,7 +145,7 @@ def _take_streams(files: list[int], tells: int) -> tuple[bytes, int]:
     for number, file in enumerate(kept):
         os.dup2(file, number)
     os.closerange(4, 1 << 16)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115: open for as long as the process lives
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # open for good
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
     return source, 3
