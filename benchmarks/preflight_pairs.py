@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tropd.comparison.sources import load_model
-from tropd.compression import write_student
+from tropd.comparison.cell.prompts import load_model
+from tropd.models.pruning import write_student
 
 Change = Callable[[PreTrainedModel], PreTrainedModel]
 SEED = 0

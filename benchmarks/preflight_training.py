@@ -14,7 +14,7 @@ from pathlib import Path
 from preflight_pairs import STORY_STUDENTS, write_story_student
 
 from tropd.comparison.plan import Plan
-from tropd.comparison.reading import load_plan, read_plan
+from tropd.comparison.plan_file import load_plan, read_plan
 from tropd.comparison.run import compare
 
 PAIRS = ("noise 0.1", "without layer 2", "noise 0.05")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tropd.comparison.sources import eos_ids_of, load_model
+from tropd.comparison.cell.prompts import eos_ids_of, load_model
 from tropd.evaluation.exact import sample_responses, state_logps
+from tropd.models.packing import pack_responses
 from tropd.objective import jsd_sampled_advantage, trust_probability
-from tropd.packing import pack_responses
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.proving_ground.family import GENERALIST, PRUNED, SPECIALISTS, STUDENT, model_path
 

@@ -17,11 +17,11 @@ import torch
 from pull import States, states_of
 from torch import Tensor
 
+from tropd.comparison.cell.prepare import make_ruler, read_setting, student_folder
+from tropd.comparison.cell.prompts import Text, load_model
+from tropd.comparison.cell.scores import EVALUATION_SEED, Ruler
 from tropd.comparison.layout import Layout
-from tropd.comparison.measure import EVALUATION_SEED, Ruler
-from tropd.comparison.prepare import make_ruler, read_setting, student_folder
-from tropd.comparison.reading import read_plan
-from tropd.comparison.sources import Text, load_model
+from tropd.comparison.plan_file import read_plan
 from tropd.evaluation.exact import sample_responses
 from tropd.evaluation.statistics import estimate
 from tropd.objective import trust_probability

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from tropd import TrOPDConfig, TrOPDTrainer
 from tropd.proving_ground.domains import records
 from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
-from tropd.training.checkpoints import checkpoints_in
+from tropd.training.checkpointing.checkpoints import checkpoints_in
 
 UNDISTURBED = 1.03
 """Wall clock by processor time of steps with a core to themselves; beside another load, processor time grows too."""

@@ -5,7 +5,7 @@ import re
 
 from hypothesis import strategies as st
 
-from tropd.training.errors import TrainingStopped
+from tropd.training.guards.errors import TrainingStopped
 
 SCALARS = st.one_of(
     st.none(),

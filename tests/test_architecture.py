@@ -21,34 +21,14 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 # What each layer may import of ours. A layer that is not listed sits above these and imports what it likes.
 OURS = {
     "objective": {"objective"},
-    "rollout": {"rollout", "objective", "modeling", "sampling"},
-    "teacher": {"teacher", "objective", "modeling", "packing", "sampling", "templates"},
-    "training": {"training", "objective", "rollout", "teacher", "endings", "modeling", "packing", "sampling"},
+    "models": {"models", "objective"},
+    "rollout": {"rollout", "objective", "models"},
+    "teacher": {"teacher", "objective", "models"},
+    "training": {"training", "objective", "rollout", "teacher", "models"},
     "data": {"data"},
-    "planning": {"planning", "training", "objective", "modeling", "safetensors_header"},
-    "preflight": {
-        "preflight",
-        "training",
-        "teacher",
-        "objective",
-        "rollout",
-        "evaluation",
-        "sampling",
-        "endings",
-        "model_folder",
-    },
-    "run": {
-        "run",
-        "data",
-        "planning",
-        "preflight",
-        "training",
-        "teacher",
-        "objective",
-        "modeling",
-        "model_folder",
-        "templates",
-    },
+    "planning": {"planning", "training", "teacher", "objective", "models"},
+    "preflight": {"preflight", "training", "teacher", "objective", "rollout", "evaluation", "models"},
+    "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "models"},
     "report": {"report"},
     "comparison": {
         "comparison",
@@ -62,15 +42,12 @@ OURS = {
         "rollout",
         "objective",
         "proving_ground",
-        "sampling",
-        "compression",
-        "endings",
-        "model_folder",
+        "models",
     },
 }
 # What every layer may import, as it imports nothing of ours: how messages and tools are read from rows, which data,
 # teacher and trainer must agree about, what was probably meant by a name, and how text of others is shown.
-LEAVES = {"messages", "suggestions", "visible"}
+LEAVES = {"atomic_files", "messages", "suggestions", "visible"}
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names
 EXCEPTIONS_IN_OBJECTIVE: set[str] = set()
@@ -153,7 +130,8 @@ def test_the_report_needs_only_the_standard_library_and_templates():
 
 def test_a_comparison_is_planned_watched_and_reported_without_torch():
     code = (
-        "import sys, tropd.comparison.run, tropd.comparison.page, tropd.comparison.results, tropd.comparison.worker; "
+        "import sys, tropd.comparison.run, tropd.comparison.report.page, tropd.comparison.report.results; "
+        "import tropd.comparison.cell.worker; "
         "print(*sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

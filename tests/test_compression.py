@@ -21,7 +21,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tropd.compression import check_layers, decoder_layers, keep_layers, parse_layers, write_student
+from tropd.models.pruning import check_layers, decoder_layers, keep_layers, parse_layers, write_student
 from tropd.proving_ground.tokenizer import build_tokenizer
 
 SIZES = {

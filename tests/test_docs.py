@@ -111,7 +111,7 @@ def test_output_is_compared_only_where_it_follows_directly():
 
 
 def test_the_page_of_metrics_holds_the_table_of_the_code():
-    from tropd.training.metrics import as_markdown
+    from tropd.training.logging.metrics import as_markdown
 
     page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     table = page[page.index("| metric |") :]
@@ -178,7 +178,7 @@ def test_every_test_that_is_named_exists(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "metrics.md"], ids=by_name)
 def test_every_metric_that_is_named_is_logged(page):
-    from tropd.training.metrics import METRICS
+    from tropd.training.logging.metrics import METRICS
 
     families = "|".join(sorted({name.split("/")[0] for name in METRICS}))
     named = set(re.findall(rf"`((?:{families})/\w+)`", page.read_text(encoding="utf-8")))

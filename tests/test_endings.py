@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from tropd.endings import Declared, closing_ids, declared, pair_endings, sentence
+from tropd.teacher.endings import Declared, closing_ids, declared, pair_endings, sentence
 
 TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEADER, EOT, EOM = "<|header|>", "<|eot_id|>", "<|eom_id|>"

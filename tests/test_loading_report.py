@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from shipped import student_path, teacher_path
-from tropd.loading_report import loading_report
-from tropd.model_folder import check_model_folder, check_weights
+from tropd.models.folder import check_model_folder, check_weights
+from tropd.models.loading_report import loading_report
 
 SIZES = {
     "vocab_size": 32,

@@ -12,7 +12,8 @@ import torch
 from training import tiny
 from training.tiny import clone, gradients_of, groups, ids, largest, largest_difference, recorded, replay, run
 from tropd.evaluation.exact import state_logps
-from tropd.modeling import expose_hidden_states
+from tropd.models.hidden_states import expose_hidden_states
+from tropd.models.packing import pack_responses
 from tropd.objective import (
     RegionCounts,
     TokenSignals,
@@ -30,7 +31,6 @@ from tropd.objective import (
     trust_probability,
     trust_weight,
 )
-from tropd.packing import pack_responses
 
 FILE = Path(__file__).parents[1] / "examples" / "minimal.py"
 TOP_K, BETA = 5, 0.3

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tropd.model_folder import check_model_folder, is_local, weight_bytes
+from tropd.models.folder import check_model_folder, is_local, weight_bytes
 
 HEADER = {"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
 
@@ -187,7 +187,7 @@ def test_a_real_folder_passes(stories260k):
 
 def test_looking_at_a_folder_imports_nothing_heavy():
     code = (
-        "import sys, tropd.model_folder; print(*{'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules))"
+        "import sys, tropd.models.folder; print(*{'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from training import tiny
-from tropd.modeling import expose_hidden_states
-from tropd.packing import PASS_COST, length_groups, pack_responses
+from tropd.models.hidden_states import expose_hidden_states
+from tropd.models.packing import PASS_COST, length_groups, pack_responses
 from tropd.teacher.local import LocalTeacher
 
 PAD = tiny.PAD

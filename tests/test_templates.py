@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from training import tiny
-from tropd import templates
-from tropd.templates import TemplateStopped, render
+from tropd.models import chat_templates as templates
+from tropd.models.chat_templates import TemplateStopped, render
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 BOMB = (

@@ -9,12 +9,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
 from .data.refusals import BadRow, refusal
-from .preflight.files import ModelFiles
+from .models.chat_templates import render
+from .models.files import ModelFiles
+from .models.sampling import sample, until_eos
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
-from .sampling import sample, until_eos
 from .teacher.context import check_renders_tools, text_ids, tools_of
-from .templates import render
 
 
 @dataclass(frozen=True)

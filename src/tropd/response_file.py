@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .training.run_directory import append_jsonl, write_whole
+from .atomic_files import append_jsonl, write_whole
 
 Row = dict[str, Any]
 

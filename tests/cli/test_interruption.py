@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tropd import TrOPDTrainer
-from tropd.training.checkpoints import checkpoints_in
-from tropd.training.interruption import Signals
+from tropd.training.checkpointing.checkpoints import checkpoints_in
+from tropd.training.checkpointing.interruption import Signals
 
 
 class Send(TrainerCallback):
@@ -42,7 +42,7 @@ def test_a_signal_saves_stops_and_leaves_with_its_code(workspace, tropd, monkeyp
     before = signal.getsignal(number)
     assert tropd("train", *workspace.fields(max_steps=4, output_dir="whole")).code == 0
     with monkeypatch.context() as patched, (workspace.root / "said.txt").open("w") as said:
-        patched.setattr("tropd.training.interruption.STDERR", said.fileno())
+        patched.setattr("tropd.training.checkpointing.interruption.STDERR", said.fileno())
         send(patched, number)
         outcome = tropd("train", *workspace.fields(max_steps=4))
     assert outcome.code == code and "Traceback" not in outcome.err
@@ -75,7 +75,7 @@ def test_a_signal_in_the_midst_of_a_printed_line_is_remembered_and_breaks_nothin
 def test_a_signal_is_remembered_where_nobody_listens(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    monkeypatch.setattr("tropd.training.interruption.STDERR", writing)
+    monkeypatch.setattr("tropd.training.checkpointing.interruption.STDERR", writing)
     signals = Signals()
     signals(signal.SIGTERM, None)
     os.close(writing)

@@ -47,7 +47,7 @@ def test_the_help_of_train_lists_every_field_of_ours(capsys):
     from dataclasses import fields
 
     from tropd.run.settings import RunSettings
-    from tropd.training.settings import MethodSettings
+    from tropd.training.method_settings import MethodSettings
 
     with pytest.raises(SystemExit):
         build_parser().parse_args(["train", "--help"])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tropd.comparison.layout import Layout
-from tropd.comparison.reading import read_plan
+from tropd.comparison.plan_file import read_plan
 from tropd.comparison.run import record_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_a_method.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_what_is_no_method_is_refused_with_its_place(workspace, change, tropd, m
 
 def test_a_comparison_holds_its_values_too(change, tmp_path):
     data = {
-        "settings": {"one": {"domains": ["additions"], "student": "s", "teacher": "t"}},
+        "settings": {"one": {"domains": ["mathematics"], "student": "s", "teacher": "t"}},
         "methods": yaml.safe_load(PLAN)["methods"],
         "seeds": [1],
         "student_tokens": 8,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tropd.comparison.layout import Layout
-from tropd.comparison.reading import read_plan
+from tropd.comparison.plan_file import read_plan
 from tropd.comparison.run import publish, record_plan
 from tropd.comparison.schedule import Schedule
 

@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 
-from tropd.comparison import worker
+from tropd.atomic_files import append_jsonl, write_whole
+from tropd.comparison.cell import worker
 from tropd.comparison.layout import RESULT
-from tropd.training.run_directory import append_jsonl, write_whole
 
 HOSTILE = "<script>alert('a rollout')</script>"
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from tropd.comparison.anatomy import doubt_table, phase_table
-from tropd.comparison.course import course_of
+from tropd.atomic_files import append_jsonl
 from tropd.comparison.layout import Layout
-from tropd.training.run_directory import append_jsonl
+from tropd.comparison.report.logged_series import course_of
+from tropd.comparison.report.token_analysis import doubt_table, phase_table
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tropd.comparison.budget import Forecast, TokenBudget
+from tropd.comparison.cell.token_budget import Forecast, TokenBudget
 from tropd.objective.methods import get_method
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tropd.comparison.cell import run_cell
+from tropd.comparison.cell.prepare import prepare, read_setting
+from tropd.comparison.cell.prompts import make_texts
+from tropd.comparison.cell.run_cell import run_cell
 from tropd.comparison.cells import Cell
-from tropd.comparison.prepare import prepare, read_setting
-from tropd.comparison.reading import read_plan
-from tropd.comparison.sources import make_texts
+from tropd.comparison.plan_file import read_plan
 from tropd.proving_ground.tokenizer import build_tokenizer
 
 SMALL = {

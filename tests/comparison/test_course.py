@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from tropd.comparison.course import STRETCHES, course_of, stretches_of
-from tropd.comparison.curves import CURVES, line_of
-from tropd.training.run_directory import append_jsonl
+from tropd.atomic_files import append_jsonl
+from tropd.comparison.report.curves import CURVES, line_of
+from tropd.comparison.report.logged_series import STRETCHES, course_of, stretches_of
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from statistics import fmean
 
 import pytest
 
-from tropd.comparison.anatomy import phase_table
-from tropd.comparison.reading import load_plan
-from tropd.comparison.results import reported
+from tropd.comparison.plan_file import load_plan
+from tropd.comparison.report.results import reported
+from tropd.comparison.report.tables import accuracy_table
+from tropd.comparison.report.token_analysis import phase_table
 from tropd.comparison.run import report_only
-from tropd.comparison.tables import accuracy_table
 from tropd.evaluation.statistics import estimate
 from tropd.proving_ground.domains import DOMAINS
 

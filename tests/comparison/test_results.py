@@ -6,13 +6,13 @@ from statistics import stdev
 
 import pytest
 
-from tropd.comparison.course import LOGGED
-from tropd.comparison.results import _interval, collect
+from tropd.comparison.report.logged_series import LOGGED
+from tropd.comparison.report.results import _interval, collect
+from tropd.comparison.report.tables import tables_markdown
 from tropd.comparison.run import _as_json, publish
-from tropd.comparison.tables import tables_markdown
 from tropd.evaluation import statistics
 from tropd.evaluation.statistics import bootstrap_interval
-from tropd.training.metrics import METRICS
+from tropd.training.logging.metrics import METRICS
 
 RATES = [1.0e-3, 3.0e-3]
 

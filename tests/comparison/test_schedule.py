@@ -11,8 +11,8 @@ import pytest
 
 from tropd.comparison.cells import grid_cells, pairs, report_cells
 from tropd.comparison.layout import RESULT, Layout
-from tropd.comparison.reading import read_plan
-from tropd.comparison.results import collect
+from tropd.comparison.plan_file import read_plan
+from tropd.comparison.report.results import collect
 from tropd.comparison.run import _forget_errors, compare, record_plan
 from tropd.comparison.time_left import GUIDED, Pace
 
@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 from tropd.comparison.cells import grid_cells, pairs, report_cells
 from tropd.comparison.layout import Layout
-from tropd.comparison.reading import read_plan
+from tropd.comparison.plan_file import read_plan
 from tropd.comparison.run import record_plan
 from tropd.comparison.schedule import Schedule
 out, worker, data = sys.argv[1:]

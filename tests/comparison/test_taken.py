@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from tropd.comparison.imported_runs import take_over
 from tropd.comparison.layout import RESULT, Layout
-from tropd.comparison.reading import read_plan
-from tropd.comparison.results import collect
+from tropd.comparison.plan_file import read_plan
+from tropd.comparison.report.results import collect
 from tropd.comparison.run import record_plan, report_only
-from tropd.comparison.taken import take_over
 
 
 @pytest.fixture

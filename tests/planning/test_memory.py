@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from tropd.modeling import expose_hidden_states
+from tropd.models.hidden_states import expose_hidden_states
 from tropd.planning import available, estimate_memory, model_shape, plan_run
 from tropd.planning.activations import saved_layer_bytes
 from tropd.planning.memory import human_bytes
@@ -233,7 +233,8 @@ def test_the_configuration_decides_dtypes_rows_and_what_is_kept(config):
     assert half.scoring_passes == setup_of(method="opd", rescore_rollouts=True).scoring_passes == 1
     assert setup_of(method="opd", bf16=True, rescore_rollouts=False).scoring_passes == 0
     assert setup_of(method="opd", addressed_sampling=False).scoring_passes == 1
-    assert setup_of(method="opd", use_vllm=True).scoring_passes == 2
+    assert setup_of(method="opd", use_vllm=True).scoring_passes == 1
+    assert setup_of(method="opd", use_vllm=True, vllm_importance_sampling_correction=True).scoring_passes == 2
     assert plain.work.decoded_rows == 12
     assert setup_of(method="opd", rollout_batch_size=3, gradient_accumulation_steps=3).work.decoded_rows == 3
 

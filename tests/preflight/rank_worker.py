@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training import tiny
 from tropd.preflight.measure import measure
-from tropd.training.probe import probe
+from tropd.preflight.probe import probe
 
 ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS[:3]]
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from shipped import teacher_path
-from tropd.preflight.files import explained, read_model_files
+from tropd.models.files import explained, read_model_files
 
 
 @pytest.fixture

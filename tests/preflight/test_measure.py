@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from training import tiny
-from tropd.endings import Declared, pair_endings
 from tropd.preflight.measure import forecast_gradient, measure, standard_error
 from tropd.preflight.measurement import EndingUse, PositionBucket
-from tropd.training.probe import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes, probe
+from tropd.preflight.probe import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes, probe
+from tropd.teacher.endings import Declared, pair_endings
 from tropd.training.records import Rollout
 
 LENGTHS = (20, 3, 70)

@@ -19,8 +19,8 @@ from trl import GRPOTrainer
 
 from preflight.rank_worker import measured
 from training import tiny
-from tropd.training import no_trace
-from tropd.training.probe import _batches, probe
+from tropd.preflight import no_trace
+from tropd.preflight.probe import _batches, probe
 
 ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS]
 CLOCKS = ("speed/", "step_time", "runtime", "per_second")

@@ -15,8 +15,8 @@ from tropd.preflight import advice, verdict
 from tropd.preflight.advice import full_prefix_share, has_unbounded_k1
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
+from tropd.preflight.probe import probe
 from tropd.preflight.verdict import judge
-from tropd.training.probe import probe
 
 CLOSE = PairMeasurement(
     num_prompts=16,

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from training import tiny
 from training.tiny import EOS, PAD, ids
-from tropd.rollout.engine import noise as addressed
+from tropd.rollout.engine import noise as engine_noise
 from tropd.rollout.engine.noise import AddressedNoise, Turns, decoding_through, run_race
 
 LARGE = 151_936
@@ -54,7 +54,7 @@ def assert_distributed(tokens: Tensor, probs: Tensor) -> None:
 
 
 def test_the_examples_run():
-    assert doctest.testmod(addressed).failed == 0
+    assert doctest.testmod(engine_noise).failed == 0
 
 
 # ---------------------------------------------------------------------- the noise
@@ -62,8 +62,8 @@ def test_the_examples_run():
 
 def test_the_words_are_those_of_splitmix64():
     """The first outputs of the published generator from state 0."""
-    states = torch.arange(1, 4) * addressed._GAMMA
-    assert [word % 2**64 for word in addressed._splitmix(states).tolist()] == [
+    states = torch.arange(1, 4) * engine_noise._GAMMA
+    assert [word % 2**64 for word in engine_noise._splitmix(states).tolist()] == [
         0xE220A8397B1DCDAF,
         0x6E789E6AA1B965F4,
         0x06C45D188009454F,
@@ -94,7 +94,12 @@ def test_a_key_depends_on_its_address_alone():
 def test_seeds_steps_rows_and_streams_of_the_gate_are_not_those_of_sampling():
     from tropd.training.step import EVALUATION_GATE_STREAM, GATE_STREAM
 
-    streams = {GATE_STREAM, EVALUATION_GATE_STREAM, addressed.SAMPLING_STREAM, addressed.EVALUATION_SAMPLING_STREAM}
+    streams = {
+        GATE_STREAM,
+        EVALUATION_GATE_STREAM,
+        engine_noise.SAMPLING_STREAM,
+        engine_noise.EVALUATION_SAMPLING_STREAM,
+    }
     assert len(streams) == 4
 
 
@@ -177,7 +182,7 @@ def test_softmaxes_that_nearly_agree_nearly_always_draw_the_same_token():
 def test_a_batch_cut_into_blocks_draws_what_it_draws_whole(monkeypatch):
     scores = torch.randn(7, 33, generator=torch.Generator().manual_seed(0))
     whole = run_race(scores, keys(7))
-    monkeypatch.setitem(addressed.BLOCKS, "cpu", 70)
+    monkeypatch.setitem(engine_noise.BLOCKS, "cpu", 70)
     assert torch.equal(run_race(scores, keys(7)), whole)
 
 

@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from training import tiny
+from tropd.preflight.probe import probe
 from tropd.rollout.engine import loop, noise, slots
 from tropd.rollout.engine.trial import why_not_here
-from tropd.training.probe import probe
 
 ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tropd.comparison.reading import load_plan
+from tropd.comparison.plan_file import load_plan
 from tropd.objective.methods import METHODS
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.run.configuration import resolve

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tropd.teacher.agreement import check_vocabularies
+from tropd.teacher.vocabulary import check_vocabularies
 
 
 @dataclass

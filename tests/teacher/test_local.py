@@ -10,8 +10,8 @@ import torch
 
 from training import tiny
 from training.tiny import EOS, PAD, clone, plain_logps
-from tropd.modeling import expose_hidden_states
-from tropd.packing import PackedResponses
+from tropd.models.hidden_states import expose_hidden_states
+from tropd.models.packing import PackedResponses
 from tropd.teacher.local import LocalTeacher, TopKRequest, until_eos
 
 CONTEXTS = [[5, 6, 7], [8], [9, 10, 11, 12]]

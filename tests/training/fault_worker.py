@@ -19,7 +19,8 @@ from transformers import TrainerCallback
 from tropd import TrOPDTrainer
 from tropd.cli.main import main
 from tropd.teacher.local import LocalTeacher
-from tropd.training import callbacks, step, trainer
+from tropd.training import step, trainer
+from tropd.training.logging import callbacks
 
 Set = Callable[[object, str, object], None]
 """As `setattr`; a test may put everything back with its own."""

@@ -17,7 +17,7 @@ import torch
 
 from tropd.cli.main import main
 from tropd.training import trainer  # noqa: F401  (imported before the forks)
-from tropd.training.checkpoints import ASIDE, checkpoints_in
+from tropd.training.checkpointing.checkpoints import ASIDE, checkpoints_in
 
 KILLS = 20
 IN_WRITES = 10

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training import tiny
 from training.tiny import EOS, PROMPTS, Recorder, full, recorded
-from tropd.training.probe import probe
+from tropd.preflight.probe import probe
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 GUIDED_ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in PROMPTS]

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.rank_worker import ADAM, Scenario, built, shard_on_cpu
-from tropd.training import checkpoints, saving
+from tropd.training.checkpointing import checkpoints, saving
 
 STEPS = 5
 SETTINGS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_final_model": True, **ADAM}

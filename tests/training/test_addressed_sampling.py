@@ -22,7 +22,7 @@ from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
 from tropd.rollout.engine.noise import Turns
-from tropd.training import host
+from tropd.training import trl_contract
 from tropd.training.rollout_stage import _Batch
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
@@ -355,16 +355,16 @@ def test_a_context_of_no_row_falls_back_in_words(tmp_path, caplog):
 
 
 def test_the_installed_transformers_has_the_hooks():
-    host.check_sampler()
+    trl_contract.check_sampler()
 
 
-@pytest.mark.parametrize("name", host.SAMPLER)
+@pytest.mark.parametrize("name", trl_contract.SAMPLER)
 def test_a_moved_hook_is_reported_by_name(name):
     for moved in (lambda self, something_else: None, None):
         hooks = {name: moved} if moved else {}
         bases = (GenerationMixin,) if moved else ()
         with pytest.raises(RuntimeError, match=r"s' Moved\.\w+ no longer takes .*transformers>=5\.17,<5\.25"):
-            host.check_sampler(type("Moved", bases, hooks))
+            trl_contract.check_sampler(type("Moved", bases, hooks))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from training import tiny
 from training.tiny import Recorder, ScriptedTrainer, clone
-from tropd.training.checkpoints import checkpoints_in, fault_of
-from tropd.training.final_model import best_of
+from tropd.training.checkpointing.checkpoints import checkpoints_in, fault_of
+from tropd.training.checkpointing.final_model import best_of
 
 EVALUATION = Dataset.from_list([{"prompt": "g="}])
 

@@ -10,9 +10,16 @@ import torch
 
 from training import tiny
 from training.tiny import Recorder, build, clone
-from tropd.training import checkpoints
-from tropd.training.checkpoints import ASIDE, MANIFEST, CheckpointNotWritten, check_checkpoint, checkpoints_in, fault_of
-from tropd.training.guards import kept
+from tropd.training.checkpointing import checkpoints
+from tropd.training.checkpointing.checkpoints import (
+    ASIDE,
+    MANIFEST,
+    CheckpointNotWritten,
+    check_checkpoint,
+    checkpoints_in,
+    fault_of,
+)
+from tropd.training.guards.finite import checkpoint_phrase
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -99,9 +106,9 @@ def test_a_sentence_names_a_checkpoint_by_the_sizes_of_its_files_without_reading
     alter(tmp_path / "checkpoint-3" / "optimizer.pt")
     with monkeypatch.context() as patched:
         patched.delattr(checkpoints, "_digest")
-        assert kept(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-3, is untouched"
+        assert checkpoint_phrase(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-3, is untouched"
         cut(tmp_path / "checkpoint-3" / "optimizer.pt")
-        assert kept(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-2, is untouched"
+        assert checkpoint_phrase(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-2, is untouched"
     alter(tmp_path / "checkpoint-2" / "optimizer.pt")
     with pytest.raises(ValueError, match=r"checkpoint-2 is not whole: optimizer.pt was altered"):  # resuming reads them
         check_checkpoint(tmp_path / "checkpoint-2")

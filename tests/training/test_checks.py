@@ -15,7 +15,7 @@ from torch import nn
 from training import tiny
 from training.tiny import largest_difference, recorded, replay, weights_of
 from tropd.objective.methods import METHODS
-from tropd.training.checks import check_host_model
+from tropd.training.guards.arguments import check_host_model
 
 
 def lora():

@@ -7,7 +7,7 @@ from trl import GRPOConfig
 
 from training.tiny import build, clone, config
 from tropd import METHODS, TrOPDConfig
-from tropd.training.settings import MethodSettings
+from tropd.training.method_settings import MethodSettings
 
 
 def refused(match: str, method: str = "tropd", **settings):

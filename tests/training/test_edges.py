@@ -7,9 +7,9 @@ import torch
 
 from training import tiny
 from training.tiny import build, clone
-from tropd.modeling import expose_hidden_states
+from tropd.models.hidden_states import expose_hidden_states
 from tropd.objective import Head
-from tropd.training.callbacks import CollapseGuard
+from tropd.training.guards.collapse import CollapseGuard
 
 
 def test_a_copy_of_an_exposed_model_computes_with_its_own_weights(student):

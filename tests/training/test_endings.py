@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import shipped
 from training import tiny
 from training.test_notes import passes, rolled_out  # noqa: F401  (a fixture)
+from tropd.atomic_files import read_jsonl
 from tropd.comparison.other_ending import write_with_ending
-from tropd.training.ending_files import save_ending
-from tropd.training.run_directory import read_jsonl
+from tropd.training.checkpointing.ending_files import save_ending
 from tropd.training.step import scores_of_sampler
 
 OWN, OTHER = 2, 3

@@ -23,14 +23,14 @@ import shipped
 from training import fault_worker
 from training.test_ranks import free_port
 from training.tiny import ROWS, TrainerCallback, largest, largest_difference, weights_of
+from tropd import atomic_files
+from tropd.atomic_files import append_jsonl, write_whole
 from tropd.cli.main import main
-from tropd.training import run_directory
-from tropd.training.checkpoints import checkpoints_in, fault_of
-from tropd.training.errors import DataFailed, LogNotWritten, TeacherFailed, TrainingStopped
-from tropd.training.faults import in_a_line
-from tropd.training.metrics import Totals
-from tropd.training.ranks import Ranks
-from tropd.training.run_directory import append_jsonl, write_whole
+from tropd.training.checkpointing.checkpoints import checkpoints_in, fault_of
+from tropd.training.distributed.ranks import Ranks
+from tropd.training.guards.errors import DataFailed, LogNotWritten, TeacherFailed, TrainingStopped
+from tropd.training.guards.faults import in_a_line
+from tropd.training.logging.metrics import Totals
 
 KEPT = "the last checkpoint, .*checkpoint-1, is untouched"
 
@@ -478,7 +478,7 @@ def test_a_record_that_does_not_reach_the_disk_is_taken_back(train, tmp_path, mo
         return file.startswith("rollouts") or (tmp_path / "run" / file).read_text().count("\n") == 2
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_directory.os, "fsync", full)
+        patched.setattr(atomic_files.os, "fsync", full)
         with pytest.raises(LogNotWritten, match=rf"at step 2 \({os.strerror(number)}\)") as caught:
             train(rollout_log_steps=1)
     assert ("Free some space" in str(caught.value)) == (number != errno.EIO)

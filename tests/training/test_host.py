@@ -7,8 +7,9 @@ import textwrap
 import pytest
 from trl import GRPOTrainer
 
-from tropd.training import host, rollout_stage, saving, trainer
-from tropd.training.host import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
+from tropd.training import rollout_stage, trainer, trl_contract
+from tropd.training.checkpointing import saving
+from tropd.training.trl_contract import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
 
 HOOKS = OVERRIDDEN | CALLED
 
@@ -47,21 +48,21 @@ def test_a_renamed_output_is_reported_by_name(key, monkeypatch):
 
 
 def test_what_is_installed_is_checked_once_and_a_refusal_is_not_remembered(monkeypatch):
-    host.check_installed_host.cache_clear()
+    trl_contract.check_installed_host.cache_clear()
     with monkeypatch.context() as moved:
         rename_in_source(moved, "self._metrics", "self._numbers")
         for _ in range(2):
             with pytest.raises(RuntimeError, match="no longer sets `_metrics`"):
-                host.check_installed_host()
-    host.check_installed_host()
+                trl_contract.check_installed_host()
+    trl_contract.check_installed_host()
     rename_in_source(monkeypatch, "self._metrics", "self._numbers")
-    host.check_installed_host()  # nothing is read again
+    trl_contract.check_installed_host()  # nothing is read again
 
 
 def rename_in_source(monkeypatch, old: str, new: str) -> None:
     """TRL as it would read with another name: `check_host` reads the source of what it cannot call."""
     getsource = inspect.getsource
-    monkeypatch.setattr(host.inspect, "getsource", lambda thing: getsource(thing).replace(old, new))
+    monkeypatch.setattr(trl_contract.inspect, "getsource", lambda thing: getsource(thing).replace(old, new))
 
 
 def test_the_contract_names_everything_the_trainer_reads_from_its_host():

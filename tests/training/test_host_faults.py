@@ -15,10 +15,15 @@ from trl import GRPOTrainer
 from training import tiny
 from training.tiny import build, clone, config
 from tropd.run.costs import num_steps
-from tropd.training import callbacks
-from tropd.training.final_model import is_missing, make_from
-from tropd.training.host_settings import can_checkpoint, check_host_settings, named_by_field, settle_checkpointing
-from tropd.training.hub import NotPushed, check_hub
+from tropd.training.checkpointing.final_model import is_missing, make_from
+from tropd.training.checkpointing.hub import NotPushed, check_hub
+from tropd.training.guards.host_settings import (
+    can_checkpoint,
+    check_host_settings,
+    named_by_field,
+    settle_checkpointing,
+)
+from tropd.training.logging import callbacks
 
 HIDDEN = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
 ADALORA = peft.AdaLoraConfig(**HIDDEN, init_r=3, target_r=2, total_step=9)

@@ -16,8 +16,8 @@ from transformers import (
 
 from training import tiny
 from training.tiny import PAD, clone
-from tropd.modeling import expose_hidden_states, head_of, head_rows
-from tropd.packing import pack_responses
+from tropd.models.hidden_states import expose_hidden_states, head_of, head_rows
+from tropd.models.packing import pack_responses
 
 SMALL = {
     "vocab_size": 64,

@@ -9,10 +9,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from training import tiny
 from training.test_addressed_sampling import parsed, with_tools  # noqa: F401  (a fixture)
 from training.tiny import EOS, PAD, build, clone, config, ids, run
-from tropd.modeling import rotates_by_length
+from tropd.models.hidden_states import rotates_by_length
 from tropd.training import step
+from tropd.training.distributed.sharding import reads_by_length
 from tropd.training.rollout_stage import notes_suffice
-from tropd.training.sharding import reads_by_length
 from tropd.training.step import scores_of_sampler
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]

@@ -12,9 +12,9 @@ from peft import LoraConfig
 from training import tiny
 from tropd.run.adapter import own_bases
 from tropd.run.configuration import resolve
-from tropd.teacher.base import BaseTeacher
+from tropd.teacher.adapter_base import BaseTeacher
 from tropd.teacher.local import LocalTeacher
-from tropd.training.own_base import is_own_base, is_same_model, why_not_shared
+from tropd.teacher.shared_base import is_own_base, is_same_model, why_not_shared
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from training import tiny, zoo
-from tropd.modeling import expose_hidden_states
-from tropd.training.reading_check import _agreeing, _read, _some_tokens, silence
+from tropd.models.hidden_states import expose_hidden_states
+from tropd.training.guards.reading import _agreeing, _read, _some_tokens, silence
 
 IDS = _some_tokens(64, "cpu")
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from training import tiny
 from training.tiny import build, clone
-from tropd.training.checkpoints import checkpoints_in
+from tropd.training.checkpointing.checkpoints import checkpoints_in
 
 ROWS = [{"prompt": f"{first}+{second}="} for first in "abcd" for second in "efg"]
 MIXED = [

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import tiny
 from training.tiny import clone, ids, largest_difference, recorded, replay, run
-from tropd.training.run_directory import append_jsonl, drop_after_step, read_jsonl
+from tropd.atomic_files import append_jsonl, read_jsonl
+from tropd.training.logging.run_directory import drop_after_step
 
 ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
 

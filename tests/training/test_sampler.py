@@ -5,7 +5,7 @@ from trl.trainer.utils import RepeatSampler
 
 from training import tiny
 from training.tiny import build, clone
-from tropd.training.sampler import EpochAddressedSampler
+from tropd.training.checkpointing.epoch_sampler import EpochAddressedSampler
 
 
 def order(epoch: int, seed: int = 3) -> list[int]:

@@ -6,8 +6,8 @@ from transformers import GenerationConfig
 
 from training import tiny
 from tropd import TrOPDConfig
-from tropd.sampling import IDS, as_asked, sample
-from tropd.training.run_directory import read_jsonl
+from tropd.atomic_files import read_jsonl
+from tropd.models.sampling import IDS, as_asked, sample
 
 HOSTILE = {
     "num_beams": 4,

@@ -12,9 +12,9 @@ from peft import LoraConfig
 from training import tiny
 from training.tiny import EOS, Recorder, build, clone, ids, largest, largest_difference, recorded, replay
 from tropd.objective.loss import FullVocabularyTerm, SeveralTerms, TopKTerm
-from tropd.teacher.base import BaseTeacher
-from tropd.training.errors import TeacherFailed
-from tropd.training.metrics import metric_names
+from tropd.teacher.adapter_base import BaseTeacher
+from tropd.training.guards.errors import TeacherFailed
+from tropd.training.logging.metrics import metric_names
 
 METHODS = ["opd", "tropd", "eopd", "fkl", "jsd", "gkd", "reopold"]
 OWNERS = {"ab=": "math", "cde+f=": "code", "g=": "math", "hi+jk+l=": "code"}

@@ -21,11 +21,13 @@ from training.test_faults import (
 )
 from training.tiny import ROWS, TrainerCallback
 from tropd.cli.main import main
+from tropd.preflight import probe
 from tropd.teacher.local import LocalTeacher
-from tropd.training import faults, probe, step
-from tropd.training.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
-from tropd.training.faults import is_out_of_memory
-from tropd.training.out_of_memory import TRAINED_ROWS, WRITING, enough_memory
+from tropd.training import step
+from tropd.training.guards import faults
+from tropd.training.guards.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
+from tropd.training.guards.faults import is_out_of_memory
+from tropd.training.guards.memory import TRAINED_ROWS, WRITING, enough_memory
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

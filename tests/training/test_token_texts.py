@@ -5,7 +5,7 @@ from itertools import pairwise
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tropd.training.rollout_log import text_after
+from tropd.training.logging.rollout_log import text_after
 
 WORDS = ("<unk>", "▁the", "▁old", "▁fox", "es")
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from training import tiny
 from training.tiny import build, clone, largest, largest_difference, recorded, replay, run
 from tropd import METHODS
-from tropd.training.errors import RolloutsCollapsed
+from tropd.training.guards.errors import RolloutsCollapsed
 
 ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
 
@@ -146,7 +146,7 @@ def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(tmp_path
 
 def spoil(trainer, bad, tokens):
     """A teacher that says something unusable about a few tokens, in its own pass over the head."""
-    from tropd.packing import PackedResponses
+    from tropd.models.packing import PackedResponses
     from tropd.teacher import local
 
     class Spoiled(PackedResponses):

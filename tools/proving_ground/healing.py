@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM, TrainerCallback
 
-from tropd.compression import keep_layers
+from tropd.models.pruning import keep_layers
 from tropd.proving_ground.domains import DOMAINS, records
 
 KEPT_LAYERS = (0, 3)

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..training.probe import is_sharded
+from ..preflight.probe import is_sharded
 
 
 class AtStart(TrainerCallback):

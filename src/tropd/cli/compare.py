@@ -87,7 +87,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..comparison.reading import load_plan
+    from ..comparison.plan_file import load_plan
 
     jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:
@@ -202,7 +202,7 @@ def _outcome(result: Any) -> str:
 
 def _end(results: dict[str, Any], out: Path) -> int:
     """The tables that matter most, where everything is, and what failed."""
-    from ..comparison.tables import accuracy_table, difference_table
+    from ..comparison.report.tables import accuracy_table, difference_table
 
     for name, setting in results["settings"].items():
         if setting["error"]:

@@ -5,7 +5,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ..run.settings import RunSettings
-from ..training.settings import MethodSettings
+from ..training.method_settings import MethodSettings
 
 TRAINER_FIELDS = """\
 trainer (every field of TRL's GRPOConfig and Transformers' TrainingArguments; the ones most often set):

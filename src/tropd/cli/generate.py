@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model_folder import check_model_folder, check_weights, is_local
+from ..models.folder import check_model_folder, check_weights, is_local
 from . import console
 
 if TYPE_CHECKING:
     from ..data import PromptData
     from ..generation import Summary
-    from ..preflight.files import ModelFiles
+    from ..models.files import ModelFiles
     from ..response_file import ResponseFile
 
 NAME = "generate"
@@ -157,7 +157,7 @@ def _open(
     """Everything that can be refused before the teacher's weights are loaded."""
     from ..data import load_prompts
     from ..generation import check_fit, read_prompts
-    from ..preflight.files import read_model_files
+    from ..models.files import read_model_files
     from ..response_file import GenerationSettings, ResponseFile
     from .quiet import quiet_libraries
 
@@ -213,8 +213,8 @@ def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "Model
     import torch
 
     from ..generation import generate
-    from ..modeling import language_model_class
-    from ..preflight.files import explained
+    from ..models.files import explained
+    from ..models.hidden_states import language_model_class
 
     device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
     with explained(options.teacher, "teacher"):

@@ -99,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _sentence(error: Exception) -> str | None:
     """What to tell a person about `error`; `None` for a defect of ours, which needs its traceback."""
-    from ..training.errors import TrainingStopped
+    from ..training.guards.errors import TrainingStopped
 
     if isinstance(error, TrainingStopped):
         return str(error)

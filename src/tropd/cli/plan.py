@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from ..run.adapter import own_bases
     from ..run.configuration import resolve
     from ..run.costs import adapter_parameters
-    from ..training.by_teacher import args_of, check_settings, distinct
+    from ..teacher.per_teacher_settings import args_of, check_settings, distinct_names
     from .quiet import quiet_libraries
 
     if options.gpu not in HARDWARE:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     args = configuration.changed(**ON_PAPER).training_arguments()
     settings = configuration.settings
     check_settings(args, settings.teachers)
-    shapes = {name: shape_by_name(settings.teachers[name]) for name in distinct(args, settings.teachers)}
+    shapes = {name: shape_by_name(settings.teachers[name]) for name in distinct_names(args, settings.teachers)}
     teachers = plan_arguments(args, shapes, own_bases(settings, args))
     largest = teachers["teacher_name"]
     del teachers["args"]  # each fleet has its own

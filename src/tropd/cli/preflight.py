@@ -117,10 +117,10 @@ def show_probe(trainer: Any, inputs: Any) -> Looked:
 def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> Looked | None:
     """Student and one teacher, on rows of its own; `None` where it has none."""
     from ..preflight.measure import measure
+    from ..preflight.probe import probe
     from ..preflight.report import as_dict, render_measurement, render_verdict
     from ..preflight.verdict import judge
     from ..run.sources import first_rows, response_lengths
-    from ..training.probe import probe
 
     rows = first_rows(inputs.data, name, num_prompts)
     if not rows:
@@ -149,6 +149,6 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
 
 def save_found(found: dict[str, Any], output_dir: str) -> None:
     """Write `preflight.json` into a run's directory."""
-    from ..training.run_directory import write_whole
+    from ..atomic_files import write_whole
 
     write_whole(Path(output_dir) / "preflight.json", json.dumps(found, indent=2) + "\n")

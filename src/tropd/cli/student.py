@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..model_folder import check_model_folder, check_weights
+from ..models.folder import check_model_folder, check_weights
 from . import console
 
 NAME = "student"
@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_model_folder(options.teacher, "teacher")
-    from ..compression import parse_layers, write_student
+    from ..models.pruning import parse_layers, write_student
     from .quiet import quiet_libraries
 
     quiet_libraries()

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = check_output_directory(output_dir, resume)
 
     from ..run.prepare import prepare
-    from ..training.checkpoints import steps_of
+    from ..training.checkpointing.checkpoints import steps_of
     from .preflight import check_costs, show_data, show_findings
     from .quiet import quiet_libraries
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _finish(args: Any, checkpoint: str) -> int:
     """A run whose steps are done: say so, and make the final model where a kill has left none."""
-    from ..training.final_model import best_of, is_missing, make_from
+    from ..training.checkpointing.final_model import best_of, is_missing, make_from
 
     source = best_of(checkpoint) if args.load_best_model_at_end else checkpoint
     if args.save_final_model and is_missing(args.output_dir, source):
@@ -84,9 +84,9 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     from transformers import PrinterCallback
 
     from ..run.assemble import build_trainer
-    from ..training.directory_lock import only_run_in
-    from ..training.guards import kept
-    from ..training.interruption import Interrupted, Signals, StopAtSignal
+    from ..training.checkpointing.directory_lock import only_run_in
+    from ..training.checkpointing.interruption import Interrupted, Signals, StopAtSignal
+    from ..training.guards.finite import checkpoint_phrase
     from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
@@ -118,8 +118,8 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
         progress.close()
     if trainer.stopped_by_signal:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step}; {kept(trainer.args.output_dir)}. The same command with "
-            "--resume_from_checkpoint latest goes on.",
+            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. The "
+            "same command with --resume_from_checkpoint latest goes on.",
             trainer.stopped_by_signal,
         )
     args = trainer.args

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..training.run_directory import write_whole
+from ..atomic_files import write_whole
 
 RESULT = "result.json"
 SECONDS_OF_A_LOCK = 10.0

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..objective.methods import SETTINGS, Method, describe, get_method
-from ..training.field_types import check_types
+from ..training.guards.field_types import check_types
 
 SPLITS = ("train", "validation", "test")
 STATES = ("student_states", "teacher_states")

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..model_folder import check_model_folder
+from ..models.folder import check_model_folder
+from .cell.trainer_fields import check_trainer_fields
 from .cells import pairs
-from .growth import MAY_GROW, changes, differences
+from .imported_runs import take_over
 from .layout import Layout
-from .names import model_folder
 from .plan import Plan
-from .reading import as_now, read_plan
+from .plan_changes import MAY_GROW, changes, differences
+from .plan_file import as_now, read_plan
 from .schedule import Progress, Schedule
-from .taken import take_over
-from .trainer_fields import check_trainer_fields
+from .shipped_models import model_folder
 
 
 def compare(
@@ -84,10 +84,10 @@ def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: s
 
 def publish(layout: Layout) -> dict[str, Any]:
     """Write results.json, tables.md and report.html from the cells that are there."""
-    from ..training.run_directory import write_whole
-    from .page import report_page
-    from .results import collect
-    from .tables import tables_markdown
+    from ..atomic_files import write_whole
+    from .report.page import report_page
+    from .report.results import collect
+    from .report.tables import tables_markdown
 
     results = collect(layout)
     write_whole(layout.root / "results.json", _as_json(results))

@@ -23,7 +23,7 @@ ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
 LOOK_EVERY, TELL_EVERY = 0.2, 5.0
 """Seconds between two looks at the workers, and between two forecasts of the time left."""
 
-WORKER = (sys.executable, "-m", "tropd.comparison.worker")
+WORKER = (sys.executable, "-m", "tropd.comparison.cell.worker")
 """What is started for a task, told the comparison's folder and the file of the task."""
 
 
@@ -227,6 +227,6 @@ def _ended(worker: Worker) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from ..training.run_directory import write_whole
+    from ..atomic_files import write_whole
 
     write_whole(path, text)

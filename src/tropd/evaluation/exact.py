@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import expose_hidden_states
+from ..models.hidden_states import expose_hidden_states
+from ..models.packing import PackedResponses, pack_responses
+from ..models.sampling import sample
 from ..objective.divergences import forward_kl, reverse_kl
 from ..objective.endings import Endings
 from ..objective.head.layer import Head, entropy_of
-from ..packing import PackedResponses, pack_responses
-from ..sampling import sample
 
 
 @dataclass(frozen=True)

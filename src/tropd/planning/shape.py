@@ -91,7 +91,7 @@ def model_shape(source: "str | Path | PretrainedConfig", *, trust_remote_code: b
     import torch
     from transformers import AutoConfig
 
-    from ..modeling import language_model_class
+    from ..models.hidden_states import language_model_class
 
     folder = Path(source) if isinstance(source, str | Path) else None
     config: Any = source

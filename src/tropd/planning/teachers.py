@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..training.by_teacher import Name, args_of
+from ..teacher.names import Name
+from ..teacher.per_teacher_settings import args_of
 from .setup import HeldTeacher, loaded_bytes
 from .shape import ModelShape
 

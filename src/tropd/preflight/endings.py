@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..endings import shown
+from ..teacher.endings import shown
 from .measurement import Endings, EndingUse
 
 UNUSED = 0.01

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..endings import PairEndings
 from ..objective.regions import trust_probability
-from ..training.probe import Probe
+from ..teacher.endings import PairEndings
 from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
+from .probe import Probe
 
 OUTLIER_TAU = -2.0
 """r below this is called an outlier here: the τ of `mask_outlier` and `reopold`."""

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from ..messages import TOOLS
+from ..models.files import ModelFiles
 from ..teacher.context import TeacherContexts, ToolsLost, appended, check_renders_tools
-from .files import ModelFiles
 from .findings import Finding
 
 Row = dict[str, Any]

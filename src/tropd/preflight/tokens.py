@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..endings import declared, pair_endings, sentence
-from ..teacher.agreement import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
-from .files import ModelFiles, read_model_files
+from ..models.files import ModelFiles, read_model_files
+from ..teacher.endings import declared, pair_endings, sentence
+from ..teacher.vocabulary import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
 from .findings import Finding
 from .prompts import PromptSettings, compare_prompts
 

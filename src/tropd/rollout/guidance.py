@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from ..models.sampling import until_eos
 from ..objective.schedules import prefix_length
-from ..sampling import until_eos
 
 ANCHORS = ("\n", ".", "=", "a", "1")
 """Texts to put before another, to see how it is tokenised in the middle of a text."""

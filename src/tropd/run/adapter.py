@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..teacher.names import Name
-from ..training.by_teacher import args_of
-from ..training.own_base import is_own_base
-from ..training.settings import check_ranges
+from ..teacher.per_teacher_settings import args_of
+from ..teacher.shared_base import is_own_base
+from ..training.method_settings import check_ranges
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_r": (lambda rank: rank >= 1, "an adapter has a rank of at least 1; use 16"),

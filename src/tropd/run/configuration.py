@@ -16,7 +16,7 @@ import yaml
 
 from ..objective.methods import SETTINGS, get_method
 from ..suggestions import did_you_mean, hint
-from ..training.field_types import kinds_of
+from ..training.guards.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
 
 
@@ -297,7 +297,7 @@ def _said(place: str, sentence: str) -> str:
 
 
 def _part_types() -> dict[str, Any]:
-    from ..training.settings import MethodSettings
+    from ..training.method_settings import MethodSettings
 
     return get_type_hints(MethodSettings)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from ..data import PromptData, check_lengths
 from ..messages import TOOLS
-from ..preflight.files import ModelFiles
+from ..models.chat_templates import render
+from ..models.files import ModelFiles
 from ..teacher.context import TeacherContexts, message_ids, text_ids, tools_of
 from ..teacher.names import Name, field_of
-from ..templates import render
-from ..training.by_teacher import args_of
+from ..teacher.per_teacher_settings import args_of
 from .sources import rows_of_teacher
 
 BATCH = 1000

@@ -16,7 +16,7 @@ from ..planning import (
     plan_arguments,
     plan_run,
 )
-from ..training.by_teacher import distinct
+from ..teacher.per_teacher_settings import distinct_names
 from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
@@ -38,7 +38,7 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
     """
     args, settings = inputs.args, inputs.configuration.settings
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    loaded = distinct(args, settings.teachers)
+    loaded = distinct_names(args, settings.teachers)
     shapes = {name: shape_of(inputs.teachers[name], args.trust_remote_code) for name in loaded}
     return plan_run(
         student=shape_of(inputs.student, args.trust_remote_code),
@@ -80,7 +80,7 @@ def adapter_parameters(config: Any, settings: Any) -> int:
     import torch
     from peft import get_peft_model
 
-    from ..modeling import language_model_class
+    from ..models.hidden_states import language_model_class
 
     with torch.device("meta"), targets_named(settings):
         wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))

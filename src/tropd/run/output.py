@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..objective.methods import describe
-from ..training.checkpoints import read_record
-from ..training.directory_lock import LOCK
+from ..training.checkpointing.checkpoints import read_record
+from ..training.checkpointing.directory_lock import LOCK
 
 RECORDS = re.compile(
-    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|\.writing|\.lock"
+    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|final_model\.json|\.writing|\.lock"
 )
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
@@ -102,7 +102,7 @@ FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_t
 
 
 def _checkpoint(directory: Path, resume: str) -> str:
-    from ..training.checkpoints import check_checkpoint, checkpoints_in
+    from ..training.checkpointing.checkpoints import check_checkpoint, checkpoints_in
 
     if resume.lower() in ("latest", "true"):
         found = checkpoints_in(directory)

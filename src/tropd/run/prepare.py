@@ -9,16 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..data import PromptData
-from ..model_folder import check_model_folder, check_weights
-from ..preflight.files import ModelFiles, read_model_files
+from ..models.files import ModelFiles, read_model_files
+from ..models.folder import check_model_folder, check_weights
 from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
-from ..teacher.agreement import check_vocabularies
-from ..teacher.names import Name, called, field_of
-from ..training.by_teacher import args_of, check_settings
-from ..training.checks import check_enough_prompts, check_no_adapter_beside
-from ..training.host_settings import check_host_settings, settle_checkpointing
-from ..training.hub import check_hub
+from ..teacher.names import Name, field_of, teacher_phrase
+from ..teacher.per_teacher_settings import args_of, check_settings
+from ..teacher.vocabulary import check_vocabularies
+from ..training.checkpointing.hub import check_hub
+from ..training.guards.arguments import check_enough_prompts, check_no_adapter_beside
+from ..training.guards.host_settings import check_host_settings, settle_checkpointing
 from .adapter import check_adapter_settings, own_bases
 from .configuration import Configuration, at_place
 from .context import ContextFit
@@ -156,7 +156,7 @@ def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> No
     try:
         check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     except ValueError as error:
-        raise error if name is None else ValueError(f"{called(name)} cannot be used: {error}") from error
+        raise error if name is None else ValueError(f"{teacher_phrase(name)} cannot be used: {error}") from error
 
 
 def compare(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..teacher.names import Name
-from ..training.by_teacher import check_names, named
+from ..teacher.per_teacher_settings import check_names, teachers_by_name
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RunSettings:
     @property
     def teachers(self) -> dict[Name, str]:
         """Name → folder or Hub name; one teacher has the name `None`."""
-        return named(self.teacher)
+        return teachers_by_name(self.teacher)
 
     @property
     def teacher_names(self) -> list[str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..messages import TOOLS, read_tools
-from ..templates import render
+from ..models.chat_templates import render
 
 Row = dict[str, Any]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling import expose_hidden_states, head_rows, rotates_by_length
+from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
+from ..models.packing import PackedResponses, pack_responses
+from ..models.sampling import sample, until_eos
 from ..objective.endings import Endings
 from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary, topk_of
-from ..packing import PackedResponses, pack_responses
-from ..sampling import sample, until_eos
 
 WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
 """(teacher_logp [C], teacher_entropy [C], which of the N tokens) → bool [C]: which need the teacher's top-k."""

@@ -32,10 +32,10 @@ def rows_by_name(names: Sequence[Name]) -> dict[Name, list[int]]:
     return rows
 
 
-def called(name: Name) -> str:
+def teacher_phrase(name: Name) -> str:
     """A teacher in a sentence.
 
-    >>> called(None), called("math")
+    >>> teacher_phrase(None), teacher_phrase("math")
     ('the teacher', "the teacher 'math'")
     """
     return "the teacher" if name is None else f"the teacher {name!r}"

@@ -10,11 +10,11 @@ from transformers import SchedulerType
 from transformers.training_args import trainer_log_levels
 from trl import GRPOConfig
 
-from .field_types import check_types
-from .host_settings import check_host_values, named_by_field
-from .hub import TokenStaysHere
-from .settings import MethodSettings
-from .settings import check_ranges as _check_ranges
+from .checkpointing.hub import TokenStaysHere
+from .guards.field_types import check_types
+from .guards.host_settings import check_host_values, named_by_field
+from .method_settings import MethodSettings
+from .method_settings import check_ranges as _check_ranges
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import torch
 
+from ..models.packing import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
-from ..packing import PackedResponses, pack_responses
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.generation import GenerationMode
 
 from ..messages import TOOLS, struct_columns, without_nulls
-from ..modeling import rotates_by_length
+from ..models.hidden_states import rotates_by_length
+from ..models.sampling import as_asked
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
@@ -32,15 +33,14 @@ from ..rollout.engine.noise import (
 from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
-from ..sampling import as_asked
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.local import LocalTeacher
 from ..teacher.names import rows_by_name
-from ..teacher.several import naming
-from .faults import engine_asked, rewards_given, teacher_asked
-from .reading_check import check_student, check_teachers
+from ..teacher.teachers import naming
+from .distributed.sharding import shards_teacher
+from .guards.faults import engine_asked, rewards_given, teacher_asked
+from .guards.reading import check_student, check_teachers
 from .records import Rollout
-from .sharding import shards_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,10 @@ class RolloutStage:
         self._batch: _Batch | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
+        self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
+        self._weights_are_sharded = student_is_sharded_while_writing(trainer)
+        # Where a teacher's response is over: an ending of either model, also where the student would go on.
+        self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
     # ------------------------------------------------------------------ called by a step
 
@@ -95,7 +99,10 @@ class RolloutStage:
             check_student(self.trainer)
             check_teachers(self.trainer)
             self._is_read_rightly = True
-        return [self._as_written(row) for row in rows], self._first_row(len(rows))
+        structs = self._struct_columns
+        # Arrow fills its structs with nulls: the fields that only other rows have.
+        written = [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
+        return written, self._first_row(len(rows))
 
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float) -> list[list[int]]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
@@ -125,9 +132,8 @@ class RolloutStage:
     def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
         """The student's continuations of `prefixes`, through the host."""
         trainer = self.trainer
-        addressed = trainer.args.addresses_sampling()
-        notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if notes_suffice(trainer) else None
-        turns = Turns(first_row) if addressed or trainer.use_vllm else None
+        notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if self.trusts_sampler else None
+        turns = Turns(first_row) if self._is_addressed or trainer.use_vllm else None
         self._batch = batch = _Batch(rows, prefixes, turns, notes)
         try:
             with trainer.step_guards().writing():
@@ -136,7 +142,10 @@ class RolloutStage:
             self._batch = None
         if batch.prompts is not None:
             rows = [with_observation(row, prompt) for row, prompt in zip(rows, batch.prompts, strict=True)]
-        self.engine = self._engine_of(batch)
+        if trainer.use_vllm or trainer.args.use_transformers_continuous_batching:
+            self.engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
+        else:
+            self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         self._drop_host_metrics()
         return read_rollouts(
             host,
@@ -212,10 +221,6 @@ class RolloutStage:
             self.evaluated_rows += accelerator.num_processes * count
         return int(before + accelerator.process_index * count)
 
-    def _as_written(self, row: Row) -> Row:
-        """A row without the nulls of Arrow's structs in messages and tools: the fields that only other rows have."""
-        return row | {name: without_nulls(row[name]) for name in self._struct_columns if row.get(name)}
-
     @cached_property
     def _struct_columns(self) -> set[str]:
         """The columns of messages and tools that the data sets keep as structs, not as JSON."""
@@ -289,11 +294,6 @@ class RolloutStage:
                 responses[missing[i]] = ids
         return responses
 
-    @property
-    def _every_ending(self) -> list[int]:
-        """Where a teacher's response is over: an ending of either model, also where the student would go on."""
-        return list(dict.fromkeys((*self.trainer.eos_token_ids, *self.trainer.endings.ids)))
-
     # ------------------------------------------------------------------ draws
 
     def _draw_prefixes(self, teacher: LocalTeacher, rows: Sequence[int]) -> AbstractContextManager[None]:
@@ -324,7 +324,7 @@ class RolloutStage:
     def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         trainer = self.trainer
-        if not trainer.args.addresses_sampling():
+        if not self._is_addressed:
             return drawing_without_address(student)
         if places is None or trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
             return nullcontext()
@@ -333,7 +333,7 @@ class RolloutStage:
             step=trainer.state.global_step,
             stream=self._sampling_stream,
             places=places,
-            synced_gpus=self._weights_are_sharded_here(),
+            synced_gpus=self._weights_are_sharded,
             rows_at_once=trainer.args.rollout_batch_size,
             notes=batch.notes,
             used=batch.engines,
@@ -347,7 +347,7 @@ class RolloutStage:
     @contextmanager
     def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
         """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
-        from ..rollout.vllm import RowRequest, row_seed
+        from ..rollout.engine.vllm import RowRequest, row_seed
 
         args, step = self.trainer.args, self.trainer.state.global_step
         if places is None:
@@ -364,15 +364,6 @@ class RolloutStage:
         with engine_asked(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
             yield
 
-    def _weights_are_sharded_here(self) -> bool:
-        """Does the student's forward pass need every rank, while it writes rollouts?"""
-        trainer = self.trainer
-        if trainer.accelerator.num_processes == 1:
-            return False
-        plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-        zero3 = trainer.is_deepspeed_enabled and plugin.zero_stage == 3
-        return bool(trainer.is_fsdp_enabled or (zero3 and not trainer.args.ds3_gather_for_generation))
-
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
         """Let Transformers' sampler write at most so many tokens, in every row."""
@@ -383,14 +374,6 @@ class RolloutStage:
             yield
         finally:
             trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = before
-
-    def _engine_of(self, batch: _Batch) -> float:
-        """What has written a batch; see the metric rollout/engine."""
-        if self.trainer.use_vllm:
-            return VLLM
-        if self.trainer.args.use_transformers_continuous_batching:
-            return CONTINUOUS_BATCHING
-        return sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
 
     # ------------------------------------------------------------------ the host's numbers
 
@@ -420,6 +403,15 @@ class RolloutStage:
             rewards = name.startswith("reward") or name == "frac_reward_zero_std"
             if name.startswith("completions/") or (rewards and not trainer.monitors_rewards):
                 del metrics[name]
+
+
+def student_is_sharded_while_writing(trainer: Any) -> bool:
+    """Does the student's forward pass need every rank, while it writes rollouts?"""
+    if trainer.accelerator.num_processes == 1:
+        return False
+    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    zero3 = trainer.is_deepspeed_enabled and plugin.zero_stage == 3
+    return bool(trainer.is_fsdp_enabled or (zero3 and not trainer.args.ds3_gather_for_generation))
 
 
 def notes_suffice(trainer: Any) -> bool:

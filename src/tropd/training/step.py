@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..endings import PairEndings
 from ..objective.endings import Endings
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
@@ -37,15 +36,16 @@ from ..objective.reduce import RegionCounts, region_counts
 from ..objective.regions import top_share_threshold, trust_weight
 from ..objective.schedules import guidance_fraction
 from ..teacher.context import Row
+from ..teacher.endings import PairEndings
 from ..teacher.local import TeacherScores, TopKRequest
-from ..teacher.names import called
-from ..teacher.several import Teachers
-from .guards import check_teacher_scores
-from .out_of_memory import SCORING
-from .ranks import Ranks
+from ..teacher.names import teacher_phrase
+from ..teacher.teachers import Teachers
+from .distributed.ranks import Ranks
+from .guards.finite import check_teacher_scores
+from .guards.memory import SCORING
+from .guards.step import StepGuards
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
-from .step_guards import StepGuards
 
 logger = logging.getLogger(__name__)
 
@@ -426,7 +426,7 @@ def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teac
     owned = list(of_teachers.values()) or [torch.ones_like(mask)]
     counts = torch.tensor([[(teacher.logp.isfinite() & mine & mask).sum(), (mine & mask).sum()] for mine in owned])
     for name, (finite, tokens) in zip(of_teachers or [None], setup.ranks.sum(counts).tolist(), strict=True):
-        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, called(name))
+        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, teacher_phrase(name))
 
 
 # ---------------------------------------------------------------------- signals

@@ -17,13 +17,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from ..endings import PairEndings, as_ids, declared, pair_endings
-from ..modeling import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
+from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
+from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.local import LocalTeacher
-from .by_teacher import args_of, check_names, check_settings, named
-from .callbacks import CollapseGuard, RunDirectoryCallback, UpdatesArrive
-from .checks import (
+from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
+from ..teacher.shared_base import is_own_base
+from .checkpointing.directory_lock import only_run_in
+from .checkpointing.epoch_sampler import EpochAddressedSampler
+from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
+from .checkpointing.saving import Checkpointing, SaveBetweenCycles
+from .config import TrOPDConfig
+from .distributed.ranks import Ranks
+from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .guards.arguments import (
     check_arguments,
     check_enough_prompts,
     check_host_model,
@@ -32,30 +39,32 @@ from .checks import (
     check_teacher_column,
     has_rewards,
 )
-from .config import TrOPDConfig
-from .directory_lock import only_run_in
-from .errors import RolloutsCollapsed
-from .faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
-from .guards import check_gradient_norm, check_loss
-from .host import check_installed_host, no_reward
-from .host_settings import named_by_field, settle_checkpointing
-from .hub import Pushes, PushWhenWhole, hub_asked
-from .metrics import Totals
-from .model_card import write_card
-from .monitoring import count_endings, ended_share, log_ratio_quantiles, loss_metrics, step_metrics, student_log_ratios
-from .out_of_memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
-from .own_base import is_own_base
-from .ranks import Ranks
-from .reading_check import silence
+from .guards.collapse import CollapseGuard
+from .guards.errors import RolloutsCollapsed
+from .guards.faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
+from .guards.finite import check_gradient_norm, check_loss
+from .guards.host_settings import named_by_field, settle_checkpointing
+from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
+from .guards.reading import silence
+from .guards.step import StepGuards
+from .guards.updates import UpdatesArrive
+from .load_teachers import load_teachers
+from .logging.callbacks import RunDirectoryCallback
+from .logging.collect import (
+    count_endings,
+    ended_share,
+    log_ratio_quantiles,
+    loss_metrics,
+    step_metrics,
+    student_log_ratios,
+)
+from .logging.metrics import Totals
+from .logging.model_card import write_card
+from .logging.rollout_log import write_rollouts
 from .records import MicroBatch, pack_for_student
-from .rollout_log import write_rollouts
-from .rollout_stage import RolloutStage, notes_suffice
-from .sampler import EpochAddressedSampler
-from .saving import Checkpointing, SaveBetweenCycles
-from .sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .rollout_stage import RolloutStage
 from .step import Step, StepSetup, build_step, micro_batches
-from .step_guards import StepGuards
-from .teachers import load_teachers
+from .trl_contract import check_installed_host, no_reward
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +142,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
         check_names(teacher_model)
-        teachers = named(teacher_model)
+        teachers = teachers_by_name(teacher_model)
         check_settings(args, teachers)
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")
@@ -161,6 +170,7 @@ class TrOPDTrainer(GRPOTrainer):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         self._write_with_a_cache()
+        self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         self.rollout_stage = RolloutStage(self)
         self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
@@ -274,7 +284,7 @@ class TrOPDTrainer(GRPOTrainer):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
         self._forget_what_was_begun()
         here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
-        enough = enough_memory(LEARNING, self._step_ahead, self.args, TRAINED_ROWS)
+        enough = enough_memory(LEARNING, lambda: f"step {self.state.global_step + 1}", self.args, TRAINED_ROWS)
         with here, enough, named_by_field(vars(self.args)):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
             with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
@@ -376,9 +386,9 @@ class TrOPDTrainer(GRPOTrainer):
             device=self.accelerator.device,
             rows_per_pass=rows,
             teacher_rows_per_pass=args.teacher_batch_size or rows,
-            by_length=reads_by_length(self),
+            by_length=self._by_length,
             reward_weight=args.reward_mixing_weight,
-            trusts_sampler=notes_suffice(self),
+            trusts_sampler=self.rollout_stage.trusts_sampler,
             rescores=args.rescore_rollouts,
             ranks=self.ranks,
             guards=self.step_guards(),
@@ -392,7 +402,7 @@ class TrOPDTrainer(GRPOTrainer):
             args=self.args,
             trains=self.model.training or self.in_preflight,
             ranks=self.ranks,
-            shards_teacher=shards_teacher(self),
+            shards_teacher=self._shards_teacher,
             autocast=self.accelerator.autocast,
         )
 
@@ -427,7 +437,7 @@ class TrOPDTrainer(GRPOTrainer):
             inputs.rollouts,
             self._tokenizer.pad_token_id,
             self.accelerator.device,
-            by_length=reads_by_length(self),
+            by_length=self._by_length,
         )
         logs_rollouts = self._logs_rollouts()
         with self.accelerator.autocast():
@@ -521,20 +531,16 @@ class TrOPDTrainer(GRPOTrainer):
         """What is being done, for a sentence."""
         if self.in_preflight:
             return PREFLIGHT
-        return self._step_ahead() if self.model.training else self._evaluation()
-
-    def _step_ahead(self) -> str:
-        return f"step {self.state.global_step + 1}"
-
-    def _evaluation(self) -> str:
-        return f"the evaluation after step {self.state.global_step}"
+        step = self.state.global_step
+        return f"step {step + 1}" if self.model.training else f"the evaluation after step {step}"
 
     # ------------------------------------------------------------------ an evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self.rollout_stage.evaluated_rows = 0
-        with enough_memory(SCORING, self._evaluation, self.args, EVALUATED_ROWS):
+        moment = f"the evaluation after step {self.state.global_step}"
+        with enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
             return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ...sampling import sample
+from ...models.sampling import sample
 
 VOCABULARY, NEW_TOKENS, ROUNDING = 24, 6, 1e-4
 

@@ -10,7 +10,8 @@ call, W the columns of its contexts, L the tokens that are written.
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,8 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...modeling import rotates_by_length
-from ...sampling import sample
+from ...models.hidden_states import rotates_by_length
+from ...models.sampling import sample
 from .notes import SamplerNotes
 
 if TYPE_CHECKING:
@@ -126,15 +127,28 @@ def _find_way(model: Any, noise: "AddressedNoise", generate: Callable, asked: di
     if rotates_by_length(base):  # a cache and a plain pass are two models there, both of them right
         return WAYS[0]
     gaps: list[float] = []
-    for way in WAYS:
-        if way.apart and noise.synced_gpus:  # processes that wait for each other make the same calls
-            continue
-        gap, allowed = _gap(model, noise, generate, asked, way)
-        if gap is not None and gap <= allowed:
-            _tell(base, way, gaps)
-            return way
-        gaps += [] if gap is None else [gap]
+    with _without_noise(base):
+        for way in WAYS:
+            if way.apart and noise.synced_gpus:  # processes that wait for each other make the same calls
+                continue
+            gap, allowed = _gap(model, noise, generate, asked, way)
+            if gap is not None and gap <= allowed:
+                _tell(base, way, gaps)
+                return way
+            gaps += [] if gap is None else [gap]
     raise ValueError(_no_way(base, min(gaps, default=math.inf)))
+
+
+@contextmanager
+def _without_noise(model: Any) -> Iterator[None]:
+    """Evaluation mode inside: dropout that somebody has asked for makes any two passes differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _no_way(model: Any, gap: float) -> str:

@@ -1,0 +1,137 @@
+"""One cell: train a student by one method until its tokens are written, measure it, write down what happened."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback
+
+from ...run.prepare import hardware_defaults
+from ...teacher.names import COLUMN
+from ...training.config import TrOPDConfig
+from ...training.guards.errors import NotFinite, RolloutsCollapsed
+from ...training.trainer import TrOPDTrainer
+from ..cells import GRID, Cell, budget_of
+from ..plan import Plan, Setting
+from .accuracy_curve import Points
+from .prepare import make_ruler, point_texts, read_setting, student_folder
+from .prompts import Text
+from .scores import Ruler
+from .token_budget import Forecast, TokenBudget, sentence
+
+ROLLOUT_LOGS = 6
+"""Rollouts are written down about so many times in a run."""
+
+
+def run_cell(plan: Plan, cell: Cell, setting_folder: Path, folder: Path) -> dict[str, Any]:
+    """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts."""
+    setting = plan.settings[cell.setting]
+    texts, before = read_setting(setting_folder)
+    ruler = make_ruler(plan, setting, setting_folder)
+    started = time.perf_counter()
+    budget = _budget(plan, cell, texts["train"])
+    trainer = make_trainer(plan, cell, student_folder(setting, setting_folder), ruler, texts["train"], budget, folder)
+    points = _points(plan, cell, ruler, point_texts(plan, setting, texts["validation"]), before["point"], trainer)
+    budget.on_written = points.at
+    trainer.expect_endings(before["student"].get("ended", 0.0))
+    failure = _train(trainer, budget)
+    trained = time.perf_counter()
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    # As the model would be used: it ends where its generation_config says.
+    measured = ruler.measure(model, texts["validation" if cell.kind == GRID else "test"], trainer.eos_token_ids)
+    return {
+        **asdict(cell),
+        "failure": failure,
+        "error": None,
+        "steps": trainer.state.global_step,
+        "student_tokens": round(budget.written),
+        "prefix_tokens": round(budget.read),
+        "train_seconds": round(trained - started - points.seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        "points": points.found,
+        "scores": measured.scores,
+        "right": measured.right,
+    }
+
+
+def make_trainer(
+    plan: Plan, cell: Cell, student: str, ruler: Ruler, texts: Sequence[Text], budget: TokenBudget, folder: Path
+) -> TrOPDTrainer:
+    """The trainer of a cell; for one seed the prompts come in the same order whatever the method is."""
+    setting, parts = plan.settings[cell.setting], dict(plan.methods[cell.label])
+    parts.pop("learning_rate", None)  # the cell has it
+    args = TrOPDConfig(
+        **{
+            "output_dir": str(folder),
+            "method": parts.pop("method", cell.label),
+            "seed": cell.seed,
+            "learning_rate": cell.learning_rate,
+            "max_steps": budget.most_steps,
+            "per_device_train_batch_size": plan.rows_per_step,
+            "num_generations": plan.rollouts_per_prompt,
+            "max_completion_length": plan.max_length,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "save_final_model": False,
+            "gradient_checkpointing": False,
+            "rollout_log_steps": 0 if cell.kind == GRID else max(1, round(budget.planned / ROLLOUT_LOGS)),
+            "rollouts_per_log": 2,
+            **hardware_defaults(plan.trainer),
+            **plan.trainer,
+            **parts,
+        }
+    )
+    trainer = TrOPDTrainer(
+        student,
+        ruler.teachers if setting.teachers else ruler.teachers[setting.parts[0]],
+        args=args,
+        train_dataset=Dataset.from_list([_row(text, setting) for text in texts]),
+        processing_class=AutoTokenizer.from_pretrained(student),
+        teacher_processing_class=ruler.tokenizer,
+        callbacks=[budget],
+    )
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
+    return trainer
+
+
+def _row(text: Text, setting: Setting) -> dict[str, Any]:
+    """As the trainer's data set has it; where there are several teachers, a part's teacher has the part's name."""
+    return text.as_row() | ({COLUMN: text.part} if setting.teachers else {})
+
+
+def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
+    lengths = [max(len(text.response_ids) - 1, 1) for text in texts]
+    changed = {**plan.trainer, **plan.methods[cell.label]}
+    forecast = Forecast(
+        plan.method_of(cell.label),
+        lengths,
+        plan.max_length,
+        plan.rows_per_step,
+        changed.get("guidance_min_tail", 1),
+    )
+    return TokenBudget(forecast, budget_of(plan, cell.kind))
+
+
+def _points(
+    plan: Plan, cell: Cell, ruler: Ruler, texts: list[Text], start: dict[str, float], trainer: TrOPDTrainer
+) -> Points:
+    """Accuracy is followed in reported runs alone."""
+    number = 0 if cell.kind == GRID or not texts or not plan.points else plan.points
+    points = Points(
+        lambda model: ruler.accuracy(model, texts, trainer.eos_token_ids), plan.student_tokens, number, start
+    )
+    points.trainer = trainer
+    return points
+
+
+def _train(trainer: TrOPDTrainer, budget: TokenBudget) -> str | None:
+    """What ended the run early, as a finding about the method, published with the cell; anything else travels."""
+    try:
+        trainer.train()
+    except (RolloutsCollapsed, NotFinite) as failure:
+        return str(failure)
+    return sentence(budget.written, budget.budget, trainer.state.global_step) if budget.unspent else None

@@ -1,0 +1,140 @@
+"""A run ends when the student has written its tokens; a guided run plans its schedule so that it ends there, too.
+
+Teacher prefixes are annealed over the steps of a run, and leave the student fewer tokens to write while they are long.
+So the number of steps is planned: from the lengths of the teacher's responses before the run, and after every step
+again from what was really written. Without prefixes the plan is only a forecast.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ...objective.methods import Method
+from ...objective.schedules import guidance_fraction, prefix_length
+
+MOST_STEPS = 8
+"""A run that is not done after so many times its planned steps writes next to nothing, and is stopped."""
+
+PRIOR = 0.1
+"""The forecast before the run counts as much as this part of the budget, so that a few odd steps change little."""
+
+
+class Forecast:
+    """How many tokens a student writes in a step, and how many steps a budget takes.
+
+    Args:
+        method: its guidance is read.
+        response_lengths: tokens of each prompt's teacher response, without its end.
+        max_length: tokens of prefix and continuation together.
+        rows: sequences of a step.
+        min_tail: tokens left to the student.
+    """
+
+    def __init__(self, method: Method, response_lengths: Sequence[int], max_length: int, rows: int, min_tail: int = 1):
+        self.method, self.lengths, self.max_length = method, list(response_lengths), max_length
+        self.rows, self.min_tail = rows, min_tail
+        self._by_percent = [self._mean_tail(percent / 100) for percent in range(101)]
+
+    def tokens(self, step: int, steps: int) -> float:
+        """Tokens of step `step`, counted from 0, in a run of `steps`: a response as long as the teacher's, less its
+        prefix."""
+        fraction = guidance_fraction(self.method.guidance_schedule, step, steps)
+        return self.rows * self._by_percent[round(100 * fraction)]
+
+    def steps(self, budget: float, *, done: int = 0, written: float = 0.0, ratio: float = 1.0) -> int:
+        """The smallest number of steps in which the budget is written.
+
+        Args:
+            budget: tokens.
+            done: steps taken.
+            written: tokens written in them.
+            ratio: tokens of a step by the forecast's.
+        """
+        missing = (budget - written) / ratio
+        if not self.method.guided:
+            return done + max(math.ceil(missing / self.tokens(0, 1)), 1)
+
+        def enough(steps: int) -> bool:
+            return sum(self.tokens(step, steps) for step in range(done, steps)) >= missing
+
+        low, high = done, done + 1
+        while not enough(high):
+            low, high = high, done + 2 * (high - done)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high
+
+    def _mean_tail(self, fraction: float) -> float:
+        return fmean(
+            min(length + 1, self.max_length)
+            - prefix_length(
+                self.method.guidance_length,
+                fraction,
+                response_length=length,
+                max_length=self.max_length,
+                min_tail=self.min_tail,
+            )
+            for length in self.lengths
+        )
+
+
+class TokenBudget(TrainerCallback):
+    """Ends a run at the step whose end is nearest to `budget`; `state.max_steps`, which schedules read, is kept there.
+
+    Attributes:
+        written: tokens the student wrote so far.
+        read: prefix tokens the teacher contributed so far.
+        unspent: was the run stopped because it hardly wrote anything?
+    """
+
+    def __init__(self, forecast: Forecast, budget: int, on_written: Callable[[int, float], None] = lambda *_: None):
+        self.forecast, self.budget, self.on_written = forecast, budget, on_written
+        self.planned = forecast.steps(budget)
+        self.written = self.read = self.expected = 0.0
+        self.unspent = False
+
+    @property
+    def most_steps(self) -> int:
+        """What to give the trainer as `max_steps`: a bound that a healthy run never meets."""
+        return MOST_STEPS * self.planned + 1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.max_steps = self._beyond(0, self.planned)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.expected += self.forecast.tokens(state.global_step - 1, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "response/length" not in logs:
+            return
+        written = logs["response/length"] * self.forecast.rows
+        self.written += written
+        self.read += logs.get("guidance/prefix_length", 0.0) * self.forecast.rows
+        self.on_written(state.global_step, self.written)
+        self.unspent = state.global_step >= self.most_steps
+        if self.unspent or self.written + written / 2 >= self.budget:
+            control.should_training_stop = True
+        else:
+            state.max_steps = self._plan(state.global_step)
+
+    def _plan(self, done: int) -> int:
+        prior = PRIOR * self.budget
+        ratio = (self.written + prior) / (self.expected + prior)
+        steps = self.forecast.steps(self.budget, done=done, written=self.written, ratio=ratio)
+        return self._beyond(done, steps)
+
+    def _beyond(self, done: int, steps: int) -> int:
+        """The plan, but at least a step beyond the next: the host ends at its plan, before the tokens are counted."""
+        return max(min(steps, self.most_steps), done + 2)
+
+
+def sentence(written: float, budget: int, steps: int) -> str:
+    """What is wrong with a run that did not write its tokens."""
+    return (
+        f"stopped after {steps} steps with {math.floor(written):,} of {budget:,} tokens written: the student hardly "
+        "writes anything any more."
+    )

@@ -1,0 +1,105 @@
+"""What cells logged over their steps, as lines with bands over seeds."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ...report.charts import Line
+from .logged_series import COUNTS, Step
+
+NEARLY = 0.8
+"""Runs of nearly as many steps as the longest meet at the same part of their way; a shorter one, which ended early, is
+drawn at its own steps, and a line ends where less than half of the runs go on."""
+ROUNDING = 1e-9
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart of the report.
+
+    Attributes:
+        title: with the unit.
+        value: of a step's metrics; `None` where it was not logged.
+        log: is the axis logarithmic?
+        zero: does the axis show 0?
+    """
+
+    title: str
+    value: Callable[[Step], float | None]
+    log: bool = False
+    zero: bool = False
+
+
+def _logged(name: str) -> Callable[[Step], float | None]:
+    return lambda step: step.get(name)
+
+
+def _share(name: str) -> Callable[[Step], float | None]:
+    """A region's tokens by those of all regions; a region without any is not logged."""
+
+    def share(step: Step) -> float | None:
+        total = sum(step.get(region, 0.0) for region in COUNTS)
+        return step.get(name, 0.0) / total if total else None
+
+    return share
+
+
+CURVES = (
+    Curve("Trust fraction, 1 − TV", _logged("trust/fraction")),
+    Curve("Gradient norm before clipping (log)", _logged("grad_norm"), log=True),
+    Curve("Student entropy (nats a token)", _logged("entropy/student"), zero=True),
+    Curve("Reverse KL, K1 estimate (nats a token)", _logged("kl/k1")),
+    Curve("Tokens the student writes in a rollout", _logged("response/length"), zero=True),
+    Curve("Region: outliers (share of tokens)", _share("regions/num_outlier"), zero=True),
+    Curve("Region: trusted (share of tokens)", _share("regions/num_trust"), zero=True),
+    Curve("Region: teacher prefix (share of tokens)", _share("regions/num_guidance"), zero=True),
+)
+
+
+def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:
+    """Mean, smallest and largest over seeds of what runs logged in each stretch of their steps."""
+    runs = [run for run in runs if any(curve.value(step) is not None for step in run)]
+    many, last = max(map(len, runs), default=0), max((run[-1]["step"] for run in runs), default=0)
+    rows: list[list[Point]] = [[] for _ in range(many)]
+    for run in runs:
+        end = run[-1]["step"]
+        for place, points in _placed(run, curve, many, end if end >= NEARLY * last else last).items():
+            rows[place].append((fmean(x for x, _ in points), fmean(value for _, value in points)))
+    return _as_line(label, number, _over_seeds([row for row in rows if row and 2 * len(row) >= len(runs)]))
+
+
+def _placed(run: Sequence[Step], curve: Curve, many: int, end: float) -> Mapping[int, list[Point]]:
+    """Steps and values of a run by the part of the way to `end`, of `many`, that they lie in."""
+    placed = defaultdict(list)
+    for step in run:
+        if (value := curve.value(step)) is not None:
+            place = math.ceil(many * step["step"] / end - ROUNDING) - 1
+            placed[min(max(place, 0), many - 1)].append((step["step"], value))
+    return placed
+
+
+def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> Line:
+    """Accuracy at the few moments it was measured, in %."""
+    runs = [
+        [(p["step"], 100 * p["scores"]["accuracy"]) for p in cell["points"]] for cell in cells if cell.get("points")
+    ]
+    rows = [[run[n] for run in runs if len(run) > n] for n in range(max(map(len, runs), default=0))]
+    return _as_line(label, number, _over_seeds([row for row in rows if 2 * len(row) >= len(runs)]))
+
+
+def _over_seeds(rows: Sequence[Sequence[Point]]) -> list[tuple[float, float, float, float]]:
+    """Step, mean, smallest and largest of every row."""
+    found = []
+    for row in rows:
+        xs, values = zip(*row, strict=True)
+        found.append((fmean(xs), fmean(values), min(values), max(values)))
+    return found
+
+
+def _as_line(label: str, number: int, rows: Sequence[tuple[float, float, float, float]]) -> Line:
+    xs, means, lows, highs = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+    return Line(label, number, xs, means, lows, highs)

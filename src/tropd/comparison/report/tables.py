@@ -1,0 +1,237 @@
+"""The results of a comparison as Markdown, in the layout of the paper's tables: a row for each method, a column for
+each domain, the average last, and beside it the paired difference to the reference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...report import page as report
+from .results import failed_cells, taken_over
+
+DISTANCES = (
+    ("student_states/reverse_kl", "reverse KL, student states"),
+    ("student_states/forward_kl", "forward KL, student states"),
+    ("teacher_states/reverse_kl", "reverse KL, teacher states"),
+    ("teacher_states/forward_kl", "forward KL, teacher states"),
+    ("student_states/total_variation", "total variation, student states"),
+)
+NOTHING = "–"
+INTERVAL = (
+    "its 95% interval (accuracy: bootstrap over seeds and problems; divergences: Student's t over seeds), * where that "
+    "excludes zero; of one seed it is of problems alone, and has no *."
+)
+
+
+def tables_markdown(results: Mapping[str, Any]) -> str:
+    """All tables, setting by setting, then every cell and every failure."""
+    parts = [f"# {results['title']}\n", _notes(results)]
+    for name, setting in results["settings"].items():
+        could_not = [f"Could not be prepared: {setting['error']}\n"] if setting["error"] else []
+        parts += [f"## {name}\n", *(could_not or map(_markdown, setting_tables(setting, results["plan"])))]
+    parts += ["## Every cell\n", _table(*cell_table(results))]
+    failures = failed_cells(results)
+    if failures:
+        parts += ["## What did not end well\n", _table(["cell", "ending", "why"], [list(row) for row in failures])]
+    return "\n".join(parts)
+
+
+def _notes(results: Mapping[str, Any]) -> str:
+    plan = results["plan"]
+    elsewhere = f" Runs taken over: {taken}." if (taken := taken_over(results)) else ""
+    return (
+        f"{plan['student_tokens']:,} student-written tokens a run; seeds {', '.join(map(str, plan['seeds']))}. Mean ± "
+        f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with {INTERVAL} "
+        f"† marks a learning rate at the edge of the grid. docs/compare.md says "
+        f"how the numbers are made.{elsewhere}\n"
+    )
+
+
+def _markdown(table: report.Table) -> str:
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"### {table.caption}\n\n{_table(table.head, table.rows)}{note}"
+
+
+def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[report.Table]:
+    """The tables of a setting: accuracy, endings, distances, runs and the grid, as far as they were measured."""
+    reference = plan["reference"]
+    tables = []
+    if setting["graded"]:
+        tables.append(report.Table("Accuracy on test problems (%)", *accuracy_table(setting, reference)))
+        if (endings := ending_table(setting)) is not None:
+            tables.append(report.Table("How responses to test problems end (greedy)", *endings))
+    if (distances := distance_table(setting)) is not None:
+        note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
+        tables.append(report.Table("Distance to the teacher", *distances, note=note))
+    if (differences := difference_table(setting, reference)) is not None:
+        title = f"Distance: paired differences to {reference}"
+        tables.append(report.Table(title, *differences, note="Negative is closer to the teacher."))
+    note = "Means over seeds. † the rate is at the edge of the grid."
+    tables.append(report.Table("Runs", *run_table(setting), note=note))
+    if any(method["grid"] for method in setting["methods"].values()):
+        tables.append(report.Table(f"Learning rates: validation {plan['select_on']}", *grid_table(setting)))
+    return tables
+
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
+    """A column for each domain, the average, and its difference to the reference."""
+    names = [f"accuracy/{part}" for part in setting["parts"]]
+    columns = [*names, "accuracy"] if len(names) > 1 else names
+    head = ["method", *setting["parts"], *(["average"] if len(names) > 1 else []), f"Δ to {reference}"]
+    rows = [
+        [name, *(_plain(scores.get(column), 100, 1) for column in columns), ""] for name, scores in _before(setting)
+    ]
+    for label, method in setting["methods"].items():
+        values = [_mean(method["metrics"].get(column), 100, 1) for column in columns]
+        rows.append([_row_name(label, method), *values, _difference(method["differences"].get(columns[-1]), 100, 1)])
+    return head, rows
+
+
+def ending_table(setting: Mapping[str, Any]) -> Table | None:
+    """The share of responses that end, and their length; `None` where it was not measured."""
+    if not any("ended" in scores for _, scores in _before(setting)):
+        return None
+    rows = [
+        [name, _plain(scores.get("ended"), 100, 1), _plain(scores.get("length"), 1, 0)]
+        for name, scores in _before(setting)
+    ]
+    for label, method in setting["methods"].items():
+        found = method["metrics"]
+        rows.append([_row_name(label, method), _mean(found.get("ended"), 100, 1), _mean(found.get("length"), 1, 0)])
+    return ["method", "ended (%)", "tokens"], rows
+
+
+def distance_table(setting: Mapping[str, Any]) -> Table | None:
+    """Exact divergences; `None` where none were measured."""
+    shown = _distances(setting)
+    if not shown:
+        return None
+    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown)] for name, scores in _before(setting)]
+    for label, method in setting["methods"].items():
+        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(name), 1, 3) for name, _ in shown)])
+    return ["method", *(title for _, title in shown)], rows
+
+
+def difference_table(setting: Mapping[str, Any], reference: str) -> Table | None:
+    """Differences of the divergences to the reference; `None` where there is nothing to compare."""
+    shown = _distances(setting)
+    others = {label: method for label, method in setting["methods"].items() if label != reference}
+    if not shown or not others:
+        return None
+    rows = [
+        [_row_name(label, method), *(_difference(method["differences"].get(name), 1, 3) for name, _ in shown)]
+        for label, method in others.items()
+    ]
+    return ["method", *(f"Δ {title}" for _, title in shown)], rows
+
+
+def _distances(setting: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, title) for name, title in DISTANCES if any(name in scores for _, scores in _before(setting))]
+
+
+def run_table(setting: Mapping[str, Any]) -> Table:
+    """What each method's runs took, as means over seeds."""
+    head = ["method", "learning rate", "seeds", "steps", "student tokens", "prefix tokens", "minutes"]
+    rows = []
+    for label, method in setting["methods"].items():
+        rate = method["learning_rate"]
+        edge = "†" if method["at_edge"] else ""
+        minutes = None if method["train_seconds"] is None else method["train_seconds"] / 60
+        rows.append(
+            [
+                label,
+                NOTHING if rate is None else f"{rate:g}{edge}",
+                f"{len(method['seeds'])} of {method['planned']}",
+                *(_count(method[name]) for name in ("steps", "student_tokens", "prefix_tokens")),
+                NOTHING if minutes is None else f"{minutes:.1f}",
+            ]
+        )
+    return head, rows
+
+
+def grid_table(setting: Mapping[str, Any]) -> Table:
+    """What every rate of the grid scored on validation prompts."""
+    rates = list(next(iter(setting["methods"].values()))["grid"])
+    rows = [
+        [label, *(_plain(method["grid"][rate], 1, 3) for rate in rates)] for label, method in setting["methods"].items()
+    ]
+    return ["method", *rates], rows
+
+
+def cell_table(results: Mapping[str, Any]) -> Table:
+    """A row for each cell: reported ones were measured on test prompts, those of the grid on validation prompts."""
+    columns = [("accuracy", 100, 1), ("student_states/reverse_kl", 1, 4), ("student_states/forward_kl", 1, 4)]
+    head = [
+        "cell",
+        "steps",
+        "student tokens",
+        "accuracy (%)",
+        "reverse KL, student states",
+        "forward KL, student states",
+    ]
+    rows = []
+    for name, cell in results["cells"].items():
+        scores = cell.get("scores") or {}
+        values = [_plain(scores.get(column), factor, digits) for column, factor, digits in columns]
+        rows.append([name, _count(cell.get("steps")), _count(cell.get("student_tokens")), *values])
+    return head, rows
+
+
+def _before(setting: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The rows of the models before training."""
+    before = setting["before"] or {}
+    return [(name, before[name]) for name in ("teacher", "student") if name in before]
+
+
+def _row_name(label: str, method: Mapping[str, Any]) -> str:
+    notes = [
+        f"{method[kind]} {word}" for kind, word in (("failures", "ended early"), ("errors", "failed")) if method[kind]
+    ]
+    notes += _missing(method)
+    return f"{label} ({', '.join(notes)})" if notes else label
+
+
+def _missing(method: Mapping[str, Any]) -> list[str]:
+    """What a row still waits for."""
+    if len(method["seeds"]) == method["planned"]:
+        return []
+    if method["seeds"]:
+        return [f"{len(method['seeds'])} of {method['planned']} seeds"]
+    return ["rate not chosen yet" if method["learning_rate"] is None else "not run yet"]
+
+
+def _plain(value: float | None, factor: float, digits: int) -> str:
+    return NOTHING if value is None else f"{value * factor:.{digits}f}"
+
+
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    if found is None:
+        return NOTHING
+    error = found["standard_error"]
+    spread = "" if error is None else f" ± {error * factor:.{digits}f}"
+    return f"{found['mean'] * factor:.{digits}f}{spread}"
+
+
+def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+    if found is None:
+        return NOTHING
+    mean = f"{found['mean'] * factor:+.{digits}f}"
+    if found["low"] is None:
+        return mean
+    star = " *" if found["excludes_zero"] else ""
+    return f"{mean} [{found['low'] * factor:+.{digits}f}, {found['high'] * factor:+.{digits}f}]{star}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(_cell(value) for value in row) for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def _cell(value: str) -> str:
+    """Text that stays inside its cell."""
+    return " ".join(value.split()).replace("|", "\\|")

@@ -1,0 +1,48 @@
+"""Using a trainer before it trains and leaving it as it was."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..training.trainer import TrOPDTrainer
+
+HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
+"""What a rollout writes into TRL's trainer; a copy is written into and thrown away."""
+
+
+@contextmanager
+def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
+    """Evaluation mode inside; everything that a rollout changes is put back afterwards, also after an error."""
+    kept = {name: getattr(trainer, name) for name in HOST_STATE}
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    for name, value in kept.items():
+        setattr(trainer, name, copy.deepcopy(value))
+    rows, trainer.rollout_stage.evaluated_rows = trainer.rollout_stage.evaluated_rows, 0
+    trainer.in_preflight = True
+    trainer.model.eval()
+    try:
+        with _same_random_states(trainer.accelerator.device):
+            yield
+    finally:
+        trainer.in_preflight = False
+        trainer.rollout_stage.evaluated_rows = rows
+        for module, training in modes:
+            module.training = training
+        for name, value in kept.items():
+            setattr(trainer, name, value)
+
+
+@contextmanager
+def _same_random_states(device: torch.device) -> Iterator[None]:
+    python, arrays = random.getstate(), np.random.get_state()
+    on_device = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(on_device, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)

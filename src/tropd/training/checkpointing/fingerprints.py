@@ -1,0 +1,103 @@
+"""What a run was made of, so that a resumed one can tell whether it still is: method, data, teachers, tokenizer.
+
+A fingerprint is of contents, not of names: rows as they are stored, and a sample of every weight.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ...atomic_files import write_whole
+from ...objective.methods import describe
+from .checkpoints import read_record
+
+FILE = "fingerprints.json"
+MOST_ROWS = 20_000
+"""Rows of a data set that are read for its fingerprint, evenly spread; its length is always part of it."""
+SAMPLED = 64
+"""Entries of each weight that are read, evenly spread."""
+
+
+def fingerprints(trainer: Any) -> dict[str, str]:
+    """Of what can be told here: a stream of data has none, nor has a teacher whose weights are sharded."""
+    from ..distributed.sharding import shards_teacher
+
+    found = {"method": _of(describe(trainer.args.resolved_method()))}
+    found |= {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
+    if hasattr(trainer.train_dataset, "__len__"):
+        found["data"] = _of_rows(trainer.train_dataset)
+    if not shards_teacher(trainer):
+        for name, teacher in trainer.teachers.by_name.items():
+            if name not in trainer.own_bases:
+                found["teacher" if name is None else f"teacher {name}"] = of_weights(teacher.model)
+    return found
+
+
+def of_weights(model: torch.nn.Module) -> str:
+    """Of a sample of every parameter and buffer, so that a model of the same name with other weights is told."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_sample(tensor).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _sample(tensor: Tensor) -> Any:
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLED, len(flat)), device=flat.device).long()
+    return flat[places].double().cpu().numpy()
+
+
+def _of_rows(dataset: Any) -> str:
+    if isinstance(dataset, Dataset):
+        dataset = dataset.with_format(None)  # as they are stored: a transform is for the step that reads a row
+    step = max(1, len(dataset) // MOST_ROWS)
+    return _of(len(dataset), [dataset[row] for row in range(0, len(dataset), step)])
+
+
+def _of(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def check_unchanged(trainer: Any, checkpoint: str) -> None:
+    """Refuse to go on from a checkpoint with another method, teacher or tokenizer, or other data, than made it.
+
+    Data that are not skipped (`ignore_data_skip`) may be others.
+
+    Raises:
+        ValueError: with what has changed, and how to train on from the checkpoint all the same.
+    """
+    file = Path(checkpoint).parent / FILE
+    if not file.is_file():  # of an earlier tropd
+        return
+    try:
+        before, now = read_record(file, {}), fingerprints(trainer)
+    except ValueError as error:
+        raise ValueError(
+            f"resume_from_checkpoint is {checkpoint}, but {error}. Put that file back as it was written beside the "
+            "checkpoint; without it, what the run began with is not compared."
+        ) from error
+    changed = [name for name, value in before.items() if now.get(name, value) != value]
+    if trainer.args.ignore_data_skip and "data" in changed:
+        changed.remove("data")
+    if changed:
+        raise ValueError(
+            f"resume_from_checkpoint is {checkpoint}, but the {' and the '.join(changed)} {_are(changed)} not what the "
+            "run began with, so its place in the data and its metrics would be of two different runs. Give what it "
+            f"began with, or start a new run with the checkpoint as its student: --student {checkpoint}"
+            + (" (with other data alone, ignore_data_skip: true goes on)." if changed == ["data"] else ".")
+        )
+
+
+def _are(changed: list[str]) -> str:
+    return "are" if len(changed) > 1 or changed == ["data"] else "is"
+
+
+def write(trainer: Any) -> None:
+    """Write them beside the run's other records."""
+    write_whole(Path(trainer.args.output_dir) / FILE, json.dumps(fingerprints(trainer), indent=1) + "\n")

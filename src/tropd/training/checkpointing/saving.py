@@ -1,0 +1,294 @@
+"""Saving and resuming: checkpoints whole or not at all, with everything that a later step reads."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ...atomic_files import write_whole
+from ..distributed.sharding import whole_weights
+from ..guards.reading import check_weights
+from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
+from .ending_files import save_ending
+from .fingerprints import check_unchanged
+from .stream_position import place_in_stream
+
+logger = logging.getLogger(__name__)
+
+STATE = "tropd_state.json"
+"""What Transformers' checkpoint does not hold: metrics of an unfinished logging window, and the collapse guard."""
+
+
+class Checkpointing:
+    """What a trainer's saving and resuming adds to the host's. `host` is the host's own method, to be called inside.
+
+    A checkpoint is visible only when it is whole, and is checked before it is loaded.
+
+    Args:
+        trainer: the `TrOPDTrainer` that it serves.
+
+    Attributes:
+        resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
+        is_writing: is the host writing a checkpoint, which lies aside until it is whole?
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.resumed_from: str | None = None
+        self.is_writing = False
+        self._began_at = 0
+        self._summed_before = 0  # steps before this `train()` call whose losses are part of `_total_loss_scalar`
+
+    # ------------------------------------------------------------------ where a run begins
+
+    def begin(self, resume_from_checkpoint: Any) -> Any:
+        """Check where a run is to go on, and what has changed since; the folder, or `None`.
+
+        Raises:
+            ValueError: see `TrOPDTrainer.train`.
+        """
+        trainer = self.trainer
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self._last_checkpoint()
+        if resume_from_checkpoint and trainer.accelerator.is_main_process:
+            check_checkpoint(resume_from_checkpoint)
+            check_unchanged(trainer, str(resume_from_checkpoint))
+        self.resumed_from = resume_from_checkpoint or None
+        self._check_steps_left()
+        self._summed_before = 0
+        return resume_from_checkpoint
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints_in(self.trainer.args.output_dir)
+        if not found:
+            raise ValueError(
+                "resume_from_checkpoint is True, but there is no checkpoint in output_dir "
+                f"{str(self.trainer.args.output_dir)!r}. Leave it out to start anew."
+            )
+        return str(found[-1])
+
+    def _check_steps_left(self) -> None:
+        """The host would take one step more than asked for."""
+        max_steps = self.trainer.args.max_steps
+        if self.resumed_from is None or max_steps < 1:
+            return
+        done = steps_of(self.resumed_from)
+        if done >= max_steps:
+            raise ValueError(
+                f"max_steps is {max_steps}, and checkpoint {self.resumed_from} is of step {done}: the run is "
+                "complete. Raise max_steps to go on."
+            )
+
+    def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        """Where the data go on; the host takes it that a stream has not been read more than once."""
+        trainer, place = self.trainer, host()
+        if self.resumed_from is None or hasattr(trainer.train_dataset, "__len__") or trainer.args.ignore_data_skip:
+            return place
+        return place_in_stream(self.resumed_from, trainer.args.gradient_accumulation_steps)
+
+    def restore_pending(self) -> None:
+        """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
+        trainer = self.trainer
+        self._began_at = trainer.state.global_step
+        if self.resumed_from is None:
+            return
+        self._find_best()
+        if not trainer.args.ignore_data_skip:
+            # A checkpoint of a stop inside a cycle: the cycle's end, and those after it, stay where they were.
+            trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps % trainer.cycle
+        if not (path := Path(self.resumed_from) / STATE).is_file():
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
+        for name, values in state["metrics"].items():
+            trainer._metrics["train"][name] = list(values)
+        trainer._tr_loss = torch.tensor(state["loss"], device=trainer.args.device)
+        trainer._globalstep_last_logged = state["last_logged"]
+        trainer._total_loss_scalar = state.get("total_loss", 0.0)
+        self._summed_before = state.get("steps_summed", 0)
+        trainer.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
+        trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
+        trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
+
+    def _pending_state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "metrics": trainer._metrics["train"],
+            "loss": float(trainer._tr_loss),
+            "last_logged": trainer._globalstep_last_logged,
+            "total_loss": trainer._total_loss_scalar,
+            "steps_summed": self._steps_summed,
+            "ended_by": trainer.ended_by,
+            "guard": {
+                "steps_in_a_row": trainer.guard.steps_in_a_row,
+                "best_ended_share": trainer.guard.best_ended_share,
+            },
+        }
+
+    @property
+    def _steps_summed(self) -> int:
+        return int(self._summed_before + self.trainer.state.global_step - self._began_at)
+
+    def mean_loss(self) -> float:
+        """The mean loss of all steps of the run, those before it was resumed included."""
+        return float(self.trainer._total_loss_scalar / max(self._steps_summed, 1))
+
+    # ------------------------------------------------------------------ writing
+
+    def folder(self, host: str) -> str:
+        """Where the host is to write: aside, while a checkpoint is not whole."""
+        return os.path.join(host, ASIDE) if self.is_writing else host
+
+    def save(self, host: Callable[[], None], trial: Any = None) -> None:
+        """The host's checkpoint, written aside and published.
+
+        Raises:
+            CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
+            NotFinite: the student's weights are ruined.
+        """
+        trainer, step = self.trainer, self.trainer.state.global_step
+        check_weights(trainer, step)
+        directory, name = trainer._get_output_dir(trial), f"checkpoint-{step}"
+        writes, together = trainer.args.should_save, trainer.accelerator.wait_for_everyone
+        with room_on_disk(directory):
+            if writes:
+                clear_aside(directory)
+            together()
+            self.is_writing = True
+            try:
+                host()
+            finally:
+                self.is_writing = False
+            self._note_best(directory)
+            if writes:
+                trainer.state.save_to_json(str(Path(directory) / ASIDE / name / TRAINER_STATE_NAME))
+                write_whole(Path(directory) / ASIDE / name / STATE, json.dumps(self._pending_state()) + "\n")
+            together()
+            if writes:
+                publish(directory, name, trainer.args.checkpoint_digests)
+                self._remove_old(directory)
+            together()
+        if trainer.args.push_to_hub:
+            trainer._push_from_checkpoint(os.path.join(directory, name))
+
+    def save_model(self, output_dir: str | None, is_internal: bool, host: Callable[..., None]) -> None:
+        """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
+        trainer = self.trainer
+        aside = output_dir is not None and ASIDE in Path(output_dir).parts
+        in_a_checkpoint = is_internal and output_dir is not None
+        with nullcontext() if in_a_checkpoint else whole_weights(trainer.accelerator):
+            host(output_dir, _internal_call=is_internal or aside)  # what is aside is not pushed
+        if trainer.args.should_save:
+            save_ending(trainer, output_dir or trainer.args.output_dir)
+
+    def _remove_old(self, directory: str) -> None:
+        """All but the latest `save_total_limit` checkpoints and the best; one that goes is invisible first."""
+        limit = self.trainer.args.save_total_limit
+        if not limit or limit < 1:
+            return
+        best = self.trainer.state.best_model_checkpoint
+        for folder in checkpoints_in(directory)[:-limit]:
+            if best is None or folder.absolute() != Path(best).absolute():
+                aside = Path(directory) / ASIDE
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(folder.rename(aside / folder.name))
+        clear_aside(directory)
+
+    # ------------------------------------------------------------------ the best model
+
+    def is_best(self, metrics: dict[str, float], host: Callable[[], bool]) -> bool:
+        """Is the model that was evaluated the best so far?
+
+        One that is to be the final model gets a checkpoint here and now, also between two saves or inside a generation
+        cycle: there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
+        though under `save_strategy: best` the host would take the answer for the last word.
+        """
+        trainer, name = self.trainer, self.trainer.args.metric_for_best_model
+        if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
+            raise ValueError(
+                f"metric_for_best_model is {name!r}, which this evaluation has not measured (it has: "
+                f"{', '.join(metrics)}). Choose one of these, such as loss."
+            )
+        is_best = host()
+        if is_best and trainer.args.load_best_model_at_end:
+            trainer.control.should_save = True
+        return bool(is_best or trainer.control.should_save)
+
+    def finalize(self, host: Callable[[], Any]) -> Any:
+        """The host's end of a training.
+
+        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped goes on from its
+        last one.
+        """
+        trainer = self.trainer
+        limit, stopped = trainer.args.save_total_limit, trainer.state.global_step < trainer.state.max_steps
+        trainer.args.save_total_limit = None if stopped else limit
+        try:
+            return host()
+        finally:
+            trainer.args.save_total_limit = limit
+
+    def _note_best(self, directory: str) -> None:
+        """The best checkpoint's place, which the host looks up where this one was written; `None`: it was never saved.
+
+        A run that goes on in another folder may have left it in the old one.
+        """
+        state = self.trainer.state
+        best, before = state.best_global_step, state.best_model_checkpoint
+        name = f"checkpoint-{best}"
+        folder = os.path.join(directory, name)
+        if best and (best == state.global_step or os.path.isdir(folder)):
+            state.best_model_checkpoint = folder
+        elif before is not None and (Path(before).name != name or not os.path.isdir(before)):
+            state.best_model_checkpoint = None
+
+    def _find_best(self) -> None:
+        """The best model so far, of a run that goes on; its folder may have moved.
+
+        Raises:
+            ValueError: its checkpoint is gone, so that it could not be the final one.
+        """
+        args, state = self.trainer.args, self.trainer.state
+        best = state.best_global_step
+        for directory in (args.output_dir, os.path.dirname(str(self.resumed_from))):
+            if state.best_model_checkpoint is None:
+                folder = os.path.join(directory, f"checkpoint-{best}")
+                state.best_model_checkpoint = folder if os.path.isdir(folder) else None
+        if args.load_best_model_at_end and best and state.best_model_checkpoint is None:
+            raise ValueError(
+                f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not beside "
+                f"{self.resumed_from}. Put it back, or set load_best_model_at_end: false."
+            )
+
+
+class SaveBetweenCycles(TrainerCallback):
+    """Puts a checkpoint that falls inside a generation cycle off to the cycle's end, where resuming changes nothing."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.waiting = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wanted = control.should_save or self.waiting
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        control.should_save = wanted and (last or not self.trainer.is_inside_cycle)
+        self.waiting = wanted and not control.should_save
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            logger.warning(
+                "load_best_model_at_end is True, but no evaluation found a best model (eval_delay %s), so the final "
+                "model is that of the last step, %d.",
+                args.eval_delay,
+                state.global_step,
+            )

@@ -1,0 +1,296 @@
+"""What a trainer refuses before it is built, or before it trains; each sentence says what to do instead."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers.utils import CONFIG_NAME
+
+from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
+from ...teacher.per_teacher_settings import args_of
+from ...teacher.shared_base import why_not_shared
+from ..config import TrOPDConfig
+from ..distributed.sharding import shards_teacher, uses_zero3
+from .host_settings import check_host_settings
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "adapter_config.json"
+
+OWN_BASE = (
+    "pass the base model, without an adapter, as both, and the adapter as peft_config; or load the teacher twice."
+)
+
+
+def check_arguments(
+    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], train_dataset: Any, options: dict[str, Any]
+) -> None:
+    """Refuse arguments of `TrOPDTrainer` that contradict each other.
+
+    Args:
+        args: the configuration.
+        student: a folder, a name or a model.
+        teachers: likewise, by name.
+        train_dataset: the training data.
+        options: the remaining arguments, `reward_funcs` among them.
+
+    Raises:
+        ValueError: with the argument, why it cannot be, and what to type.
+    """
+    check_host_settings(args)
+    check_no_adapter_beside("student", student)
+    for name, teacher in teachers.items():
+        if student is teacher and not isinstance(student, str):
+            _check_one_object(args_of(args, name, teachers), student, options)
+        _check_adapter(teacher_phrase(name), teacher, learns=False)
+        check_no_adapter_beside(field_of(name), teacher)
+    _check_columns(train_dataset, options)
+    guided = args.resolved_method().guided
+    if guided and options.get("rollout_func") is not None:
+        raise ValueError(
+            f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
+            "Set guidance_schedule='none', or leave rollout_func out."
+        )
+    if guided and options.get("environment_factory") is not None:
+        raise ValueError(
+            f"method {args.method!r} starts rollouts from teacher prefixes, but an environment makes its prompts only "
+            "while rolling out. Set guidance_schedule='none', or leave environment_factory out."
+        )
+    if args.cast_lm_head_to_fp32:
+        raise ValueError(
+            "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
+        )
+    if args.reward_mixing_weight > 0 and not has_rewards(options):
+        raise ValueError(
+            f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
+            "reward_funcs, or remove it."
+        )
+
+
+def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) -> None:
+    """Refuse one object as student and teacher, unless it is the teacher and an adapter on it the student."""
+    if is_peft_model(student):
+        raise ValueError(
+            "student and teacher are one and the same PeftModel. Its adapter is both models', and is not switched "
+            f"off for the teacher: {OWN_BASE}"
+        )
+    why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
+    if why is not None:
+        raise ValueError(
+            "student and teacher are one and the same object. It can be both where an adapter (peft_config) on it "
+            f"is the student, and its base the teacher; but {why}. Load the teacher separately, or copy it."
+        )
+
+
+def check_teacher_column(dataset: Any, teachers: Mapping[Name, Any], what: str) -> None:
+    """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
+
+    With one teacher without a name, a column of that name is data like any other, which is said.
+
+    Args:
+        dataset: the data set, several by name, or `None`.
+        teachers: by name.
+        what: `the training data`, for the sentence.
+
+    Raises:
+        ValueError: with the first such row, its value, how many there are, and the names.
+    """
+    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
+        for name, part in dataset.items():
+            check_teacher_column(part, teachers, f"{what} {name!r}")
+        return
+    columns = getattr(dataset, "column_names", None) or ()
+    if None in teachers:
+        if COLUMN in columns:
+            logger.warning(
+                "%s has a column %r, but teacher_model is one teacher, which scores every row; the column is only "
+                "handed to the reward functions. Give a mapping from its names to models for several teachers.",
+                what[0].upper() + what[1:],
+                COLUMN,
+            )
+        return
+    if not hasattr(dataset, "__len__"):
+        return
+    names = [str(name) for name in teachers]
+    values = dataset[COLUMN] if COLUMN in columns else [None] * len(dataset)
+    bad = [(row, why) for row, value in enumerate(values) if (why := why_unknown(value, names)) is not None]
+    if bad:
+        more = f" So it is with {len(bad)} of {len(dataset)} rows." if len(bad) > 1 else ""
+        raise ValueError(f"row {bad[0][0]} of {what} (counted from 0) {bad[0][1]}{more}")
+
+
+def has_rewards(options: dict[str, Any]) -> bool:
+    """Are there reward functions, or an environment that may bring its own?"""
+    return bool(options.get("reward_funcs")) or options.get("environment_factory") is not None
+
+
+def check_enough_prompts(num_prompts: int, args: TrOPDConfig) -> None:
+    """Refuse data that do not fill one rollout batch: the host drops the rest of an epoch, and would train nothing.
+
+    Raises:
+        ValueError: with both numbers, and what to lower.
+    """
+    assert args.generation_batch_size is not None, "GRPOConfig fills it"
+    assert args.num_generations is not None
+    per_step = args.generation_batch_size // args.num_generations
+    if num_prompts < per_step:
+        raise ValueError(
+            f"the training data has {num_prompts} prompts, but one rollout batch takes {per_step} "
+            f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}), so "
+            "nothing would be trained. Lower per_device_train_batch_size or gradient_accumulation_steps, or give more "
+            "prompts."
+        )
+
+
+TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+"""What the host hands to reward functions by these names, beside the data's columns."""
+PICTURES = ("image", "images")
+"""Columns that the host takes for pictures."""
+
+
+def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
+    columns = getattr(dataset, "column_names", None)
+    for name in columns or ():
+        if name in TAKEN + PICTURES:
+            why = "the host gives reward functions something else by this name"
+            why = "the host would take it for pictures, and the student reads text alone" if name in PICTURES else why
+            raise ValueError(
+                f"the training data has a column {name!r}, but {why}. Rename it: "
+                f"dataset.rename_column({name!r}, 'my_{name}'), or in the file."
+            )
+    if columns is not None and "prompt" not in columns and options.get("environment_factory") is None:
+        raise ValueError(
+            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
+            "dataset.rename_column('question', 'prompt')."
+        )
+
+
+def check_host_model(trainer: Any) -> None:
+    """Refuse what the built host cannot carry yet: router losses, and some kinds of sharding."""
+    if trainer.aux_loss_enabled:
+        raise ValueError(
+            "the student is a mixture of experts with a router loss, which is not supported yet. Set "
+            "router_aux_loss_coef to 0."
+        )
+    _check_adapter("the student", trainer.model, learns=True)
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP version 1 hides the output layer outside of its own forward pass, which tropd reads there. Set "
+            "fsdp_version: 2 in accelerate's configuration (fsdp_config: {version: 2} in the trainer's)."
+        )
+    _check_whole_teacher(trainer)
+    if trainer.method.needs_full_teacher and shards_teacher(trainer):
+        raise ValueError(
+            f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where it is sharded. With "
+            "FSDP set shard_teacher: false; else use ZeRO-2 or DDP, or a method without a full-vocabulary divergence."
+        )
+
+
+def _check_whole_teacher(trainer: Any) -> None:
+    """Refuse `shard_teacher: false` where the teacher is sharded all the same."""
+    if trainer.args.shard_teacher:
+        return
+    if uses_zero3(trainer):
+        raise ValueError(
+            "shard_teacher is False, but DeepSpeed ZeRO-3 shards every model that is loaded. Remove it, or use FSDP2 "
+            "or ZeRO-2."
+        )
+    if trainer.shares_base and trainer.is_fsdp_enabled:
+        raise ValueError(
+            "shard_teacher is False, but the teacher is the student's own base, which FSDP2 shards as the student. "
+            "Remove it, or load the teacher separately: teacher_model_init_kwargs other than model_init_kwargs does."
+        )
+
+
+def _check_adapter(who: str, model: Any, learns: bool) -> None:
+    """Refuse an adapter that does more than change weights: the model's forward is read from within.
+
+    Tokens of its own before the prompt would make each state another token's; a wrapper around the forward adds to the
+    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not hand on what is asked of it.
+    """
+    if isinstance(model, str) or not is_peft_model(model):
+        return
+    adapter = model.active_peft_config
+    kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+    if adapter.is_prompt_learning:
+        why = (
+            f"puts {adapter.num_virtual_tokens} virtual tokens before the prompt, and scores would be those of other "
+            "tokens"
+        )
+    elif getattr(adapter, "alora_invocation_tokens", None):
+        why = "acts only behind its alora_invocation_tokens, which it looks for in whole rows of token ids"
+    elif type(model.base_model).forward not in (BaseTuner.forward, None if learns else AdaLoraModel.forward):
+        why = "wraps the model's forward pass, and changes what goes in or what comes out, such as the loss"
+    else:
+        return
+    raise ValueError(
+        f"{who}'s adapter (peft_config) is {type(adapter).__name__}, of kind {kind}: it {why}. Use an adapter of the "
+        "weights alone, such as LoraConfig."
+    )
+
+
+def check_no_adapter_beside(role: str, model: Any) -> None:
+    """Refuse a folder that holds a model and an adapter: Transformers lays the one over the other in silence.
+
+    Args:
+        role: `student` or `teacher`, as the sentence begins.
+        model: a folder; a name of the Hub, or a model, is let through.
+
+    Raises:
+        ValueError: with the folder, and what to do.
+    """
+    if not isinstance(model, str) or not all((Path(model) / name).is_file() for name in (CONFIG_NAME, ADAPTER)):
+        return
+    raise ValueError(
+        f"{role} is {model!r}, which holds a model and an adapter ({ADAPTER}): Transformers would lay the adapter over "
+        f"the model, a second time where that is the merged one. If it is, or if it is meant alone, remove {ADAPTER}; "
+        "else merge the two (merge_and_unload) and save that in a folder of its own."
+    )
+
+
+def check_padding(trainer: Any) -> None:
+    """Refuse a student that could not end a response, or be padded with anything."""
+    if trainer._tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the student's tokenizer (processing_class) has neither a padding nor an end-of-sequence token, and rows "
+            "are padded with one. Set its pad_token and its eos_token."
+        )
+    if not trainer.args.ending_ids and not any(i is not None for i in trainer.eos_token_ids):
+        raise ValueError(
+            "the student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
+            "(processing_class) names one, so no response could end. Set the tokenizer's eos_token."
+        )
+
+
+def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse a teacher with weights of the student: it is frozen and, if they are trained, would change with them.
+
+    Args:
+        trainer: a built host.
+        teachers: folders, names or models, by name.
+
+    Raises:
+        ValueError: with one of the weights, and what to type.
+    """
+    for name, teacher in teachers.items():
+        if name in trainer.own_bases or isinstance(teacher, str):
+            continue
+        ours, theirs = _weights(trainer.model), _weights(teacher)
+        shared = [weight for place, weight in theirs.items() if place in ours]
+        if shared:
+            raise ValueError(
+                f"teacher_model shares {len(shared)} of its {len(theirs)} weights with the student ({shared[0]}, …), "
+                "so freezing it would freeze the student. Where the teacher is the base of the student's adapter: "
+                f"{OWN_BASE}"
+            )
+
+
+def _weights(model: nn.Module) -> dict[Any, str]:
+    """Where the parameters of a model are, with their names; a sharded or empty one has no address."""
+    return {(p.device, p.data_ptr() or id(p)): name for name, p in model.named_parameters()}

@@ -1,0 +1,382 @@
+"""What fails around a step, in a sentence: the teacher, a reward, the data, the log's disk, another process.
+
+`KeyboardInterrupt` and `SystemExit` pass; everything else is kept as the cause.
+"""
+
+import inspect
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from ...teacher.local import TeacherScores
+from ..checkpointing.checkpoints import FULL_DISK, checkpoints_in
+from .errors import DataFailed, EngineFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
+from .finite import checkpoint_phrase
+
+logger = logging.getLogger(__name__)
+
+LONGEST = 300
+
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+"""What is said where memory ran out and the exception's type does not tell."""
+
+PREFLIGHT = "the preflight"
+"""The moment before training, in which a few prompts are looked at."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """An exception on one line; of one that another process hands over with its traceback, the last line.
+
+    >>> in_a_line(RuntimeError("no answer\\nfrom the server"))
+    'RuntimeError: no answer'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    handed_over = bool(lines) and lines[0].startswith("Caught ")
+    line = lines[-1 if handed_over else 0] if lines else ""
+    line = re.sub(r"^\[\S*gloo/transport\S*\] |\. This is typically caused by.*", "", line)  # a place, and guesses
+    text = line if handed_over else f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the device, or the machine, have no more memory?"""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
+
+
+def resume_phrase(directory: str, moment: str = "") -> str:
+    """How to, once the fault is mended."""
+    resumed = moment != PREFLIGHT and checkpoints_in(directory)
+    return "go on with resume_from_checkpoint" if resumed else "start again"
+
+
+def kept_phrase(moment: str, directory: str) -> str:
+    """What there is of the run."""
+    return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
+
+
+# ---------------------------------------------------------------------- the teacher
+
+
+@contextmanager
+def teacher_asked(moment: str, directory: str) -> Iterator[None]:
+    """Stop in a sentence where the teacher raises.
+
+    Args:
+        moment: such as `step 3`.
+        directory: of the run.
+
+    Raises:
+        TeacherFailed: with what it raised, what is kept, and what to try.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
+        raise TeacherFailed(
+            f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+            f"{kept_phrase(moment, directory)}. {_teacher_advice(error)} {resume_phrase(directory, moment)}."
+        ) from error
+
+
+def _teacher_advice(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "Lower teacher_batch_size, or per_device_train_batch_size and max_completion_length, and"
+    if isinstance(error, OSError):
+        return "See that the teacher can be reached and"
+    return "`tropd check` scores a few prompts with it; when it answers,"
+
+
+def teacher_failed_elsewhere(moment: str, directory: str) -> TeacherFailed:
+    """What a process says whose own teacher has answered."""
+    return TeacherFailed(
+        f"the teacher failed in {moment} on another process, which says why; nothing was learned from it, and "
+        f"{kept_phrase(moment, directory)}."
+    )
+
+
+def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, directory: str) -> None:
+    """Refuse scores that cannot be matched with the tokens, before anything is made of them.
+
+    Raises:
+        TeacherFailed: with both counts.
+    """
+    asked = scores.topk_index.numel()
+    counts = {
+        "logp": (len(scores.logp), num_tokens, "tokens"),
+        "entropy": (len(scores.entropy), num_tokens, "tokens"),
+        "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
+        "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
+    }
+    if scores.states:
+        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
+    for name, (given, wanted, of) in counts.items():
+        if given != wanted:
+            raise TeacherFailed(
+                f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
+                f"from them; {kept_phrase(moment, directory)}. A teacher scores every token that it is asked for."
+            )
+
+
+# ---------------------------------------------------------------------- vLLM
+
+
+@contextmanager
+def engine_started(args: Any) -> Iterator[None]:
+    """Inside, the trainer is built with vLLM, where the run uses it.
+
+    Raises:
+        ValueError: vLLM, or the server, cannot be used; with what to do.
+    """
+    if not args.use_vllm:
+        yield
+        return
+    from ...rollout.engine.vllm import check_version, engines_of_ours
+
+    check_version()
+    half = {"bfloat16": args.bf16, "float16": args.fp16}
+    dtype = next((name for name, used in half.items() if used), None)
+    try:
+        with engines_of_ours(dtype, args.vllm_request_timeout):
+            yield
+    except (OSError, NotImplementedError, RuntimeError) as error:
+        where = "the vLLM server" if args.vllm_mode == "server" else "vLLM"
+        raise ValueError(
+            f"use_vllm is True, but {where} cannot be used ({in_a_line(error)}). docs/engines.md says how to start a "
+            "server, and which releases work together; without vLLM, leave use_vllm out."
+        ) from error
+
+
+@contextmanager
+def engine_asked(moment: str, directory: str) -> Iterator[None]:
+    """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it.
+
+    Raises:
+        EngineFailed: with what it raised, what is kept, and how to go on.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise  # whoever writes says what to lower
+        raise EngineFailed(
+            f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. See that it runs and "
+            f"{resume_phrase(directory, moment)}."
+        ) from error
+
+
+# ---------------------------------------------------------------------- the rewards
+
+
+@contextmanager
+def rewards_given(functions: Sequence[tuple[str, Any]], moment: str, directory: str) -> Iterator[None]:
+    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
+
+    Args:
+        functions: the reward functions with their names.
+        moment: such as `step 3`.
+        directory: of the run.
+
+    Raises:
+        RewardFailed: with the function, what it raised, what is kept, and what to do.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
+            raise
+        raise RewardFailed(
+            f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
+            f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
+            f"{resume_phrase(directory, moment)}."
+        ) from error
+
+
+def _that_failed(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
+    """The reward function whose code was running; all of them, where it was the host's own."""
+    running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    failed = [name for name, function in functions if _code(function) in running]
+    return " or ".join(failed or [name for name, _ in functions])
+
+
+def _code(function: Any) -> Any:
+    """What runs when a function, a model or another callable is called."""
+    called = function if inspect.isroutine(function) else getattr(function, "forward", type(function).__call__)
+    return getattr(inspect.unwrap(called), "__code__", None)
+
+
+def _reward_advice(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "Lower per_device_train_batch_size or max_completion_length and"
+    return "Mend the function, or the column that it reads, and"
+
+
+# ---------------------------------------------------------------------- the data
+
+
+@contextmanager
+def data_read(step: int, directory: str, which: str = "training") -> Iterator[None]:
+    """Stop in a sentence where the data set, or a process that loads it, fails.
+
+    Args:
+        step: the one that is about to be taken, or behind which is evaluated.
+        directory: of the run.
+        which: `training` or `evaluation` data.
+
+    Raises:
+        DataFailed: with what was raised, what is kept, and what to try.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        if _is_lost_peer(error):  # the host may hand out a stream's batches from one process
+            raise
+        raise _data_failed(error, step, directory, which) from error
+
+
+def _data_failed(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
+    lost = "the step was not taken" if which == "training" else "nothing was evaluated"
+    where = f"at step {step}" if which == "training" else f"after step {step}"
+    advice = (
+        "It may have been killed for memory: dataloader_num_workers: 0 reads the data in the process itself; then"
+        if _is_lost_worker(error)
+        else "Mend the row or its source, leave the rows before it as they are, and"
+    )
+    return DataFailed(
+        f"the {which} data cannot be read on {where} ({in_a_line(error)}), so {lost}; "
+        f"{checkpoint_phrase(directory)}. {advice} {resume_phrase(directory)}."
+    )
+
+
+class Reading:
+    """A data loader of an evaluation, whose failures are sentences.
+
+    Args:
+        loader: the host's; everything but reading is left to it.
+        asking: what each batch is read in.
+    """
+
+    def __init__(self, loader: Any, asking: Callable[[], AbstractContextManager[None]]):
+        self.loader, self.asking = loader, asking
+
+    def __iter__(self) -> Iterator[Any]:
+        with self.asking():
+            batches = iter(self.loader)
+        while True:
+            with self.asking():
+                batch = next(batches, self)
+            if batch is self:
+                return
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    text = str(error)
+    return "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text)
+
+
+class DataEnd(TrainerCallback):
+    """What follows where a stream of prompts holds less than the run asks for.
+
+    The host reads a stream again from its start, and ends a run quietly when that gives nothing.
+    """
+
+    def __init__(self) -> None:
+        self.first = self.before = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first = state.global_step
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.before = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        gave_nothing = control.should_training_stop and state.global_step == self.before
+        if not gave_nothing or state.global_step >= state.max_steps:
+            return
+        if state.global_step == self.first:
+            raise DataFailed(
+                f"the training data hold less than one rollout batch of {args.generation_batch_size} rollouts "
+                f"(generation_batch_size; {args.num_generations} of a prompt), so nothing was trained. Lower "
+                "per_device_train_batch_size or gradient_accumulation_steps, or give more prompts."
+            )
+        logger.warning(
+            "The training data ended after step %d of %d (max_steps) and cannot be read again, so the run ends here; "
+            "its checkpoint and its model are of this step.",
+            state.global_step,
+            state.max_steps,
+        )
+        control.should_save = args.save_strategy != "no"
+
+
+# ---------------------------------------------------------------------- the log
+
+
+@contextmanager
+def log_written(file: str, step: int, directory: str) -> Iterator[None]:
+    """Stop in a sentence where a record of the run cannot be written.
+
+    Raises:
+        LogNotWritten: with the file, the system's reason, what is kept, and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
+        raise LogNotWritten(
+            f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
+            f"are whole, and {checkpoint_phrase(directory)}. {room} and {resume_phrase(directory)}."
+        ) from error
+
+
+# ---------------------------------------------------------------------- anywhere in a step
+
+
+@contextmanager
+def processes_alive(directory: str, step: Callable[[], int]) -> Iterator[None]:
+    """Stop in a sentence where a process that loads data, or another process of the run, dies while this one works.
+
+    Raises:
+        DataFailed: a data loader's worker was lost; PyTorch says so wherever the main process is at that time.
+        ProcessLost: a collective operation failed.
+    """
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except RuntimeError as error:
+        if _is_lost_worker(error):
+            raise _data_failed(error, step(), directory) from error
+        if not _is_lost_peer(error):
+            raise
+        raise ProcessLost(
+            f"another process of the run ended or stopped answering in step {step()} ({in_a_line(error)}); what it "
+            f"printed says why; {checkpoint_phrase(directory)}. Start all processes again and "
+            f"{resume_phrase(directory)}."
+        ) from error
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    raised_by_torch = getattr(torch.distributed, "DistError", ())  # a PyTorch built without distributed has none
+    return isinstance(error, raised_by_torch) or "gloo/transport" in str(error)

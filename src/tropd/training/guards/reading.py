@@ -1,0 +1,201 @@
+"""Is what we read of a model what the model is? Asked once, on a real forward pass, before anything is learned.
+
+Scores come from the states before the output layer and from that layer's weights, past the model's own forward. Where
+a model has a layer in between, a softcap by another name, a divisor or a forward of its own, that would be another
+model. So both are compared, in the run's own precision, student and teachers, wrapped and sharded as they are; and a
+student in training mode is read twice, since noise that is not switched off makes each pass another model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ...models.hidden_states import read_output_layer
+from ...teacher.adapter_base import BaseTeacher, without_adapter
+from ...teacher.names import teacher_phrase
+from .errors import NotFinite
+from .finite import checkpoint_phrase
+
+NUM_TOKENS = 12
+ROUNDINGS = 2.0
+"""Roundings of the largest logit that two ways of computing the same log-probability may lie apart."""
+SLACK = 1e-4
+"""Nats, for sums of another order in float32."""
+LARGEST_WEIGHT = 1e6
+"""No language model has a weight this large; norms hide one from the logits."""
+ABSURD = -1e5
+"""Nats: a student that finds some token as unlikely as that is ruined, whatever its numbers."""
+NOISY = ("dropout", "jitter", "layerdrop")
+"""What the settings of noise are called, in modules and configurations."""
+
+
+def silence(model: nn.Module) -> None:
+    """Set what a model keeps of dropout and jitter as numbers to 0; TRL does so for `nn.Dropout` alone."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if _is_noise(name, value):
+                setattr(module, name, 0.0)
+
+
+def check_student(trainer: Any) -> None:
+    """Compare the student's own logits with what is read of it, and two passes in training mode.
+
+    Raises:
+        ValueError: with how far they lie apart, and what to do.
+    """
+    model = trainer.model
+    ids = _some_tokens(trainer._student_vocab_size, trainer.accelerator.device)
+
+    def forward(**inputs: Any) -> Any:
+        with trainer.accelerator.autocast():
+            return model(**inputs)
+
+    training = model.training
+    model.eval()
+    try:
+        read = _agreeing(forward, _base(model), ids, "the student")
+        model.train()
+        if trainer.args.disable_dropout:
+            _check_quiet(trainer, forward, ids, read)
+    finally:
+        model.train(training)
+
+
+def check_teachers(trainer: Any) -> None:
+    """Likewise of every teacher, which is always in evaluation mode.
+
+    Raises:
+        ValueError: likewise.
+    """
+    seen = set()
+    for name, teacher in trainer.teachers.by_name.items():
+        if id(teacher) in seen:
+            continue
+        seen.add(id(teacher))
+        ids = _some_tokens(teacher.vocab_size, teacher.device)
+        if isinstance(teacher, BaseTeacher):
+            with without_adapter(teacher.model):
+                _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
+        else:
+            _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
+
+
+def check_weights(trainer: Any, step: int) -> None:
+    """Refuse to keep a student that computes nothing any more: its weights, or what it makes of a few tokens.
+
+    Raises:
+        NotFinite: with the step, and the checkpoint there is to go back to.
+    """
+    device = trainer.accelerator.device
+    sizes = [local_part(p).abs().amax() for p in trainer.model.parameters() if local_part(p).numel()]
+    broken = ~(torch.stack([size.float().cpu() for size in sizes]) < LARGEST_WEIGHT).all()  # NaN is not less
+    training = trainer.model.training
+    trainer.model.eval()
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            logps = _read(trainer.model, _some_tokens(trainer._student_vocab_size, device))
+    finally:
+        trainer.model.train(training)
+    broken = broken.to(device) | logps.isnan().any() | ((logps < ABSURD) & logps.isfinite()).any()
+    if trainer.ranks.max(broken.int().view(1))[0]:
+        raise NotFinite(
+            f"the student's weights are not finite, or too large to compute with, after step {step}, so it is not "
+            f"saved; {checkpoint_phrase(trainer.args.output_dir)}. Lower the learning rate."
+        )
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """What of a parameter lies on this process."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _base(model: Any) -> Any:
+    return getattr(model, "get_base_model", lambda: model)()
+
+
+def _some_tokens(vocab_size: int, device: Any) -> Tensor:
+    return (torch.arange(1, NUM_TOKENS + 1, device=device) * 7919 % vocab_size)[None]
+
+
+@torch.no_grad()
+def _agreeing(forward: Callable, base: Any, ids: Tensor, who: str) -> Tensor:
+    """What is read of the model, [L, V] log-probabilities, once that agrees with its own logits.
+
+    Where it does not at first, the states are taken from before the output layer, which the model's own forward then
+    leads to: other layers in between are done.
+    """
+    own = forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    worst = 0.0
+    for by_output_layer in (False, True):
+        read_output_layer(base, by_output_layer)
+        try:
+            read, precision = _read_with_precision(forward, ids)
+        except (AttributeError, TypeError) as error:  # no states where they are looked for: the other way is left
+            if not by_output_layer:
+                continue
+            what = f"reading it fails ({type(error).__name__}: {error})"
+            raise ValueError(_cannot_read(who, base, what)) from error
+        apart = _apart(own, read, precision)
+        if apart is None:
+            return read
+        worst = apart
+    raise ValueError(_cannot_read(who, base, f"they lie up to {worst:.3g} nats apart"))
+
+
+def _cannot_read(who: str, model: Any, what: str) -> str:
+    return (
+        f"{who} ({type(model).__name__}) gives other log-probabilities than its last states and its output layer say: "
+        f"{what}. Its forward does something to the logits that tropd does not know, so every score would be wrong. "
+        "Choose a model of another family, or tell us of this one."
+    )
+
+
+def _read(forward: Callable, ids: Tensor) -> Tensor:
+    return _read_with_precision(forward, ids)[0]
+
+
+def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.dtype]:
+    """What is read, and the dtype in which the model itself would make its logits."""
+    return forward(  # type: ignore[no-any-return]
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        on_hidden=lambda hidden, head: (head.logits(hidden.flatten(0, -2)).log_softmax(-1), head.weight.dtype),
+    )
+
+
+def _apart(own_logits: Tensor, read_logps: Tensor, precision: torch.dtype) -> float | None:
+    """How far the two lie apart, in nats; `None` where that is rounding."""
+    own = own_logits.float().log_softmax(-1)
+    if own.shape != read_logps.shape:
+        return float("inf")
+    finite = own_logits[own_logits.isfinite()].abs()
+    rounding = max(torch.finfo(dtype).eps for dtype in (own_logits.dtype, precision))
+    allowed = SLACK + ROUNDINGS * rounding * (float(finite.max()) if finite.numel() else 0.0)
+    apart = float((own - read_logps.float()).nan_to_num(0.0).abs().max())
+    return apart if apart > allowed else None
+
+
+@torch.no_grad()
+def _check_quiet(trainer: Any, forward: Callable, ids: Tensor, read: Tensor) -> None:
+    on_device = [] if ids.device.type == "cpu" else [ids.device]
+    with torch.random.fork_rng(on_device, device_type="cuda" if ids.device.type == "cpu" else ids.device.type):
+        passes = [_read(forward, ids) for _ in range(2)]
+    apart = max(float((logps - read).nan_to_num(0.0).abs().max()) for logps in passes)
+    if apart <= SLACK:
+        return
+    config = _base(trainer.model).config.get_text_config().to_dict()
+    named = {name: value for name, value in config.items() if _is_noise(name, value)}
+    settings = ", ".join(f"{name}: 0.0" for name in named) or "the setting that adds it, by its name: 0.0"
+    raise ValueError(
+        f"the student computes something else in training mode than in evaluation, by up to {apart:.3g} nats, although "
+        "disable_dropout is True: noise in its layers makes rollouts, scores and update three different models. Set "
+        f"model_init_kwargs: {{{settings}}}."
+    )
+
+
+def _is_noise(name: str, value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return number and any(word in name for word in NOISY)

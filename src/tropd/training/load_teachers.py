@@ -1,0 +1,151 @@
+"""From the `teacher_model` argument to teachers: loaded and spread over the processes, or the student's own base."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from ..messages import TOOLS
+from ..models.hidden_states import language_model_class
+from ..teacher.adapter_base import BaseTeacher
+from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_of
+from ..teacher.local import LocalTeacher
+from ..teacher.names import Name, teacher_phrase
+from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
+from ..teacher.teachers import Teachers
+from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
+from .distributed.sharding import in_autocast, prepare_teacher, shards_teacher
+
+logger = logging.getLogger(__name__)
+
+WHICH = ("trust_remote_code", "revision", "subfolder", "token", "cache_dir")
+"""Keyword arguments of loading that say which configuration it is."""
+
+
+def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
+    """The teachers of a built trainer, and their tokenizers.
+
+    A model that two names share is loaded once.
+
+    Args:
+        trainer: a built host; `own_bases` are the names of teachers that are its student's base.
+        given: name to folder, Hub name or model; one teacher has the name `None`.
+        tokenizers: `None`, a tokenizer for all, or a mapping from names.
+
+    Raises:
+        ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.
+    """
+    loaded: dict[Any, LocalTeacher] = {}
+    teachers: dict[Name, LocalTeacher] = {}
+    contexts: dict[Name, TeacherContexts] = {}
+    found: dict[Name, Any] = {}
+    for name, model in given.items():
+        args = args_of(trainer.args, name, given)
+        tokenizer = found[name] = _tokenizer(model, of_teacher(tokenizers, name), args, name)
+        key = loading_key(args, model)
+        if key not in loaded:
+            loaded[key] = _load(trainer, model, args, own_base=name in trainer.own_bases)
+        teachers[name] = loaded[key]
+        if tokenizer is None:
+            logger.warning(
+                "T%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
+                "teacher_processing_class to have the token ids compared too.",
+                teacher_phrase(name)[1:],
+            )
+        _check_vocabulary(trainer, name, tokenizer, teachers[name])
+        contexts[name] = TeacherContexts.configured(
+            args,
+            trainer._tokenizer,
+            tokenizer,
+            tools=lambda row: _tools_for(trainer, row),
+            student_template=trainer.chat_template,
+        )
+        _check_tools(trainer, contexts[name])
+    most = trainer.ranks.max if len(given) > 1 and shards_teacher(trainer) else None
+    return Teachers(teachers, contexts, most), found
+
+
+def model_name(model: Any) -> str:
+    """What a loaded model is called by its configuration; nothing where that does not say."""
+    return str(getattr(model.config, "_name_or_path", "") or "")
+
+
+def model_names(teachers: Teachers) -> Any:
+    """The teacher's model, or the models by name."""
+    names = {name: model_name(teacher.model) for name, teacher in teachers.by_name.items()}
+    return names.get(None, names)
+
+
+def _tokenizer(model: Any, given: Any, args: Any, name: Name) -> Any:
+    if isinstance(model, str) and given is None:
+        given = AutoTokenizer.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+    if args.teacher_chat_template == "teacher" and given is None:
+        raise ValueError(
+            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} has no tokenizer; pass "
+            "teacher_processing_class, or use 'student'."
+        )
+    return given
+
+
+def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTeacher) -> None:
+    try:
+        check_vocabularies(trainer._tokenizer, tokenizer, teacher.vocab_size)
+    except ValueError as error:
+        if name is None:
+            raise
+        raise ValueError(f"{teacher_phrase(name)} cannot be used: {error}") from error
+    own = own_tokens(trainer._tokenizer, tokenizer, teacher.vocab_size)
+    if own:
+        logger.warning(own_tokens_sentence(trainer._tokenizer, own))
+
+
+def _tools_for(trainer: Any, row: Row) -> Any:
+    """What the host tells the student of tools in a row's prompt: its own, its environment's, or the row's."""
+    if trainer.environment_factories is not None:
+        return trainer._env_tools[row.get("environment") if trainer._multi_environment else None]
+    return trainer.tools or tools_of(row)
+
+
+def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
+    """Refuse tools that a model would not be told of, or that come from two places; say where they have no effect.
+
+    Raises:
+        ValueError: with what to type.
+    """
+    hosts = trainer.tools or trainer.environment_factories is not None
+    rows = trainer.train_dataset if TOOLS in (getattr(trainer.train_dataset, "column_names", None) or ()) else None
+    if rows is not None and hosts:
+        raise ValueError(
+            f"the training data has a column {TOOLS!r}, and the trainer has tools of its own (tools, or an "
+            "environment), which alone can be called: a prompt would tell of one or of the other. Remove the column: "
+            f"dataset.remove_columns({TOOLS!r})."
+        )
+    first = None if rows is None else next(iter(rows))
+    if first is not None and isinstance(first["prompt"], str):
+        logger.warning(
+            "The training data has a column %r, which reaches no chat template, as the prompts are text; only the "
+            "reward functions get it. Make each prompt a user's message to have it rendered.",
+            TOOLS,
+        )
+    elif hosts or (first is not None and tools_of(first)):  # later rows are refused when they are met
+        check_renders_tools(contexts.tokenizer, contexts.options)
+
+
+def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:
+    if own_base:
+        logger.info("The teacher is the student's own base, with the adapter switched off; it is loaded once.")
+        forward = in_autocast(trainer.accelerator, trainer.model)
+        return BaseTeacher(trainer.model, forward, by_length=not shards_teacher(trainer))
+    if isinstance(teacher, str):
+        options = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
+        options |= dict(args.teacher_model_init_kwargs or {})
+        config = AutoConfig.from_pretrained(teacher, **{key: options[key] for key in WHICH if key in options})
+        model = language_model_class(config, f"teacher is {teacher!r}").from_pretrained(teacher, **options)
+    elif args.teacher_model_init_kwargs:
+        raise ValueError("teacher_model_init_kwargs is set, but the teacher is already loaded; remove it.")
+    else:
+        model = teacher
+    local = LocalTeacher(model, by_length=not shards_teacher(trainer))
+    local.forward = prepare_teacher(trainer, model)
+    return local

@@ -1,0 +1,218 @@
+"""From records to the metrics of the table; nothing here changes what is learned. N counts scored tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...objective.head.fused_loss import FusedLoss
+from ...objective.loss import TokenSignals, TopKTerm, active_tokens
+from ...objective.reduce import denominators, reduced_parts
+from ...objective.regions import trust_probability
+from ...teacher.endings import PairEndings
+from ...teacher.local import TeacherScores
+from ..records import MicroBatch, Rollout
+from ..step import Step, StudentScores
+from .metrics import Totals, of_teacher
+
+OUTLIER = -2.0
+"""r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
+
+ROOM_TO_END = 16
+"""Tokens, or an eighth of the budget, that the student must have written behind a teacher's prefix for an unended
+rollout to say something."""
+
+QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
+
+
+def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None, engine: float) -> None:
+    """All metrics of a batch that are known before its first update.
+
+    Args:
+        totals: added to.
+        step: the batch.
+        endings: of the run.
+        own_ending: the ending of the student's tokenizer.
+        engine: what wrote the rollouts; see the metric rollout/engine.
+    """
+    if step.guidance_fraction is not None:
+        totals.add("guidance/fraction", step.guidance_fraction, 1)
+    totals.add("rollout/engine", engine, 1)
+    totals.add_speed("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
+    totals.add_speed("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
+    rollout_metrics(totals, step.rollouts, endings.unheeded)
+    batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
+    ending_metrics(totals, step.rollouts, step.signals, own_ending)
+
+
+def count_endings(rollouts: Sequence[Rollout], ids: Sequence[int]) -> Tensor:
+    """[len(ids)]: how many rollouts ended by each id."""
+    return torch.tensor([sum(rollout.ended_by == i for rollout in rollouts) for i in ids])
+
+
+def ended_share(
+    rollouts: Sequence[Rollout], unheeded: Sequence[int], budget: int, sum_over_ranks: Callable[[Tensor], Tensor]
+) -> float | None:
+    """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
+
+    One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
+    the budget says nothing unless it ends.
+
+    Args:
+        rollouts: of this rank.
+        unheeded: endings of a teacher at which the student does not stop.
+        budget: tokens that prefix and continuation may have together.
+        sum_over_ranks: of a tensor.
+    """
+    ended = [
+        rollout.ended and not rollout.wrote_any_of(unheeded)
+        for rollout in rollouts
+        if rollout.ended
+        or rollout.prefix_length == 0
+        or rollout.student_length >= min(ROOM_TO_END, budget // 8)
+        or rollout.wrote_any_of(unheeded)
+    ]
+    total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
+    return total / count if count else None
+
+
+def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
+    """Lengths, endings and repetition; the teacher's prefix is counted apart.
+
+    Args:
+        totals: added to.
+        rollouts: of the batch.
+        unheeded: endings of a teacher at which the student does not stop.
+    """
+    count = len(rollouts)
+    totals.add("response/length", sum(rollout.student_length for rollout in rollouts), count)
+    totals.add("response/truncated_share", sum(not rollout.ended for rollout in rollouts), count)
+    totals.add("response/eos_share", sum(rollout.ended for rollout in rollouts), count)
+    if unheeded:
+        totals.add("response/unheeded_ending_share", sum(rollout.wrote_any_of(unheeded) for rollout in rollouts), count)
+    totals.add("response/repetitive_share", sum(rollout.repetitive for rollout in rollouts), count)
+    totals.add("response/collapsed_share", sum(rollout.collapsed for rollout in rollouts), count)
+    totals.add("response/excluded_share", sum(not rollout.included for rollout in rollouts), count)
+    totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
+
+
+def ending_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals, own: int | None) -> None:
+    """By which id responses end, and what the teacher thinks of it.
+
+    Args:
+        totals: added to.
+        rollouts: of the batch.
+        signals: of its N tokens.
+        own: the ending of the student's tokenizer.
+    """
+    last, start = [], 0
+    for rollout in rollouts:
+        stop = start + sum(rollout.scored)
+        if rollout.ended and stop > start and rollout.scored[-1]:
+            last.append(stop - 1)
+        start = stop
+    ended = [rollout for rollout in rollouts if rollout.ended]
+    totals.add("response/other_ending_share", sum(rollout.ended_by != own for rollout in ended), len(ended))
+    place = torch.tensor(last, dtype=torch.long, device=signals.log_ratio.device)
+    known = (signals.trust_weight + signals.outlier_weight)[place]
+    totals.add_mean("log_ratio/ending_outlier_share", (signals.log_ratio[place] < OUTLIER).float(), known)
+
+
+def batch_metrics(
+    totals: Totals,
+    signals: TokenSignals,
+    student: StudentScores,
+    teacher: TeacherScores,
+    of_teachers: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Regions, log ratios, entropies and the teacher's top-k mass, before the update; and for each of several teachers.
+
+    Args:
+        totals: added to.
+        signals: of the N tokens.
+        student: likewise.
+        teacher: likewise.
+        of_teachers: for each name of a teacher, bool [N]: its tokens.
+    """
+    on_policy = signals.trust_weight + signals.outlier_weight
+    log_ratio = signals.log_ratio
+    totals.add_sum("regions/num_trust", signals.trust_weight.sum())
+    totals.add_sum("regions/num_outlier", signals.outlier_weight.sum())
+    totals.add_sum("regions/num_guidance", signals.guidance_mask.sum())
+    totals.add_sum("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
+    totals.add_mean("trust/fraction", trust_probability(log_ratio), on_policy)
+    totals.add_mean("trust/share", signals.trust_weight, on_policy)
+    totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
+    totals.add_mean("kl/k1", -log_ratio, on_policy)
+    totals.add_mean("entropy/student", student.entropy, on_policy)
+    totals.add_mean("entropy/teacher", teacher.entropy, on_policy * teacher.entropy.isfinite())
+    reading_metrics(totals, signals, student.rollout_logp, student.trainer_logp, student.from_sampler)
+    if teacher.topk_logp.numel():
+        masses = teacher.topk_logp.exp().sum(-1)
+        totals.add_mean("teacher/topk_mass", masses, torch.ones_like(masses))
+    for name, mine in (of_teachers or {}).items():
+        _teacher_metrics(totals, name, mine, signals, teacher)
+
+
+def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSignals, teacher: TeacherScores) -> None:
+    """What the metrics of all rows are on the rows of one teacher; nothing where it has none."""
+    weights = (signals.trust_weight + signals.outlier_weight) * mine
+    totals.add_mean(of_teacher("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
+    totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
+    totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
+    if mine.any():
+        totals.add_sum(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+
+
+def reading_metrics(
+    totals: Totals, signals: TokenSignals, rollout_logp: Tensor, trainer_logp: Tensor, from_sampler: Tensor
+) -> None:
+    """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
+    read = trainer_logp.isfinite()
+    on_policy = signals.trust_weight + signals.outlier_weight
+    totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
+    totals.add_mean("sampler/logp_gap", (rollout_logp - trainer_logp).abs(), on_policy * from_sampler * read)
+
+
+def student_log_ratios(signals: TokenSignals) -> Tensor:
+    """r of the student tokens that have one."""
+    return signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()
+
+
+def log_ratio_quantiles(log_ratios: Tensor, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Quantiles of r over the student tokens of all ranks; absent where there are none."""
+    values = gather(log_ratios).sort().values
+    if values.numel() == 0:
+        return {}
+    # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
+    return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
+
+
+def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
+    """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
+
+    The update of an unread batch is the first pass over it, and says what that pass would have said.
+
+    Args:
+        window: added to.
+        batch: what was learned from, or evaluated.
+        terms: its losses.
+        part_of_evaluation: `None` in training, where the parts of a step add up. In an evaluation, which of the
+            processes' counts are this one's: the batches are weighed by their tokens.
+    """
+    divided_by = denominators(batch.counts, batch.method.reduction)
+    for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
+        if part_of_evaluation is None:
+            window.add_sum(f"loss/{name}", value.detach())
+        else:
+            window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
+    if batch.unread and batch.first_update:
+        read = active_tokens(batch.method, batch.signals)  # others are projected for the rollout log alone
+        student_logp = torch.where(read, terms.student_logp, torch.nan)
+        reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
+    if isinstance(batch.direct, TopKTerm):
+        index = batch.direct.index
+        ones = torch.ones_like(index, dtype=terms.direct.dtype)
+        if batch.method.outlier_uses_fkl:
+            window.add_mean("kl/outlier_forward", terms.direct[index], ones)
+        window.add_mean("student/topk_mass", terms.topk_mass[index], ones)

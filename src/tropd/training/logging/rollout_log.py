@@ -1,0 +1,99 @@
+"""Sampled rollouts on disk: every token with its region, its log-probabilities and its part of the loss."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...atomic_files import append_jsonl
+from ...objective.loss import TokenLosses
+from ..records import MicroBatch, Rollout
+
+LEFT_OUT = "left out"
+"""The label of a token that is not learned from, because the teacher has no finite score for it."""
+
+
+def write_rollouts(
+    directory: str | Path,
+    step: int,
+    batch: MicroBatch,
+    losses: TokenLosses,
+    student_logp: Tensor,
+    tokenizer: Any,
+    limit: int,
+) -> None:
+    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line."""
+    columns = _columns(batch, losses, student_logp)
+    records, start = [], 0
+    for rollout in batch.rollouts:
+        stop = start + sum(rollout.scored)
+        here = {name: values[start:stop] for name, values in columns.items()}
+        records.append(_record(step, rollout, here, tokenizer))
+        start = stop
+    path = Path(directory) / "rollouts" / f"step-{step:06d}.jsonl"
+    path.unlink(missing_ok=True)  # a resumed run writes this step again
+    append_jsonl(path, records[:limit])
+
+
+def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
+    signals = batch.signals
+    rollout_logp = signals.rollout_logp
+    if batch.unread:  # a sampler does not know prefixes; the first pass over them is of the student that sampled
+        first = student_logp if batch.first_update else torch.full_like(student_logp, torch.nan)
+        rollout_logp = torch.where(signals.guidance_mask > 0, first, rollout_logp)
+    columns = {
+        "student_logp": student_logp,
+        "rollout_logp": rollout_logp,
+        "teacher_logp": signals.teacher_logp,
+        "log_ratio": signals.teacher_logp - rollout_logp,
+        "trust_weight": signals.trust_weight,
+        "outlier_weight": signals.outlier_weight,
+        "guidance": signals.guidance_mask,
+        "loss": losses.trust + losses.outlier + losses.guidance + losses.reward,
+    }
+    return {name: values.detach().float().tolist() for name, values in columns.items()}
+
+
+def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokenizer: Any) -> dict[str, Any]:
+    tokens = []
+    for n, position in enumerate(rollout.scored_positions()):
+        token_id = rollout.response[position]
+        values = {name: _rounded(column[n]) for name, column in columns.items() if name != "guidance"}
+        region = _region(values, columns["guidance"][n])
+        unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
+        before = rollout.response[position - 1] if position else rollout.prompt_ids[-1]
+        tokens.append(
+            {"id": token_id, "text": text_after(before, token_id, tokenizer), "region": region, **values, **unknown}
+        )
+    return {
+        "step": step,
+        "row": rollout.row,
+        "prompt": tokenizer.decode(rollout.prompt_ids),
+        **({} if rollout.teacher is None else {"teacher": rollout.teacher}),
+        "teacher_context": tokenizer.decode(rollout.teacher_context),
+        "response": tokenizer.decode(rollout.response),
+        "prefix_length": rollout.prefix_length,
+        "included": rollout.included,
+        "ended_by": rollout.ended_by,
+        "tokens": tokens,
+    }
+
+
+def text_after(before: int, token: int, tokenizer: Any) -> str:
+    """What a token adds to the text, with its space: a tokenizer may leave out that of the first token it decodes."""
+    alone, both = tokenizer.decode([before]), tokenizer.decode([before, token])
+    return both[len(alone) :] if both.startswith(alone) else tokenizer.decode([token])
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _region(values: dict[str, Any], guidance: float) -> str:
+    if guidance > 0:
+        return "guidance"
+    if values["trust_weight"] == values["outlier_weight"] == 0:
+        return LEFT_OUT
+    return "trust" if values["trust_weight"] >= values["outlier_weight"] else "outlier"

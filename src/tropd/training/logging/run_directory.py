@@ -1,0 +1,88 @@
+"""A run directory that explains itself: `run.json`, `metrics.jsonl`, `rollouts/`, checkpoints, the final model."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ...atomic_files import lines_of, write_whole
+from ...objective.methods import Method, describe
+
+PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
+
+
+def write_run_description(
+    directory: str | Path,
+    configuration: dict[str, Any],
+    method: Method,
+    teacher: Any = None,
+    endings: dict[str, Any] | None = None,
+) -> None:
+    """Write `run.json`: the resolved method, teachers, what ends a response, configuration, versions, platform."""
+    description = {
+        "method": describe(method),
+        "teacher": teacher,
+        "endings": endings,
+        "configuration": configuration,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+    }
+    write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
+
+
+def set_aside(directory: str | Path, names: Iterable[str]) -> None:
+    """Rename what an earlier run left under `names` to the first free `<stem>-<n><suffix>`; nothing is overwritten."""
+    for name in names:
+        path = Path(directory) / name
+        if path.exists():
+            number = 1
+            while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+                number += 1
+            path.rename(aside)
+
+
+def drop_after_step(path: str | Path, step: int) -> None:
+    """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short.
+
+    A last record that lacks nothing but its newline is given one, or the next would stand on its line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    lines = lines_of(text)
+    whole = lines[:-1] if lines and _is_cut(lines[-1]) else lines
+    kept = [line for line in whole if _step(path, line) <= step]
+    if len(kept) < len(lines) or not text.endswith("\n"):
+        write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _step(path: Path, line: str) -> float:
+    """Of a record; one without a step was written before the first."""
+    try:
+        record = json.loads(line)
+        number = record.get("step", 0) if isinstance(record, dict) else None
+    except (ValueError, RecursionError):
+        number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(
+            f"{path} has the line {line!r:.60}, which is no record of a step. Remove it, or the whole file, to go on."
+        )
+    return number
+
+
+def _is_cut(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return True
+    return False
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
