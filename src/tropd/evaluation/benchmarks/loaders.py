@@ -123,12 +123,11 @@ def load_mbpp(content: bytes) -> list[Problem]:
 
 def _mbpp_problem(row: Row) -> Problem:
     calls, expected = equality_tests(row["test_list"])
-    setup = row["test_setup_code"]
     tests = FunctionTests(
         defines=_called(row["test_list"][0], row["code"]),
         calls=calls,
-        reference=f"{setup}\n{row['code']}",
-        preamble=setup,
+        reference=row["code"],
+        setup=row["test_setup_code"],
         expected=expected,
     )
     prompt = FUNCTION_PROMPT.format(text=row["text"].strip(), tests="\n".join(row["test_list"]))

@@ -39,6 +39,7 @@ class FunctionTests:
         calls: what is computed.
         reference: the benchmark's own solution, whose values are the expected ones.
         preamble: put before the program, such as the imports and helpers that a prompt shows.
+        setup: put behind the program, such as values that the calls use.
         expected: expressions of the expected values, computed beside the reference; `None`: the calls themselves are.
         agrees: (call, expected, given), where a value may be right without being the expected one.
         tolerance: of floats, absolute.
@@ -48,6 +49,7 @@ class FunctionTests:
     calls: Sequence[Call]
     reference: str
     preamble: str = ""
+    setup: str = ""
     expected: Sequence[str] | None = None
     agrees: Callable[[Call, Any, Any], bool] | None = None
     tolerance: float = 0.0
@@ -118,7 +120,7 @@ class CodeGrader:
 
     def _functions(self, program: str, tests: FunctionTests) -> Verdict:
         expected = self.expected_values(tests)
-        outcome, given = self._values(f"{tests.preamble}\n{program}", tests.calls)
+        outcome, given = self._values(f"{tests.preamble}\n{program}\n{tests.setup}", tests.calls)
         for call, right, value in zip(tests.calls, expected, given, strict=False):
             if not self._passes(tests, call, right, value):
                 return Verdict(WRONG, program, f"{_shown(call)}: {_told(value)}")
@@ -136,9 +138,10 @@ class CodeGrader:
             ValueError: the solution does not run to its end.
         """
         calls = tests.calls if tests.expected is None else [[text] for text in tests.expected]
-        key = json.dumps([tests.reference, calls])
+        reference = f"{tests.reference}\n{tests.setup}"
+        key = json.dumps([reference, calls])
         if key not in self._expected:
-            outcome, values = self._values(tests.reference, calls)
+            outcome, values = self._values(reference, calls)
             raised = [value for value in values if isinstance(value, Raised)]
             if len(values) != len(calls) or raised:
                 raise ValueError(

@@ -87,7 +87,7 @@ class MathematicsGrader:
             lines = GSM8K_ANSWER.findall(text)
             answer = lines[-1].strip() if lines else None
         if answer is None:
-            return Verdict(NO_ANSWER, why="no closed box" if text else "no text behind the thinking")
+            return Verdict(NO_ANSWER, why="no closed box" if text else "no text, or none behind the thinking")
         expected, given = as_number(gold), as_number(answer)
         if expected is not None and given is not None:
             return Verdict(RIGHT if expected == given else WRONG, answer)
