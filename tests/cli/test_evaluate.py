@@ -182,7 +182,7 @@ def test_the_list_says_what_is_found_and_what_is_missing(data, capfd):
         (("--compare", "a", "--reference", "b"), "has no verdicts/, so it is no finished evaluation"),
         (("--regrade", "nowhere", "--data", "."), "there is no evaluation.json in it"),
         (("--config", "nowhere.yaml"), "there is no such file"),
-X,
+        (("./m", "--benchmarks", "aime24", "--data", ".", "--out", "o"), "model is './m'"),
     ],
 )
 def test_a_command_that_lacks_something_is_refused_in_a_sentence(capfd, words, sentence):
