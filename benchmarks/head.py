@@ -56,7 +56,7 @@ from tropd.objective import (
     topk_function,
     topk_of,
 )
-from tropd.objective.head.matmul import add_weight_gradient, gradient_dtype, project_into, states_gradient, wide
+from tropd.objective.head.matmul import add_weight_gradient, product_dtype, project_into, states_gradient, wide
 from tropd.teacher.local import TopKRequest, _score_states
 
 BETAS = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5}
@@ -144,7 +144,9 @@ class Bench:
             hidden, weight = self.hidden.detach(), self.weight.detach()
             if not room:
                 room["logits"] = hidden.new_empty(len(hidden), len(weight), dtype=wide(weight.dtype))
-                room["grad"] = hidden.new_empty(len(hidden), len(weight), dtype=gradient_dtype(weight)).zero_()
+                room["grad"] = hidden.new_empty(
+                    len(hidden), len(weight), dtype=product_dtype(weight, of_gradient=True)
+                ).zero_()
                 room["weight"] = torch.empty_like(weight, dtype=wide(weight.dtype))
             project_into(room["logits"], self.teacher_hidden, self.teacher_weight, None)
             project_into(room["logits"], hidden, weight, None)

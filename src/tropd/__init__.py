@@ -7,6 +7,8 @@ a name is touched.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._moved import find_moved
+
 __version__ = "0.1.0"
 
 _HOME_OF = {
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from .objective.methods import METHODS, Method, get_method, register_method
     from .training.config import TrOPDConfig
     from .training.trainer import TrOPDTrainer
+
+find_moved()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from tropd.objective.head import matmul
 @pytest.fixture(params=["bfloat16 in hardware", "widened"])
 def half_precision(request, monkeypatch):
     if request.param == "widened":
-        monkeypatch.setattr(matmul, "_cpu_multiplies_bfloat16", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(matmul, "TILE_ROWS", 16)
 
 
@@ -37,8 +37,8 @@ def test_the_products_of_the_backward_pass(half_precision, dtype):
     hidden, weight = some(num, width, dtype=dtype), some(size, width, dtype=dtype)
     grad = some(num, size, dtype=matmul.wide(dtype))
     expected = grad.double() @ weight.double(), 2 * grad.double().t() @ hidden.double()
-    narrow = matmul.narrow_(grad.clone(), matmul.gradient_dtype(weight))
-    assert narrow.dtype == matmul.gradient_dtype(weight)
+    narrow = matmul.narrow_(grad.clone(), matmul.product_dtype(weight, of_gradient=True))
+    assert narrow.dtype == matmul.product_dtype(weight, of_gradient=True)
     total = torch.full((size, width), math.nan, dtype=matmul.wide(dtype))
     matmul.add_weight_gradient(total, narrow, hidden, first=True)
     matmul.add_weight_gradient(total, narrow, hidden, first=False)

@@ -8,6 +8,7 @@ import functools
 import logging
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,9 +48,13 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
     def forward(self, *args, on_hidden: OnHidden | None = None, **kwargs):
         if on_hidden is None:
             return ordinary_forward(self, *args, **kwargs)
-        layers = _before_output_layer(self, ordinary_forward) if self._tropd_by_output_layer else _last_states(self)
-        hidden, head = _as_computed(_of_groups(layers, *args, **kwargs), head_of(self))
-        with torch.autocast(hidden.device.type, enabled=False):
+        hidden, head = _states(self, ordinary_forward, *args, **kwargs), head_of(self)
+        device = hidden.device.type
+        # In the dtype in which the model itself would project.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+        bias = None if head.bias is None else head.bias.to(dtype)
+        hidden, head = hidden.to(head.weight.device, dtype), replace(head, weight=head.weight.to(dtype), bias=bias)
+        with torch.autocast(device, enabled=False):
             return on_hidden(hidden, head)
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
@@ -68,44 +73,42 @@ def read_output_layer(model: PreTrainedModel, by_output_layer: bool) -> None:
     model._tropd_by_output_layer = by_output_layer  # type: ignore[assignment]
 
 
-def _last_states(model: PreTrainedModel) -> Callable[..., Tensor]:
-    return lambda **inputs: model.base_model(**inputs).last_hidden_state
+def _states(
+    model: Any, ordinary_forward: Callable, input_ids: Any, attention_mask: Any = None, **kwargs: Any
+) -> Tensor:
+    """Last states of one tensor of ids [B, L, H], or of several [Σ B·L, H]."""
+    states, groups = [], [(input_ids, attention_mask)]
+    if isinstance(input_ids, tuple):
+        groups = list(zip(input_ids, attention_mask, strict=True))
+    for ids, mask in groups:
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **kwargs}
+        if model._tropd_by_output_layer:
+            states.append(_before_output_layer(model, ordinary_forward, inputs))
+        else:
+            states.append(model.base_model(**inputs).last_hidden_state)
+    return states[0] if len(states) == 1 else torch.cat([part.flatten(0, 1) for part in states])
 
 
-def _before_output_layer(model: PreTrainedModel, ordinary_forward: Callable) -> Callable[..., Tensor]:
-    def states(**inputs: Any) -> Tensor:
-        layer, handed = model.get_output_embeddings(), []
+def _before_output_layer(model: Any, ordinary_forward: Callable, inputs: dict[str, Any]) -> Tensor:
+    """What the model's own forward hands to its output layer."""
+    layer, handed = model.get_output_embeddings(), []
 
-        def keep(hidden: Tensor) -> Tensor:
-            handed.append(hidden)
-            return hidden  # no logits: nothing of the vocabulary's size is made
+    def keep(hidden: Tensor) -> Tensor:
+        handed.append(hidden)
+        return hidden  # no logits: nothing of the vocabulary's size is made
 
-        before = vars(layer).get("forward")
-        layer.forward = keep  # type: ignore[union-attr]
-        try:
-            ordinary_forward(model, **inputs)
-        finally:
-            if before is None:
-                del layer.forward  # type: ignore[union-attr]
-            else:
-                layer.forward = before  # type: ignore[union-attr]
-        if len(handed) != 1:
-            raise AttributeError(f"its output layer is used {len(handed)} times in a forward pass")
-        return handed[0]
-
-    return states
-
-
-def _of_groups(states: Callable, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Tensor:
-    """States of one tensor of ids [B, L, H], or of several [Σ B·L, H]."""
-
-    def of(ids: Tensor, mask: Tensor | None) -> Tensor:
-        return states(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs)  # type: ignore[no-any-return]
-
-    if not isinstance(input_ids, tuple):
-        return of(input_ids, attention_mask)
-    groups = [of(*group) for group in zip(input_ids, attention_mask, strict=True)]
-    return groups[0] if len(groups) == 1 else torch.cat([states.flatten(0, 1) for states in groups])
+    before = vars(layer).get("forward")
+    layer.forward = keep
+    try:
+        ordinary_forward(model, **inputs)
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+    if len(handed) != 1:
+        raise AttributeError(f"its output layer is used {len(handed)} times in a forward pass")
+    return handed[0]
 
 
 def _unbound(method: Callable) -> Callable:
@@ -192,14 +195,18 @@ def head_rows(model: PreTrainedModel) -> int:
 
 def head_of(model: PreTrainedModel) -> Head:
     """The output layer of a causal language model, with the scalings its configuration declares."""
-    layer = _output_layer(model)
-    config = model.config.get_text_config()
-    return Head(
-        weight=_whole(layer.weight),
-        bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),
-        logit_scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
-    )
+    layer, config = _output_layer(model), model.config.get_text_config()
+    parts: tuple[Any, Any] = (layer.weight, getattr(layer, "bias", None))
+    weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in parts)  # whole under FSDP2
+    # Cohere multiplies by `logit_scale`, Falcon-H1 by `lm_head_multiplier`; Granite and MiniCPM divide by
+    # `logits_scaling`, which HyperCLOVA X multiplies by.
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    name = next((name for name in names if getattr(config, name, None) is not None), None)
+    scale = 1.0 if name is None else float(getattr(config, name))
+    if name == "logits_scaling" and config.model_type != "hyperclovax":
+        scale = 1.0 / scale
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return Head(weight, bias, scale, softcap)
 
 
 def _output_layer(model: PreTrainedModel) -> Any:
@@ -227,30 +234,3 @@ def _output_layer(model: PreTrainedModel) -> Any:
             "quantisation (bitsandbytes: llm_int8_skip_modules: [lm_head]; torchao: modules_to_not_convert: [lm_head])."
         )
     return layer
-
-
-def _logit_scale(config) -> float:
-    # Cohere multiplies by `logit_scale`, Falcon-H1 by `lm_head_multiplier`; Granite and MiniCPM divide by
-    # `logits_scaling`, which HyperCLOVA X multiplies by.
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is None:
-        return 1.0
-    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """A parameter that FSDP2 shards, gathered; anything else as it is."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def _as_computed(hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
-    """Hidden states and head in the dtype in which the model itself would project."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return hidden.to(head.weight.device, dtype), Head(
-        head.weight.to(dtype), bias, head.logit_scale, head.softcap, head.temperature
-    )

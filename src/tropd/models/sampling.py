@@ -75,17 +75,10 @@ def sample(
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=settings,
         )
-    return [through_eos(row, eos_ids) for row in output[:, width:].tolist()]
+    return [row[: len(until_eos(row, eos_ids)) + 1] for row in output[:, width:].tolist()]
 
 
 def until_eos(token_ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
     """The tokens before the first end-of-sequence token."""
-    return through_eos(token_ids, eos_ids, keep=0)
-
-
-def through_eos(token_ids: Sequence[int], eos_ids: Sequence[int], keep: int = 1) -> list[int]:
-    """The tokens up to the first end-of-sequence token, that one included."""
-    for position, token in enumerate(token_ids):
-        if token in eos_ids:
-            return list(token_ids[: position + keep])
-    return list(token_ids)
+    first = next((position for position, token in enumerate(token_ids) if token in eos_ids), len(token_ids))
+    return list(token_ids[:first])

@@ -75,12 +75,6 @@ def events_of(token_ids: Tensor, endings: Sequence[int]) -> Tensor:
     return token_ids
 
 
-def check_endings(endings: Sequence[int], vocab_size: int) -> None:
-    """Refuse ids that are given twice, or that a head of `vocab_size` rows does not have."""
-    if len(set(endings)) < len(endings) or any(not 0 <= ending < vocab_size for ending in endings):
-        raise ValueError(f"endings are {tuple(endings)}; give different ids from 0 to {vocab_size - 1}")
-
-
 def _least(dtype: torch.dtype) -> float:
     """A logit that no outcome has: finite, and still so when a float64 teacher is read in float32."""
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)

@@ -20,13 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
+from .endings import events_of
 from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
 from .policy_gradient import policy_gradient_loss
 from .shapes import check_rows, check_same_shape
-
-PolicyGradient = Callable[[Tensor, Tensor], Tensor]
-"""From advantages and weights, [N] each, to the weighted policy-gradient loss of each token."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +350,7 @@ def student_terms(
         ValueError: `hidden_NH` does not fit the head, or has not one row for each token.
     """
     check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
-    bounds, token_ids_N = None if direct is None else direct.index.cpu(), head.events(token_ids_N)
+    bounds, token_ids_N = None if direct is None else direct.index.cpu(), events_of(token_ids_N, head.endings)
 
     def terms(logits_CV: Tensor, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
         logps_CV = F.log_softmax(logits_CV, dim=-1)
@@ -420,43 +418,33 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
         return _weigh(weight, loss)
 
-    trust = _trust_losses(method, signals, policy_gradient, direct_N)
-    outlier = _outlier_losses(method, signals, policy_gradient, direct_N)
-    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
-    student_weight = signals.trust_weight + signals.outlier_weight
-    reward = (
-        torch.zeros_like(student_logp_N)
-        if signals.reward_advantage is None
-        else policy_gradient(signals.reward_advantage, student_weight)
-    )
-    return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
-
-
-def _trust_losses(method: Method, signals: TokenSignals, policy_gradient: PolicyGradient, direct_N: Tensor) -> Tensor:
-    weight = signals.trust_weight
+    ratio, in_trust, in_outlier = signals.log_ratio, signals.trust_weight, signals.outlier_weight
     if method.trust == "gkd":
-        return _weigh(weight, direct_N)
-    if method.trust == "jsd":
+        trust = _weigh(in_trust, direct_N)
+    elif method.trust == "jsd":
         advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
-        return policy_gradient(advantage, weight) + _weigh(weight, direct_N)
-    advantage = signals.log_ratio
-    if method.advantage_floor is not None:
-        advantage = advantage.clamp_min(method.advantage_floor)
-    return policy_gradient(advantage, weight)
+        trust = policy_gradient(advantage, in_trust) + _weigh(in_trust, direct_N)
+    else:
+        floor = method.advantage_floor
+        trust = policy_gradient(ratio if floor is None else ratio.clamp_min(floor), in_trust)
 
-
-def _outlier_losses(method: Method, signals: TokenSignals, policy_gradient: PolicyGradient, direct_N: Tensor) -> Tensor:
-    weight = signals.outlier_weight
     if method.outlier == "clip":
-        return policy_gradient(signals.log_ratio.clamp_min(_require(method.outlier_tau)), weight)
-    if method.outlier == "fkl_direct":
-        return method.fkl_weight * _weigh(weight, direct_N)
-    if method.outlier == "fkl_scalar":
+        outlier = policy_gradient(ratio.clamp_min(_require(method.outlier_tau)), in_outlier)
+    elif method.outlier == "fkl_direct":
+        outlier = method.fkl_weight * _weigh(in_outlier, direct_N)
+    elif method.outlier == "fkl_scalar":
         # The printed value as a detached advantage: another algorithm, kept as a switch (docs/footguns.md).
-        return policy_gradient(-method.fkl_weight * direct_N.detach(), weight)
-    if method.outlier == "k1_and_fkl":
-        return policy_gradient(signals.log_ratio, weight) + method.fkl_weight * _weigh(weight, direct_N)
-    return torch.zeros_like(weight)
+        outlier = policy_gradient(-method.fkl_weight * direct_N.detach(), in_outlier)
+    elif method.outlier == "k1_and_fkl":
+        outlier = policy_gradient(ratio, in_outlier) + method.fkl_weight * _weigh(in_outlier, direct_N)
+    else:
+        outlier = torch.zeros_like(in_outlier)
+
+    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    reward = torch.zeros_like(student_logp_N)
+    if signals.reward_advantage is not None:
+        reward = policy_gradient(signals.reward_advantage, in_trust + in_outlier)
+    return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
 
 
 def _weigh(weight: Tensor, value: Tensor) -> Tensor:

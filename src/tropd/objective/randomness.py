@@ -28,10 +28,6 @@ def addressed_uniforms(seed: int, step: int, rows: Sequence[int], length: int, s
     True
     """
     key = np.array([seed, step], dtype=np.uint64)
-    draws = [_generator(key, row, stream).random(length) for row in rows]
+    counters = [np.array([0, row, stream, 0], dtype=np.uint64) for row in rows]
+    draws = [np.random.Generator(np.random.Philox(key=key, counter=start)).random(length) for start in counters]
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, length, dtype=torch.float64)
-
-
-def _generator(key: np.ndarray, row: int, stream: int) -> np.random.Generator:
-    counter = np.array([0, row, stream, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -78,9 +78,8 @@ def reduced_parts(losses: TokenLosses, counts: RegionCounts, reduction: str = "s
     Raises:
         ValueError: `reduction` is unknown.
     """
-    return {
-        name: _divide(getattr(losses, name).sum(), count) for name, count in denominators(counts, reduction).items()
-    }
+    sums = ((name, getattr(losses, name).sum(), count) for name, count in denominators(counts, reduction).items())
+    return {name: total / count if count > 0 else total * 0.0 for name, total, count in sums}
 
 
 def reduce_losses(losses: TokenLosses, counts: RegionCounts, reduction: str = "shared") -> Tensor:
@@ -94,7 +93,3 @@ def reduce_losses(losses: TokenLosses, counts: RegionCounts, reduction: str = "s
         ValueError: `reduction` is unknown.
     """
     return torch.stack(list(reduced_parts(losses, counts, reduction).values())).sum()
-
-
-def _divide(total: Tensor, count: float) -> Tensor:
-    return total / count if count > 0 else total * 0.0

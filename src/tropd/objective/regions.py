@@ -6,15 +6,12 @@ weights 0 and 1. Any shape; entries line up with tokens.
 """
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .method_settings import GATES
 from .shapes import check_same_shape
-
-Value = TypeVar("Value")
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
@@ -61,16 +58,19 @@ def trust_weight(
         return torch.ones_like(log_ratio)
     if gate == "closed":
         return torch.zeros_like(log_ratio)
-    if gate == "bernoulli":
-        return (_require(uniforms, gate, "uniforms") < trust_probability(log_ratio)).to(log_ratio.dtype)
     if gate == "expected":
         return trust_probability(log_ratio)
-    if gate == "hard":
-        return (log_ratio > _require(tau, gate, "tau")).to(log_ratio.dtype)
-    if gate == "floor":
-        return (log_ratio >= _require(tau, gate, "tau")).to(log_ratio.dtype)
-    if gate in ("student_entropy", "teacher_entropy"):
-        return _require(selected, gate, "selected").to(log_ratio.dtype)
+    if gate == "bernoulli" and uniforms is not None:
+        return (uniforms < trust_probability(log_ratio)).to(log_ratio.dtype)
+    if gate == "hard" and tau is not None:
+        return (log_ratio > tau).to(log_ratio.dtype)
+    if gate == "floor" and tau is not None:
+        return (log_ratio >= tau).to(log_ratio.dtype)
+    if gate in ("student_entropy", "teacher_entropy") and selected is not None:
+        return selected.to(log_ratio.dtype)
+    if gate in GATES:
+        needed = {"bernoulli": "uniforms", "hard": "tau", "floor": "tau"}.get(gate, "selected")
+        raise ValueError(f"gate {gate!r} needs `{needed}`, which is None")
     raise ValueError(f"gate is {gate!r}; choose one of {', '.join(GATES)}")
 
 
@@ -93,9 +93,3 @@ def top_share_threshold(values: Tensor, share: float) -> float:
     # The epsilon keeps 0.2·5 = 1.0000000000000002 from asking for a second token.
     count = max(1, math.ceil(share * values.numel() - 1e-9))
     return values.flatten().topk(count).values[-1].item()
-
-
-def _require(value: Value | None, gate: str, name: str) -> Value:
-    if value is None:
-        raise ValueError(f"gate {gate!r} needs `{name}`, which is None")
-    return value

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
 from ..models.packing import PackedResponses, pack_responses
 from ..models.sampling import sample, until_eos
-from ..objective.endings import Endings
-from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary, topk_of
+from ..objective.endings import Endings, events_of
+from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary
 
 WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
 """(teacher_logp [C], teacher_entropy [C], which of the N tokens) → bool [C]: which need the teacher's top-k."""
@@ -59,7 +59,7 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class TopKRequest:
-    """Ask for the teacher's top-k where `wanted` says so, among the first `vocab_limit` token ids."""
+    """Ask for the teacher's top-k where `wanted` says so, among the first `vocab_limit` of its token ids."""
 
     k: int
     vocab_limit: int
@@ -131,7 +131,7 @@ class LocalTeacher:
         batches += [([[pad_id]], [[]], [[]])] * (passes - len(batches))
         parts, hidden, done, head = [], [], 0, None
         for batch in batches:
-            packed = pack_responses(*batch, pad_id, self.device, by_length=self.by_length)
+            packed = pack_responses(*batch, pad_id, self.model.device, by_length=self.by_length)
             part, states, head = self._score_packed(packed, temperature, endings, done, topk)
             parts.append(part)
             hidden += [states] if keep_hidden else []
@@ -142,18 +142,14 @@ class LocalTeacher:
         read = TeacherStates(torch.arange(len(logp), device=logp.device), torch.cat(hidden), head)
         return TeacherScores(logp, entropy, index, ids, topk_logp, (read,))
 
-    def _readable(self, packed: PackedResponses) -> Tensor:
-        """The token ids [N], -1 from a row's first id on that is beyond this teacher's vocabulary.
-
-        A student padded further than its teacher may sample such an id; nothing after it has a teacher's context.
-        """
-        readable = torch.cat([(ids < self.vocab_size).cumprod(-1).flatten() for ids in packed.input_ids])
-        return torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
-
     def _score_packed(
         self, packed: PackedResponses, temperature: float, endings: Endings, offset: int, topk: TopKRequest | None
     ) -> tuple[tuple[Tensor, ...], Tensor, Head]:
-        token_ids = self._readable(packed)
+        # A student padded further than its teacher may sample an id beyond the teacher's vocabulary; from it on nothing
+        # in a row has a teacher's context, and the ids are -1.
+        known = self.vocab_size
+        readable = torch.cat([(ids < known).cumprod(-1).flatten() for ids in packed.input_ids])
+        token_ids = torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
 
         def score(hidden: Tensor, head: Head) -> tuple[tuple[Tensor, ...], Tensor, Head]:
             # Inside the forward: a sharded head is whole only there.
@@ -161,7 +157,7 @@ class LocalTeacher:
             return _score_states(states, head, token_ids, offset, topk), states, head
 
         found: tuple[tuple[Tensor, ...], Tensor, Head] = self.forward(
-            input_ids=tuple(ids.clamp_max(self.vocab_size - 1) for ids in packed.input_ids),
+            input_ids=tuple(ids.clamp_max(known - 1) for ids in packed.input_ids),
             attention_mask=packed.attention_mask,
             on_hidden=score,
         )
@@ -195,7 +191,7 @@ def _score_states(
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
     index, ids, logps, scratch = [], [], [], Scratch()
-    token_ids = head.events(token_ids)
+    token_ids = events_of(token_ids, head.endings)
 
     def score(logits_RV: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         logits_RV, log_sum, entropy = normalise_(logits_RV, scratch)
@@ -207,7 +203,7 @@ def _score_states(
             place = slice(offset + tokens.start, offset + tokens.stop)
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
             wanted_RV = torch.index_select(logits_RV, 0, rows, out=scratch.for_rows(logits_RV, rows.numel()))
-            top_ids, top_logits = topk_of(wanted_RV, topk.k, topk.vocab_limit)
+            top_logits, top_ids = wanted_RV[:, : topk.vocab_limit].topk(topk.k)
             index.append(rows + place.start)
             ids.append(top_ids.int())
             logps.append(top_logits - log_sum[rows].unsqueeze(-1))

@@ -86,13 +86,14 @@ class Teachers:
             contexts: as in `LocalTeacher.score`, and likewise the other arguments.
             responses: see there.
             scored: see there.
-            topk: its vocabulary is narrowed to each teacher's own.
+            topk: see there.
             rows_per_pass: see there.
             settings: the rest.
         """
         settings["rows_per_pass"] = rows_per_pass
         if len(self.by_name) == 1:
-            return self.only.score(contexts, responses, scored, topk=_narrow_request(topk, self.only), **settings)
+            (teacher,) = self.by_name.values()
+            return teacher.score(contexts, responses, scored, topk=topk, **settings)
         rows_of = rows_by_name(names)
         passes = self._passes(rows_of, rows_per_pass)
         tokens = [sum(marks) for marks in scored]
@@ -105,7 +106,7 @@ class Teachers:
             with naming(name):
                 scores = teacher.score(
                     *([column[row] for row in rows] for column in (contexts, responses, scored)),  # type: ignore[arg-type]
-                    topk=_narrow_request(topk, teacher, places),
+                    topk=_request_among(places, topk),
                     passes=passes[name],
                     **settings,
                 )
@@ -156,20 +157,11 @@ def _places(rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
     return torch.cat([nothing, *(torch.arange(bounds[row], bounds[row + 1]) for row in rows)])
 
 
-def _narrow_request(
-    topk: TopKRequest | None, teacher: LocalTeacher, places: Tensor | None = None
-) -> TopKRequest | None:
-    """The request as one teacher can answer it, its tokens counted among those at `places`."""
+def _request_among(places: Tensor, topk: TopKRequest | None) -> TopKRequest | None:
+    """The request of all tokens as one teacher reads it, whose own tokens are those at `places`."""
     if topk is None:
         return None
-    limit = min(topk.vocab_limit, teacher.vocab_size)
-    if places is None:
-        return replace(topk, vocab_limit=limit)
-    return TopKRequest(
-        topk.k,
-        limit,
-        lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),
-    )
+    return replace(topk, wanted=lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]))
 
 
 def _check_counts(scores: TeacherScores, wanted: int) -> TeacherScores:

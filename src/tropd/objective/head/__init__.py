@@ -4,3 +4,7 @@
 `fused_loss`: loss and gradients in one pass. `slice_losses`: what that pass does with one slice. None of it states a
 new equation; `tropd.objective.loss` is what it is held to.
 """
+
+from .layer import Head, entropy_of, gather_logps, logps_of, sampled_logps, scan_vocabulary, topk_logps
+
+__all__ = ["Head", "entropy_of", "gather_logps", "logps_of", "sampled_logps", "scan_vocabulary", "topk_logps"]

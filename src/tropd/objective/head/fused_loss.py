@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..endings import events_of
 from ..loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, active_tokens
 from ..methods import Method
 from ..reduce import RegionCounts, reduce_losses
 from ..shapes import check_rows, check_same_shape
-from .layer import Head, HeadGradients, check_states, default_slice_tokens, needs_gradient, slice_buffer
-from .matmul import project_into, slices_of
+from .layer import Head, HeadGradients, needs_gradient, slice_buffer, slices_for
+from .matmul import project_into
 from .slice_losses import Divergence, LossInputs, SelectedTokens, SliceLoss, WholeDistributions
 
 
@@ -103,29 +104,21 @@ def fused_loss(
     Raises:
         ValueError: states, tokens and signals do not fit together.
     """
-    check_states(hidden_NH, head)
     check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
     check_same_shape(token_ids_N=token_ids_N, signals=signals.rollout_logp)
-    inputs = LossInputs(method, signals, counts, head.events(token_ids_N), direct, slice_tokens)
-    kept = _chosen_tokens(inputs, every_token)
-    if kept is not None:
+    inputs = LossInputs(method, signals, counts, events_of(token_ids_N, head.endings), direct, slice_tokens)
+    read = torch.ones_like(token_ids_N, dtype=torch.bool) if every_token else active_tokens(method, signals)
+    kept = (read if direct is None else read.index_fill(0, direct.index, True)).nonzero().squeeze(-1)
+    in_order = kept.numel() == token_ids_N.numel() and not isinstance(direct, SeveralTerms)
+    if not in_order:
+        kept = inputs.order_by_term(kept)
         hidden_NH, inputs = hidden_NH.index_select(0, kept), inputs.select(kept)
-    outputs = _Fused.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head)
+    terms = FusedLoss(
+        *_Fused.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight, head.bias, head, inputs, needs_gradient(hidden_NH, head)
+        )
     )
-    return FusedLoss(*outputs) if kept is None else _spread(FusedLoss(*outputs), kept, token_ids_N.numel())
-
-
-def _chosen_tokens(inputs: LossInputs, every_token: bool) -> Tensor | None:
-    """Positions of the tokens that are projected, those of one teacher together; `None`: all, in their order."""
-    read = active_tokens(inputs.method, inputs.signals)
-    if inputs.direct is not None:
-        read = read.index_fill(0, inputs.direct.index, True)
-    if every_token:
-        read = torch.ones_like(read)
-    kept = read.nonzero().squeeze(-1)
-    several = isinstance(inputs.direct, SeveralTerms)
-    return inputs.order_by_term(kept) if several or kept.numel() < read.numel() else None
+    return terms if in_order else _spread(terms, kept, token_ids_N.numel())
 
 
 def _spread(terms: FusedLoss, kept_M: Tensor, num_tokens: int) -> FusedLoss:
@@ -152,8 +145,12 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         ctx.set_materialize_grads(False)
         ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
-        columns = zip(*_slice_by_slice(hidden_NH, head, inputs, ctx.gradients), strict=True)
-        values = [torch.cat(column) for column in columns]
+        parts = [
+            part
+            for run, of_run in inputs.runs()
+            for part in _slices_of_run(hidden_NH, head, of_run, run.start, ctx.gradients)
+        ]
+        values = [torch.cat(column) for column in zip(*parts, strict=True)]
         loss = reduce_losses(TokenLosses(*values[3:]), inputs.counts, inputs.method.reduction)
         ctx.mark_non_differentiable(*values)
         return loss, *values
@@ -167,40 +164,25 @@ class _Fused(torch.autograd.Function):
                 "The gradients of this loss were handed out by an earlier backward pass and are no longer held; "
                 "compute the loss again."
             )
-        factor = float(grad_loss)
-        if factor != 1.0:
-            gradients.scale_(factor)  # in place: nobody else holds them
-        return (*gradients.result(), None, None, None)
-
-
-def _slice_by_slice(
-    hidden_NH: Tensor, head: Head, inputs: LossInputs, gradients: HeadGradients | None
-) -> list[tuple[Tensor, ...]]:
-    """Per-token values of every slice, and the slices' gradients added to `gradients`."""
-    return [
-        part for run, of_run in inputs.runs() for part in _slices_of_run(hidden_NH, head, of_run, run.start, gradients)
-    ]
+        return (*gradients.result(float(grad_loss)), None, None, None)
 
 
 def _slices_of_run(
     hidden_NH: Tensor, head: Head, inputs: LossInputs, first: int, gradients: HeadGradients | None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The same of a run of tokens that begins with token `first`."""
-    kind = _slice_loss_for(head, inputs)
+    """Per-token values of every slice of a run of tokens that begins with token `first`; fills `gradients`."""
+    kind: type[SliceLoss] = WholeDistributions
+    if inputs.direct is None or isinstance(inputs.direct, TopKTerm):
+        kind = SelectedTokens
+    elif Divergence.can(head, inputs):
+        kind = Divergence
     held = 2 if kind is not SelectedTokens or head.softcap is not None else 1
-    size = inputs.slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, held)
-    slices = slices_of(inputs.token_ids.numel(), size)
+    hidden_RH = hidden_NH[first : first + inputs.token_ids.numel()]
+    slices = slices_for(hidden_RH, head, inputs.slice_tokens, held)
     raw_CV, slice_loss = slice_buffer(head.weight, slices), kind(head, inputs, slices)
     for tokens in slices:
-        place = slice(first + tokens.start, first + tokens.stop)
-        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[place], head.weight, head.bias)
+        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_RH[tokens], head.weight, head.bias)
         values, raw_grad_CV = slice_loss(here_CV, tokens, with_gradient=gradients is not None)
         if gradients is not None:
-            gradients.add(place, raw_grad_CV)
+            gradients.add(slice(first + tokens.start, first + tokens.stop), raw_grad_CV)
         yield values
-
-
-def _slice_loss_for(head: Head, inputs: LossInputs) -> type[SliceLoss]:
-    if inputs.direct is None or isinstance(inputs.direct, TopKTerm):
-        return SelectedTokens
-    return Divergence if Divergence.can(head, inputs) else WholeDistributions

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..endings import Endings, check_endings, events_of, one_action
+from ..endings import Endings, events_of, one_action
 from ..shapes import check_axes, check_rows
 from .matmul import (
     add_weight_gradient,
-    block_rows,
     blocks_of,
-    gradient_dtype,
     narrow_,
+    product_dtype,
     project_into,
     slices_of,
     states_gradient,
@@ -78,7 +77,9 @@ class Head:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
-        check_endings(self.endings, self.vocab_size)
+        known = all(0 <= ending < self.vocab_size for ending in self.endings)
+        if not known or len(set(self.endings)) < len(self.endings):
+            raise ValueError(f"endings are {self.endings}; give different ids from 0 to {self.vocab_size - 1}")
 
     @property
     def vocab_size(self) -> int:
@@ -87,10 +88,6 @@ class Head:
     def at_temperature(self, temperature: float, endings: Endings = ()) -> "Head":
         """The head as a rollout is read: at its sampling temperature, and with its endings as one action."""
         return replace(self, temperature=temperature, endings=endings)
-
-    def events(self, token_ids: Tensor) -> Tensor:
-        """The tokens as outcomes of this head's distribution: any ending is the first one."""
-        return events_of(token_ids, self.endings)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of a few tokens, in float32 (float64 for float64 inputs)."""
@@ -102,14 +99,10 @@ class Head:
 
     def transform(self, raw_NV: Tensor) -> Tensor:
         """Logits from the raw projection; may change `raw_NV` where that carries no gradient."""
-        return one_action(self.scale(raw_NV), self.endings)
-
-    def scale(self, raw_NV: Tensor) -> Tensor:
-        """Scale, softcap and temperature alone: the endings are still apart."""
         logits = raw_NV if self.logit_scale == 1.0 else raw_NV * self.logit_scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits if self.temperature == 1.0 else logits / self.temperature
+        return one_action(logits if self.temperature == 1.0 else logits / self.temperature, self.endings)
 
 
 def over_vocabulary(
@@ -138,11 +131,9 @@ def over_vocabulary(
     Raises:
         ValueError: `hidden_NH` is not [N, H] of this head.
     """
-    check_states(hidden_NH, head)
-    if slice_tokens is None:
-        slice_tokens = default_slice_tokens(head.vocab_size, hidden_NH.device.type)
+    slices = slices_for(hidden_NH, head, slice_tokens)
     values: tuple[Tensor, ...] = _OverVocabulary.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight, head.bias, head, function, slice_tokens
+        hidden_NH, head.weight, head.bias, head, function, slices
     )
     return values
 
@@ -171,8 +162,7 @@ def scan_vocabulary(
     Raises:
         ValueError: `hidden_NH` is not [N, H] of this head.
     """
-    check_states(hidden_NH, head)
-    slices = slices_of(hidden_NH.shape[0], slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type))
+    slices = slices_for(hidden_NH, head, slice_tokens)
     buffer_CV = slice_buffer(head.weight, slices)
     parts = []
     for tokens in slices:
@@ -205,7 +195,7 @@ def sampled_logps(
         ValueError: `hidden_NH` does not fit the head, or has not one row for each token.
     """
     check_rows(token_ids_N, 1, hidden_NH=hidden_NH)
-    token_ids_N = head.events(token_ids_N)
+    token_ids_N = events_of(token_ids_N, head.endings)
     if not needs_gradient(hidden_NH, head):
         scratch = Scratch()
 
@@ -264,14 +254,14 @@ class Scratch:
     that the next block asks for. 16k tokens with a top-k on every fifth held 7 GB that way.
     """
 
-    def __init__(self) -> None:
-        self._kept: Tensor | None = None
+    _kept: Tensor | None = None
 
     def for_rows(self, logits_RV: Tensor, num_rows: int | None = None) -> Tensor:
         """An uninitialised [R, V] like `logits_RV`, or of `num_rows`; what was handed out before is overwritten."""
         num_rows = len(logits_RV) if num_rows is None else num_rows
         if self._kept is None or len(self._kept) < num_rows:
-            self._kept = logits_RV.new_empty(max(num_rows, block_rows(logits_RV)), logits_RV.shape[1])
+            # One row more: the blocks of a pass are nearly equal.
+            self._kept = logits_RV.new_empty(num_rows + 1, logits_RV.shape[1])
         return self._kept[:num_rows]
 
 
@@ -354,14 +344,11 @@ class _OverVocabulary(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         function: LogitsFunction,
-        slice_tokens: int,
+        slices: list[slice],
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_NH, weight, bias)
-        ctx.head, ctx.function, ctx.slice_tokens = head, function, slice_tokens
-        parts = [
-            function(head.transform(project(hidden_NH[tokens], weight, bias)), tokens)
-            for tokens in slices_of(hidden_NH.shape[0], slice_tokens)
-        ]
+        ctx.head, ctx.function, ctx.slices = head, function, slices
+        parts = [function(head.transform(project(hidden_NH[tokens], weight, bias)), tokens) for tokens in slices]
         outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(*[output for output in outputs if not output.is_floating_point()])
         return outputs
@@ -370,7 +357,7 @@ class _OverVocabulary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight, bias = ctx.saved_tensors
         gradients = HeadGradients(hidden_NH, weight, bias, ctx.needs_input_grad[:3])
-        for tokens in slices_of(hidden_NH.shape[0], ctx.slice_tokens):
+        for tokens in ctx.slices:
             raw_grad_CV = _raw_logit_grad(
                 ctx, hidden_NH[tokens], weight, bias, tokens, [grad[tokens] for grad in grads]
             )
@@ -404,7 +391,7 @@ class HeadGradients:
         hidden_NH, weight, _ = self._inputs
         if self.bias is not None:
             self.bias += raw_grad_CV.sum(0)
-        grad_CV = narrow_(raw_grad_CV, gradient_dtype(weight))
+        grad_CV = narrow_(raw_grad_CV, product_dtype(weight, of_gradient=True))
         if self.hidden is not None:
             self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
         if self.weight is not None:
@@ -413,21 +400,16 @@ class HeadGradients:
             add_weight_gradient(self.weight, grad_CV, hidden_CH, first=not self._weight_is_written)
             self._weight_is_written = True
 
-    def scale_(self, factor: float) -> None:
-        for gradient in (self.hidden, self.weight, self.bias):
-            if gradient is not None:
-                gradient.mul_(factor)
-
-    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The three gradients in the dtypes of what they belong to; `None` where not wanted."""
-        hidden_NH, weight, bias = self._inputs
+    def result(self, factor: float = 1.0) -> list[Tensor | None]:
+        """The three gradients times `factor`, in the dtypes of what they belong to; `None` where not wanted. Once."""
         if self.weight is not None and not self._weight_is_written:
             self.weight.zero_()
-        return (
-            None if self.hidden is None else self.hidden.to(hidden_NH.dtype),
-            None if self.weight is None else self.weight.to(weight.dtype),
-            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
-        )
+        results: list[Tensor | None] = []
+        for gradient, of in zip((self.hidden, self.weight, self.bias), self._inputs, strict=True):
+            if gradient is not None and factor != 1.0:
+                gradient.mul_(factor)  # in place: nobody else holds it
+            results.append(None if gradient is None or of is None else gradient.to(of.dtype))
+        return results
 
 
 def _raw_logit_grad(
@@ -446,12 +428,6 @@ def _raw_logit_grad(
     return torch.autograd.grad([out for out, _ in pairs], raw_CV, [grad for _, grad in pairs])[0]
 
 
-def check_states(hidden_NH: Tensor, head: Head) -> None:
-    """Refuse hidden states of another shape than this head projects."""
-    if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
-        raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
-
-
 def needs_gradient(hidden_NH: Tensor, head: Head) -> bool:
     """Is anything going to be differentiated through this head?"""
     inputs = (hidden_NH, head.weight, head.bias)
@@ -462,6 +438,14 @@ def default_slice_tokens(vocab_size: int, device: str = "elsewhere", slices_held
     """Tokens of one slice: at most `SLICE_TOKENS`, and at most `SLICE_ELEMENTS` logits in the one or two held."""
     most = SLICE_TOKENS.get(device, SLICE_TOKENS["elsewhere"])[slices_held - 1]
     return max(1, min(most, SLICE_ELEMENTS // (vocab_size * slices_held)))
+
+
+def slices_for(hidden_NH: Tensor, head: Head, slice_tokens: int | None = None, slices_held: int = 1) -> list[slice]:
+    """The slices in which the tokens are projected, of at most `slice_tokens`; refuses states of another shape."""
+    if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
+        raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
+    most = slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, slices_held)
+    return slices_of(hidden_NH.shape[0], most)
 
 
 def slice_buffer(weight: Tensor, slices: list[slice]) -> Tensor:

@@ -22,18 +22,30 @@ TILE_ROWS = 2048
 BLOCK_ELEMENTS = {"cpu": 2**18, "gpu": 2**24}
 """Logits that are worked on together: what a processor's cache holds; on a GPU more, so that launches are few."""
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision and float32, float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def gradient_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which gradients of logits are multiplied: the weight's where the device is fast at it.
+def product_dtype(weight: Tensor, *, of_gradient: bool = False) -> torch.dtype:
+    """The dtype in which products with `weight` are made: its own where the device multiplies that quickly and sums in
+    float32, else the wide one.
 
-    Never float16, whose smallest numbers are larger than many a gradient before a loss scale has been applied.
+    Of a logit gradient never float16, whose smallest numbers are larger than many a gradient before a loss scale has
+    been applied.
     """
-    return weight.dtype if _multiplies(weight) and weight.dtype != torch.float16 else wide(weight.dtype)
+    if weight.is_cuda and weight.dtype in HALF:
+        quick = not (of_gradient and weight.dtype == torch.float16)
+    else:
+        # Private to PyTorch, so its absence means no; AMX comes with AVX512-BF16. Without oneDNN the product is slow.
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        onednn: Any = torch.backends.mkldnn
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+        quick = on_cpu and onednn.is_available() and onednn.enabled and supported()
+    return weight.dtype if quick else wide(weight.dtype)
 
 
 def project_into(raw_CV: Tensor, hidden_CH: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,13 +57,19 @@ def project_into(raw_CV: Tensor, hidden_CH: Tensor, weight: Tensor, bias: Tensor
         weight: [V, H].
         bias: [V] or `None`.
     """
-    hidden_CH = hidden_CH.to(weight.dtype)
-    if not _multiplies(weight):
-        hidden_CH = hidden_CH.to(raw_CV.dtype)
+    hidden_CH = hidden_CH.to(weight.dtype).to(product_dtype(weight))
     for tile in _tiles(weight):
-        _project_tile(raw_CV[:, tile], hidden_CH, weight[tile])
+        raw_CT, weight_TH = raw_CV[:, tile], weight[tile]
+        if weight.is_cuda and weight.dtype in HALF:
+            torch.mm(hidden_CH, weight_TH.t(), out_dtype=torch.float32, out=raw_CT)
+        elif hidden_CH.dtype == raw_CT.dtype:
+            torch.mm(hidden_CH, weight_TH.to(raw_CT.dtype).t(), out=raw_CT)
+        else:
+            rounded = torch.mm(hidden_CH, weight_TH.t())
+            raw_CT.copy_(rounded)
+            raw_CT += torch.addmm(rounded, hidden_CH, weight_TH.t(), beta=-1)
         if bias is not None:
-            raw_CV[:, tile] += bias[tile].to(raw_CV.dtype)
+            raw_CT += bias[tile].to(raw_CT.dtype)
     return raw_CV
 
 
@@ -68,8 +86,8 @@ def narrow_(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def states_gradient(grad_CV: Tensor, weight: Tensor) -> Tensor:
-    """grad · weight, [C, H]; `grad_CV` is of `gradient_dtype(weight)`. Rounded at most once, at the end."""
-    if _half_on_gpu(weight) and grad_CV.dtype == weight.dtype:
+    """grad · weight, [C, H]; `grad_CV` is of the gradient's `product_dtype`. Rounded at most once, at the end."""
+    if grad_CV.is_cuda and grad_CV.dtype in HALF:
         return torch.mm(grad_CV, weight, out_dtype=torch.float32)
     if grad_CV.dtype == weight.dtype:
         return torch.mm(grad_CV, weight)
@@ -84,13 +102,21 @@ def add_weight_gradient(grad_weight: Tensor, grad_CV: Tensor, hidden_CH: Tensor,
 
     Args:
         grad_weight: [V, H] of the wide dtype; changed in place.
-        grad_CV: [C, V] of `gradient_dtype`. In bfloat16 on a CPU a slice's product is rounded once, relative 2⁻⁹.
+        grad_CV: [C, V] of `product_dtype`. In bfloat16 on a CPU a slice's product is rounded once, relative 2⁻⁹.
         hidden_CH: [C, H].
         first: write the product over what `grad_weight` holds, which need not be initialised.
     """
     hidden_CH = hidden_CH.to(grad_CV.dtype)
     for tile in _tiles(grad_weight):
-        _add_tile(grad_weight[tile], grad_CV[:, tile].t(), hidden_CH, first)
+        grad_TH, grad_TC = grad_weight[tile], grad_CV[:, tile].t()
+        if grad_TC.dtype == grad_TH.dtype:
+            torch.addmm(grad_TH, grad_TC, hidden_CH, beta=0 if first else 1, out=grad_TH)
+        elif grad_TC.is_cuda:
+            torch.addmm(grad_TH, grad_TC, hidden_CH, beta=0 if first else 1, out_dtype=torch.float32, out=grad_TH)
+        elif first:
+            grad_TH.copy_(torch.mm(grad_TC, hidden_CH))
+        else:
+            grad_TH += torch.mm(grad_TC, hidden_CH)
 
 
 def slices_of(num_tokens: int, slice_tokens: int) -> list[slice]:
@@ -101,58 +127,13 @@ def slices_of(num_tokens: int, slice_tokens: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
-def block_rows(logits_CV: Tensor) -> int:
-    """How many rows are worked on together at most, see `BLOCK_ELEMENTS`."""
-    elements = BLOCK_ELEMENTS["cpu" if logits_CV.device.type == "cpu" else "gpu"]
-    return max(1, elements // max(1, logits_CV.shape[1]))
-
-
 def blocks_of(logits_CV: Tensor) -> list[slice]:
-    """The rows in blocks of at most `block_rows`."""
-    return slices_of(logits_CV.shape[0], block_rows(logits_CV))
-
-
-def _project_tile(raw_CT: Tensor, hidden_CH: Tensor, weight_TH: Tensor) -> None:
-    if _half_on_gpu(weight_TH):
-        torch.mm(hidden_CH, weight_TH.t(), out_dtype=torch.float32, out=raw_CT)
-    elif raw_CT.dtype == weight_TH.dtype or hidden_CH.dtype == raw_CT.dtype:
-        torch.mm(hidden_CH, weight_TH.to(raw_CT.dtype).t(), out=raw_CT)
-    else:
-        rounded = torch.mm(hidden_CH, weight_TH.t())
-        raw_CT.copy_(rounded)
-        raw_CT += torch.addmm(rounded, hidden_CH, weight_TH.t(), beta=-1)
-
-
-def _add_tile(grad_TH: Tensor, grad_TC: Tensor, hidden_CH: Tensor, first: bool) -> None:
-    if grad_TC.dtype == grad_TH.dtype:
-        torch.addmm(grad_TH, grad_TC, hidden_CH, beta=0 if first else 1, out=grad_TH)
-    elif _half_on_gpu(grad_TC):
-        torch.addmm(grad_TH, grad_TC, hidden_CH, beta=0 if first else 1, out_dtype=torch.float32, out=grad_TH)
-    elif first:
-        grad_TH.copy_(torch.mm(grad_TC, hidden_CH))
-    else:
-        grad_TH += torch.mm(grad_TC, hidden_CH)
+    """The rows in blocks that are worked on together, see `BLOCK_ELEMENTS`."""
+    elements = BLOCK_ELEMENTS["cpu" if logits_CV.device.type == "cpu" else "gpu"]
+    return slices_of(logits_CV.shape[0], max(1, elements // max(1, logits_CV.shape[1])))
 
 
 def _tiles(weight: Tensor) -> Iterator[slice]:
     size = weight.shape[0]
     rows = TILE_ROWS if weight.device.type == "cpu" else max(size, 1)
     return (slice(start, min(start + rows, size)) for start in range(0, size, rows))
-
-
-def _multiplies(weight: Tensor) -> bool:
-    """Does the device multiply this dtype itself, quickly and with sums in float32?"""
-    if weight.dtype in (torch.float32, torch.float64) or _half_on_gpu(weight):
-        return True
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _cpu_multiplies_bfloat16()
-
-
-def _half_on_gpu(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    # Private to PyTorch, so its absence means no; AMX comes with AVX512-BF16. Without oneDNN the product is slow.
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    onednn: Any = torch.backends.mkldnn
-    return bool(onednn.is_available() and onednn.enabled and supported())

@@ -22,7 +22,6 @@ from ..loss import (
     DirectTerm,
     FullVocabularyTerm,
     SeveralTerms,
-    TokenLosses,
     TokenSignals,
     TopKTerm,
     reindex_term,
@@ -70,10 +69,11 @@ class LossInputs:
         terms = [term for term in self.direct.terms if term.index.numel()] or [self.direct.terms[0]]
         bounds = [0, *(int(term.index[0]) for term in terms[1:]), num_tokens]
         runs = [slice(start, stop) for start, stop in pairwise(bounds)]
-        return [(run, self._of_run(run, restrict_term(term, run))) for run, term in zip(runs, terms, strict=True)]
-
-    def _of_run(self, run: slice, direct: DirectTerm | None) -> "LossInputs":
-        return replace(self, signals=self.signals[run], token_ids=self.token_ids[run], direct=direct)
+        parts = []
+        for run, term in zip(runs, terms, strict=True):
+            direct = restrict_term(term, run)
+            parts.append((run, replace(self, signals=self.signals[run], token_ids=self.token_ids[run], direct=direct)))
+        return parts
 
 
 class SliceLoss(ABC):
@@ -89,6 +89,10 @@ class SliceLoss(ABC):
         self.head, self.inputs = head, inputs
         # One copy to the host for all slices.
         self._bounds = None if inputs.direct is None else inputs.direct.index.cpu()
+        # Beside the student's raw logits: the teacher's, or what a softcap makes of them.
+        term, beside = inputs.direct, None if head.softcap is None else head
+        beside = term.teacher_head if isinstance(term, FullVocabularyTerm) else beside
+        self._beside_CV = None if beside is None else slice_buffer(beside.weight, slices)
 
     @abstractmethod
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -103,85 +107,62 @@ class SliceLoss(ABC):
         rows = None if start == stop else self.inputs.direct.index[start:stop] - tokens.start
         return slice(start, stop), rows
 
-    def losses(self, tokens: slice, student_logp: Tensor, direct: Tensor) -> tuple[TokenLosses, Tensor]:
-        """The tokens' losses, and what they add to the scalar."""
+    def losses(
+        self, tokens: slice, student_logp: Tensor, direct: Tensor, mass: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The tokens' values in the order of `FusedLoss`, detached, and what their losses add to the scalar."""
         inputs = self.inputs
         losses = token_losses(inputs.method, inputs.signals[tokens], student_logp, direct)
-        return losses, reduce_losses(losses, inputs.counts, inputs.method.reduction)
+        values = (student_logp, direct, mass, losses.trust, losses.outlier, losses.guidance, losses.reward)
+        total = reduce_losses(losses, inputs.counts, inputs.method.reduction)
+        return tuple(value.detach() for value in values), total
 
 
 class SelectedTokens(SliceLoss):
     """Sampled tokens and the teacher's top-k: the closed form at the head of `fused_loss`, in place."""
 
-    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
-        super().__init__(head, inputs, slices)
-        self._capped_CV = None if head.softcap is None else slice_buffer(head.weight, slices)
-
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        ids, (entries, rows) = self.inputs.token_ids[tokens], self.direct_rows(tokens)
-        logits_CV, factor, slope_CV = self._transform_(raw_CV)
-        endings = self.head.endings
-        shares_CE = merge_(logits_CV, endings) if len(endings) > 1 else None
+        head, ids, term = self.head, self.inputs.token_ids[tokens], self.inputs.direct
+        factor, slope_CV = head.logit_scale / head.temperature, None  # of the logits' derivative in `raw_CV`
+        if head.softcap is None or self._beside_CV is None:
+            logits_CV = raw_CV if factor == 1.0 else raw_CV.mul_(factor)
+        else:
+            tanh_CV = raw_CV.mul_(head.logit_scale / head.softcap).tanh_()
+            logits_CV = torch.mul(tanh_CV, head.softcap / head.temperature, out=self._beside_CV[: raw_CV.shape[0]])
+            slope_CV = tanh_CV.square_().neg_().add_(1.0)
+        shares_CE = merge_(logits_CV, head.endings) if len(head.endings) > 1 else None
         logits_CV -= logits_CV.amax(-1, keepdim=True)
         sampled = gather_logps(logits_CV, ids)
-        place, alternatives = None, None
+        entries, rows = self.direct_rows(tokens)
+        place = alternatives = tail_sums = tail = None
         if rows is not None:
-            assert isinstance(self.inputs.direct, TopKTerm)
-            place = rows.unsqueeze(-1), self.inputs.direct.token_ids[entries].long()
+            assert isinstance(term, TopKTerm)
+            place = rows.unsqueeze(-1), term.token_ids[entries].long()
             alternatives = logits_CV[place]
         sums = logits_CV.exp_().sum(-1)
         sampled = sampled - sums.log()
-        tail_sums = tail = None
-        if place is not None and alternatives is not None:
+        if alternatives is not None and place is not None and isinstance(term, TopKTerm):
             alternatives = alternatives - sums.log()[place[0]]
-            if self.inputs.direct.reads_tail:  # type: ignore[union-attr]
+            if term.reads_tail:
                 tail_sums = _sums_outside(logits_CV, place)
                 tail = (tail_sums.log() - sums[rows].log()).clamp_min(LEAST_TAIL)
-        values, grads = self._differentiate(tokens, sampled, alternatives, tail, rows, entries, with_gradient)
-        if grads is not None:
-            if tail is None or tail_sums is None:
-                _logit_gradient_(logits_CV, sums, factor, ids, place, *grads)
-            else:
-                sampled_grad, topk_grad, tail_grad = grads
-                tail_grad = torch.where(tail > LEAST_TAIL, tail_grad, 0.0)
-                _logit_gradient_(logits_CV, sums, factor, ids, place, sampled_grad, topk_grad, tail_sums, tail_grad)
-            if shares_CE is not None:
-                spread_(logits_CV, endings, shares_CE)
-            if slope_CV is not None:
-                logits_CV *= slope_CV
-        return values, logits_CV
-
-    def _transform_(self, raw_CV: Tensor) -> tuple[Tensor, float, Tensor | None]:
-        """Logits, the constant factor of their derivative in `raw_CV`, and its factor by entry where there is one."""
-        head = self.head
-        factor = head.logit_scale / head.temperature
-        if head.softcap is None or self._capped_CV is None:
-            return raw_CV if factor == 1.0 else raw_CV.mul_(factor), factor, None
-        tanh_CV = raw_CV.mul_(head.logit_scale / head.softcap).tanh_()
-        capped_CV = torch.mul(tanh_CV, head.softcap / head.temperature, out=self._capped_CV[: raw_CV.shape[0]])
-        return capped_CV, factor, tanh_CV.square_().neg_().add_(1.0)
-
-    def _differentiate(
-        self,
-        tokens: slice,
-        sampled: Tensor,
-        alternatives: Tensor | None,
-        tail: Tensor | None,
-        rows: Tensor | None,
-        entries: slice,
-        with_gradient: bool,
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        """Per-token values from the selected log-probabilities, and the loss's gradients in these."""
+        # The small problem: the loss's gradients in the selected log-probabilities.
         leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives, tail) if leaf is not None]
         with torch.set_grad_enabled(with_gradient):
             direct = mass = torch.zeros_like(sampled)
-            if alternatives is not None:
-                assert isinstance(self.inputs.direct, TopKTerm)
-                value, part = self.inputs.direct.of_selected(alternatives, entries, tail)
+            if alternatives is not None and isinstance(term, TopKTerm):
+                value, part = term.of_selected(alternatives, entries, tail)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
-            losses, total = self.losses(tokens, sampled, direct)
-        grads = torch.autograd.grad(total, leaves, materialize_grads=True) if with_gradient else None
-        return detach_values(sampled, direct, mass, losses), grads
+            values, total = self.losses(tokens, sampled, direct, mass)
+        if not with_gradient:
+            return values, logits_CV
+        grads = torch.autograd.grad(total, leaves, materialize_grads=True)
+        if tail is not None:
+            grads = (*grads[:2], torch.where(tail > LEAST_TAIL, grads[2], 0.0))
+        _logit_gradient_(logits_CV, sums, factor, ids, place, tail_sums, *grads)
+        if shares_CE is not None:
+            spread_(logits_CV, head.endings, shares_CE)
+        return values, logits_CV if slope_CV is None else logits_CV.mul_(slope_CV)
 
 
 def _sums_outside(exp_CV: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
@@ -199,9 +180,9 @@ def _logit_gradient_(
     factor: float,
     ids_C: Tensor,
     place: tuple[Tensor, Tensor] | None,
+    tail_sums_M: Tensor | None,
     sampled_grad_C: Tensor,
     topk_grad_MK: Tensor | None = None,
-    tail_sums_M: Tensor | None = None,
     tail_grad_M: Tensor | None = None,
 ) -> None:
     """exp_CV, whose rows sum to `sums_C`, becomes factor · (Σ_j g_j e_j − (Σ_j g_j) π).
@@ -229,32 +210,17 @@ def _logit_gradient_(
 class WholeDistributions(SliceLoss):
     """Any direct term, by autograd on blocks of rows that fit the cache; the teacher is projected once a slice."""
 
-    def __init__(self, head: Head, inputs: LossInputs, slices: list[slice]):
-        super().__init__(head, inputs, slices)
-        self._teacher_CV = (
-            slice_buffer(inputs.direct.teacher_head.weight, slices)
-            if isinstance(inputs.direct, FullVocabularyTerm)
-            else None
-        )
-
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        entries, _ = self.direct_rows(tokens)
-        teacher_CV = self._project_teacher(entries)
+        (entries, _), term, teacher_CV = self.direct_rows(tokens), self.inputs.direct, None
+        if isinstance(term, FullVocabularyTerm) and self._beside_CV is not None:
+            head, room_CV = term.teacher_head, self._beside_CV[: entries.stop - entries.start]
+            teacher_CV = project_into(room_CV, term.teacher_hidden[entries], head.weight, head.bias)
         # Written where there is room already: small results kept between large temporaries would scatter the heap.
         values = raw_CV.new_empty(3, raw_CV.shape[0])
         for block in blocks_of(raw_CV):
             place = slice(tokens.start + block.start, tokens.start + block.stop)
             self._block_(raw_CV[block], values[:, block], place, teacher_CV, entries.start, with_gradient)
-        sampled, direct, mass = values
-        losses, _ = self.losses(tokens, sampled, direct)
-        return detach_values(sampled, direct, mass, losses), raw_CV
-
-    def _project_teacher(self, entries: slice) -> Tensor | None:
-        term = self.inputs.direct
-        if self._teacher_CV is None or not isinstance(term, FullVocabularyTerm):
-            return None
-        head, buffer = term.teacher_head, self._teacher_CV[: entries.stop - entries.start]
-        return project_into(buffer, term.teacher_hidden[entries], head.weight, head.bias)
+        return self.losses(tokens, *values)[0], raw_CV
 
     def _block_(
         self,
@@ -275,7 +241,7 @@ class WholeDistributions(SliceLoss):
                 compared = logps_RV if rows.numel() == len(raw_RV) else logps_RV[rows]
                 value, part = self._direct(compared, entries, teacher_CV, first_entry)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
-            _, total = self.losses(tokens, sampled, direct)
+            _, total = self.losses(tokens, sampled, direct, mass)
         if with_gradient:
             raw_RV.copy_(torch.autograd.grad(total, leaf_RV)[0])
         for row, value in zip(values_R, (sampled, direct, mass), strict=True):
@@ -304,7 +270,7 @@ class Divergence(SliceLoss):
         super().__init__(head, inputs, slices)
         assert isinstance(inputs.direct, FullVocabularyTerm)
         self._term = inputs.direct
-        self._teacher_CV = slice_buffer(self._term.teacher_head.weight, slices)
+        self._apart = replace(head, endings=())  # they are merged here, where what each had is known
         self._beta = _beta_of(self._term)
         self._scratches = Scratch(), Scratch()
 
@@ -324,7 +290,8 @@ class Divergence(SliceLoss):
         )
 
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        teacher, buffer = self._term.teacher_head, self._teacher_CV[: raw_CV.shape[0]]
+        assert self._beside_CV is not None
+        teacher, buffer = self._term.teacher_head, self._beside_CV[: raw_CV.shape[0]]
         project_into(buffer, self._term.teacher_hidden[tokens], teacher.weight, teacher.bias)
         sampled, values, factors = columns = raw_CV.new_empty(3, raw_CV.shape[0])
         for rows in blocks_of(raw_CV):
@@ -332,17 +299,17 @@ class Divergence(SliceLoss):
             columns[:, rows] = torch.stack(here)
         values = values.clone().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
-            losses, total = self.losses(tokens, sampled, values)
+            detached, total = self.losses(tokens, sampled, values, torch.ones_like(values))
         if with_gradient:
             (weights,) = torch.autograd.grad(total, values)
             factors = factors * weights * (self.head.logit_scale / self.head.temperature)
             raw_CV *= factors.unsqueeze(-1)
-        return detach_values(sampled, values, torch.ones_like(values), losses), raw_CV
+        return detached, raw_CV
 
     def _block_(self, raw_RV: Tensor, teacher_raw_RV: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs of the sampled tokens and divergences, [R]; `raw_RV` times what comes third is their gradient."""
         student_exp, teacher_exp = (scratch.for_rows(raw_RV) for scratch in self._scratches)
-        student, endings = self.head.scale(raw_RV), self.head.endings
+        student, endings = self._apart.transform(raw_RV), self.head.endings
         shares_RE = merge_(student, endings) if len(endings) > 1 else None
         student_sums = _shift_(student, student_exp)
         # In the student's precision, from the entries that both vocabularies have.
@@ -398,9 +365,3 @@ def _shift_(logits_RV: Tensor, exp_RV: Tensor) -> Tensor:
     """Shift each row's largest logit to 0; its exponentials go to `exp_RV`, their sums [R, 1] are returned."""
     logits_RV -= logits_RV.amax(-1, keepdim=True)
     return torch.exp(logits_RV, out=exp_RV).sum(-1, keepdim=True)
-
-
-def detach_values(sampled: Tensor, direct: Tensor, mass: Tensor, losses: TokenLosses) -> tuple[Tensor, ...]:
-    """In the order of `FusedLoss`."""
-    values = (sampled, direct, mass, losses.trust, losses.outlier, losses.guidance, losses.reward)
-    return tuple(value.detach() for value in values)

@@ -159,11 +159,15 @@ class StudentEngine(VLLMGeneration):
         if owner is None:  # the first process asks the server for all of them
             yield
             return
+        before = vars(owner).get("generate")
         owner.generate = ask
         try:
             yield
         finally:
-            del owner.generate
+            if before is None:
+                del owner.generate
+            else:
+                owner.generate = before
 
     def _rows_of_group(self, rows: Sequence["RowRequest"]) -> list["RowRequest"]:
         """The rows of all processes that hold parts of one engine, as TRL gathers their prompts."""
