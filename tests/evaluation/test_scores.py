@@ -58,6 +58,19 @@ def test_groups_are_averaged_apart():
     assert score(responses).groups == {"x": 1.0, "y": 0.0}
 
 
+def test_instructions_have_their_four_scores():
+    details = [{"strict": [True, False], "loose": [True, True]}, {"strict": [True], "loose": [True]}]
+    responses = [Graded(str(n), 0, "right", 1, True, details=one) for n, one in enumerate(details)]
+    found = score([*responses, Graded("2", 0, "undecided", 1, True)])
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.instructions == {
+        "prompt_strict": 0.5,
+        "instruction_loose": 1.0,
+        "instruction_strict": pytest.approx(2 / 3),
+    }
+    assert score([Graded("2", 0, "no_answer", 1, True)]).instructions == {}
+
+
 @pytest.mark.parametrize(("n", "c", "k"), [(n, c, k) for n in (1, 4, 6) for c in range(n + 1) for k in range(1, n + 1)])
 def test_pass_at_k_is_the_share_of_all_choices_of_k(n, c, k):
     right = [True] * c + [False] * (n - c)

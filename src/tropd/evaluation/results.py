@@ -67,7 +67,7 @@ def grade(
             place = {"problem": problem.id, "sample": record["sample"]}
             known = {"tokens": len(record["token_ids"]), "ended": record["ended"], "group": problem.group}
             lines.append(json.dumps(place | verdict.as_dict() | known, ensure_ascii=False))
-            graded.append(Graded(**place, outcome=verdict.outcome, **known))
+            graded.append(Graded(**place, outcome=verdict.outcome, **known, details=verdict.details))
             advance(1)
     write_whole(verdicts_path(folder, name), "".join(line + "\n" for line in lines))
     write_whole(_grading_path(folder, name), json.dumps(_grading(folder, name), indent=2) + "\n")
@@ -98,7 +98,7 @@ def read_graded(folder: Path, name: str) -> list[Graded]:
     path = verdicts_path(folder, name)
     if not path.is_file():
         raise ValueError(f"{folder} has no verdicts of {name}. Finish that evaluation, or name another folder.")
-    fields = ("problem", "sample", "outcome", "tokens", "ended", "group")
+    fields = ("problem", "sample", "outcome", "tokens", "ended", "group", "details")
     lines = map(json.loads, lines_of(path.read_text(encoding="utf-8")))
     return [Graded(**{field: line[field] for field in fields}) for line in lines]
 
@@ -139,6 +139,9 @@ def score_tables(scores: dict[str, Scores]) -> str:
         if found.groups:
             parts = [(group, _percent(accuracy)) for group, accuracy in found.groups.items()]
             lines += ["", f"## {title(name)}", "", *_table(("part", "accuracy"), parts)]
+        if found.instructions:
+            parts = [(kind.replace("_", ", "), _percent(share)) for kind, share in found.instructions.items()]
+            lines += ["", f"## {title(name)}", "", *_table(("score", "share"), parts)]
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ P problems have k samples each; s_p is the share of problem p's samples that are
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .graders.verdict import NO_ANSWER, RIGHT, UNDECIDED
@@ -24,6 +24,7 @@ class Graded:
         tokens: of the response, its ending not counted.
         ended: the model ended it; else it was cut at the longest length.
         group: of the problem.
+        details: the verdict's.
     """
 
     problem: str
@@ -32,6 +33,7 @@ class Graded:
     tokens: int
     ended: bool
     group: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -57,6 +59,9 @@ class Scores:
         tokens_right: mean length of right responses.
         tokens_wrong: mean length of the others.
         groups: accuracy of each part of the benchmark, where it has parts.
+        instructions: where responses follow instructions: `prompt_strict`, the share of prompts all of whose
+            instructions are followed without leniency (accuracy is the lenient share), and the shares of single
+            instructions, `instruction_loose` and `instruction_strict`.
     """
 
     problems: int
@@ -73,6 +78,7 @@ class Scores:
     tokens_right: float
     tokens_wrong: float
     groups: dict[str, float]
+    instructions: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; `null` for what there is not."""
@@ -109,6 +115,7 @@ def score(responses: Sequence[Graded]) -> Scores:
         tokens_right=_mean([one.tokens for one in right]),
         tokens_wrong=_mean([one.tokens for one in responses if one.outcome != RIGHT]),
         groups=_by_group(responses, rows),
+        instructions=_instructions(responses),
     )
 
 
@@ -168,6 +175,19 @@ def _by_group(responses: Sequence[Graded], rows: dict[str, list[float]]) -> dict
     groups = sorted({group for group in group_of.values() if group})
     means = {problem: statistics.fmean(row) for problem, row in rows.items()}
     return {group: _mean([means[problem] for problem in rows if group_of[problem] == group]) for group in groups}
+
+
+def _instructions(responses: Sequence[Graded]) -> dict[str, float]:
+    """Over the responses that were judged instruction by instruction."""
+    judged = [one.details for one in responses if "strict" in one.details]
+    if not judged:
+        return {}
+    each = {kind: [followed for details in judged for followed in details[kind]] for kind in ("loose", "strict")}
+    return {
+        "prompt_strict": _mean([all(details["strict"]) for details in judged]),
+        "instruction_loose": _mean(each["loose"]),
+        "instruction_strict": _mean(each["strict"]),
+    }
 
 
 def _without_nan(value: Any) -> Any:

@@ -44,7 +44,8 @@ def test_what_a_checker_draws_is_the_same_in_every_grading(grader):
 
 
 def test_no_text_and_an_unknown_instruction(grader):
-    assert grader.grade("<think>hm", NO_COMMA).outcome == "no_answer"
+    verdict = grader.grade("<think>hm", NO_COMMA)
+    assert verdict.outcome == "no_answer" and verdict.details == {"strict": [False], "loose": [False]}
     assert grader.grade("text", InstructionTests("", ["of:another_year"], [{}])).outcome == "undecided"
 
 

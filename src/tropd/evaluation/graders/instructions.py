@@ -106,7 +106,8 @@ class InstructionGrader:
         """Are all instructions followed, loosely (the score) and strictly (in the details)?"""
         text = behind_thinking(response, thinking_opened).strip()
         if not text:
-            return Verdict(NO_ANSWER, why="no text, or none behind the thinking")
+            followed = {kind: [False] * len(tests.instructions) for kind in ("strict", "loose")}
+            return Verdict(NO_ANSWER, why="no text, or none behind the thinking", details=followed)
         if TAGGER & set(tests.instructions) and not self._tagged:
             return Verdict(UNDECIDED, why=f"{', '.join(TAGGER)} needs NLTK's tagger, which is not here")
         order = {
