@@ -1,5 +1,6 @@
 """Inside of the sandbox: does a response follow its instructions? The checkers of if-verifiable decide."""
 
+import importlib
 import json
 import random
 import sys
@@ -9,20 +10,19 @@ import types
 def load_ifeval() -> None:
     """Import the checkers of IFEval and all they read."""
     load_ifbench()
+    importlib.import_module("if_verifiable.ifeval.instructions_registry")
 
 
 def load_ifbench() -> None:
     """Import what the checkers of IFBench use; they reach for the network when they are imported, and so wait until
     there is none."""
-    import nltk
-
     # The package's door loads data sets from the Hub, for which it wants `datasets`; only its checkers are used here.
     hub = types.ModuleType("datasets")
     hub.load_dataset = None  # type: ignore[attr-defined]
     sys.modules["datasets"] = hub
-    nltk.sent_tokenize("One. Two.")
-    import langdetect
-
+    importlib.import_module("nltk").sent_tokenize("One. Two.")
+    importlib.import_module("if_verifiable.common")
+    langdetect = importlib.import_module("langdetect")
     langdetect.DetectorFactory.seed = 0
     langdetect.detect("Which language is this?")  # reads its profiles
 
