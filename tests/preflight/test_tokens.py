@@ -238,6 +238,8 @@ def test_the_teachers_own_prompt_is_what_must_fit_the_teacher():
 def test_scaled_positions_count():
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100, "rope_theta": 1e4}
     assert files(positions=100, rope_parameters=rope).context_length == 400
+    dynamic = {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e4}
+    assert files(positions=100, rope_parameters=dynamic).context_length == 300
 
 
 def test_no_prompts_is_said():

@@ -26,7 +26,14 @@ def evaluated(folder, batch_size, method, **settings):
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("opd", {}), ("fkl_outlier", {}), ("gkd", {}), ("tropd", {"reduction": "per_region"}), ("reopold_2stage", {})],
+    [
+        ("opd", {}),
+        ("fkl_outlier", {}),
+        ("gkd", {}),
+        ("tropd", {"reduction": "per_region"}),
+        ("reopold_2stage", {}),
+        ("entropy_opd", {}),
+    ],
 )
 def test_no_metric_of_an_evaluation_depends_on_the_batch_size(method, settings, tmp_path):
     whole = evaluated(tmp_path / "whole", 12, method, **settings)

@@ -155,6 +155,29 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_a_resume_in_python_says_which_settings_are_others(tmp_path, caplog):
+    checkpoint = interrupted(tmp_path)
+    changed = SAVED | {"temperature": 0.5, "learning_rate": 0.25}
+    tiny.build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", rows=ROWS, **changed).train(str(checkpoint))
+    said = [record.message for record in caplog.records if "when the run in" in record.message]
+    assert [line.split(" when ")[0] for line in said] == ["learning_rate was 0.001", "temperature was 1.0"]
+    assert said[1].endswith("began, and is 0.5 now")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_complete_run_without_its_final_model_is_told_where_that_is(lost, tmp_path):
+    interrupted(tmp_path, save_final_model=True)
+    if lost:
+        (tmp_path / "model.safetensors").unlink()
+    trainer = tiny.build(
+        tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", rows=ROWS, **SAVED, save_final_model=True
+    )
+    with pytest.raises(ValueError, match="the run is complete") as refused:
+        trainer.train(resume_from_checkpoint=True)
+    assert ("Its final model is not in" in str(refused.value)) == lost
+    assert str(refused.value).endswith(f"that of {tmp_path / 'checkpoint-2'}.") == lost
+
+
 @pytest.mark.parametrize(
     ("dtype", "rate", "told"), [("bfloat16", 5e-6, True), ("bfloat16", 0.05, False), ("float32", 5e-6, False)]
 )

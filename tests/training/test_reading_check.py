@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 
 from training import tiny, zoo
 from tropd.models.hidden_states import expose_hidden_states
-from tropd.training.guards.reading import _agreeing, _read, _some_tokens, silence
+from tropd.training.guards.reading import _agreeing, _length, _read, _some_tokens, silence
 
 IDS = _some_tokens(64, "cpu")
 
@@ -112,3 +112,43 @@ def test_noise_that_nothing_switches_off_is_refused_by_the_setting_that_adds_it(
         trainer.train()
     trainer = tiny.build(tmp_path, student, tiny.llama(seed=2), "opd", max_steps=1, disable_dropout=False)
     trainer.train()  # asked for
+
+
+def test_noise_that_begins_at_a_position_is_refused(tmp_path):
+    student = tiny.llama(seed=1)
+
+    def noisy(module, args, output):
+        late = nn.functional.dropout(output[:, 14:], 0.3, module.training)
+        return torch.cat([output[:, :14], late], dim=1)
+
+    student.model.layers[0].mlp.register_forward_hook(noisy)
+    trainer = tiny.build(tmp_path, student, tiny.llama(seed=2), "gkd", max_steps=1, max_completion_length=20)
+    with pytest.raises(ValueError, match="in training mode"):
+        trainer.train()
+
+
+class Late(LlamaForCausalLM):
+    """Logits by another scale in long rows."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        if output.logits is not None and output.logits.shape[1] > 14:
+            output.logits = output.logits * 0.5
+        return output
+
+
+def test_a_teacher_with_another_scale_in_long_rows_is_refused(tmp_path):
+    teacher = tiny.llama(seed=2)
+    teacher.__class__ = Late
+    trainer = tiny.build(tmp_path, tiny.llama(seed=1), teacher, "opd", max_steps=1, max_completion_length=20)
+    with pytest.raises(ValueError, match=r"^the teacher \(Late\) gives other log-probabilities"):
+        trainer.train()
+
+
+def test_no_more_is_read_than_a_model_has_positions(tmp_path):
+    trainer = tiny.build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_steps=1)
+    lengths = []
+    for budget in (20, 100, 10_000):
+        trainer.max_completion_length = budget
+        lengths.append(_length(trainer, trainer.model))
+    assert lengths == [32, 112, 128]

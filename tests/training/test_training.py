@@ -213,6 +213,16 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step(tmp_path, student, te
     assert largest_difference(after, before) == 0
 
 
+def test_an_infinite_divergence_is_traced_to_what_the_teacher_rules_out(tmp_path):
+    teacher = tiny.llama(seed=2)
+    teacher.lm_head = torch.nn.Linear(16, tiny.VOCABULARY_ROWS)
+    with torch.no_grad():
+        teacher.lm_head.bias[10:20] = -math.inf
+    trainer = build(tmp_path, tiny.llama(seed=1), teacher, "gkd")
+    with pytest.raises(FloatingPointError, match=r"the loss of step 1 is inf.*Where the teacher rules tokens out"):
+        trainer.train()
+
+
 class Remember(tiny.TrainerCallback):
     def __init__(self, into):
         self.into = into

@@ -113,6 +113,7 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
         look_when_ready(trainer, look)
     else:
         console.say(f"going on from {checkpoint}")
+        trainer.checkpointing.tells_changes = False  # told already, before the models were loaded
     started = time.monotonic()
     trainer.add_callback(StopAtSignal(signals := Signals(), trainer))
     try:

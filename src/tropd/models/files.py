@@ -50,13 +50,21 @@ class ModelFiles:
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model was made for, RoPE scaling included; `None` where the configuration is silent."""
-        config = self.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        rope = getattr(config, "rope_parameters", None) or {}
-        if limit and rope.get("factor") and rope.get("original_max_position_embeddings"):
-            return max(int(limit), int(rope["factor"] * rope["original_max_position_embeddings"]))
-        return int(limit) if limit else None
+        """Positions that the model was made for; see `context_length`."""
+        return context_length(self.config)
+
+
+def context_length(config: Any) -> int | None:
+    """Positions that a model was made for, RoPE scaling included; `None` where its configuration is silent."""
+    config = config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type", rope.get("type")) == "dynamic":  # stretches beyond the positions of the configuration
+        original = original or limit
+    if limit and rope.get("factor") and original:
+        return max(int(limit), int(rope["factor"] * original))
+    return int(limit) if limit else None
 
 
 def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code: bool = False) -> ModelFiles:

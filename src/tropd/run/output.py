@@ -69,6 +69,8 @@ def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]
     Raises:
         ValueError: another method, or other parts of it.
     """
+    from ..training.checkpointing.fingerprints import changed_settings
+
     path = Path(output_dir) / "run.json"
     if not path.is_file():
         return []
@@ -87,18 +89,10 @@ def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]
             f"the run in {output_dir} began with another method ({changes}). Go on with its own, or train anew in "
             "another output_dir."
         )
-    now = json.loads(json.dumps(args.to_dict(), default=str))
     before = begun.get("teacher")
     others = teacher is not None and before is not None and teacher != before
     said = [f"teacher was {before!r} when the run in {output_dir} began, and is {teacher!r} now"] if others else []
-    return said + [
-        f"{name} was {begun['configuration'][name]!r} when the run in {output_dir} began, and is {now[name]!r} now"
-        for name in sorted(now.keys() & begun["configuration"].keys())
-        if now[name] != begun["configuration"][name] and name not in FREE_TO_CHANGE
-    ]
-
-
-FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_to", "disable_tqdm", "max_steps")
+    return said + changed_settings(args, output_dir)
 
 
 def _checkpoint(directory: Path, resume: str) -> str:

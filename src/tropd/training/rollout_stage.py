@@ -35,10 +35,11 @@ from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
-from ..teacher.names import rows_by_name
+from ..teacher.names import rows_by_name, teacher_phrase
 from ..teacher.teacher import Teacher
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
+from .guards.contexts import check_contexts
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
@@ -150,10 +151,16 @@ class RolloutStage:
         else:
             self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         self._drop_host_metrics()
+        contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
+        names = [trainer.teachers.name_for(row) for row in rows]
+        for name, mine in rows_by_name(names).items():
+            teacher = trainer.teachers.by_name[name]
+            read = [contexts[i] for i in mine]
+            check_contexts(teacher_phrase(name), teacher.model, read, trainer.max_completion_length)
         return read_rollouts(
             host,
-            trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"])),
-            [trainer.teachers.name_for(row) for row in rows],
+            contexts,
+            names,
             prefixes,
             first_row=first_row,
             eos_ids=trainer.eos_token_ids,
@@ -169,7 +176,9 @@ class RolloutStage:
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             self._batch.prompts, rows = prompts, self._batch.rows
-        return self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
+        found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
+        check_contexts("the student", self.trainer.model, found[0], self.trainer.max_completion_length)
+        return found
 
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
         """The host's sampler, continuing from the teacher prefixes on a batch's first turn.

@@ -297,7 +297,7 @@ class Gate:
         student: the student's scores.
         student_mask: bool [N]: student-written tokens.
         uniforms: [N] addressed draws, or `None` where the method draws nothing.
-        entropy_threshold: global threshold of the student's entropy, or `None`.
+        entropy_threshold: [N] what the student's entropy must reach, or `None` where the method selects otherwise.
         trust: [N] weight in the trust region; 0 until the token is scored, and on tokens without a finite score.
         outlier: [N] weight outside of it; likewise.
     """
@@ -306,7 +306,7 @@ class Gate:
     student: StudentScores
     student_mask: Tensor
     uniforms: Tensor | None
-    entropy_threshold: float | None
+    entropy_threshold: Tensor | None
     trust: Tensor
     outlier: Tensor
 
@@ -315,7 +315,7 @@ class Gate:
         log_ratio = (teacher_logp - self.student.rollout_logp[tokens]).float()
         selected = None
         if self.entropy_threshold is not None:
-            selected = self.student.entropy[tokens] >= self.entropy_threshold
+            selected = self.student.entropy[tokens] >= self.entropy_threshold[tokens]
         elif self.method.teacher_entropy_tau is not None:
             selected = teacher_entropy <= self.method.teacher_entropy_tau
         trust = trust_weight(
@@ -331,7 +331,7 @@ class Gate:
 
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
-    """The gate of a batch: its draws, and the entropy quantile over all ranks."""
+    """The gate of a batch: its draws, and the entropy that its tokens must reach."""
     method, device = setup.method, student.entropy.device
     student_mask = student_tokens(rollouts, device)
     uniforms = threshold = None
@@ -343,10 +343,25 @@ def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentSco
         ]
         uniforms = torch.cat(draws).to(device)
     elif method.gate == "student_entropy":
-        assert method.entropy_share is not None
-        threshold = top_share_threshold(setup.ranks.gather_ragged(student.entropy[student_mask]), method.entropy_share)
+        threshold = entropy_thresholds(setup, rollouts, student.entropy, student_mask)
     trust, outlier = torch.zeros(2, len(student_mask), device=device)
     return Gate(method, student, student_mask, uniforms, threshold, trust, outlier)
+
+
+def entropy_thresholds(setup: StepSetup, rollouts: Sequence[Rollout], entropy: Tensor, student_mask: Tensor) -> Tensor:
+    """What the student's entropy must reach, [N]: of a training step one quantile, over all of its tokens and ranks.
+
+    In an evaluation each rollout has its own, as its batches are what happens to fit: a number that was one of a batch
+    would depend on their size.
+    """
+    share = setup.method.entropy_share
+    assert share is not None
+    if setup.is_training:
+        threshold = top_share_threshold(setup.ranks.gather_ragged(entropy[student_mask]), share)
+        return torch.full_like(entropy, threshold)
+    sizes = [len(rollout.scored_positions()) for rollout in rollouts]
+    parts = zip(torch.split(entropy, sizes), torch.split(student_mask, sizes), strict=True)
+    return torch.cat([torch.full_like(of_row, top_share_threshold(of_row[mask], share)) for of_row, mask in parts])
 
 
 # ---------------------------------------------------------------------- the teachers' scores

@@ -19,6 +19,8 @@ from .checkpoints import read_record
 FILE = "fingerprints.json"
 MOST_ROWS = 20_000
 """Rows of a data set that are read for its fingerprint, evenly spread; its length is always part of it."""
+FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_to", "disable_tqdm", "max_steps")
+"""Settings that make no other run."""
 
 
 def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
@@ -80,6 +82,30 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
 def _is_same(before: Any, now: Any) -> bool:
     """Of a served teacher, log-probabilities, which rounding may change; of all else, digests."""
     return is_same_model(before, now) if isinstance(before, list) and isinstance(now, list) else bool(before == now)
+
+
+def changed_settings(args: Any, directory: str | Path) -> list[str]:
+    """What a run that goes on has set otherwise than it began with, by its `run.json`; a line for each field.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    file = Path(directory) / "run.json"
+    if not file.is_file():
+        return []
+    try:
+        begun = read_record(file, {"configuration": dict})["configuration"]
+    except ValueError as error:
+        raise ValueError(
+            f"the run in {directory} cannot be gone on with: {error}. Put that file back as it was written; without "
+            "it, settings are not compared."
+        ) from error
+    now = json.loads(json.dumps(args.to_dict(), default=str))
+    return [
+        f"{name} was {begun[name]!r} when the run in {directory} began, and is {now[name]!r} now"
+        for name in sorted(now.keys() & begun.keys())
+        if now[name] != begun[name] and name not in FREE_TO_CHANGE
+    ]
 
 
 def _are(changed: list[str]) -> str:

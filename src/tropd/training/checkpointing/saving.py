@@ -18,7 +18,8 @@ from ..distributed.sharding import whole_weights
 from ..guards.reading import check_weights
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .ending_files import save_ending
-from .fingerprints import check_unchanged
+from .final_model import best_of, is_missing
+from .fingerprints import changed_settings, check_unchanged
 from .stream_position import place_in_stream
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Checkpointing:
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
         is_writing: is the host writing a checkpoint, which lies aside until it is whole?
+        tells_changes: are settings that are others than the run began with still to be told, when it goes on?
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.resumed_from: str | None = None
         self.is_writing = False
+        self.tells_changes = True
         self._began_at = 0
         self._summed_before = 0  # steps before this `train()` call whose losses are part of `_total_loss_scalar`
 
@@ -61,6 +64,9 @@ class Checkpointing:
         if resume_from_checkpoint and trainer.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
             check_unchanged(trainer, str(resume_from_checkpoint))
+            if self.tells_changes:
+                for change in changed_settings(trainer.args, Path(resume_from_checkpoint).parent):
+                    logger.warning("%s", change)
         self.resumed_from = resume_from_checkpoint or None
         self._check_steps_left()
         self._summed_before = 0
@@ -84,8 +90,15 @@ class Checkpointing:
         if done >= max_steps:
             raise ValueError(
                 f"max_steps is {max_steps}, and checkpoint {self.resumed_from} is of step {done}: the run is "
-                "complete. Raise max_steps to go on."
+                "complete. Raise max_steps to go on." + self._why_no_final_model()
             )
+
+    def _why_no_final_model(self) -> str:
+        args, last = self.trainer.args, Path(str(self.resumed_from))
+        source = best_of(last) if args.load_best_model_at_end else last
+        if not args.save_final_model or not is_missing(args.output_dir, source):
+            return ""
+        return f" Its final model is not in {args.output_dir}; it is that of {source}."
 
     def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """Where the data go on; the host takes it that a stream has not been read more than once."""

@@ -15,9 +15,13 @@ def check_loss(loss: float, step: int, directory: str) -> None:
         NotFinite: with the step, what is kept, and what to try.
     """
     if not math.isfinite(loss):
+        ruled_out = (
+            " Where the teacher rules tokens out (logits of -inf), a divergence over the whole vocabulary is infinite: "
+            "then use a method without one, such as tropd, or opd."
+        )
         raise NotFinite(
             f"the loss of step {step} is {loss}, so the step was not taken; {checkpoint_phrase(directory)}. Lower "
-            "the learning rate, or look at the rollouts."
+            "the learning rate, or look at the rollouts." + (ruled_out if math.isinf(loss) else "")
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ...models.files import context_length
 from ...models.hidden_states import read_output_layer
 from ...teacher.adapter_base import BaseTeacher, without_adapter
 from ...teacher.names import teacher_phrase
@@ -20,6 +21,9 @@ from .errors import NotFinite
 from .finite import checkpoint_phrase
 
 NUM_TOKENS = 12
+"""Positions that are compared."""
+LONGEST = 256
+"""Tokens that are read for them: noise and scales may begin at a position."""
 ROUNDINGS = 2.0
 """Roundings of the largest logit that two ways of computing the same log-probability may lie apart."""
 SLACK = 1e-4
@@ -47,7 +51,7 @@ def check_student(trainer: Any) -> None:
         ValueError: with how far they lie apart, and what to do.
     """
     model = trainer.model
-    ids = _some_tokens(trainer._student_vocab_size, trainer.accelerator.device)
+    ids = _some_tokens(trainer._student_vocab_size, trainer.accelerator.device, _length(trainer, model))
 
     def forward(**inputs: Any) -> Any:
         with trainer.accelerator.autocast():
@@ -75,7 +79,7 @@ def check_teachers(trainer: Any) -> None:
         if id(teacher) in seen or teacher.model is None:  # another engine's scores are its own
             continue
         seen.add(id(teacher))
-        ids = _some_tokens(teacher.vocab_size, teacher.device)
+        ids = _some_tokens(teacher.vocab_size, teacher.device, _length(trainer, teacher.model))
         if isinstance(teacher, BaseTeacher):
             with without_adapter(teacher.model):
                 _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
@@ -116,18 +120,29 @@ def _base(model: Any) -> Any:
     return getattr(model, "get_base_model", lambda: model)()
 
 
-def _some_tokens(vocab_size: int, device: Any) -> Tensor:
-    return (torch.arange(1, NUM_TOKENS + 1, device=device) * 7919 % vocab_size)[None]
+def _some_tokens(vocab_size: int, device: Any, length: int = NUM_TOKENS) -> Tensor:
+    return (torch.arange(1, length + 1, device=device) * 7919 % vocab_size)[None]
+
+
+def _length(trainer: Any, model: Any) -> int:
+    """About a prompt and a response, as far as the model has positions."""
+    longest = min(LONGEST, NUM_TOKENS + trainer.max_completion_length)
+    return min(longest, context_length(_base(model).config) or longest)
+
+
+def _compared(values: Tensor) -> Tensor:
+    """At `NUM_TOKENS` positions from the first to the last of [L, …], so that a long reading takes no more memory."""
+    return values[torch.linspace(0, len(values) - 1, min(NUM_TOKENS, len(values)), device=values.device).long()]
 
 
 @torch.no_grad()
 def _agreeing(forward: Callable, base: Any, ids: Tensor, who: str) -> Tensor:
-    """What is read of the model, [L, V] log-probabilities, once that agrees with its own logits.
+    """What is read of the model, [NUM_TOKENS, V] log-probabilities, once that agrees with its own logits.
 
     Where it does not at first, the states are taken from before the output layer, which the model's own forward then
     leads to: other layers in between are done.
     """
-    own = forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    own = _compared(forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0])
     worst = 0.0
     for by_output_layer in (False, True):
         read_output_layer(base, by_output_layer)
@@ -162,7 +177,10 @@ def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.
     return forward(  # type: ignore[no-any-return]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        on_hidden=lambda hidden, head: (head.logits(hidden.flatten(0, -2)).log_softmax(-1), head.weight.dtype),
+        on_hidden=lambda hidden, head: (
+            head.logits(_compared(hidden.flatten(0, -2))).log_softmax(-1),
+            head.weight.dtype,
+        ),
     )
 
 
