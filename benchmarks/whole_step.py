@@ -176,7 +176,7 @@ def ours(method: str, sizes: Sizes, steps: int, out: Path, data: Dataset | None 
     )
     trainer.remove_callback(PrinterCallback)
     with (
-        clock.around(step, "roll_out", "rollout", lambda result: sum(r.student_length for r in result[1])),
+        clock.around(step, "make_rollouts", "rollout", lambda result: sum(r.student_length for r in result[1])),
         clock.around(step, "score_student", "student scoring"),
         clock.around(step, "score_teachers", "teacher scoring"),
     ):

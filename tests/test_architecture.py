@@ -26,6 +26,7 @@ OURS = {
     "teacher": {"teacher", "objective", "models"},
     "training": {"training", "objective", "rollout", "teacher", "models"},
     "data": {"data"},
+    "evaluation": {"evaluation", "rollout", "teacher", "objective", "models"},
     "planning": {"planning", "training", "teacher", "objective", "models"},
     "preflight": {"preflight", "training", "teacher", "objective", "rollout", "evaluation", "models"},
     "run": {"run", "data", "planning", "preflight", "training", "teacher", "objective", "models"},

@@ -184,7 +184,7 @@ def test_without_addresses_the_generator_of_the_rank_decides(tmp_path, part):
     rows = [dict(row) for row in PROMPTS[:2] for _ in range(4)]
     written = {
         "rollouts": lambda: responses(trainer, [{**row, "teacher_response": "xy"} for row in rows]),
-        "prefixes": lambda: trainer.rollout_stage.find_prefixes(rows, 0, 1.0),
+        "prefixes": lambda: trainer.rollout_stage.find_prefixes(rows, 0, 1.0, trainer.method),
     }[part]
     torch.manual_seed(1)
     first = written()

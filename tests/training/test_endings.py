@@ -267,7 +267,7 @@ def test_given_responses_are_cut_at_either_models_ending(trainer_of, ending, end
 def test_what_the_teacher_writes_is_cut_at_its_ending(trainer_of, ending):
     apart, alike = trainer_of("tropd", ending=ending), trainer_of("tropd", teacher="teacher", name="alike")
     responses, expected = (
-        trainer.rollout_stage._teacher_responses(ROWS, [4 * n for n in range(8)], fraction=1.0)
+        trainer.rollout_stage._teacher_responses(ROWS, [4 * n for n in range(8)], 1.0, trainer.method)
         for trainer in (apart, alike)
     )
     assert responses == expected

@@ -1,5 +1,7 @@
 """Teacher prefixes through the trainer: what is spliced, how long, and what it teaches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from training.tiny import (
     replay,
     run,
 )
+from tropd import METHODS
 
 RESPONSES = ("xyz+xy", "ghk=12", "1+2=3", "mno")
 ROWS = [{"prompt": p, "teacher_response": r} for p, r in zip(tiny.PROMPTS, RESPONSES, strict=True)]
@@ -199,3 +202,17 @@ def test_guidance_and_a_rollout_func_are_refused_together(tmp_path, student, tea
     options = {"trainer_options": {"rollout_func": lambda prompts, trainer: {}}}
     with pytest.raises(ValueError, match="which a rollout_func does not receive"):
         build(tmp_path, clone(student), clone(teacher), "tropd", **options)
+
+
+def test_a_second_stage_cuts_prefixes_by_its_own_reading(tmp_path, student, teacher):
+    """`cap`: min(⌊½ · 12⌋, 4 − 1); from the switch on `share`: ⌊½ · 4⌋."""
+    rows = [{"prompt": "ab=", "teacher_response": [5, 6, 7, 8]}] * 4
+    trainer = build(tmp_path, clone(student), clone(teacher), "tropd", rows=rows, max_completion_length=12)
+    first = replace(METHODS["tropd"], guidance_schedule="constant")
+    trainer.method = replace(first, second_stage=replace(first, guidance_length="share"), switch_at=0.5)
+    trainer.model.train()
+    trainer.state.max_steps, lengths = 2, []
+    for trainer.state.global_step in (0, 1):
+        prefixes = trainer.rollout_stage.find_prefixes(rows, 0, 0.5, trainer.step_setup().method)
+        lengths.append({len(prefix) for prefix in prefixes})
+    assert lengths == [{3}, {2}]

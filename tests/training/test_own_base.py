@@ -95,7 +95,7 @@ def test_a_shared_base_writes_as_the_base_does(tmp_path):
     shared = tiny.build(tmp_path, student, student, "tropd", trainer_options={"peft_config": lora()})
     apart = tiny.build(tmp_path, tiny.llama(1), copy, "tropd", trainer_options={"peft_config": lora()})
     written = [
-        trainer.rollout_stage.find_prefixes([{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0)
+        trainer.rollout_stage.find_prefixes([{"prompt": prompt} for prompt in tiny.PROMPTS], 0, 1.0, trainer.method)
         for trainer in (shared, apart)
     ]
     assert written[0] == written[1] and any(written[0])

@@ -191,7 +191,7 @@ def recorded(num_rows: int, longest: int = 10, seed: int = 0) -> list[list[int]]
 
 def roll_out(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> list[Rollout]:
     """What a step of the trainer would begin with."""
-    return step.roll_out(trainer.step_setup(), trainer.rollout_stage, rows)[1]
+    return step.make_rollouts(trainer.step_setup(), trainer.rollout_stage, rows)[1]
 
 
 def score_student(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> step.StudentScores:

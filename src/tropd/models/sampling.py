@@ -39,6 +39,7 @@ def sample(
     pad_id: int,
     temperature: float = 1.0,
     vocab_limit: int | None = None,
+    **reshaping: float,
 ) -> list[list[int]]:
     """One continuation of each context from the whole softmax, as token ids up to and with the first ending.
 
@@ -50,21 +51,23 @@ def sample(
         pad_id: any valid id.
         temperature: of the softmax; 0 takes the likeliest token.
         vocab_limit: draw ids below it only (a head padded further than the reader's).
+        reshaping: `top_p`, `top_k` and `min_p`, where responses are to be drawn from less than the whole softmax.
     """
     width = max(len(context) for context in contexts)
     padding = [width - len(context) for context in contexts]
     input_ids = [[pad_id] * gap + list(context) for gap, context in zip(padding, contexts, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in padding]
     rows_of_head = head_rows(model)
+    reshaping = {"top_k": 0} | reshaping  # Transformers' own default is 50
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         use_cache=True,
         temperature=temperature or 1.0,
-        top_k=0,  # Transformers' own default is 50
         pad_token_id=pad_id,
         eos_token_id=list(eos_ids),
         suppress_tokens=list(range(vocab_limit or rows_of_head, rows_of_head)) or None,
+        **reshaping,
     )
     with as_asked(model):
         output = model.generate(

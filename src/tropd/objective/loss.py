@@ -31,8 +31,8 @@ from .shapes import check_rows, check_same_shape
 class TokenSignals:
     """What is known about each token before the update; all [N], detached, finite.
 
-    Three regions, disjoint and covering: `trust_weight` + `outlier_weight` + `guidance_mask` = 1 on a token that is
-    learned from, and all are 0 on one that is left out.
+    Three weights that sum to 1 on each token that is learned from, and are 0 on one that is left out: `trust_weight`,
+    `outlier_weight` and `guidance_mask`. Under the `expected` gate a token has both of the first two.
 
     Attributes:
         rollout_logp: log π_old of the sampled token, at the sampling temperature.
@@ -418,32 +418,32 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
         return _weigh(weight, loss)
 
-    ratio, in_trust, in_outlier = signals.log_ratio, signals.trust_weight, signals.outlier_weight
+    log_ratio, trust_weight, outlier_weight = signals.log_ratio, signals.trust_weight, signals.outlier_weight
     if method.trust == "gkd":
-        trust = _weigh(in_trust, direct_N)
+        trust = _weigh(trust_weight, direct_N)
     elif method.trust == "jsd":
         advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
-        trust = policy_gradient(advantage, in_trust) + _weigh(in_trust, direct_N)
+        trust = policy_gradient(advantage, trust_weight) + _weigh(trust_weight, direct_N)
     else:
         floor = method.advantage_floor
-        trust = policy_gradient(ratio if floor is None else ratio.clamp_min(floor), in_trust)
+        trust = policy_gradient(log_ratio if floor is None else log_ratio.clamp_min(floor), trust_weight)
 
     if method.outlier == "clip":
-        outlier = policy_gradient(ratio.clamp_min(_require(method.outlier_tau)), in_outlier)
+        outlier = policy_gradient(log_ratio.clamp_min(_require(method.outlier_tau)), outlier_weight)
     elif method.outlier == "fkl_direct":
-        outlier = method.fkl_weight * _weigh(in_outlier, direct_N)
+        outlier = method.fkl_weight * _weigh(outlier_weight, direct_N)
     elif method.outlier == "fkl_scalar":
         # The printed value as a detached advantage: another algorithm, kept as a switch (docs/footguns.md).
-        outlier = policy_gradient(-method.fkl_weight * direct_N.detach(), in_outlier)
+        outlier = policy_gradient(-method.fkl_weight * direct_N.detach(), outlier_weight)
     elif method.outlier == "k1_and_fkl":
-        outlier = policy_gradient(ratio, in_outlier) + method.fkl_weight * _weigh(in_outlier, direct_N)
+        outlier = policy_gradient(log_ratio, outlier_weight) + method.fkl_weight * _weigh(outlier_weight, direct_N)
     else:
-        outlier = torch.zeros_like(in_outlier)
+        outlier = torch.zeros_like(outlier_weight)
 
     guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
-        reward = policy_gradient(signals.reward_advantage, in_trust + in_outlier)
+        reward = policy_gradient(signals.reward_advantage, trust_weight + outlier_weight)
     return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
 
 

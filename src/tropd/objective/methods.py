@@ -40,8 +40,8 @@ class Method:
         trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary).
         outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1_and_fkl` (EOPD).
         outlier_tau: τ, nats of r.
-        advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`; of a
-            two-stage method, and `entropy_share` likewise, a change is for the second stage.
+        advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`. In a
+            two-stage method, changing this or `entropy_share` changes the second stage.
         fkl_top_k: k of the teacher's top-k.
         fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
         fkl_weight: factor of the forward-KL term (EOPD's α).

@@ -90,6 +90,6 @@ def top_share_threshold(values: Tensor, share: float) -> float:
         raise ValueError(f"share is {share}; it must lie in (0, 1]")
     if values.numel() == 0:
         return math.inf
-    # The epsilon keeps 0.2·5 = 1.0000000000000002 from asking for a second token.
+    # The epsilon keeps 0.07·100 = 7.000000000000001 from asking for an eighth token.
     count = max(1, math.ceil(share * values.numel() - 1e-9))
     return values.flatten().topk(count).values[-1].item()

@@ -22,7 +22,7 @@ from ..teacher.endings import special_ids
 from ..teacher.local import TeacherScores, TopKRequest
 from ..training.guards.memory import SCORING
 from ..training.records import Rollout, pack_for_student
-from ..training.step import roll_out, score_rollouts, score_student
+from ..training.step import make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
 from .no_trace import without_a_trace
 from .probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
@@ -120,7 +120,7 @@ def _batches(trainer: TrOPDTrainer, rows: list[dict[str, Any]]) -> Iterator[list
 def _probe_batch(trainer: TrOPDTrainer, inputs: list[dict[str, Any]]) -> _Part:
     clock = [time.perf_counter()]
     setup = replace(trainer.step_setup(), trusts_sampler=False)
-    _, rollouts = roll_out(setup, trainer.rollout_stage, inputs)
+    _, rollouts = make_rollouts(setup, trainer.rollout_stage, inputs)
     clock.append(time.perf_counter())
     student = score_rollouts(setup, rollouts)
     on_cpu = {name: getattr(student, name).cpu() for name in ("rollout_logp", "trainer_logp", "entropy")}

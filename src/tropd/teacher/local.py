@@ -39,7 +39,7 @@ class TeacherStates:
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """What the teacher says about N tokens. Made by `LocalTeacher.score`, read by the regions and the loss.
+    """What the teacher says about N tokens. Made by `LocalTeacher.score`, read by the gate and what follows it.
 
     Attributes:
         logp: [N], log π_T of each token, at the sampling temperature.
@@ -224,6 +224,7 @@ def _score_states(
         logp = (sampled - log_sum).masked_fill(impossible, -torch.inf)
         if topk is not None:
             place = slice(offset + tokens.start, offset + tokens.stop)
+            # In a training step this is `step.divide_and_select`, which sets the gate's weights.
             rows = topk.wanted(logp, entropy, place).nonzero().squeeze(-1)
             wanted_RV = torch.index_select(logits_RV, 0, rows, out=scratch.for_rows(logits_RV, rows.numel()))
             top_logits, top_ids = wanted_RV[:, : topk.vocab_limit].topk(topk.k)

@@ -93,7 +93,7 @@ class MicroBatch:
         signals: [N] each.
         direct: the divergence to differentiate directly, or `None`.
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
-        unread: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
+        from_notes: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
         first_update: is this the update by which the student first moves away from the one that sampled?
     """
 
@@ -102,7 +102,7 @@ class MicroBatch:
     signals: TokenSignals
     direct: DirectTerm | None
     counts: RegionCounts
-    unread: bool = False
+    from_notes: bool = False
     first_update: bool = True
 
 

@@ -19,6 +19,7 @@ from transformers.generation import GenerationMode
 from ..messages import TOOLS, struct_columns, without_nulls
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
+from ..objective.methods import Method
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     PREFIX_STREAM,
@@ -93,7 +94,8 @@ class RolloutStage:
     def begin(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
         """This rank's rows as they were written, and the first one's number among all ranks' rows.
 
-        Once, before the first rollout, both models are asked whether they are what is read of them.
+        Once, before the first rollout: check that the log-probabilities computed from hidden states and head are those
+        of each model's own forward pass.
         """
         if not self._is_read_rightly:
             check_student(self.trainer)
@@ -104,7 +106,7 @@ class RolloutStage:
         written = [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
         return written, self._first_row(len(rows))
 
-    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float) -> list[list[int]]:
+    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
 
         All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
@@ -113,14 +115,15 @@ class RolloutStage:
             rows: this rank's rows, rollouts of a prompt side by side.
             first_row: number of the first of them in the whole step.
             fraction: α of the schedule.
+            method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
         numbers = range(first_row, first_row + len(rows))
         firsts = [i for i, number in enumerate(numbers) if number % each == 0]
-        responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction)
+        responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction, method)
         starts = prefixes(
             responses,
-            reading=trainer.method.guidance_length,
+            reading=method.guidance_length,
             fraction=fraction,
             max_length=trainer.max_completion_length,
             min_tail=trainer.args.guidance_min_tail,
@@ -243,13 +246,16 @@ class RolloutStage:
 
     # ------------------------------------------------------------------ teacher responses
 
-    def _teacher_responses(self, rows: Sequence[Row], numbers: Sequence[int], fraction: float) -> list[list[int]]:
+    def _teacher_responses(
+        self, rows: Sequence[Row], numbers: Sequence[int], fraction: float, method: Method
+    ) -> list[list[int]]:
         """Each row's teacher response as ids without EOS: the data set's, else written by its teacher now.
 
         Args:
             rows: the first rollout of each prompt.
             numbers: theirs in the whole step.
             fraction: α of the schedule; a response is written no longer than its prefix can use.
+            method: the stage in force.
         """
         if not rows:
             return []
@@ -275,7 +281,7 @@ class RolloutStage:
                 "write one for a single rank. Generate the responses beforehand into a teacher_response column."
             )
         longest = trainer.max_completion_length
-        if trainer.method.guidance_length == "cap":
+        if method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + trainer.args.guidance_min_tail)
         contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
         for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():

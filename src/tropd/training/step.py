@@ -1,7 +1,7 @@
 """One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches.
 
-`build_step` is the whole of it, and what it calls stands below in the same order. When it returns, everything but the
-student's gradient is known, for the whole optimiser step and over all ranks: the loss only reads.
+`build_step` makes all of it but the last, and what it calls stands below in the same order; `micro_batches` cuts the
+result and sums token counts over ranks. Everything but the student's gradient is known then: the loss only reads.
 
 N counts the response tokens that are learned from or measured, row after row.
 """
@@ -58,7 +58,7 @@ class StepSetup:
     """What a step is built with. Made anew for each step, from the trainer.
 
     Attributes:
-        student: the student's forward pass; see `modeling.expose_hidden_states`.
+        student: the student's forward pass; see `models.hidden_states.expose_hidden_states`.
         teachers: who scores which row.
         method: the stage in force.
         endings: how responses end.
@@ -127,10 +127,10 @@ class Step:
     seconds: tuple[float, float]
 
 
-def build_step(setup: StepSetup, stage: RolloutStage, rows: Sequence[Row]) -> Step:
+def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row]) -> Step:
     """From this rank's prompts to everything that the loss reads."""
     clock = [time.perf_counter()]
-    fraction, rollouts = roll_out(setup, stage, rows)
+    fraction, rollouts = make_rollouts(setup, rollout_stage, rows)
     clock.append(time.perf_counter())
 
     student = score_rollouts(setup, rollouts)
@@ -150,14 +150,16 @@ def build_step(setup: StepSetup, stage: RolloutStage, rows: Sequence[Row]) -> St
 # ---------------------------------------------------------------------- prompts → prefixes → rollouts
 
 
-def roll_out(setup: StepSetup, stage: RolloutStage, rows: Sequence[Row]) -> tuple[float | None, list[Rollout]]:
+def make_rollouts(
+    setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row]
+) -> tuple[float | None, list[Rollout]]:
     """The schedule's α (`None` without guidance), and what the student wrote behind prefixes of its length."""
-    rows, first_row = stage.begin(rows)
+    rows, first_row = rollout_stage.begin(rows)
     fraction = None
     if setup.method.guided and setup.is_training:
         fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
-    prefixes = stage.find_prefixes(rows, first_row, fraction) if fraction else [[] for _ in rows]
-    return fraction, stage.roll_out(rows, first_row, prefixes)
+    prefixes = rollout_stage.find_prefixes(rows, first_row, fraction, setup.method) if fraction else [[] for _ in rows]
+    return fraction, rollout_stage.roll_out(rows, first_row, prefixes)
 
 
 # ---------------------------------------------------------------------- the student's scores
@@ -173,14 +175,14 @@ class StudentScores:
         trainer_logp: the trainer's own; NaN where no pass was made.
         from_sampler: where `rollout_logp` is the sampler's.
         entropy: nats.
-        unread: no pass was made; the sampler's numbers stand in for it.
+        from_notes: no pass was made; the sampler's numbers stand in for it.
     """
 
     rollout_logp: Tensor
     trainer_logp: Tensor
     from_sampler: Tensor
     entropy: Tensor
-    unread: bool = False
+    from_notes: bool = False
 
 
 def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScores:
@@ -221,7 +223,7 @@ def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores
     known = logp.isfinite() & entropy.isfinite()
     if not known[student_tokens(rollouts, device)].all():
         return None
-    return StudentScores(logp, torch.full_like(logp, torch.nan), known, entropy, unread=True)
+    return StudentScores(logp, torch.full_like(logp, torch.nan), known, entropy, from_notes=True)
 
 
 @torch.no_grad()
@@ -286,7 +288,7 @@ def student_tokens(rollouts: Sequence[Rollout], device: Any) -> Tensor:
 # ---------------------------------------------------------------------- regions
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gate:
     """The trust gate: divides the student's tokens into trust region and outliers, when the teacher has scored them.
 
@@ -353,12 +355,12 @@ def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentSco
 def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) -> TeacherScores:
     """One pass of each row's teacher: log-probabilities everywhere, the top-k only where the method reads it.
 
-    Which tokens need the top-k is a matter of their region, so the gate divides them slice by slice, while the
-    teacher's logits are at hand. Where a teacher fails on one rank, every rank stops.
+    Which tokens need the top-k is a matter of their region. So the teacher calls `divide_and_select` slice by slice,
+    while its logits are at hand: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
     """
     method = setup.method
 
-    def wants_topk(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
+    def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
         weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
         return weights > 0
@@ -367,7 +369,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     if method.needs_topk:
         assert method.fkl_top_k is not None
         events = setup.teachers.shared_vocabulary(setup.student_vocab_size) - max(len(setup.endings.as_one) - 1, 0)
-        request = TopKRequest(min(method.fkl_top_k, events), setup.student_vocab_size, wants_topk)
+        request = TopKRequest(min(method.fkl_top_k, events), setup.student_vocab_size, divide_and_select)
     with setup.guards.asking_teacher(gate.student_mask.numel()) as check:
         scores = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
@@ -492,6 +494,6 @@ def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1
         local = torch.stack([region_counts(signals) for _, signals, _ in parts[start : start + per_window]]).sum(0)
         counts.append(RegionCounts(*setup.ranks.sum(local).tolist()))
     return [
-        MicroBatch(rows, setup.method, signals, direct, counts[number // per_window], step.student.unread)
+        MicroBatch(rows, setup.method, signals, direct, counts[number // per_window], step.student.from_notes)
         for number, (rows, signals, direct) in enumerate(parts)
     ]

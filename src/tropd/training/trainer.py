@@ -343,6 +343,11 @@ class TrOPDTrainer(GRPOTrainer):
             self._window = Totals(self.teachers.names)
         return output
 
+    @property
+    def cycle(self) -> int:
+        """Micro-batches that are learned from one batch of rollouts."""
+        return int(self.args.steps_per_generation * self.num_iterations)
+
     def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:  # type: ignore[override]
         """One micro-batch of the step; rolls out and scores a new batch when the old one is used up."""
         if not self.model.training:
@@ -468,7 +473,8 @@ class TrOPDTrainer(GRPOTrainer):
             loss_metrics(self._evaluated.totals, inputs, terms, 1 / self.accelerator.num_processes)
         if logs_rollouts:
             self._log_rollouts(inputs, terms)
-        # Data parallelism averages gradients over ranks; the counts are already global.
+        # Transformers would divide by the accumulation steps; TRL's `loss_is_scaled_for_ga` stops it. Data parallelism
+        # averages gradients over ranks, and the counts are already global.
         return terms.loss * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -571,11 +577,6 @@ class TrOPDTrainer(GRPOTrainer):
         return self.checkpointing.is_best(metrics, lambda: host(metrics, trial))
 
     # ------------------------------------------------------------------ saving
-
-    @property
-    def cycle(self) -> int:
-        """Micro-batches that are learned from one batch of rollouts."""
-        return int(self.args.steps_per_generation * self.num_iterations)
 
     @property
     def is_inside_cycle(self) -> bool:

@@ -1,5 +1,5 @@
-"""The private ground we stand on: every hook of TRL 1.16 that `TrOPDTrainer` overrides or reads, in one place, and the
-two of Transformers that addressed sampling goes through. The decoding loop is tried, not read: `rollout.engine.trial`.
+"""What we rely on in TRL 1.16: the hooks of its trainer whose signatures are checked, what is read of it, and the two
+methods of Transformers that addressed sampling goes through. The decoding loop is tried, not read (`engine.trial`).
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.
@@ -131,6 +131,8 @@ def check_host(host: Any = GRPOTrainer) -> None:
         found = tuple(inspect.signature(inspect.unwrap(method)).parameters)
         if found != expected:
             raise _moved_error(f"{host.__name__}.{name} takes {found}, but tropd was built on {expected}")
+    if not getattr(host, "loss_is_scaled_for_ga", False):
+        raise _moved_error(f"{host.__name__} no longer says that its loss is scaled, which ours is")
     source = inspect.getsource(host.__init__)
     for name in ATTRIBUTES:
         if not re.search(rf"\bself\.{name}\b", source):

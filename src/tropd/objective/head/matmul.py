@@ -23,6 +23,7 @@ BLOCK_ELEMENTS = {"cpu": 2**18, "gpu": 2**24}
 """Logits that are worked on together: what a processor's cache holds; on a GPU more, so that launches are few."""
 
 HALF = (torch.float16, torch.bfloat16)
+"""What a GPU multiplies itself, with a float32 result where it is asked for one."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -146,7 +146,7 @@ class SelectedTokens(SliceLoss):
             if term.reads_tail:
                 tail_sums = _sums_outside(logits_CV, place)
                 tail = (tail_sums.log() - sums[rows].log()).clamp_min(LEAST_TAIL)
-        # The small problem: the loss's gradients in the selected log-probabilities.
+        # Of so few numbers autograd finds the gradient.
         leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives, tail) if leaf is not None]
         with torch.set_grad_enabled(with_gradient):
             direct = mass = torch.zeros_like(sampled)

@@ -43,6 +43,9 @@ PREFIX_STREAM = 4
 RESPONSE_STREAM = 5
 """Addressed draws of the teacher responses that are written before a run; the row is the line of their file."""
 
+BENCHMARK_STREAM = 6
+"""Addressed draws of responses to a benchmark; the row is the problem's and the sample's."""
+
 THEIR_LOOP, OUR_LOOP = 0.0, 1.0
 """Transformers' decoding loop and ours, as the metric rollout/engine has them."""
 

@@ -191,7 +191,7 @@ def log_ratio_quantiles(log_ratios: Tensor, gather: Callable[[Tensor], Tensor]) 
 def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
     """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
 
-    The update of an unread batch is the first pass over it, and says what that pass would have said.
+    The update of a batch from notes is the first pass over it, and says what that pass would have said.
 
     Args:
         window: added to.
@@ -206,7 +206,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
             window.add_sum(f"loss/{name}", value.detach())
         else:
             window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
-    if batch.unread and batch.first_update:
+    if batch.from_notes and batch.first_update:
         read = active_tokens(batch.method, batch.signals)  # others are projected for the rollout log alone
         student_logp = torch.where(read, terms.student_logp, torch.nan)
         reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))

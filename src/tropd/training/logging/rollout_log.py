@@ -40,7 +40,7 @@ def write_rollouts(
 def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
     signals = batch.signals
     rollout_logp = signals.rollout_logp
-    if batch.unread:  # a sampler does not know prefixes; the first pass over them is of the student that sampled
+    if batch.from_notes:  # a sampler does not know prefixes; the first pass over them is of the student that sampled
         first = student_logp if batch.first_update else torch.full_like(student_logp, torch.nan)
         rollout_logp = torch.where(signals.guidance_mask > 0, first, rollout_logp)
     columns = {

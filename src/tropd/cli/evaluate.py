@@ -1,0 +1,383 @@
+"""`tropd evaluate`: a model's responses to benchmarks, graded, with scores that say what they are uncertain by."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models.folder import check_model_folder, check_weights
+from ..suggestions import hint
+from . import console
+
+if TYPE_CHECKING:
+    from ..evaluation.benchmarks.problem import Problem
+    from ..evaluation.benchmarks.registry import Benchmark, Found
+    from ..evaluation.responses import Sampling
+    from ..models.files import ModelFiles
+
+NAME = "evaluate"
+
+DESCRIPTION = """\
+Ask a model the problems of benchmarks, grade what it says, and write scores with their errors.
+
+The files of the benchmarks are yours: --list says which are found in a folder, what they lack and where to get them.
+Generated programs and hostile answers are run in a sandbox that needs no root; where a machine cannot have one,
+benchmarks that need it are refused.
+
+Killed, the same command goes on. Another benchmark can be added to the same --out later."""
+
+EPILOG = """\
+examples:
+  tropd evaluate --list --data benchmarks/
+  tropd evaluate run --benchmarks aime24,aime25,amc23 --data benchmarks/ --out eval/tropd
+  tropd evaluate run --benchmarks math500,own.jsonl --data benchmarks/ --samples 4 --out eval/tropd
+  tropd evaluate --regrade eval/tropd --data benchmarks/
+  tropd evaluate --compare eval/tropd eval/gkd --reference eval/opd
+  tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
+
+DEFAULTS: dict[str, tuple[Any, str]] = {
+    "benchmarks": (None, "names with commas between them, or paths of JSONL files of your own"),
+    "data": (None, "folder of the benchmarks' files"),
+    "out": (None, "folder to write, or to go on with"),
+    "samples": (0, "responses to each problem (default: the benchmark's own, see --list)"),
+    "max_problems": (0, "ask only so many problems of each benchmark, evenly spaced (default: all)"),
+    "temperature": (0.6, "of the softmax; 0 takes the likeliest token (default: 0.6)"),
+    "top_p": (0.95, "draw among the likeliest tokens with this probability together (default: 0.95)"),
+    "top_k": (0, "draw among so many tokens (default: 0, all)"),
+    "min_p": (0.0, "draw among tokens at least this likely beside the likeliest (default: 0, all)"),
+    "max_new_tokens": (8192, "length at which a response is cut (default: 8192)"),
+    "batch_size": (16, "responses sampled together (default: 16)"),
+    "seed": (42, "the same seed draws the same responses (default: 42)"),
+    "dtype": ("auto", "auto (as stored, the default), bfloat16, float16 or float32"),
+    "system_prompt": ("", "a system message before every problem"),
+    "chat_template_kwargs": ("{}", "arguments of the chat template, as JSON: '{\"enable_thinking\": false}'"),
+    "use_cpu": (False, "compute on the CPU even if there is a GPU"),
+    "trust_remote_code": (False, "run the code that a model folder brings along"),
+}
+"""Every option that a file of --config may hold."""
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="grade a model on benchmarks",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
+    for name, (default, help) in DEFAULTS.items():
+        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        kind: dict[str, Any] = {"metavar": "…", "type": str if default is None else type(default)}
+        if isinstance(default, bool):
+            kind = {"action": "store_const", "const": True}
+        parser.add_argument(*names, help=help, default=None, **kind)
+    parser.add_argument("--list", action="store_true", help="say what is found of each benchmark, and stop")
+    parser.add_argument("--regrade", type=Path, metavar="DIR", help="grade the responses of an evaluation again")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="DIR", help="evaluations to compare; commas between seeds of one"
+    )
+    parser.add_argument("--reference", metavar="DIR", help="what they are compared with")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.compare:
+        return _compare(options.compare, options.reference)
+    settings = _resolved(options)
+    if options.list:
+        return _list(settings)
+    if options.regrade:
+        return _regrade(options.regrade, settings)
+    return _evaluate(settings)
+
+
+def _resolved(options: argparse.Namespace) -> dict[str, Any]:
+    """Every option: from the command line, else from the file, else its default.
+
+    Raises:
+        ValueError: a key of the file that is no option, or of another type.
+    """
+    from_file = _read_config(options.config) if options.config else {}
+    settings = {}
+    for name, default in {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}.items():
+        given = getattr(options, name)
+        value = from_file.get(name, default) if given is None else given
+        wanted = str if default is None else type(default)
+        value = float(value) if wanted is float and type(value) is int else value
+        if value is not default and type(value) is not wanted:
+            raise ValueError(f"{name} is {value!r} in {options.config}; it takes {_kind(wanted)}.")
+        settings[name] = value
+    if settings["dtype"] not in DTYPES:
+        raise ValueError(f"dtype is {settings['dtype']!r}; choose one of {', '.join(DTYPES)}.")
+    return settings
+
+
+def _kind(wanted: type) -> str:
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"config is {path}, and there is no such file.")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    known = ["model", *DEFAULTS]
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no options; write one a line, such as `benchmarks: aime24,amc23`.")
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{path} has {name!r}, which is no option of `tropd evaluate`{hint(str(name), known)}.")
+    if isinstance(found.get("benchmarks"), list):
+        found["benchmarks"] = ",".join(map(str, found["benchmarks"]))
+    if isinstance(found.get("chat_template_kwargs"), dict):
+        found["chat_template_kwargs"] = json.dumps(found["chat_template_kwargs"])
+    return found
+
+
+def _needed(settings: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if settings[name] is None:
+            example = "tropd evaluate MODEL --benchmarks aime24 --data benchmarks/ --out eval/first"
+            raise ValueError(f"{name} is not set; for instance: {example}")
+
+
+def _list(settings: dict[str, Any]) -> int:
+    """What is found of each benchmark."""
+    from ..evaluation.benchmarks.registry import BENCHMARKS, find, load
+
+    _needed(settings, "data")
+    for one in BENCHMARKS.values():
+        try:
+            found = find(one, Path(settings["data"]))
+            state = f"found, {len(load(one, found))} problems; {_copy(found)}"
+        except ValueError as error:
+            state = f"not usable: {error}"
+        lines = [
+            f"{one.name}  {one.title}",
+            f"    {state}",
+            f"    grader   {one.grader}; {one.samples} samples a problem",
+            f"    licence  {one.licence}",
+            f"    source   {one.source}",
+        ]
+        lines += [f"    lacks    {one.lacks}"] if one.lacks else []
+        for line in lines:
+            console.out().print(line, markup=False)
+    return 0
+
+
+def _copy(found: "Found") -> str:
+    digest = ", ".join(value[:12] for value in list(found.sha256.values())[:3])
+    told = {True: "the copy that was tried", False: "not the copy that was tried", None: "no copy's digest is known"}
+    return f"{told[found.known]} (SHA-256 {digest}{'…' if len(found.sha256) > 3 else ''})"
+
+
+def _compare(folders: list[str], reference: str | None) -> int:
+    from ..evaluation.results import comparison_table
+
+    if reference is None:
+        raise ValueError("reference is not set; name what the others are compared with: --reference eval/opd")
+    methods = {name: [Path(folder) for folder in name.split(",")] for name in dict.fromkeys([reference, *folders])}
+    console.out().print(comparison_table(methods, reference), markup=False)
+    return 0
+
+
+def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, list[Problem]]":
+    from ..evaluation.benchmarks.registry import benchmark, find, load
+
+    one = benchmark(name)
+    found = find(one, Path(settings["data"]))
+    problems = load(one, found)
+    most = settings["max_problems"]
+    if most < 0:
+        raise ValueError(f"max_problems is {most}; give a number of problems, or leave it out to ask all.")
+    if most and most < len(problems):
+        problems = [problems[place * len(problems) // most] for place in range(most)]
+    if found.known is False:
+        console.warn(f"{one.title}: these are not the files that were tried; scores may not compare.")
+    return one, found, problems
+
+
+def _evaluate(settings: dict[str, Any]) -> int:
+    """Everything that can be refused is, before the weights are loaded."""
+    from ..evaluation.responses import ResponseLog, check_fits, describe, read_prompts
+    from ..evaluation.results import responses_path
+    from ..models.files import read_model_files
+    from .quiet import quiet_libraries
+
+    _needed(settings, "model", "benchmarks", "data", "out")
+    quiet_libraries()
+    check_model_folder(settings["model"], "model")
+    sampling, folder = _sampling(settings), Path(settings["out"])
+    names = [name.strip() for name in settings["benchmarks"].split(",") if name.strip()]
+    asked = [_problems(name, settings) for name in names]
+    for one, _, _ in asked:
+        _check_gradable(one)
+    files = read_model_files(settings["model"], trust_remote_code=settings["trust_remote_code"])
+    check_weights(settings["model"], "model", settings["trust_remote_code"])
+    work = []
+    for one, found, problems in asked:
+        prompted = read_prompts(problems, files.tokenizer, sampling)
+        check_fits(prompted, sampling, files)
+        samples = settings["samples"] or one.samples
+        if samples < 0:
+            raise ValueError(f"samples is {samples}; give a number of responses to each problem.")
+        described = describe(sampling, problems, samples, found.sha256) | {"chat": prompted.chat}
+        log = ResponseLog(responses_path(folder, one.name), problems, samples, described, sampling.batch_size)
+        work.append((one, log, prompted, described))
+    _write_evaluation(folder, work)
+    _answer(settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
+    return _grade_all(folder, {one.name: (log.problems, prompted.thinking_opened) for one, log, prompted, _ in work})
+
+
+def _check_gradable(one: "Benchmark") -> None:
+    """Refuse what could be answered and not graded.
+
+    Raises:
+        ValueError: the sandbox or a package is missing.
+    """
+    from importlib.util import find_spec
+
+    from ..evaluation.graders.instructions import missing_for_instructions
+    from ..evaluation.sandbox import Sandbox
+
+    if not one.needs_sandbox:
+        return
+    if one.grader.startswith("if-verifiable") and (missing := missing_for_instructions()):
+        raise ValueError(f"{one.title}: {missing}")
+    if "math-verify" in one.grader and find_spec("math_verify") is None:
+        raise ValueError(f"{one.title} needs math-verify. Install it with: pip install 'tropd[eval]'.")
+    Sandbox().close()
+
+
+def _sampling(settings: dict[str, Any]) -> "Sampling":
+    from ..evaluation.responses import Sampling
+
+    try:
+        template = json.loads(settings["chat_template_kwargs"])
+    except json.JSONDecodeError:
+        template = None
+    if not isinstance(template, dict):
+        raise ValueError(
+            f"chat_template_kwargs is {settings['chat_template_kwargs']!r}; write a JSON object, in single quotes for "
+            "the shell: --chat_template_kwargs '{\"enable_thinking\": false}'."
+        )
+    taken = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "batch_size", "seed", "dtype")
+    return Sampling(
+        model=str(Path(settings["model"])) if Path(settings["model"]).is_dir() else settings["model"],
+        system_prompt=settings["system_prompt"] or None,
+        chat_template_kwargs=template,
+        **{name: settings[name] for name in taken},
+    )
+
+
+def _write_evaluation(folder: Path, work: list[Any]) -> None:
+    """Add what is asked now to `evaluation.json`."""
+    from ..atomic_files import write_whole
+    from ..evaluation.results import EVALUATION, versions
+
+    path = folder / EVALUATION
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"benchmarks": {}}
+    for one, log, prompted, described in work:
+        before["benchmarks"][one.name] = {
+            **described,
+            "path": one.files[0].path if not one.source else None,
+            "problems": [problem.id for problem in log.problems],
+            "first_prompt": log.problems[0].prompt,
+            "thinking_opened": prompted.thinking_opened,
+            "versions": versions(),
+        }
+    write_whole(path, json.dumps(before, indent=2, ensure_ascii=False) + "\n")
+
+
+def _answer(settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles", work: list[Any]) -> None:
+    """Write what is missing; the weights are loaded only where something is."""
+    from ..evaluation.responses import write_responses
+
+    missing = [(one, log, prompted) for one, log, prompted in work if log.done < log.total]
+    if not missing:
+        console.say("all responses are there already.")
+        return
+    model = _load(settings, sampling, files)
+    for one, log, prompted in missing:
+        resumed = f", {log.done} of {log.total} responses are there already" if log.done else ""
+        console.say(f"{one.title}: {len(log.problems)} problems{resumed}")
+        with console.progress(one.name, log.total, "responses", log.done) as advance:
+            write_responses(model, files.tokenizer, files.eos_ids, prompted, log, sampling, one.name, advance)
+
+
+def _load(settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles") -> Any:
+    import torch
+
+    from ..models.files import explained
+    from ..models.hidden_states import language_model_class
+
+    device = "cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu"
+    with explained(sampling.model, "model"):
+        loaded_by = language_model_class(files.config, f"model is {sampling.model!r}")
+        model = loaded_by.from_pretrained(
+            sampling.model, dtype=sampling.dtype, trust_remote_code=settings["trust_remote_code"]
+        )
+    model.to(device)
+    console.say(f"{sampling.model} on {device} in {str(model.dtype).removeprefix('torch.')}")
+    return model
+
+
+def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", again: bool = False) -> int:
+    """Grade what is not, and print the tables of all that is."""
+    from ..evaluation.results import grade, graded_benchmarks, is_graded, read_graded, responses_path, write_scores
+
+    for name, (problems, opened) in asked.items():
+        if is_graded(folder, name) and not again:
+            continue
+        with responses_path(folder, name).open("rb") as stream:
+            total = sum(1 for _ in stream)
+        with _timed(name), console.progress(f"grade {name}", total, "responses") as advance:
+            grade(folder, name, problems, opened, advance)
+    text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
+    console.out().print(text, markup=False)
+    console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md")
+    return 0
+
+
+@contextmanager
+def _timed(name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
+
+
+def _regrade(folder: Path, settings: dict[str, Any]) -> int:
+    """Grade stored responses again, by the graders of today.
+
+    Raises:
+        ValueError: no evaluation is there, or the benchmark's files are others than those that were asked.
+    """
+    from ..evaluation.responses import sha256_of
+    from ..evaluation.results import EVALUATION, responses_path
+
+    _needed(settings, "data")
+    path = folder / EVALUATION
+    if not path.is_file():
+        raise ValueError(f"regrade is {folder}, and there is no {EVALUATION} in it. Name the --out of an evaluation.")
+    asked = {}
+    for name, described in json.loads(path.read_text(encoding="utf-8"))["benchmarks"].items():
+        if not responses_path(folder, name).is_file():
+            continue
+        _, _, problems = _problems(described["path"] or name, settings | {"max_problems": 0})
+        by_id = {problem.id: problem for problem in problems}
+        problems = [by_id[identity] for identity in described["problems"] if identity in by_id]
+        if sha256_of(problems) != described["problems_sha256"]:
+            raise ValueError(f"{name} in {settings['data']} is not what {folder} was asked. Give the --data of before.")
+        asked[name] = (problems, described["thinking_opened"])
+    return _grade_all(folder, asked, again=True)

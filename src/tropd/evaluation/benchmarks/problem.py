@@ -1,0 +1,50 @@
+"""A problem of a benchmark, ready to be asked and graded."""
+
+from dataclasses import dataclass
+
+from ..graders.code import Tests
+from ..graders.instructions import InstructionTests
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mathematical answer, in a box.
+
+    Attributes:
+        gold: as LaTeX or a number.
+        hashes: `#### 18` is an answer as well.
+    """
+
+    gold: str
+    hashes: bool = False
+
+
+@dataclass(frozen=True)
+class Letter:
+    """The letter of the right choice, of so many."""
+
+    gold: str
+    choices: int = 4
+
+
+Check = Number | Letter | Tests | InstructionTests
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked, and what is known of the answer.
+
+    Attributes:
+        id: unique within its benchmark.
+        prompt: the user's message.
+        check: what a grader needs.
+        group: a part of the benchmark that is reported apart, such as a subject.
+
+    >>> Problem("1", "What is 1 + 1?", Number("2")).check.gold
+    '2'
+    """
+
+    id: str
+    prompt: str
+    check: Check
+    group: str = ""

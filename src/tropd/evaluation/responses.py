@@ -1,0 +1,334 @@
+"""A model's responses to benchmarks: addressed, so that a sample is the same in any batch, and resumable."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..atomic_files import append_jsonl, write_whole
+from .benchmarks.problem import Problem
+
+MOST_SAMPLES = 2**16
+"""Of one problem; a row of noise is `problem · MOST_SAMPLES + sample`, so more samples leave the first as they were."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What decides the responses of a model; a file of them is only continued with what it was begun with.
+
+    Attributes:
+        model: folder or name, as given.
+        temperature: of the softmax; 0 takes the likeliest token.
+        top_p: draw among the likeliest tokens that have this much probability together; 1 is all.
+        top_k: draw among so many; 0 is all.
+        min_p: draw among those at least this likely beside the likeliest; 0 is all.
+        max_new_tokens: length at which a response is cut.
+        batch_size: responses sampled together.
+        seed: of all draws.
+        dtype: in which the model computes; `auto` is the stored one.
+        system_prompt: a message before every problem.
+        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": false}`.
+    """
+
+    model: str
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 8192
+    batch_size: int = 16
+    seed: int = 42
+    dtype: str = "auto"
+    system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature:g}; give 0 for the likeliest token, or a number above.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p:g}; it is a probability above 0, and 1 draws from all tokens.")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p is {self.min_p:g}; it is a share below 1, and 0 draws from all tokens.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it is a number of tokens, and 0 draws from all.")
+
+    def reshaping(self) -> dict[str, float]:
+        """What `models.sampling.sample` is told beside the temperature; without effect on the likeliest token."""
+        if self.temperature == 0:
+            return {}
+        asked = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}
+        return {name: value for name, (value, off) in asked.items() if value != off}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to be drawn: the number of its problem in the benchmark, and of the sample."""
+
+    number: int
+    sample: int
+
+
+class ResponseLog:
+    """Responses to one benchmark, one a line, and beside them `<name>.settings.json` with what decided them.
+
+    Args:
+        path: the JSONL file; what an earlier run wrote is kept up to its last whole batch.
+        problems: all that is asked.
+        samples: of each.
+        described: everything that decides the responses.
+        batch_size: responses written together.
+
+    Raises:
+        ValueError: the file was begun with something else, or was edited.
+    """
+
+    def __init__(
+        self, path: Path, problems: Sequence[Problem], samples: int, described: dict[str, Any], batch_size: int
+    ):
+        self.path, self.problems, self.batch_size = path, problems, batch_size
+        self.requests = [Request(number, sample) for number in range(len(problems)) for sample in range(samples)]
+        self.done = 0
+        settings = path.with_suffix(".settings.json")
+        described = json.loads(json.dumps(described))
+        if path.exists() and path.stat().st_size:
+            _check_begun_with(path, settings, described)
+            self._keep_whole_batches()
+        write_whole(settings, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+
+    @property
+    def total(self) -> int:
+        return len(self.requests)
+
+    def missing_batches(self) -> Iterator[list[Request]]:
+        for start in range(self.done, self.total, self.batch_size):
+            yield self.requests[start : start + self.batch_size]
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add a batch; it is on the disk when this returns."""
+        append_jsonl(self.path, records)
+        self.done += len(records)
+
+    def _keep_whole_batches(self) -> None:
+        size = kept = 0
+        with self.path.open("rb") as stream:
+            for number, line in enumerate(stream):
+                if not line.endswith(b"\n"):
+                    break
+                self._check_belongs(json.loads(line), number)
+                size += len(line)
+                if (number + 1) % self.batch_size == 0 or number + 1 == self.total:
+                    self.done, kept = number + 1, size
+        os.truncate(self.path, kept)
+
+    def _check_belongs(self, record: dict[str, Any], number: int) -> None:
+        request = self.requests[number] if number < self.total else None
+        if request is None or (record["problem"], record["sample"]) != (
+            self.problems[request.number].id,
+            request.sample,
+        ):
+            raise ValueError(
+                f"{self.path}:{number + 1} is not the response that belongs there: the file was edited or sorted. "
+                "Choose another --out, or remove the file."
+            )
+
+
+def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> None:
+    if not settings.exists():
+        raise ValueError(f"{path} exists without {settings.name} beside it, which says how it was made. Remove it.")
+    begun = json.loads(settings.read_text(encoding="utf-8"))
+    names = [name for name in {**begun, **described} if begun.get(name) != described.get(name)]
+    if names:
+        changed = "; ".join(
+            f"{name} was {_short(begun.get(name))} and is {_short(described.get(name))}" for name in names
+        )
+        raise ValueError(
+            f"{path} was begun with other settings or data: {changed}. Use those of before to go on, or choose another "
+            "--out."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def sha256_of(problems: Sequence[Problem]) -> str:
+    """Of everything that is asked, in its order."""
+    asked = json.dumps([[problem.id, problem.prompt] for problem in problems], ensure_ascii=False)
+    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """What a local model's folder holds: the bytes of each file of weights, and the SHA-256 of its other JSON files."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"name": name}
+    weights = {
+        path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")
+    }
+    small = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.json"))}
+    return {"name": name, "weights": weights, "files": small}
+
+
+def describe(sampling: Sampling, problems: Sequence[Problem], samples: int, files: dict[str, str]) -> dict[str, Any]:
+    """All that decides the responses to one benchmark."""
+    return {
+        **asdict(sampling),
+        "model": describe_model(sampling.model),
+        "samples": samples,
+        "num_problems": len(problems),
+        "problems_sha256": sha256_of(problems),
+        "files": files,
+    }
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """What the model reads before each response.
+
+    Attributes:
+        contexts: token ids, one list for each problem.
+        thinking_opened: the prompts end inside of a thought.
+        chat: they went through the chat template.
+    """
+
+    contexts: list[list[int]]
+    thinking_opened: bool
+    chat: bool
+
+
+def read_prompts(problems: Sequence[Problem], tokenizer: Any, sampling: Sampling) -> Prompted:
+    """Prompts as a user's messages through the model's chat template; as plain text, where it has none."""
+    from ..models.chat_templates import render
+    from ..teacher.context import text_ids
+    from .graders.text import THINK_END, THINK_START
+
+    if not tokenizer.chat_template:
+        if sampling.system_prompt or sampling.chat_template_kwargs:
+            raise ValueError(
+                f"{sampling.model} has no chat template, so system_prompt and chat_template_kwargs have no effect. "
+                "Leave them out, or evaluate a model with a template."
+            )
+        return Prompted(text_ids(tokenizer, [problem.prompt for problem in problems]), False, False)
+    before = [{"role": "system", "content": sampling.system_prompt}] if sampling.system_prompt else []
+    texts = [
+        render(
+            tokenizer,
+            [*before, {"role": "user", "content": problem.prompt}],
+            add_generation_prompt=True,
+            tokenize=False,
+            **sampling.chat_template_kwargs,
+        )
+        for problem in problems
+    ]
+    opened = all(text.rfind(THINK_START) > text.rfind(THINK_END) for text in texts)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return Prompted([list(row) for row in ids], opened, True)
+
+
+def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
+    """Refuse a model without an end, and prompts that leave no room for a response.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    if not model.eos_ids:
+        raise ValueError(
+            f"neither generation_config.json nor the tokenizer of {sampling.model} names an end of sequence, so no "
+            "response would end. Set eos_token_id in generation_config.json."
+        )
+    positions, longest = model.context_length, max(map(len, prompted.contexts))
+    if positions is not None and longest + sampling.max_new_tokens > positions:
+        raise ValueError(
+            f"max_new_tokens is {sampling.max_new_tokens}, and the longest prompt has {longest} tokens: together "
+            f"more than the {positions} of {sampling.model}'s context. Lower max_new_tokens to {positions - longest} "
+            "or less."
+        )
+
+
+def write_responses(
+    model: Any,
+    tokenizer: Any,
+    eos_ids: Sequence[int],
+    prompted: Prompted,
+    log: ResponseLog,
+    sampling: Sampling,
+    name: str,
+    advance: Callable[[int], Any],
+) -> None:
+    """Draw what the log misses, batch by batch.
+
+    Args:
+        model: with its weights; put in evaluation mode.
+        tokenizer: the model's.
+        eos_ids: what ends a response.
+        prompted: the prompts.
+        log: the output.
+        sampling: how to draw.
+        name: the benchmark's, which makes its draws independent of another's.
+        advance: told how many responses were added.
+    """
+    model.eval()
+    limit = max(tokenizer.get_vocab().values()) + 1
+    for batch in log.missing_batches():
+        contexts = [prompted.contexts[request.number] for request in batch]
+        responses = _draw(model, contexts, batch, sampling, eos_ids, limit, _seed(sampling.seed, name))
+        log.append(
+            [
+                _record(log.problems[request.number].id, request.sample, response, tokenizer, eos_ids)
+                for request, response in zip(batch, responses, strict=True)
+            ]
+        )
+        advance(len(batch))
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
+
+
+def _draw(
+    model: Any,
+    contexts: list[list[int]],
+    batch: list[Request],
+    sampling: Sampling,
+    eos_ids: Sequence[int],
+    limit: int,
+    seed: int,
+) -> list[list[int]]:
+    from contextlib import nullcontext
+
+    from ..models.sampling import sample
+    from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
+
+    places = [(request.number * MOST_SAMPLES + request.sample, 0) for request in batch]
+    noise = AddressedNoise(seed=seed, step=0, stream=BENCHMARK_STREAM, places=places)
+    with decoding_through(model, noise) if sampling.temperature > 0 else nullcontext():
+        return sample(
+            model,
+            contexts,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_ids=eos_ids,
+            pad_id=eos_ids[0],  # the tokenizer's own may lie beyond the embeddings
+            temperature=sampling.temperature,
+            vocab_limit=limit,
+            **sampling.reshaping(),
+        )
+
+
+def _record(problem: str, sample: int, response: list[int], tokenizer: Any, eos_ids: Sequence[int]) -> dict[str, Any]:
+    from ..models.sampling import until_eos
+
+    ids = until_eos(response, eos_ids)
+    return {
+        "problem": problem,
+        "sample": sample,
+        "ended": len(ids) < len(response),
+        "text": tokenizer.decode(ids),
+        "token_ids": ids,
+    }

@@ -1,0 +1,222 @@
+"""`tropd evaluate` from a folder of benchmarks to scores, killed on the way, graded again and compared."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from shipped import student_path, teacher_path
+from tropd.cli.main import main
+from tropd.evaluation import sandbox
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Files of the form of AIME's, and of a user's own; the shipped model answers sums, and puts nothing in a box."""
+    (tmp_path / "aime24").mkdir()
+    rows = [{"id": n, "problem": f"{10 + n}+{20 + n}=", "answer": f"0{30 + 2 * n}"} for n in range(6)]
+    (tmp_path / "aime24/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def run(*words):
+    return main(["evaluate", *map(str, words)])
+
+
+def asked(data, out, *words):
+    options = ("--benchmarks", "aime24", "--data", data, "--samples", 2, "--max_new_tokens", 30, "--temperature", 1)
+    return [teacher_path(), *options, "--use_cpu", "--out", out, *words]
+
+
+def responses(out):
+    return [json.loads(line) for line in (out / "responses/aime24.jsonl").read_text().splitlines()]
+
+
+def answer_with(out, texts):
+    """Put texts in the place of what the model said."""
+    path = out / "responses/aime24.jsonl"
+    records = [record | {"text": text} for record, text in zip(responses(out), texts, strict=True)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
+    out = tmp_path / "eval"
+    assert run(*asked(data, out)) == 0
+    said = capfd.readouterr()
+    assert "not the files that were tried" in said.err
+    assert "| AIME 2024 | 6 × 2 | 0.0 |" in said.out
+    described = json.loads((out / "evaluation.json").read_text())["benchmarks"]["aime24"]
+    assert described["temperature"] == 1.0 and described["samples"] == 2 and described["chat"] is False
+    assert described["model"]["weights"]["model.safetensors"] > 0 and described["versions"]["torch"]
+    assert list(described["files"]) == ["aime24/test.jsonl"] and described["first_prompt"].startswith("10+20=")
+    verdicts = [json.loads(line) for line in (out / "verdicts/aime24.jsonl").read_text().splitlines()]
+    assert {verdict["outcome"] for verdict in verdicts} == {"no_answer"}
+    assert json.loads((out / "scores.json").read_text())["aime24"]["no_answer"] == 1.0
+    assert (out / "tables.md").read_text() in said.out
+
+    assert run(*asked(data, out)) == 0
+    again = capfd.readouterr()
+    assert "all responses are there already" in again.err and "grade aime24" not in again.err
+
+
+@pytest.mark.parametrize("reshaping", [("--top_p", 1), ("--top_p", 0.8, "--top_k", 20, "--min_p", 0.01)])
+def test_a_sample_is_the_same_in_any_batch_and_beside_any_other(data, tmp_path, reshaping):
+    assert run(*asked(data, tmp_path / "a", "--batch_size", 12, *reshaping)) == 0
+    assert run(*asked(data, tmp_path / "b", "--batch_size", 5, *reshaping)) == 0
+    assert responses(tmp_path / "a") == responses(tmp_path / "b")
+    assert run(*asked(data, tmp_path / "c", "--samples", 1, *reshaping)) == 0
+    assert responses(tmp_path / "c") == responses(tmp_path / "a")[::2]
+    first = [record["token_ids"] for record in responses(tmp_path / "a")]
+    assert run(*asked(data, tmp_path / "d", "--seed", 7, *reshaping)) == 0
+    assert [record["token_ids"] for record in responses(tmp_path / "d")] != first
+
+
+def test_the_likeliest_tokens_are_the_same_in_every_sample(data, tmp_path):
+    assert run(*asked(data, tmp_path / "greedy", "--temperature", 0)) == 0
+    records = responses(tmp_path / "greedy")
+    assert [record["token_ids"] for record in records[::2]] == [record["token_ids"] for record in records[1::2]]
+
+
+def test_killed_at_any_moment_the_same_command_completes_the_same_files(data, tmp_path, capfd):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--batch_size", 2, "--samples", 4]
+    assert run(*asked(data, whole, *options)) == 0
+    command = [sys.executable, "-m", "tropd", "evaluate", *map(str, asked(data, killed, *options))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    path = killed / "responses/aime24.jsonl"
+    while process.poll() is None and not (path.exists() and path.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < path.read_bytes().count(b"\n") < 24, "it was killed on the way"
+    with path.open("ab") as stream:
+        stream.write(b'{"problem": "0", "sam')  # a line that was cut
+    assert run(*asked(data, killed, *options)) == 0
+    assert "of 24 responses are there already" in capfd.readouterr().err
+    for name in ("responses/aime24.jsonl", "verdicts/aime24.jsonl", "scores.json", "tables.md"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_graded_again_and_compared(data, tmp_path, capfd):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert run(*asked(data, ours)) == 0 and run(*asked(data, theirs)) == 0
+    golds = [str(30 + 2 * (n // 2)) for n in range(12)]
+    answer_with(ours, [rf"so \boxed{{{gold}}}" for gold in golds])
+    answer_with(theirs, [rf"\boxed{{{gold}}}" if n < 2 else f"I say {gold}" for n, gold in enumerate(golds)])
+    assert run("--regrade", ours, "--data", data) == 0 and run("--regrade", theirs, "--data", data) == 0
+    assert json.loads((ours / "scores.json").read_text())["aime24"]["accuracy"] == 1.0
+    assert json.loads((theirs / "scores.json").read_text())["aime24"]["accuracy"] == pytest.approx(1 / 6)
+    capfd.readouterr()
+    assert run("--compare", ours, "--reference", theirs) == 0
+    table = capfd.readouterr().out
+    assert re.search(r"\| AIME 2024 \| \S*theirs \| 16.7 \| reference \|", table)
+    assert re.search(r"\| AIME 2024 \| \S*ours \| 100.0 \| \+83.3 \[\+50.0, \+100.0\] \|", table)
+    assert run("--compare", f"{ours},{theirs}", "--reference", f"{theirs},{ours}") == 0
+    assert "+0.0 [-" in capfd.readouterr().out
+
+
+def test_what_was_begun_with_something_else_is_not_gone_on_with(data, tmp_path, capfd):
+    out = tmp_path / "eval"
+    assert run(*asked(data, out)) == 0
+    assert run(*asked(data, out, "--seed", 1)) == 2
+    assert "was begun with other settings or data: seed was 42 and is 1" in flat(capfd)
+    assert run(student_path(), *asked(data, out)[1:]) == 2
+    assert "model was" in flat(capfd)
+    path = data / "aime24/test.jsonl"
+    path.write_text(path.read_text().replace("10+20", "10+21"))
+    assert run(*asked(data, out)) == 2
+    assert "files was" in flat(capfd)
+    assert run("--regrade", out, "--data", data) == 2
+    assert "is not what" in flat(capfd)
+    (out / "responses/aime24.settings.json").unlink()
+    assert run(*asked(data, out)) == 2
+    assert "which says how it was made" in flat(capfd)
+
+
+def flat(capfd) -> str:
+    return " ".join(capfd.readouterr().err.split())
+
+
+def test_options_from_a_file_and_flags_above_them(data, tmp_path, capfd):
+    config = tmp_path / "evaluate.yaml"
+    lines = [f"model: {teacher_path()}", "benchmarks: [aime24]", f"data: {data}", "samples: 3", "max_new_tokens: 10"]
+    config.write_text("\n".join([*lines, "temperature: 1", "use_cpu: true"]))
+    assert run("--config", config, "--out", tmp_path / "eval", "--samples", 1) == 0
+    described = json.loads((tmp_path / "eval/evaluation.json").read_text())["benchmarks"]["aime24"]
+    assert described["samples"] == 1 and described["max_new_tokens"] == 10
+    for line, sentence in (("sample: 3", "'sample', which is no option"), ("samples: many", "samples is 'many'")):
+        config.write_text(line)
+        assert run("--config", config) == 2
+        assert sentence in flat(capfd)
+
+
+def test_the_list_says_what_is_found_and_what_is_missing(data, capfd):
+    assert run("--list", "--data", data) == 0
+    listed = capfd.readouterr().out
+    assert "found, 6 problems; not the copy that was tried" in listed
+    assert "not usable: GPQA Diamond needs" in listed and "Get it from Idavidrein/gpqa" in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "model is not set"),
+        (("m", "--benchmarks", "aime24"), "data is not set; for instance: tropd evaluate MODEL"),
+        (("--list",), "data is not set"),
+        (("--compare", "a"), "reference is not set"),
+        (("--compare", "a", "--reference", "b"), "has no verdicts/, so it is no finished evaluation"),
+        (("--regrade", "nowhere", "--data", "."), "there is no evaluation.json in it"),
+        (("--config", "nowhere.yaml"), "there is no such file"),
+        (("./m", "--benchmarks", "aime24", "--data", ".", "--out", "o"), "model is './m'"),
+    ],
+)
+def test_a_command_that_lacks_something_is_refused_in_a_sentence(capfd, words, sentence):
+    assert run(*words) == 2
+    assert sentence in flat(capfd)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--benchmarks", "aime42"), "'aime42', which is none"),
+        (("--benchmarks", "amc23"), "which is not there. Get it from QwenLM"),
+        (("--temperature", -1), "temperature is -1"),
+        (("--top_p", 0), "top_p is 0"),
+        (("--max_problems", -1), "max_problems is -1"),
+        (("--samples", -1), "samples is -1"),
+        (("--batch_size", 0), "batch_size is 0"),
+        (("--dtype", "int8"), "dtype is 'int8'; choose one of"),
+        (("--chat_template_kwargs", "thinking"), "write a JSON object"),
+        (("--system_prompt", "Hi"), "has no chat template, so system_prompt"),
+        (("--max_new_tokens", 100_000), "Lower max_new_tokens to"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(data, tmp_path, capfd, words, sentence):
+    assert run(*asked(data, tmp_path / "eval", *words)) == 2
+    assert sentence in flat(capfd)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_benchmark_that_needs_the_sandbox_is_refused_where_there_is_none(monkeypatch, data, tmp_path, capfd):
+    monkeypatch.setattr(sandbox.client, "why_not_here", lambda: "this machine cannot contain programs.")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"question": "1+1=", "answer": 2}\n')
+    assert run(*asked(data, tmp_path / "eval", "--benchmarks", own)) == 2
+    assert "this machine cannot contain programs" in flat(capfd)
+    assert not (tmp_path / "eval").exists()
