@@ -60,6 +60,7 @@ class FakeServer:
         script: what it does with the next questions that score or write, one after the other; then it answers.
         asked: their bodies, with the headers under `headers`.
         tokenize: text → ids for `/tokenize`; `None` where the server has none.
+        is_lean: does it have `/inference/v1/generate`?
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class FakeServer:
         tokenize: Callable[[str], list[int]] | None = None,
         writer: Callable[[dict[str, Any]], list[int]] | None = None,
         key: str | None = None,
-        port: int = 0,
+        is_lean: bool = False,
     ):
         self.scorer, self.vocab_size, self.most_topk, self.max_model_len = scorer, vocab_size, most_topk, max_model_len
         self.name, self.root, self.tokenize, self.writer, self.key = name, root, tokenize, writer, key
         self.script: list[str] = []
         self.asked: list[dict[str, Any]] = []
-        self._lock, self._port = threading.Lock(), port
+        self._lock, self._port, self.is_lean = threading.Lock(), 0, is_lean
         self._open: set[socket.socket] = set()
 
     def __enter__(self) -> "FakeServer":
@@ -143,6 +144,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 self.answer(401, {"error": "Unauthorized"})
             elif self.path == "/tokenize" and fake.tokenize is not None:
                 self.answer(200, {"tokens": fake.tokenize(body["prompt"])})
+            elif self.path == "/inference/v1/generate" and fake.is_lean:
+                self.complete({"model": body["model"], "prompt": body["token_ids"]} | body["sampling_params"])
             elif self.path != "/v1/completions":
                 self.answer(404, {"detail": "Not Found"})
             else:
@@ -184,6 +187,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             choice = {"index": 0, "text": "x", "prompt_logprobs": None if k is None else fake.scorer(ids, k)}
             if body.get("return_token_ids") and fake.writer is not None:
                 choice["token_ids"] = fake.writer(body)
+            if "detokenize" in body:
+                return 200, {"choices": [{"index": 0}], "prompt_logprobs": choice["prompt_logprobs"]}
             return 200, {"choices": [choice]}
 
         # ------------------------------------------------------------ what a script may say

@@ -47,6 +47,7 @@ class Vllm:
 
     def start(self, folder):
         words = "--served-model-name teacher --dtype float32 --enforce-eager --max-logprobs 64 --max-model-len 200"
+        words += " --enable-scale-out"
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *words.split()]
         with self._log.open("a") as log:
@@ -120,9 +121,12 @@ def texts(count=24):
     return contexts, responses, [[True] * len(response) for response in responses]
 
 
+@pytest.mark.parametrize("is_lean", [True, False])
 @pytest.mark.parametrize("endings", [(), (tiny.EOS, 30)])
-def test_it_says_what_the_same_weights_say_here(server, folders, endings):
+def test_it_says_what_the_same_weights_say_here(server, folders, endings, is_lean):
     connected = found(server)
+    assert connected.teacher._is_lean
+    connected.teacher._is_lean = is_lean
     assert not connected.is_stand_in and connected.teacher.vocab_size == tiny.VOCABULARY_ROWS
     request = TopKRequest(32, 64, lambda logp, entropy, tokens: torch.ones_like(logp, dtype=torch.bool))
     ours, theirs = (

@@ -109,6 +109,22 @@ def test_k_is_asked_only_where_the_method_reads_it_and_a_row_ends_with_its_last_
     assert texts == [([1, 5, 6, 7], 0), ([1, 5, 6, 7], 3), ([1, 5], 0)]
 
 
+def test_where_the_server_has_an_endpoint_without_texts_scores_are_asked_there(server):
+    server.is_lean = True
+    teacher = teacher_at(server)
+    server.asked.clear()
+    found = score(teacher, k=3)
+    assert found.topk_ids.tolist() == [[10, 11, 12]] * 3 and found.logp.tolist() == [-1.0] * 3
+    assert [body["detokenize"] for body in server.asked] == [False] * len(server.asked) and server.asked
+    server.is_lean = False
+    with FakeServer(is_lean=True) as lean:
+        mixed = teacher_at(server, lean)
+        lean.asked.clear()
+        score(mixed)
+        score(mixed)
+    assert lean.scored and not any("detokenize" in body for body in lean.asked)
+
+
 def test_ids_that_the_student_lacks_are_replaced_by_the_next_likeliest(server):
     server.scorer = lambda ids, k: [
         None, *(as_entries({n: -1.0 - 0.1 * n for n in (60, 61, *range(k - 2))} | {t: -0.5}) for t in ids[1:])

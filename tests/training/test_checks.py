@@ -15,6 +15,7 @@ from torch import nn
 from training import tiny
 from training.tiny import largest_difference, recorded, replay, weights_of
 from tropd.objective.methods import METHODS
+from tropd.training.distributed.sharding import shards_teacher
 from tropd.training.guards.arguments import check_host_model
 
 
@@ -80,7 +81,7 @@ def test_the_base_of_the_students_own_adapter_may_teach(tmp_path):
 # ---------------------------------------------------------------------- ways of sharding
 
 
-def host(method="opd", *, fsdp=None, zero=None, shard_teacher=True, shares_base=False):
+def host(method="opd", *, fsdp=None, zero=None, shard_teacher=True, shares_base=False, served=False):
     """What is asked of a built trainer whose student FSDP of a version, or DeepSpeed of a stage, is to shard."""
     state = SimpleNamespace(
         fsdp_plugin=None if fsdp is None else SimpleNamespace(fsdp_version=fsdp),
@@ -96,6 +97,7 @@ def host(method="opd", *, fsdp=None, zero=None, shard_teacher=True, shares_base=
         is_fsdp_enabled=fsdp is not None,
         is_deepspeed_enabled=zero is not None,
         shares_base=shares_base,
+        teachers_elsewhere=served,
     )
 
 
@@ -132,10 +134,15 @@ def test_what_sharding_cannot_carry_is_refused(kind, refused):
         {"zero": 2, "shard_teacher": False},
         {"method": "gkd", "fsdp": 2, "shard_teacher": False},
         {"method": "gkd", "zero": 2},
+        {"zero": 3, "shard_teacher": False, "served": True},
     ],
 )
 def test_the_others_are_taken(kind):
     check_host_model(host(**kind))
+
+
+def test_a_teacher_behind_a_server_is_not_sharded():
+    assert [shards_teacher(host(fsdp=2, served=served)) for served in (False, True)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class RunSettings:
     """
 
     student: str = field(default="", metadata={"help": "folder or Hub name of the model that learns"})
-    teacher: str | list[str] | dict[str, str | list[str]] = field(
+    teacher: str | list[str] | dict[str, str] = field(
         default="", metadata={"help": "model or server that scores; several: {name: model}, by a teacher column"}
     )
     data: str | list[str] = field(

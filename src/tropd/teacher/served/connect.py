@@ -16,7 +16,7 @@ from ..names import Name, field_of, teacher_phrase
 from .address import Address, is_served, read_addresses, read_key
 from .http import Client, ServerRefused
 from .served import ServedTeacher
-from .wire import COMPLETIONS, MODELS, TOKENIZE, read_models
+from .wire import COMPLETIONS, MODELS, TOKENIZE, read_models, read_scores, scoring_question
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ def connect(
             device=device or torch.device("cpu"),
             concurrency=args.teacher_concurrency,
             fixed_text=fixed[: min(FIXED_TOKENS, length - 1 if isinstance(length, int) else FIXED_TOKENS)],
+            is_lean=all(_is_lean(client, address, card["id"]) for address in client.addresses),
         )
     except ConnectionError as error:
         raise ValueError(_nobody(field_of(name), error)) from error
@@ -286,6 +287,18 @@ def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field:
         f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. The teacher would score other "
         "words than the student wrote; serve a model with the same tokenizer, or set teacher_tokenizer to its own."
     )
+
+
+def _is_lean(client: Client, address: Address, served_name: str) -> bool:
+    """Does the server have the endpoint that tells scores without texts, and knows it what is asked there?"""
+    ids = [0, 0]
+    question = scoring_question(served_name, ids, 1, is_lean=True)
+    try:
+        answer = client.ask(*question, patience=0.0, only=address)
+        read_scores(answer, ids, [1], 1)
+    except (ServerRefused, ConnectionError):  # then `/v1/completions` tells the same
+        return False
+    return True
 
 
 def _find_vocab_size(client: Client, served_name: str, most: int) -> int:

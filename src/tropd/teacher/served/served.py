@@ -24,10 +24,10 @@ from .http import Ask, Client, ServerRefused
 from .wire import (
     COMPLETIONS,
     Entries,
-    most_bytes,
+    Question,
     read_scores,
     read_written,
-    scoring_request,
+    scoring_question,
     writing_request,
 )
 
@@ -87,6 +87,7 @@ class ServedTeacher:
         device: where the scores go.
         concurrency: questions under way at once.
         fixed_text: token ids by which it is known again.
+        is_lean: are scores asked of the endpoint that writes no texts?
     """
 
     model = None
@@ -103,11 +104,12 @@ class ServedTeacher:
         device: torch.device,
         concurrency: int,
         fixed_text: Sequence[int],
+        is_lean: bool = False,
     ):
         self.client, self.served_name, self.name = client, served_name, name
         self.vocab_size, self.context_length = vocab_size, context_length
         self.generation_config, self.device = generation_config, device
-        self._fixed_text = list(fixed_text)
+        self._fixed_text, self._is_lean = list(fixed_text), is_lean
         self._threads = ThreadPoolExecutor(concurrency, "teacher")
         self._dividing = threading.Lock()
         self._fingerprint = self._read_fingerprint(client.ask)
@@ -122,7 +124,7 @@ class ServedTeacher:
 
     def _read_fingerprint(self, ask: Ask) -> list[float]:
         ids, places = self._fixed_text, range(1, len(self._fixed_text))
-        answer = ask(COMPLETIONS, scoring_request(self.served_name, ids, 0), most_bytes(len(ids), 0))
+        answer = ask(*self._question(ids, 0))
         return [entries[ids[place]] for place, entries in zip(places, read_scores(answer, ids, places, 0), strict=True)]
 
     def _check_same(self, ask: Ask) -> None:
@@ -147,7 +149,7 @@ class ServedTeacher:
     def _answers(self, k: int) -> bool:
         ids = self._fixed_text[:2]
         try:
-            self.client.ask(COMPLETIONS, scoring_request(self.served_name, ids, k), most_bytes(len(ids), k))
+            self.client.ask(*self._question(ids, k))
         except ServerRefused as refusal:
             if refusal.status != 400:
                 raise
@@ -260,7 +262,7 @@ class ServedTeacher:
 
     def _ask_scores(self, ids: list[int], places: Sequence[int], k: int) -> list[Entries]:
         try:
-            answer = self.client.ask(COMPLETIONS, scoring_request(self.served_name, ids, k), most_bytes(len(ids), k))
+            answer = self.client.ask(*self._question(ids, k))
         except ServerRefused as refusal:
             if refusal.status == 400 and k and (most := self.most_topk) is not None and k > most:
                 raise ServerRefused(
@@ -270,6 +272,9 @@ class ServedTeacher:
                 ) from refusal
             raise
         return read_scores(answer, ids, places, k)
+
+    def _question(self, ids: Sequence[int], k: int) -> Question:
+        return scoring_question(self.served_name, ids, k, self._is_lean)
 
     def _sampled(self, ids: list[int], place: int, entries: Entries, endings: Endings) -> float:
         """The token's log-probability; an ending's is that of all endings, and those not listed are asked for."""

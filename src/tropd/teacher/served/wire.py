@@ -1,4 +1,7 @@
-"""vLLM's `/v1/completions` with token ids: what is sent, and what of an answer can be believed.
+"""vLLM with token ids: what is sent, and what of an answer can be believed.
+
+Scores are asked of `/v1/completions`, or of `/inference/v1/generate` where the server has that (`--enable-scale-out`):
+the same numbers, without the texts of k tokens a token, which are most of the server's work.
 
 `prompt_logprobs` is a list as long as the prompt: `null`, then for each token a mapping from ids to log-probabilities,
 k entries, or k + 1 where the token itself is not among the k. Both kinds of number are taken by their ids, never by
@@ -11,7 +14,7 @@ from typing import Any
 
 from .http import ServerRefused
 
-COMPLETIONS, MODELS, TOKENIZE = "/v1/completions", "/v1/models", "/tokenize"
+COMPLETIONS, GENERATE, MODELS, TOKENIZE = "/v1/completions", "/inference/v1/generate", "/v1/models", "/tokenize"
 
 NOTHING = -9000.0
 """vLLM writes −9999 where a probability is 0, since JSON has no infinity."""
@@ -26,19 +29,22 @@ Entries = dict[int, float]
 """Of one token: id → log-probability, nats."""
 
 
-def scoring_request(model: str, token_ids: Sequence[int], k: int) -> dict[str, Any]:
+Question = tuple[str, dict[str, Any], int]
+"""Path, body, and the most bytes that an answer can have."""
+
+
+def scoring_question(model: str, token_ids: Sequence[int], k: int, is_lean: bool) -> Question:
     """Ask for the log-probabilities of a text, with the k likeliest beside each token."""
-    return {
-        "model": model,
-        "prompt": list(token_ids),
-        "max_tokens": 1,  # vLLM takes no 0
-        "temperature": 1.0,
-        "prompt_logprobs": k,
-    }
+    size = _most_bytes(len(token_ids), k)
+    sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}  # vLLM takes no 0 of tokens
+    if is_lean:
+        own = {"token_ids": list(token_ids), "sampling_params": sampling | {"detokenize": False}}
+        return GENERATE, {"model": model} | own, size
+    return COMPLETIONS, {"model": model, "prompt": list(token_ids)} | sampling, size
 
 
-def most_bytes(num_tokens: int, k: int) -> int:
-    """Of an answer to `scoring_request`."""
+def _most_bytes(num_tokens: int, k: int) -> int:
+    """Of an answer with scores."""
     return 2**16 + num_tokens * (k + 2) * BYTES_AN_ENTRY
 
 
@@ -49,7 +55,7 @@ def read_scores(answer: dict[str, Any], token_ids: Sequence[int], places: Sequen
         ServerRefused: an answer that is not one to the question: nothing is made of it.
     """
     choice = _only_choice(answer)
-    given = choice.get("prompt_logprobs")
+    given = choice.get("prompt_logprobs", answer.get("prompt_logprobs"))
     if not isinstance(given, list):
         raise ServerRefused(
             "the teacher answers without prompt_logprobs, which a server leaves out that does not know them; it has to "

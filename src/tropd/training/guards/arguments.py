@@ -211,7 +211,7 @@ def check_host_model(trainer: Any) -> None:
 
 def _check_whole_teacher(trainer: Any) -> None:
     """Refuse `shard_teacher: false` where the teacher is sharded all the same."""
-    if trainer.args.shard_teacher:
+    if trainer.args.shard_teacher or trainer.teachers_elsewhere:
         return
     if uses_zero3(trainer):
         raise ValueError(
