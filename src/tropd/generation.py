@@ -15,6 +15,7 @@ from .models.sampling import sample, until_eos
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .teacher.context import check_renders_tools, text_ids, tools_of
+from .teacher.served.served import ServedTeacher
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,22 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
         )
 
 
-def generate(model: PreTrainedModel, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]) -> int:
+def generate(
+    model: PreTrainedModel | ServedTeacher, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]
+) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
     What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
     global generators stay as they were.
 
     Args:
-        model: the teacher; put in evaluation mode.
+        model: the teacher; put in evaluation mode. One behind a server draws with a seed for each line.
         teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
     """
-    model.eval()
+    if isinstance(model, PreTrainedModel):
+        model.eval()
     tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
     for number, rows in file.missing_batches():
         contexts = [file.prompts.contexts[row] for row in rows]
@@ -188,7 +192,7 @@ def summarise(file: ResponseFile) -> Summary:
 
 
 def _sample(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ServedTeacher,
     contexts: list[list[int]],
     settings: GenerationSettings,
     tokenizer: Any,
@@ -197,16 +201,16 @@ def _sample(
 ) -> list[list[int]]:
     places = [(first_line + number, 0) for number in range(len(contexts))]
     noise = AddressedNoise(seed=settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
+    asked: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "eos_ids": eos_ids,
+        "temperature": settings.temperature,
+        "vocab_limit": max(tokenizer.get_vocab().values()) + 1,
+    }
+    if isinstance(model, ServedTeacher):
+        return model.sample(contexts, seeds=noise.keys(1)[:, 0].tolist(), **asked)
     with decoding_through(model, noise):
-        return sample(
-            model,
-            contexts,
-            max_new_tokens=settings.max_new_tokens,
-            eos_ids=eos_ids,
-            pad_id=eos_ids[0],  # the tokenizer's own may lie beyond the embeddings
-            temperature=settings.temperature,
-            vocab_limit=max(tokenizer.get_vocab().values()) + 1,
-        )
+        return sample(model, contexts, pad_id=eos_ids[0], **asked)  # the tokenizer's own may lie beyond the embeddings
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:

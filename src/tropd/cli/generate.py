@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import time
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
+from ..teacher.served.address import is_served
 from . import console
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ..generation import Summary
     from ..models.files import ModelFiles
     from ..response_file import ResponseFile
+    from ..teacher.served.served import ServedTeacher
 
 NAME = "generate"
 
@@ -36,6 +39,7 @@ Killed, the same command goes on with the next batch, and the file ends up the s
 EPILOG = """\
 examples:
   tropd generate --teacher models/teacher --data prompts.jsonl --out responses.jsonl
+  tropd generate --teacher http://127.0.0.1:8000/v1 --data prompts.jsonl --out responses.jsonl
   tropd generate --teacher models/math --rows_of math --data prompts.jsonl --out math.jsonl
   tropd generate --teacher models/teacher --data problems.jsonl --out responses.jsonl \\
       --columns.prompt question --chat --max_new_tokens 4096"""
@@ -57,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         hyphenated = name.replace("_", "-")
         parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
 
-    option("teacher", "model folder of the teacher, or its name on the Hub", metavar="DIR")
+    option("teacher", "model folder of the teacher, its name on the Hub, or its server's address", metavar="DIR")
     option("data", "prompts: a file, a folder or a name that `tropd train` takes", required=True, metavar="FILE")
     option("out", "JSON lines to write, or to go on with", required=True, metavar="FILE", type=Path)
     option("max_new_tokens", "longest response (default: 512)", type=int, default=512, metavar="N")
@@ -75,7 +79,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
+    for field in served_fields():
+        kind = {"int": int, "float": float}.get(str(getattr(field.type, "__name__", field.type)).split(" ")[0], str)
+        shown: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
+        option(field.name, field.metadata["help"], default=field.default, **shown)
     parser.set_defaults(run=run, takes_fields=True, overrides=[])
+
+
+def served_fields() -> list[Field]:
+    """The fields of a configuration that are about a teacher behind a server."""
+    from ..training.method_settings import SERVED, MethodSettings
+
+    return [field for field in fields(MethodSettings) if field.name in SERVED]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,17 +102,31 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.teacher is None:
         raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
-    check_model_folder(options.teacher, "teacher")
-    file, teacher = _open(options, columns, template_kwargs)
+    if is_served(options.teacher):
+        _check_served(options)
+    else:
+        check_model_folder(options.teacher, "teacher")
+    file, teacher, model = _open(options, columns, template_kwargs)
     if file.done == file.total:
         console.say(f"{file.path} is complete already.")
         speed = None
     else:
-        speed = _generate(options, file, teacher)
+        speed = _generate(options, file, teacher, model)
     from ..generation import summarise
 
     _report(summarise(file), file, speed)
     return 0
+
+
+def _check_served(options: argparse.Namespace) -> None:
+    """Refuse what a server decides by itself, and numbers that no question can be asked with."""
+    from ..training.method_settings import MethodSettings
+
+    if options.dtype != "auto":
+        raise ValueError(
+            f"dtype is {options.dtype!r}, but the teacher is behind a server, which has its own. Remove it."
+        )
+    MethodSettings(**{field.name: getattr(options, field.name) for field in served_fields()}).check_ranges()
 
 
 def _columns(options: argparse.Namespace) -> dict[str, str] | None:
@@ -153,8 +182,8 @@ def _json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] |
 
 def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
-) -> "tuple[ResponseFile, ModelFiles]":
-    """Everything that can be refused before the teacher's weights are loaded."""
+) -> "tuple[ResponseFile, ModelFiles, ServedTeacher | None]":
+    """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
     from ..data import load_prompts
     from ..generation import check_fit, read_prompts
     from ..models.files import read_model_files
@@ -163,7 +192,9 @@ def _open(
 
     quiet_libraries()
     settings = GenerationSettings(
-        teacher=os.path.normpath(options.teacher) if is_local(options.teacher) else options.teacher,
+        teacher=options.teacher
+        if is_served(options.teacher) or not is_local(options.teacher)
+        else os.path.normpath(options.teacher),
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         responses_per_prompt=options.responses_per_prompt,
@@ -184,11 +215,21 @@ def _open(
     rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
         console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
-    teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
+    model: ServedTeacher | None = None
+    teacher: ModelFiles
+    if is_served(options.teacher):
+        from ..teacher.served.connect import connect
+
+        options.teacher_chat_template = "teacher"
+        connected = connect(options.teacher, options)
+        teacher, model = connected.files(options.teacher), connected.teacher
+    else:
+        teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
     prompts = read_prompts(rows, places, teacher.tokenizer, template_kwargs)
     check_fit(prompts, settings, teacher)
-    check_weights(options.teacher, "teacher", options.trust_remote_code)
-    return ResponseFile(options.out, prompts, settings), teacher
+    if model is None:
+        check_weights(options.teacher, "teacher", options.trust_remote_code)
+    return ResponseFile(options.out, prompts, settings), teacher, model
 
 
 def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -208,11 +249,28 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
     return [rows[number] for number in mine], [data.places[number] for number in mine]
 
 
-def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles") -> float:
+def _generate(
+    options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles", served: "ServedTeacher | None"
+) -> float:
     """Write what is missing; tokens per second."""
+    from ..generation import generate
+
+    resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
+    if served is None:
+        model = _load(options, teacher)
+        console.say(f"{options.teacher} on {model.device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
+    else:
+        model = served
+        console.say(f"{served.served_name} at {options.teacher}{resumed}")
+    started = time.monotonic()
+    with console.progress("generate", file.total, "responses", file.done) as advance:
+        tokens = generate(model, teacher, file, advance)
+    return tokens / (time.monotonic() - started)
+
+
+def _load(options: argparse.Namespace, teacher: "ModelFiles") -> Any:
     import torch
 
-    from ..generation import generate
     from ..models.files import explained
     from ..models.hidden_states import language_model_class
 
@@ -222,13 +280,7 @@ def _generate(options: argparse.Namespace, file: "ResponseFile", teacher: "Model
         model = loaded_by.from_pretrained(
             options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
         )
-    model.to(device)  # type: ignore[arg-type]
-    resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
-    console.say(f"{options.teacher} on {device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
-    started = time.monotonic()
-    with console.progress("generate", file.total, "responses", file.done) as advance:
-        tokens = generate(model, teacher, file, advance)
-    return tokens / (time.monotonic() - started)
+    return model.to(device)  # type: ignore[arg-type]
 
 
 def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> None:

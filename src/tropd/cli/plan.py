@@ -105,7 +105,8 @@ def _show(fleets: list[Any], args: Any, gpu: str, rows: int) -> None:
     screen = console.out()
     models = [("student", first.setup.student), ("teacher", first.setup.teacher)]
     for role, shape in (*models, *(("teacher", held.shape) for held in first.setup.beside)):
-        screen.print(f"{role}  {shape.parameters / 1e9:.2f}B parameters, vocabulary {shape.vocab_size:,}", markup=False)
+        size = f"{shape.parameters / 1e9:.2f}B parameters, vocabulary {shape.vocab_size:,}"
+        screen.print(f"{role}  {f'{shape.name}, behind a server' if shape.is_elsewhere else size}", markup=False)
     work = first.setup.work
     screen.print(
         f"step     {rows} sequences of {work.prompt_tokens:.0f} + {work.response_tokens:.0f} tokens, at most "

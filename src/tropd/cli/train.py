@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint = check_output_directory(output_dir, resume)
 
     from ..run.prepare import prepare
+    from ..teacher.served.address import is_served
     from ..training.checkpointing.checkpoints import steps_of
     from .preflight import check_costs, show_data, show_findings
     from .quiet import quiet_libraries
@@ -61,7 +62,10 @@ def run(options: argparse.Namespace) -> int:
     if checkpoint is not None:
         if steps_of(checkpoint) >= inputs.args.max_steps > 0:
             return _finish(inputs.args, checkpoint)
-        for change in check_same_run(output_dir, inputs.args, inputs.configuration.settings.teacher):
+        settings = inputs.configuration.settings
+        # Which model a server has is told by its fingerprint, whatever its address is by now.
+        teacher = None if any(map(is_served, settings.teachers.values())) else settings.teacher
+        for change in check_same_run(output_dir, inputs.args, teacher):
             console.warn(change)
     with ExitStack() as stack:
         return _train(inputs, checkpoint, stack)

@@ -69,6 +69,12 @@ def check_model_folder(name: str | Path, role: str) -> None:
     Raises:
         ValueError: with the value, what is wrong, and what to type.
     """
+    if "://" in str(name):
+        raise ValueError(
+            f"{role} is {str(name)!r:.200}, an address, and this model is loaded here. Name a folder, or a name of the "
+            "Hub; the teacher of `tropd train`, `check` and `generate` alone may be behind a server: "
+            "http://host:port/v1."
+        )
     if not is_local(name):
         near = None if "/" in str(name) else near_folder(Path(name))
         if near is not None:  # asking the Hub for a mistyped folder takes long, and half a minute without a network

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..suggestions import did_you_mean
-from .shape import ModelShape, model_shape
+from ..teacher.served.address import is_served
+from .shape import ModelShape, model_shape, served_shape
 
 _QWEN2_7B = {
     "vocab_size": 152064,
@@ -89,11 +90,14 @@ ALIASES = {"Qwen3-SFT-1.7B": "Qwen3-1.7B", "Qwen3-Nemotron-4B": "Qwen3-4B"}
 
 
 def shape_by_name(name: str) -> ModelShape:
-    """The shape of a model folder, of a model in `KNOWN` (by the last part of its name), or of a name of the Hub.
+    """The shape of a model folder, of a model in `KNOWN` (by the last part of its name), of a name of the Hub, or of
+    what lies behind a server.
 
     Raises:
         ValueError: neither here, nor known, nor to be had.
     """
+    if is_served(name):
+        return served_shape(name)
     return model_shape(name if Path(name).is_dir() else config_by_name(name))
 
 

@@ -56,6 +56,8 @@ def human_seconds(seconds: float) -> str:
 
 
 def _model(role: str, shape: ModelShape, size: int) -> str:
+    if shape.is_elsewhere:
+        return f"{role}  {shape.name}, behind a server"
     tied = ", tied" if shape.tied else ""
     text = f"{role}  {shape.parameters / 1e6:,.1f}M parameters at {size} bytes, vocabulary {shape.vocab_size:,}{tied}"
     room = WIDTH - len(text) - 3

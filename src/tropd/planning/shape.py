@@ -61,6 +61,11 @@ class ModelShape:
         return self.embedding_parameters == 0
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Is it behind a server, so that nothing of it counts?"""
+        return self.parameters == 0
+
+    @property
     def query_width(self) -> int:
         return self.num_heads * self.head_dim
 
@@ -78,6 +83,12 @@ class ModelShape:
     def body_parameters(self) -> int:
         """Parameters that a token is multiplied with before the head; fewer in a mixture of experts."""
         return self.active_parameters - self.head_parameters - self.embedding_parameters
+
+
+def served_shape(name: str) -> ModelShape:
+    """A teacher behind a server: nothing of it is in this process."""
+    note = "it is behind a server, whose memory and time are not counted"
+    return ModelShape(name, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, vocab_size=1, notes=(note,))
 
 
 def model_shape(source: "str | Path | PretrainedConfig", *, trust_remote_code: bool = False) -> ModelShape:

@@ -44,7 +44,7 @@ def measure(probe: Probe) -> PairMeasurement:
         student_nll=_mean(-floats["student_logp"]),
         teacher_nll=_mean(-floats["teacher_logp"]),
         student_entropy=_mean(floats["student_entropy"]),
-        teacher_entropy=_mean(floats["teacher_entropy"]),
+        teacher_entropy=_mean(floats["teacher_entropy"][floats["teacher_entropy"].isfinite()]),
         chance_nll=math.log(probe.vocab_size),
         outlier_share=_mean((log_ratio < OUTLIER_TAU).double()),
         deep_outlier_share=_mean((log_ratio < DEEP_OUTLIER).double()),

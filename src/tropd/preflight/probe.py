@@ -244,8 +244,10 @@ def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK:
 
 
 def _top_k(trainer: TrOPDTrainer) -> int:
-    events = _shared_vocabulary(trainer) - max(len(trainer.endings.as_one) - 1, 0)
-    return min(trainer.method.fkl_top_k or DEFAULT_TOP_K, events)
+    merged = max(len(trainer.endings.as_one) - 1, 0)
+    most = trainer.teachers.most_topk
+    asked = trainer.method.fkl_top_k or min(DEFAULT_TOP_K, DEFAULT_TOP_K if most is None else max(most - merged, 1))
+    return min(asked, _shared_vocabulary(trainer) - merged)
 
 
 def _shared_vocabulary(trainer: TrOPDTrainer) -> int:

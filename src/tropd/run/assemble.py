@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..teacher.served.address import is_served
 from .adapter import adapter, targets_named
 from .prepare import RunInputs
 
@@ -19,7 +20,9 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
             args=inputs.args,
             train_dataset=inputs.data.dataset,
             eval_dataset=None if inputs.evaluation is None else inputs.evaluation.dataset,
-            teacher_processing_class={name: files.tokenizer for name, files in inputs.teachers.items()},
+            teacher_processing_class={
+                name: files.tokenizer for name, files in inputs.teachers.items() if not is_served(files.name)
+            },
             reward_funcs=inputs.rewards or None,
             peft_config=adapter(settings) if settings.use_peft else None,
             callbacks=list(callbacks),

@@ -16,7 +16,9 @@ from ..planning import (
     plan_arguments,
     plan_run,
 )
+from ..planning.shape import served_shape
 from ..teacher.per_teacher_settings import distinct_names
+from ..teacher.served.address import are_all_served, is_served
 from .adapter import adapter, own_bases, targets_named
 from .prepare import RunInputs
 from .sources import is_sharded, rows_without_response
@@ -39,7 +41,12 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
     args, settings = inputs.args, inputs.configuration.settings
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     loaded = distinct_names(args, settings.teachers)
-    shapes = {name: shape_of(inputs.teachers[name], args.trust_remote_code) for name in loaded}
+    shapes = {
+        name: served_shape(settings.teachers[name])
+        if is_served(settings.teachers[name])
+        else shape_of(inputs.teachers[name], args.trust_remote_code)
+        for name in loaded
+    }
     return plan_run(
         student=shape_of(inputs.student, args.trust_remote_code),
         **plan_arguments(args, shapes, own_bases(settings, args)),
@@ -49,7 +56,7 @@ def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
         num_processes=processes,
         sharded=is_sharded(args),
         lora_parameters=adapter_parameters(inputs.student.config, settings) if settings.use_peft else None,
-        teacher_writes=bool(rows_without_response(inputs.data)),
+        teacher_writes=bool(rows_without_response(inputs.data)) and not are_all_served(settings.teachers),
         max_steps=num_steps(args, len(inputs.data)),
     )
 

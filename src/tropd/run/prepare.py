@@ -3,7 +3,7 @@
 Cheap questions come first, so that a mistake costs seconds. Nothing is printed here; the stages return what they found.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,8 @@ from ..preflight.findings import Finding
 from ..preflight.tokens import compare_pair
 from ..teacher.names import Name, field_of, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, check_settings
+from ..teacher.served.address import is_served
+from ..teacher.served.connect import check_served, connect
 from ..teacher.vocabulary import check_vocabularies
 from ..training.checkpointing.hub import check_hub
 from ..training.guards.arguments import check_enough_prompts, check_no_adapter_beside
@@ -78,21 +80,22 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     settings = configuration.settings
     models = {"student": settings.student} | {field_of(name): model for name, model in settings.teachers.items()}
     for role, name in models.items():
-        check_model_folder(name, role)
-        check_no_adapter_beside(role, name)
+        if role == "student" or not is_served(name):
+            check_model_folder(name, role)
+            check_no_adapter_beside(role, name)
     check_evaluation(configuration)
     say("loading libraries and tokenizers")
     for role, name in models.items():
+        if is_served(name):
+            continue
         check_weights(name, role, configuration.trainer.get("trust_remote_code", False))
     args = arguments_of(configuration)
     check_settings(args, settings.teachers)
+    check_served(args.resolved_method(), args, settings.teachers)
     check_hub(args)
     rewards = [reward_function(name) for name in settings.reward_funcs]
-    files = {
-        role: read_model_files(name, trust_remote_code=args.trust_remote_code, role=role)
-        for role, name in models.items()
-    }
-    student, teachers = files["student"], {name: files[field_of(name)] for name in settings.teachers}
+    student = read_model_files(settings.student, trust_remote_code=args.trust_remote_code, role="student")
+    teachers = {name: read_teacher(name, settings.teachers, args, student) for name in settings.teachers}
     kept_in_memory = _settled_checkpointing(student, args, configuration)
     for teacher_name, teacher in teachers.items():
         check_vocabulary(student, teacher_name, teacher)
@@ -110,6 +113,19 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     findings += guidance_findings(data, args, bool(own_bases(settings, args)))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return RunInputs(configuration, args, data, evaluation, rewards, student, teachers, findings, mean, longest)
+
+
+def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: ModelFiles) -> ModelFiles:
+    """A teacher's small files, or what its server tells in their place.
+
+    Raises:
+        ValueError: it is not to be had, with what to type.
+    """
+    model = teachers[name]
+    if not is_served(model):
+        return read_model_files(model, trust_remote_code=args.trust_remote_code, role=field_of(name))
+    given = {"student_tokenizer": student.tokenizer, "student_rows": student.head_rows}
+    return connect(model, args_of(args, name, teachers), name=name, **given).files(model)
 
 
 def arguments_of(configuration: Configuration) -> Any:

@@ -14,7 +14,8 @@ class RunSettings:
     Attributes:
         student: folder or Hub name of the model that learns.
         teacher: folder or Hub name of the model that scores; it must share the student's token ids. Several:
-            `{math: path, code: path}`, and each row of the data names its own in a `teacher` column.
+            `{math: path, code: path}`, and each row of the data names its own in a `teacher` column. In the place of a
+            model, the address of a server, or a list of addresses of its replicas; see docs/engines.md.
         data: file, list of files, folder of a saved data set, or Hub name; see docs/data.md.
         data_split: which split of a data set that has several.
         eval_data: likewise, for `eval_strategy`; `None` evaluates nothing. All its rows are used, and `columns` other
@@ -38,8 +39,8 @@ class RunSettings:
     """
 
     student: str = field(default="", metadata={"help": "folder or Hub name of the model that learns"})
-    teacher: str | dict[str, str] = field(
-        default="", metadata={"help": "model that scores its tokens; several: {name: model}, by a teacher column"}
+    teacher: str | list[str] | dict[str, str | list[str]] = field(
+        default="", metadata={"help": "model or server that scores; several: {name: model}, by a teacher column"}
     )
     data: str | list[str] = field(
         default="", metadata={"help": "prompts: file, list of files, saved data set, or Hub name"}
@@ -76,6 +77,7 @@ class RunSettings:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set; {_WANTED[name]}")
         check_names(self.teacher)
+        teachers_by_name(self.teacher)
         if self.preflight_prompts < 0:
             raise ValueError(f"preflight_prompts is {self.preflight_prompts}; use a number of prompts, or 0 for none.")
         if self.max_prompts is not None and self.max_prompts < 1:

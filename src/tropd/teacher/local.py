@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.fingerprint import of_weights
 from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
 from ..models.packing import PackedResponses, pack_responses
 from ..models.sampling import sample, until_eos
@@ -93,6 +94,24 @@ class LocalTeacher:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def name(self) -> str:
+        """What its configuration calls it."""
+        return str(getattr(self.model.config, "_name_or_path", "") or "")
+
+    @property
+    def generation_config(self) -> Any:
+        return self.model.generation_config
+
+    @property
+    def most_topk(self) -> int | None:
+        """Any k."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return of_weights(self.model)
+
     @torch.no_grad()
     def score(
         self,
@@ -172,8 +191,12 @@ class LocalTeacher:
         max_new_tokens: int,
         temperature: float,
         vocab_limit: int | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """Sample one response for each context, of ids below `vocab_limit`; without the first EOS and what follows."""
+        """Sample one response for each context, of ids below `vocab_limit`; without the first EOS and what follows.
+
+        `seeds`, one a context, are for engines that draw by themselves; what this model draws by is set around it.
+        """
         written = sample(
             self.model,
             contexts,

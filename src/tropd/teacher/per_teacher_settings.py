@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from .names import Name
+from .served.address import join_replicas
 
-FIELDS = ("teacher_model_init_kwargs", "teacher_chat_template", "teacher_chat_template_kwargs")
+FIELDS = (
+    "teacher_model_init_kwargs",
+    "teacher_chat_template",
+    "teacher_chat_template_kwargs",
+    "teacher_model_name",
+    "teacher_tokenizer",
+)
 """Fields of `TrOPDConfig` that take one value for all teachers, or one for each name."""
+
+TEXTS = {"teacher_chat_template": "student", "teacher_model_name": None, "teacher_tokenizer": None}
+"""Those that are text, where a mapping can only be one by names, with what a name has that is left out."""
 
 NAME = re.compile(r"[\w.-]+")
 
@@ -18,8 +28,12 @@ def teachers_by_name(teacher: Any) -> dict[Name, Any]:
 
     >>> teachers_by_name("path/to/teacher")
     {None: 'path/to/teacher'}
+
+    Raises:
+        ValueError: a list of anything but replicas of one served teacher.
     """
-    return dict(teacher) if isinstance(teacher, Mapping) else {None: teacher}
+    by_name = teacher if isinstance(teacher, Mapping) else {None: teacher}
+    return {name: join_replicas(model) for name, model in by_name.items()}
 
 
 def check_names(teachers: Any) -> None:
@@ -67,8 +81,7 @@ def _own(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> An
     if not isinstance(value, Mapping) or not value:
         return value
     by_name = [key for key in value if key in teachers]
-    by_names_alone = field == "teacher_chat_template"
-    if not by_name and not by_names_alone:
+    if not by_name and field not in TEXTS:
         return value
     others = [key for key in value if key not in teachers]
     if others:
@@ -78,7 +91,7 @@ def _own(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> An
             f"({f'they are {known}' if known else 'there is one, without a name'}). Give one value for all of them, or "
             "one for each name."
         )
-    return value.get(name, "student" if by_names_alone else None)
+    return value.get(name, TEXTS.get(field))
 
 
 def distinct_names(args: Any, teachers: Mapping[Name, Any]) -> list[Name]:
@@ -91,7 +104,8 @@ def distinct_names(args: Any, teachers: Mapping[Name, Any]) -> list[Name]:
 
 def loading_key(args: Any, model: Any) -> Any:
     """Equal for two teachers of which one copy is enough."""
-    return model if isinstance(model, str) else id(model), str(args.teacher_model_init_kwargs)
+    which = (args.teacher_model_init_kwargs, args.teacher_model_name, args.teacher_tokenizer)
+    return model if isinstance(model, str) else id(model), str(which)
 
 
 def of_teacher(given: Any, name: Name) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .context import TeacherContexts
-from .local import LocalTeacher, TeacherScores, TopKRequest
+from .local import TeacherScores, TopKRequest
 from .names import COLUMN, Name, rows_by_name, why_unknown
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Teachers:
             must make the same passes of each.
     """
 
-    by_name: dict[Name, LocalTeacher]
+    by_name: dict[Name, Teacher]
     contexts: dict[Name, TeacherContexts]
     most: Callable[[Tensor], Tensor] | None = None
 
@@ -39,7 +40,7 @@ class Teachers:
         return [name for name in self.by_name if name is not None]
 
     @property
-    def only(self) -> LocalTeacher:
+    def only(self) -> Teacher:
         """The teacher, where there is one."""
         if len(self.by_name) > 1:
             raise AttributeError(f"there are several teachers ({', '.join(self.names)}); take one of them by its name.")
@@ -63,6 +64,12 @@ class Teachers:
         return [
             self.contexts[self.name_for(row)].of([row], [ids])[0] for row, ids in zip(rows, prompt_ids, strict=True)
         ]
+
+    @property
+    def most_topk(self) -> int | None:
+        """The largest k that every teacher answers; `None`: any."""
+        known = [most for teacher in self.by_name.values() if (most := teacher.most_topk) is not None]
+        return min(known, default=None)
 
     def shared_vocabulary(self, limit: int) -> int:
         """Token ids below `limit` that every teacher can score."""

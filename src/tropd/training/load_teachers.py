@@ -13,6 +13,9 @@ from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_o
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
+from ..teacher.served.address import is_served
+from ..teacher.served.connect import Connected, connect
+from ..teacher.teacher import Teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
 from .distributed.sharding import in_autocast, prepare_teacher, shards_teacher
@@ -36,17 +39,21 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
     Raises:
         ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.
     """
-    loaded: dict[Any, LocalTeacher] = {}
-    teachers: dict[Name, LocalTeacher] = {}
+    loaded: dict[Any, Any] = {}
+    teachers: dict[Name, Teacher] = {}
     contexts: dict[Name, TeacherContexts] = {}
     found: dict[Name, Any] = {}
     for name, model in given.items():
         args = args_of(trainer.args, name, given)
-        tokenizer = found[name] = _tokenizer(model, of_teacher(tokenizers, name), args, name)
         key = loading_key(args, model)
-        if key not in loaded:
-            loaded[key] = _load(trainer, model, args, own_base=name in trainer.own_bases)
-        teachers[name] = loaded[key]
+        if is_served(model):
+            connected = loaded.get(key) or _connect(trainer, model, args, name, of_teacher(tokenizers, name))
+            loaded[key], teachers[name], tokenizer = connected, connected.teacher, connected.tokenizer
+        else:
+            tokenizer = _tokenizer(model, of_teacher(tokenizers, name), args, name)
+            loaded[key] = loaded.get(key) or _load(trainer, model, args, own_base=name in trainer.own_bases)
+            teachers[name] = loaded[key]
+        found[name] = tokenizer
         if tokenizer is None:
             logger.warning(
                 "T%s came without a tokenizer, so only vocabulary sizes are compared. Pass "
@@ -73,7 +80,7 @@ def model_name(model: Any) -> str:
 
 def model_names(teachers: Teachers) -> Any:
     """The teacher's model, or the models by name."""
-    names = {name: model_name(teacher.model) for name, teacher in teachers.by_name.items()}
+    names = {name: teacher.name for name, teacher in teachers.by_name.items()}
     return names.get(None, names)
 
 
@@ -88,7 +95,7 @@ def _tokenizer(model: Any, given: Any, args: Any, name: Name) -> Any:
     return given
 
 
-def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: LocalTeacher) -> None:
+def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: Teacher) -> None:
     try:
         check_vocabularies(trainer._tokenizer, tokenizer, teacher.vocab_size)
     except ValueError as error:
@@ -130,6 +137,18 @@ def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
         )
     elif hosts or (first is not None and tools_of(first)):  # later rows are refused when they are met
         check_renders_tools(contexts.tokenizer, contexts.options)
+
+
+def _connect(trainer: Any, model: str, args: Any, name: Name, tokenizer: Any) -> Connected:
+    return connect(
+        model,
+        args,
+        name=name,
+        tokenizer=tokenizer,
+        student_tokenizer=trainer._tokenizer,
+        student_rows=trainer._student_vocab_size,
+        device=trainer.accelerator.device,
+    )
 
 
 def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:

@@ -13,12 +13,27 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
     "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
     "vllm_request_timeout": (lambda seconds: seconds > 0, "use a number of seconds"),
+    "teacher_concurrency": (lambda n: 1 <= n <= 1024, "use 1 to 1024 questions at once"),
+    "teacher_timeout": (lambda seconds: seconds > 0, "use a number of seconds"),
+    "teacher_patience": (lambda seconds: seconds >= 0, "use a number of seconds; 0 stops at the first failure"),
     "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
     "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
     "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
     "rollout_log_steps": (lambda n: n >= 0, "use 0 for never, or a number of steps"),
     "rollouts_per_log": (lambda n: n >= 1, "use at least 1, or rollout_log_steps=0 to log none"),
 }
+
+
+SERVED = (
+    "teacher_model_name",
+    "teacher_tokenizer",
+    "teacher_api_key_env",
+    "teacher_concurrency",
+    "teacher_timeout",
+    "teacher_patience",
+    "teacher_allow_remote",
+)
+"""The fields about a teacher behind a server."""
 
 
 def check_ranges(settings: Any, ranges: dict[str, tuple[Callable[[Any], bool], str]]) -> None:
@@ -67,6 +82,17 @@ class MethodSettings:
         teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),
             `teacher` (the teacher's own), or a Jinja template.
         teacher_chat_template_kwargs: keyword arguments of that template, such as `{"enable_thinking": True}`.
+        teacher_model_name: of a teacher behind a server (docs/engines.md), what the server calls it; `None`: the only
+            one that it offers. Of several teachers, for all of them or by name.
+        teacher_tokenizer: folder or Hub name of a served teacher's tokenizer; `None`: of the folder that the server
+            names, where it is on this machine, else the student's. Of several teachers, for all of them or by name.
+        teacher_api_key_env: name of the environment variable with the server's key; `None`: `TROPD_TEACHER_API_KEY`,
+            where it is set. The key itself is written nowhere.
+        teacher_concurrency: questions to a served teacher under way at once, of each process.
+        teacher_timeout: seconds that a served teacher may take for one answer.
+        teacher_patience: seconds that a served teacher is waited for when it does not answer, fails or is restarted;
+            the run then stops with its last checkpoint kept.
+        teacher_allow_remote: ask a served teacher on another machine over http, unencrypted.
         reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
             functions are only monitored.
         addressed_sampling: draw a rollout's tokens, and a prefix that the teacher writes, from noise that depends on
@@ -130,6 +156,19 @@ class MethodSettings:
     teacher_chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's chat template."}
     )
+    teacher_model_name: str | dict[str, str] | None = field(
+        default=None, metadata={"help": "Of a served teacher: its name there; None: the only one."}
+    )
+    teacher_tokenizer: str | dict[str, str] | None = field(
+        default=None, metadata={"help": "Of a served teacher: folder or Hub name of its tokenizer."}
+    )
+    teacher_api_key_env: str | None = field(
+        default=None, metadata={"help": "Environment variable with its key; None: TROPD_TEACHER_API_KEY."}
+    )
+    teacher_concurrency: int = field(default=16, metadata={"help": "Questions to it at once, per process."})
+    teacher_timeout: float = field(default=300.0, metadata={"help": "Seconds that it may take for one answer."})
+    teacher_patience: float = field(default=600.0, metadata={"help": "Seconds it is waited for when it is silent."})
+    teacher_allow_remote: bool = field(default=False, metadata={"help": "Ask another machine over http."})
     reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
     addressed_sampling: bool | None = field(
         default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}

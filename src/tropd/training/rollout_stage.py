@@ -35,8 +35,8 @@ from ..rollout.engine.notes import SamplerNotes
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
-from ..teacher.local import LocalTeacher
 from ..teacher.names import rows_by_name
+from ..teacher.teacher import Teacher
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
 from .guards.faults import engine_asked, rewards_given, teacher_asked
@@ -287,7 +287,8 @@ class RolloutStage:
         for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
             teacher = trainer.teachers.by_name[name]
             asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
-            with asked, naming(name), self._draw_prefixes(teacher, [numbers[missing[i]] for i in mine]):
+            noise = self._prefix_noise([numbers[missing[i]] for i in mine])
+            with asked, naming(name), _drawing(teacher, noise):
                 written = teacher.write(
                     [contexts[i] for i in mine],
                     pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
@@ -295,6 +296,7 @@ class RolloutStage:
                     max_new_tokens=longest,
                     temperature=trainer.temperature,
                     vocab_limit=limit,
+                    seeds=None if noise is None else noise.keys(1)[:, 0].tolist(),
                 )
             for i, ids in zip(mine, written, strict=True):
                 responses[missing[i]] = ids
@@ -302,18 +304,14 @@ class RolloutStage:
 
     # ------------------------------------------------------------------ draws
 
-    def _draw_prefixes(self, teacher: LocalTeacher, rows: Sequence[int]) -> AbstractContextManager[None]:
-        """Inside, the teacher draws one response for each row of the step by that row and the position.
-
-        With any engine of the student's: the teacher writes with Transformers' `generate` in all of them.
-        """
+    def _prefix_noise(self, rows: Sequence[int]) -> AddressedNoise | None:
+        """What a teacher draws one response for each row of the step with; `None` where draws are not addressed."""
         args = self.trainer.args
         if args.addressed_sampling is False:
-            return nullcontext()
+            return None
         places = [(row, 0) for row in rows]
         step = self.trainer.state.global_step
-        noise = AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
-        return decoding_through(teacher.model, noise)
+        return AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
 
     def _places(self, turns: Turns, prompt_ids: list[list[int]], starts: list[list[int]]) -> list[Place] | None:
         """Row and position at which each context goes on, behind its teacher prefix; `None` where one has none."""
@@ -440,6 +438,16 @@ def notes_suffice(trainer: Any) -> bool:
 def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """The kept token ids of each row."""
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+def _drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:
+    """Inside, a teacher of this process draws by row and position; another engine is told seeds.
+
+    With any engine of the student's: such a teacher writes with Transformers' `generate` in all of them.
+    """
+    if noise is None or teacher.model is None:
+        return nullcontext()
+    return decoding_through(teacher.model, noise)
 
 
 def read_rollouts(

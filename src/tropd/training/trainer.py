@@ -20,9 +20,10 @@ from trl import GRPOTrainer
 from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
-from ..teacher.local import LocalTeacher
 from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
+from ..teacher.served.address import are_all_served
 from ..teacher.shared_base import is_own_base
+from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
@@ -37,6 +38,7 @@ from .guards.arguments import (
     check_padding,
     check_teacher_apart,
     check_teacher_column,
+    check_topk,
     has_rewards,
 )
 from .guards.collapse import CollapseGuard
@@ -88,8 +90,9 @@ class TrOPDTrainer(GRPOTrainer):
     Args:
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
-            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or a
-            mapping from names to teachers: each row of the data then names its own in a `teacher` column.
+            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or the
+            address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers: each
+            row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: likewise.
@@ -127,7 +130,7 @@ class TrOPDTrainer(GRPOTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel",
-        teacher_model: "str | PreTrainedModel | Mapping[str, str | PreTrainedModel]",
+        teacher_model: "str | PreTrainedModel | list[str] | Mapping[str, str | PreTrainedModel | list[str]]",
         args: TrOPDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -153,6 +156,7 @@ class TrOPDTrainer(GRPOTrainer):
             for name, teacher in teachers.items()
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
+        self.teachers_elsewhere = are_all_served(teachers)
         with named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
             super().__init__(
                 model,
@@ -169,6 +173,7 @@ class TrOPDTrainer(GRPOTrainer):
         with named_by_field(vars(args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
+        check_topk(self)
         self._write_with_a_cache()
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         self.rollout_stage = RolloutStage(self)
@@ -214,7 +219,7 @@ class TrOPDTrainer(GRPOTrainer):
     def _find_endings(self) -> PairEndings:
         """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
         teachers = {
-            name: declared(teacher.model.generation_config, self.teacher_tokenizers[name])
+            name: declared(teacher.generation_config, self.teacher_tokenizers[name])
             for name, teacher in self.teachers.by_name.items()
         }
         found = pair_endings(
@@ -250,7 +255,7 @@ class TrOPDTrainer(GRPOTrainer):
         return bool(self.own_bases)
 
     @property
-    def teacher(self) -> LocalTeacher:
+    def teacher(self) -> Teacher:
         """The teacher, where there is one."""
         return self.teachers.only
 

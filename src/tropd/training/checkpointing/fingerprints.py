@@ -8,49 +8,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from ...atomic_files import write_whole
 from ...objective.methods import describe
+from ...teacher.served.served import is_same_model
+from ...teacher.teacher import Fingerprint
 from .checkpoints import read_record
 
 FILE = "fingerprints.json"
 MOST_ROWS = 20_000
 """Rows of a data set that are read for its fingerprint, evenly spread; its length is always part of it."""
-SAMPLED = 64
-"""Entries of each weight that are read, evenly spread."""
 
 
-def fingerprints(trainer: Any) -> dict[str, str]:
+def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
     """Of what can be told here: a stream of data has none, nor has a teacher whose weights are sharded."""
     from ..distributed.sharding import shards_teacher
 
-    found = {"method": _of(describe(trainer.args.resolved_method()))}
+    found: dict[str, Fingerprint] = {"method": _of(describe(trainer.args.resolved_method()))}
     found |= {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
     if hasattr(trainer.train_dataset, "__len__"):
         found["data"] = _of_rows(trainer.train_dataset)
     if not shards_teacher(trainer):
         for name, teacher in trainer.teachers.by_name.items():
             if name not in trainer.own_bases:
-                found["teacher" if name is None else f"teacher {name}"] = of_weights(teacher.model)
+                found["teacher" if name is None else f"teacher {name}"] = teacher.fingerprint()
     return found
-
-
-def of_weights(model: torch.nn.Module) -> str:
-    """Of a sample of every parameter and buffer, so that a model of the same name with other weights is told."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_sample(tensor).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _sample(tensor: Tensor) -> Any:
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLED, len(flat)), device=flat.device).long()
-    return flat[places].double().cpu().numpy()
 
 
 def _of_rows(dataset: Any) -> str:
@@ -82,7 +65,7 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
             f"resume_from_checkpoint is {checkpoint}, but {error}. Put that file back as it was written beside the "
             "checkpoint; without it, what the run began with is not compared."
         ) from error
-    changed = [name for name, value in before.items() if now.get(name, value) != value]
+    changed = [name for name, value in before.items() if not _is_same(value, now.get(name, value))]
     if trainer.args.ignore_data_skip and "data" in changed:
         changed.remove("data")
     if changed:
@@ -92,6 +75,11 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
             f"began with, or start a new run with the checkpoint as its student: --student {checkpoint}"
             + (" (with other data alone, ignore_data_skip: true goes on)." if changed == ["data"] else ".")
         )
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Of a served teacher, log-probabilities, which rounding may change; of all else, digests."""
+    return is_same_model(before, now) if isinstance(before, list) and isinstance(now, list) else bool(before == now)
 
 
 def _are(changed: list[str]) -> str:

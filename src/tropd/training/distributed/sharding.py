@@ -34,6 +34,8 @@ def shards_teacher(trainer: Any) -> bool:
 
     Of DeepSpeed's stages, ZeRO-3 alone shards weights. A teacher that is the student's base lies as the student does.
     """
+    if trainer.teachers_elsewhere:
+        return False
     lies_as_student = trainer.args.shard_teacher or trainer.shares_base
     return bool(uses_zero3(trainer) or (trainer.is_fsdp_enabled and lies_as_student))
 

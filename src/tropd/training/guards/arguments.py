@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from transformers.utils import CONFIG_NAME
 
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
+from ...teacher.served.address import is_served
+from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
 from ..config import TrOPDConfig
 from ..distributed.sharding import shards_teacher, uses_zero3
+from ..method_settings import SERVED, MethodSettings
 from .host_settings import check_host_settings
 
 logger = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ def check_arguments(
         ValueError: with the argument, why it cannot be, and what to type.
     """
     check_host_settings(args)
+    check_served(args.resolved_method(), args, teachers)
+    _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
@@ -70,6 +76,17 @@ def check_arguments(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
         )
+
+
+def _warn_of_idle_fields(args: TrOPDConfig, teachers: Mapping[Name, Any]) -> None:
+    """Say which fields of teachers have no effect, as no teacher is behind a server, or all are."""
+    served = [is_served(teacher) for teacher in teachers.values()]
+    idle = ("teacher_batch_size",) if all(served) else () if any(served) else SERVED
+    defaults = {field.name: field.default for field in fields(MethodSettings)}
+    changed = [name for name in idle if getattr(args, name) != defaults[name]]
+    if changed:
+        why = "the teacher is behind a server" if all(served) else "no teacher is behind a server"
+        logger.warning("%s: no effect, since %s.", ", ".join(changed), why)
 
 
 def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) -> None:
@@ -266,6 +283,27 @@ def check_padding(trainer: Any) -> None:
             "the student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
             "(processing_class) names one, so no response could end. Set the tokenizer's eos_token."
         )
+
+
+def check_topk(trainer: Any) -> None:
+    """Refuse a k that some teacher's server does not answer.
+
+    Raises:
+        ValueError: with both numbers, and what to type.
+    """
+    stages = [trainer.method, *filter(None, [trainer.method.second_stage])]
+    merged = max(len(trainer.endings.as_one) - 1, 0)  # endings that are one event of the k
+    shared = trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
+    needed = [min(stage.fkl_top_k + merged, shared) for stage in stages if stage.needs_topk and stage.fkl_top_k]
+    for name, teacher in trainer.teachers.by_name.items() if needed else ():
+        most = teacher.most_topk
+        if most is not None and most < max(needed):
+            beside = f" beside {merged} other endings" if merged else ""
+            raise ValueError(
+                f"fkl_top_k is {max(needed) - merged}{beside}, but {teacher_phrase(name)}'s server lists at most "
+                f"{most} log-probabilities a token. Start it with --max-logprobs {max(needed)}, or set fkl_top_k: "
+                f"{max(most - merged, 1)}."
+            )
 
 
 def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:

@@ -79,7 +79,7 @@ CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 LOADERS = ("modeling_utils.py", "auto_factory.py")
 """Where Transformers loads models; tokenizers are loaded elsewhere."""
 
-_QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?(\w+)|for field '(\w+)'")
+_QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?([^',]*)|for field '([^']*)'")
 """How Python, PyTorch and Hugging Face name what they do not take."""
 
 
@@ -249,7 +249,7 @@ def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
         return None
     file = getattr(error, "filename", None)
     quoted = _QUOTED.search(str(error))
-    key = next(filter(None, quoted.groups()), None) if quoted else None
+    key = next((group for group in quoted.groups() if group is not None), None) if quoted else None
     for name, value in sorted(settings.items(), key=lambda item: item[0].startswith("activation_")):  # an alias
         if file is not None and isinstance(value, str) and value == str(file):
             return f"{name} is {value!r}, which cannot be read or written: {getattr(error, 'strerror', error)}."

@@ -72,7 +72,7 @@ def check_teachers(trainer: Any) -> None:
     """
     seen = set()
     for name, teacher in trainer.teachers.by_name.items():
-        if id(teacher) in seen:
+        if id(teacher) in seen or teacher.model is None:  # another engine's scores are its own
             continue
         seen.add(id(teacher))
         ids = _some_tokens(teacher.vocab_size, teacher.device)

@@ -75,5 +75,5 @@ def _name(model: Any) -> str:
 
 def _teachers(teachers: Teachers) -> str:
     """The teacher's model, or each model with the name that rows call it by."""
-    each = [_name(teacher.model) + ("" if name is None else f" ({name})") for name, teacher in teachers.by_name.items()]
-    return ", ".join(each)
+    named = [(name, teacher.name or UNNAMED) for name, teacher in teachers.by_name.items()]
+    return ", ".join(model + ("" if name is None else f" ({name})") for name, model in named)

@@ -1,0 +1,25 @@
+"""A model's weights as a short text, so that a model of the same name with other weights is told."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLED = 64
+"""Entries of each weight that are read, evenly spread."""
+
+
+def of_weights(model: torch.nn.Module) -> str:
+    """Of a sample of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_sample(tensor).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _sample(tensor: Tensor) -> Any:
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLED, len(flat)), device=flat.device).long()
+    return flat[places].double().cpu().numpy()

@@ -1,0 +1,142 @@
+"""Where a served teacher is: one address, or those of its replicas, written as one text."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+SCHEMES = {"http": 80, "https": 443}
+
+DEFAULT_KEY_VARIABLE = "TROPD_TEACHER_API_KEY"
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+EXAMPLE = "http://127.0.0.1:8000/v1"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One server.
+
+    Attributes:
+        scheme: `http` or `https`.
+        host: name or number.
+        port: of TCP.
+        base: path before `/v1`, without a slash at its end.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    base: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.base}/v1"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Does it lead to this machine, whatever name service says?"""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def is_served(model: Any) -> bool:
+    """Is the teacher behind a server?
+
+    >>> is_served("http://127.0.0.1:8000/v1"), is_served("models/teacher")
+    (True, False)
+    """
+    return isinstance(model, str) and model.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def are_all_served(teachers: Mapping[Any, Any]) -> bool:
+    """Is there no teacher in this process?"""
+    return all(map(is_served, teachers.values()))
+
+
+def join_replicas(model: Any) -> Any:
+    """A list of replicas as one text, which is what a served teacher is called everywhere; others as they are.
+
+    >>> join_replicas(["http://a/v1", "http://b/v1"])
+    'http://a/v1,http://b/v1'
+
+    Raises:
+        ValueError: a list of something else.
+    """
+    if not isinstance(model, (list, tuple)):
+        return model
+    if not model or not all(map(is_served, model)):
+        raise ValueError(
+            f"teacher is the list {list(model)!r:.200}; a list is for replicas of one served teacher ([{EXAMPLE}, …]). "
+            "Give one model, or a mapping from names for several teachers: {math: path, code: path}."
+        )
+    return ",".join(model)
+
+
+def read_addresses(model: str, allow_remote: bool = False) -> tuple[Address, ...]:
+    """The addresses of a served teacher.
+
+    Args:
+        model: one address, or several with commas between.
+        allow_remote: take unencrypted addresses of other machines.
+
+    Raises:
+        ValueError: an address that is none, that holds a password, or that is another machine's without encryption.
+    """
+    addresses = tuple(_read(one.strip(), allow_remote) for one in model.split(","))
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("teacher names one address twice; name each replica once.")
+    return addresses
+
+
+def _read(text: str, allow_remote: bool) -> Address:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"teacher has an address that is none ({error}). Write it like {EXAMPLE}.") from error
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "teacher has an address with a user or a password in it, which logs and records would keep. Leave it out; "
+            f"a key comes from the environment: export {DEFAULT_KEY_VARIABLE}=…"
+        )
+    if parts.scheme not in SCHEMES or not host or parts.query or parts.fragment or not text.isprintable():
+        raise ValueError(f"teacher is {text!r:.200}, which is no address of a server. Write it like {EXAMPLE}.")
+    address = Address(
+        parts.scheme, host, port or SCHEMES[parts.scheme], parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    )
+    if address.scheme == "http" and not address.is_loopback and not allow_remote:
+        raise ValueError(
+            f"teacher is {text!r}, another machine over http: whoever sits between could read the prompts and change "
+            "the scores. Use https, a tunnel to 127.0.0.1 (ssh -L 8000:127.0.0.1:8000 HOST), or, in a network that you "
+            "trust, teacher_allow_remote: true."
+        )
+    return address
+
+
+def read_key(variable: str | None) -> str | None:
+    """The key of the server, from the environment; `None` where there is none.
+
+    Raises:
+        ValueError: a variable that was asked for by name and is not set, or that no header can carry.
+    """
+    name = variable or DEFAULT_KEY_VARIABLE
+    if not VARIABLE.fullmatch(name):
+        raise ValueError(
+            "teacher_api_key_env is not the name of an environment variable (it is not shown, in case it is the key "
+            f"itself). Export the key, and name the variable: {DEFAULT_KEY_VARIABLE}."
+        )
+    key = os.environ.get(name, "").strip()
+    if not key and name != DEFAULT_KEY_VARIABLE:
+        raise ValueError(f"teacher_api_key_env is {name!r:.100}, but there is no such environment variable. Export it.")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"the environment variable {name} holds characters that no key has. Export it again.")
+    return key or None

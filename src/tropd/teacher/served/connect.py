@@ -1,0 +1,310 @@
+"""From an address to a teacher: which model is there, what it reads, and whether it means the same by a token id."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from ...models.files import GENERATION_CONFIG, ModelFiles, explained
+from ...objective.methods import Method
+from ..names import Name, field_of, teacher_phrase
+from .address import Address, is_served, read_addresses, read_key
+from .http import Client, ServerRefused
+from .served import ServedTeacher
+from .wire import COMPLETIONS, MODELS, TOKENIZE, read_models
+
+logger = logging.getLogger(__name__)
+
+START_PATIENCE = 5.0
+"""Seconds that a server may be silent before a run begins."""
+
+ABSENT = (404, 405, 501)
+"""Statuses of a server that does not have what was asked for."""
+
+FIXED_TOKENS = 64
+"""Tokens of the text by which a served teacher is known again."""
+
+FIXED_TEXT = """\
+Question: A train leaves at 7:45 and arrives at 12:10. How long is it on its way? Think step by step, then answer.
+From 7:45 to 12:00 it is 4 hours and 15 minutes; 10 more minutes make 4 h 25 min, or 265 minutes.
+π is 3.14159, not -2e-05 or 1,000.
+def mean(values: list[float]) -> float:
+    \"\"\"Their sum by their number.\"\"\"
+    return sum(values) / len(values)  # raises ZeroDivisionError for []
+\tif (x != y && !done) { a[i++] <<= 2; } <b class="c">&amp;</b> $\\frac{1}{2}\\sqrt{x^2+1}$ | A:\\B\\c.txt | ~`@#%^*
+Größe, naïve, façade; Ελληνικά; Русский язык; 中文字符; 日本語のテキスト; 한국어; العربية; עברית; हिन्दी;
+ไทย; 🙂👍🏽; …\u00a0end
+"""
+"""Read by both tokenizers before a run begins: words, numbers, code, formulas and other scripts."""
+
+
+@dataclass(frozen=True)
+class ServedFiles(ModelFiles):
+    """A served teacher in the place of a model's small files; `config` is `None`.
+
+    Attributes:
+        rows: ids that it reads.
+        longest: tokens that a text may have.
+    """
+
+    rows: int = 0
+    longest: int | None = None
+
+    @property
+    def head_rows(self) -> int:
+        """The ids below it can be scored."""
+        return self.rows
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and response; the server writes one more."""
+        return self.longest
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A teacher that was found, and its tokenizer.
+
+    Attributes:
+        teacher: ready to be asked.
+        tokenizer: its own, or the student's in its place.
+        is_stand_in: is it the student's?
+    """
+
+    teacher: ServedTeacher
+    tokenizer: Any
+    is_stand_in: bool
+
+    def files(self, model: str) -> ServedFiles:
+        """What the preflight reads of a model, `model` as its name in sentences."""
+        teacher = self.teacher
+        return ServedFiles(
+            model, self.tokenizer, None, teacher.generation_config, teacher.vocab_size, teacher.context_length
+        )
+
+
+def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse what a served teacher cannot be asked for, before it is.
+
+    Args:
+        method: of the run.
+        args: with `temperature` and `teacher_model_init_kwargs`.
+        teachers: by name.
+
+    Raises:
+        ValueError: with the field and what to type.
+    """
+    served = [name for name, teacher in teachers.items() if is_served(teacher)]
+    if not served:
+        return
+    start = f"{field_of(served[0])} is behind a server"
+    stages = [method, *filter(None, [method.second_stage])]
+    if any(stage.needs_full_teacher for stage in stages):
+        raise ValueError(
+            f"method {method.name!r} compares whole distributions, but {start}, which tells a few likeliest tokens "
+            "alone. Load the teacher in this process (its folder or Hub name), or choose a method of the top-k: "
+            "tropd, fkl or jsd."
+        )
+    if any(stage.teacher_entropy_tau is not None for stage in stages):
+        raise ValueError(
+            f"method {method.name!r} reads the teacher's entropy, but {start}, which tells none. Load the teacher in "
+            "this process (its folder or Hub name), or choose another method, such as entropy_opd or tropd."
+        )
+    if args.temperature != 1.0:
+        raise ValueError(
+            f"temperature is {args.temperature}, but {start}, and vLLM scores prompts at temperature 1 whatever is "
+            "asked. Set temperature: 1.0, or load the teacher in this process."
+        )
+
+
+def connect(
+    model: str,
+    args: Any,
+    *,
+    name: Name = None,
+    tokenizer: Any | None = None,
+    student_tokenizer: Any | None = None,
+    student_rows: int | None = None,
+    device: "torch.device | None" = None,
+) -> Connected:
+    """Find the teacher behind an address.
+
+    Args:
+        model: the address, or several with commas between.
+        args: with the fields `teacher_…` of `MethodSettings` and `trust_remote_code`.
+        name: of the teacher, where there are several.
+        tokenizer: the teacher's, where it is at hand.
+        student_tokenizer: stands in where the teacher's own is not to be had.
+        student_rows: of its head; ids beyond these and the tokenizer's are of no interest.
+        device: where the scores go.
+
+    Raises:
+        ValueError: nobody answers, the model is not there, or its tokenizer is another than the one given.
+    """
+    if getattr(args, "teacher_model_init_kwargs", None):
+        raise ValueError(
+            f"teacher_model_init_kwargs is set, but {field_of(name)} is behind a server, which has loaded it. Remove "
+            "it."
+        )
+    addresses = read_addresses(model, args.teacher_allow_remote)
+    key = read_key(args.teacher_api_key_env)
+    client = Client(addresses, key, args.teacher_timeout, args.teacher_patience)
+    try:
+        card = _find_card(client, args.teacher_model_name, field_of(name))
+        root = str(card.get("root") or card["id"])
+        tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
+        _compare_tokenizers(client, card["id"], tokenizer, field_of(name))
+        rows = max(student_rows or 0, max(tokenizer.get_vocab().values()) + 1)
+        vocab_size = _find_vocab_size(client, card["id"], rows)
+        length = card.get("max_model_len")
+        fixed = [i for i in tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"] if i < vocab_size]
+        teacher = ServedTeacher(
+            client,
+            card["id"],
+            name=root,
+            vocab_size=vocab_size,
+            context_length=length - 1 if isinstance(length, int) else None,
+            generation_config=generation_config,
+            device=device or torch.device("cpu"),
+            concurrency=args.teacher_concurrency,
+            fixed_text=fixed[: min(FIXED_TOKENS, length - 1 if isinstance(length, int) else FIXED_TOKENS)],
+        )
+    except ConnectionError as error:
+        raise ValueError(_nobody(field_of(name), error)) from error
+    return Connected(teacher, tokenizer, is_stand_in)
+
+
+def _nobody(field: str, error: Exception) -> str:
+    return (
+        f"{field}: {error}. Start it, for example: python -m vllm.entrypoints.openai.api_server --model DIR --host "
+        "127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + max_completion_length "
+        "+ 1."
+    )
+
+
+def _find_card(client: Client, wanted: str | None, field: str) -> dict[str, Any]:
+    """The model's card; every replica has to have it."""
+    cards = [_card_at(client, address, wanted, field) for address in client.addresses]
+    if len({card["id"] for card in cards}) > 1:
+        raise ValueError(
+            f"{field} has replicas that offer different models ({', '.join(card['id'] for card in cards)}); a list is "
+            "for replicas of one. Set teacher_model_name to a model that each of them has."
+        )
+    lengths = [card["max_model_len"] for card in cards if isinstance(card.get("max_model_len"), int)]
+    return cards[0] | ({"max_model_len": min(lengths)} if lengths else {})
+
+
+def _card_at(client: Client, address: Address, wanted: str | None, field: str) -> dict[str, Any]:
+    cards = read_models(client.ask(MODELS, patience=START_PATIENCE, only=address))
+    if wanted is None and len(cards) != 1:
+        raise ValueError(
+            f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; say which with teacher_model_name."
+        )
+    if wanted is not None and wanted not in cards:
+        raise ValueError(
+            f"teacher_model_name is {wanted!r}, but {address} offers {', '.join(cards) or 'no model'}. Correct it, or "
+            "serve that model."
+        )
+    return next(iter(cards.values())) if wanted is None else cards[wanted]
+
+
+def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:
+    """The teacher's tokenizer, whether it is the student's in its place, and the teacher's generation settings."""
+    source = args.teacher_tokenizer or (root if Path(root).is_dir() else None)
+    if given is not None:
+        return given, False, _generation_config(source) if source else GenerationConfig.from_dict({})
+    if source is not None:
+        role = "teacher_tokenizer" if args.teacher_tokenizer else field_of(name)
+        with explained(source, role):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+        return tokenizer, False, _generation_config(source)
+    if student_tokenizer is None:
+        raise ValueError(
+            f"{field_of(name)} is served as {root!r}, which is no folder here, so its tokenizer is not known. Set "
+            "teacher_tokenizer to a folder or Hub name that has it."
+        )
+    if args.teacher_chat_template == "teacher":
+        raise ValueError(
+            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is served as {root!r}, which is no folder "
+            "here, so its chat template is not known. Set teacher_tokenizer to a folder or Hub name that has it, or "
+            "use 'student'."
+        )
+    logger.warning(
+        "The teacher is served as %r, which is no folder here, so the student's tokenizer stands for its own, and its "
+        "endings are taken to be the student's. Set teacher_tokenizer to a folder or Hub name that has the teacher's.",
+        root,
+    )
+    return student_tokenizer, True, GenerationConfig.from_dict({})
+
+
+def _generation_config(source: str) -> GenerationConfig:
+    """The settings beside a tokenizer; none where there is no such file."""
+    if os.path.isdir(source) and not (Path(source) / GENERATION_CONFIG).is_file():
+        return GenerationConfig.from_dict({})
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError:
+        if os.path.isdir(source):
+            raise
+        return GenerationConfig.from_dict({})  # a name of the Hub without the file
+
+
+def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field: str) -> None:
+    """Refuse a server that reads a fixed text as other token ids; one that reads none for others is let through.
+
+    Raises:
+        ValueError: with the first ids that differ.
+    """
+    special = [token for token in tokenizer.all_special_tokens if token]
+    text = FIXED_TEXT + "x".join(["", *special, ""])
+    try:
+        answer = client.ask(TOKENIZE, {"model": served_name, "prompt": text, "add_special_tokens": False})
+    except ServerRefused as refusal:
+        if refusal.status not in ABSENT:
+            raise
+        logger.warning(
+            "The teacher's server has no %s, so that its token ids cannot be compared; the preflight's NLL of the "
+            "prompts tells whether it reads the same.",
+            TOKENIZE,
+        )
+        return
+    ours, theirs = tokenizer(text, add_special_tokens=False)["input_ids"], answer.get("tokens")
+    if theirs == ours:
+        return
+    if not isinstance(theirs, list):
+        raise ServerRefused(f"the teacher's {TOKENIZE} gives no token ids")
+    pairs = [*zip(ours, theirs, strict=False)]
+    first = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    shown = tokenizer.decode(ours[max(first - 3, 0) : first + 3])
+    raise ValueError(
+        f"{field} reads a text as other token ids than its tokenizer here: near {shown!r} they are "
+        f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. The teacher would score other "
+        "words than the student wrote; serve a model with the same tokenizer, or set teacher_tokenizer to its own."
+    )
+
+
+def _find_vocab_size(client: Client, served_name: str, most: int) -> int:
+    """How many ids of the first `most` the server reads; it refuses a text with any other."""
+
+    def reads(token: int) -> bool:
+        try:
+            client.ask(COMPLETIONS, {"model": served_name, "prompt": [token], "max_tokens": 1})
+        except ServerRefused as refusal:
+            if refusal.status != 400 or token == 0:
+                raise
+            return False
+        return True
+
+    if reads(most - 1):
+        return most
+    low, high = 0, most - 1  # `low` is read, `high` is not
+    reads(0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if reads(middle) else (low, middle)
+    return high

@@ -1,0 +1,177 @@
+"""A teacher behind a real vLLM on a CPU: its scores, the training, a kill, another model. `make test-vllm` runs it."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from teacher.test_served import settings
+from training import tiny
+from training.test_served_teacher import logged, regions, trained
+from tropd.teacher.local import LocalTeacher, TopKRequest
+from tropd.teacher.served.connect import connect
+from tropd.teacher.served.http import ServerRefused
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm"),
+]
+QUIET = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+class Vllm:
+    """A server process, always at one port."""
+
+    def __init__(self, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self._log, self._process = f"http://127.0.0.1:{self.port}/v1", log, None
+
+    def start(self, folder):
+        words = "--served-model-name teacher --dtype float32 --enforce-eager --max-logprobs 64 --max-model-len 200"
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *words.split()]
+        with self._log.open("a") as log:
+            environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | QUIET
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def wait(self):
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
+                return
+            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            time.sleep(1)
+        raise TimeoutError(self._log.read_text()[-3000:])
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two random models with one tokenizer; vLLM's CPU attention wants heads of 32 or more."""
+    made = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=tiny.VOCABULARY_ROWS,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=256,
+            initializer_range=0.25,
+            bos_token_id=tiny.BOS,
+            eos_token_id=tiny.EOS,
+            pad_token_id=tiny.PAD,
+        )
+        folder = tmp_path_factory.mktemp("teacher")
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+        made.append(folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(folders, tmp_path_factory):
+    made = Vllm(tmp_path_factory.mktemp("log") / "vllm.log")
+    made.start(folders[0])
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.kill()
+
+
+def found(server):
+    patient = settings(teacher_timeout=300.0, teacher_patience=600.0, teacher_concurrency=8)
+    return connect(server.url, patient, student_tokenizer=tiny.tokenizer(), student_rows=72)
+
+
+def texts(count=24):
+    torch.manual_seed(0)
+    contexts = [torch.randint(4, 50, (3 + n % 5,)).tolist() for n in range(count)]
+    responses = [[*torch.randint(4, 64, (5 + 3 * n,)).tolist(), (30, tiny.EOS)[n % 2]] for n in range(count)]
+    return contexts, responses, [[True] * len(response) for response in responses]
+
+
+@pytest.mark.parametrize("endings", [(), (tiny.EOS, 30)])
+def test_it_says_what_the_same_weights_say_here(server, folders, endings):
+    connected = found(server)
+    assert not connected.is_stand_in and connected.teacher.vocab_size == tiny.VOCABULARY_ROWS
+    request = TopKRequest(32, 64, lambda logp, entropy, tokens: torch.ones_like(logp, dtype=torch.bool))
+    ours, theirs = (
+        teacher.score(*texts(), pad_id=0, topk=request, endings=endings)
+        for teacher in (LocalTeacher(AutoModelForCausalLM.from_pretrained(folders[0])), connected.teacher)
+    )
+    torch.testing.assert_close(theirs.logp, ours.logp, atol=1e-4, rtol=0)
+    if not endings:
+        torch.testing.assert_close(theirs.topk_logp, ours.topk_logp, atol=1e-4, rtol=0)
+        assert (theirs.topk_ids == ours.topk_ids).float().mean() > 0.99  # near ties may change places
+
+
+def test_its_draws_belong_to_the_rows_seeds(server):
+    teacher, contexts = found(server).teacher, texts()[0]
+    asked = {"pad_id": 0, "eos_ids": [tiny.EOS], "max_new_tokens": 16, "temperature": 1.0}
+    seeds = list(range(len(contexts)))
+    once = teacher.write(contexts, seeds=seeds, **asked)
+    again = teacher.write(contexts[::-1], seeds=seeds[::-1], **asked)[::-1]
+    assert once == again and len({tuple(written) for written in once}) > len(once) // 2
+
+
+def test_a_run_is_the_one_with_the_model_here_though_the_server_is_killed_and_restarted(server, folders, tmp_path):
+    here = trained(tmp_path / "here", AutoModelForCausalLM.from_pretrained(folders[0]))
+    calls = []
+
+    def kill_in_the_fifth_step(trainer):
+        score = trainer.teachers.only.score
+
+        def restart():
+            server.kill()
+            server.start(folders[0])
+
+        def watched(*texts, **options):
+            calls.append(texts)
+            if len(calls) == 5:
+                threading.Timer(0.01, restart).start()
+            return score(*texts, **options)
+
+        trainer.teachers.only.score = watched
+
+    there = trained(tmp_path / "there", server.url, prepare=kill_in_the_fifth_step)
+    assert len(calls) == 12 and logged(there) == pytest.approx(logged(here), abs=1e-5)
+    assert regions(tmp_path / "there") == regions(tmp_path / "here")
+
+
+def test_another_model_behind_the_address_is_refused(server, folders):
+    teacher = found(server).teacher
+    teacher.score(*texts(2), pad_id=0)
+    server.kill()
+    server.start(folders[1])
+    with pytest.raises(ServerRefused, match="answers as another model"):
+        teacher.score(*texts(2), pad_id=0)
