@@ -1,7 +1,6 @@
 """Every hostile program is contained: it ends as it must, the grader lives, and the machine is as before."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def test_a_hostile_program_is_contained(sandbox, world, name):
     assert sandbox.run("print(sum(map(int, input().split())))", b"1 2 3").stdout == b"6\n"
 
 
-@pytest.mark.parametrize("name", ["fork_bomb", "read_files", "network", "small_files", "environment", "delete"])
+@pytest.mark.parametrize("name", ["fork_bomb", "read_files", "network", "environment", "delete"])
 def test_without_the_sandbox_the_same_program_gets_out(tmp_path, name):
     """So that the test above can fail."""
     world = World(tmp_path)
@@ -110,7 +109,4 @@ def test_without_the_sandbox_the_same_program_gets_out(tmp_path, name):
         text=True,
     )
     world.close()
-    for path in ("/dev/shm/hostile_0", "/dev/shm/hostile_1", "/dev/shm/hostile_2"):
-        Path(path).unlink(missing_ok=True)
-    shutil.rmtree("/tmp/hostile", ignore_errors=True)
     assert "GOT OUT" in done.stdout
