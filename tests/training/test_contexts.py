@@ -6,10 +6,10 @@ from training import tiny
 
 
 def learn(tmp_path, prompt, teacher_positions=128):
-    teacher = tiny.llama(seed=2)
-    teacher.config.max_position_embeddings = teacher_positions
+    student, teacher = tiny.llama(seed=1), tiny.llama(seed=2)
+    student.config.max_position_embeddings, teacher.config.max_position_embeddings = 128, teacher_positions
     rows = [{"prompt": prompt}, {"prompt": "a="}]
-    tiny.build(tmp_path, tiny.llama(seed=1), teacher, "opd", rows=rows, max_completion_length=8).train()
+    tiny.build(tmp_path, student, teacher, "opd", rows=rows, max_completion_length=8).train()
 
 
 def test_a_prompt_and_a_response_may_fill_the_positions(tmp_path):

@@ -147,7 +147,7 @@ def test_a_teacher_with_another_scale_in_long_rows_is_refused(tmp_path):
 
 def test_no_more_is_read_than_a_model_has_positions(tmp_path):
     trainer = tiny.build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_steps=1)
-    lengths = []
+    trainer.model.config.max_position_embeddings, lengths = 128, []
     for budget in (20, 100, 10_000):
         trainer.max_completion_length = budget
         lengths.append(_length(trainer, trainer.model))
