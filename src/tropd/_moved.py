@@ -42,7 +42,7 @@ MOVED = {
     "preflight.files": "models.files",
     "rollout.addressed": "rollout.engine.noise",
     "rollout.batch": "rollout.engine.slots",
-    "rollout.capability": "rollout.engine.trial",
+    "rollout.capability": "rollout.engine.self_test",
     "rollout.decoding": "rollout.engine.loop",
     "rollout.notes": "rollout.engine.notes",
     "rollout.plain": "rollout.engine.loop",
@@ -87,7 +87,7 @@ MOVED = {
     "training.scoring": "training.step",
     "training.settings": "training.method_settings",
     "training.sharding": "training.distributed.sharding",
-    "training.step_guards": "training.guards.step",
+    "training.step_guards": "training.guards.step_guards",
     "training.stream": "training.checkpointing.stream_position",
     "training.teachers": "training.load_teachers",
 }

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from training import tiny
 from tropd.preflight.probe import probe
 from tropd.rollout.engine import loop, noise, slots
-from tropd.rollout.engine.trial import why_not_here
+from tropd.rollout.engine.self_test import why_not_here
 
 ROWS = [{"prompt": prompt} for prompt in tiny.PROMPTS]
 

@@ -5,7 +5,7 @@ import pytest
 from training import tiny
 from training.tiny import build
 from tropd.rollout.engine import loop, writing
-from tropd.rollout.engine.trial import why_not_here
+from tropd.rollout.engine.self_test import why_not_here
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS[:2] for _ in range(4)]
 WRITTEN = {"guidance_schedule": "constant", "guidance_length": "share", "guidance_min_tail": 4}

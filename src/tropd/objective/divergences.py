@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .method_settings import TRUNCATIONS
+from .method_parts import TRUNCATIONS
 from .shapes import check_rows, check_same_shape
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..suggestions import hint
-from .method_settings import BY_NAME, check_change, check_combination, check_parts, check_types
+from .method_parts import BY_NAME, check_change, check_combination, check_parts, check_types
 
 SETTINGS = tuple(BY_NAME)
 """The parts of a method that may be changed."""

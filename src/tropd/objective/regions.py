@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .method_settings import GATES
+from .method_parts import GATES
 from .shapes import check_same_shape
 
 

@@ -9,9 +9,9 @@ from .memory import Fit, MemoryEstimate, estimate_memory
 from .plan import RunPlan, plan_run
 from .render import render
 from .setup import Setup, Workload
+from .several_teachers import plan_arguments
 from .shape import ModelShape, model_shape
 from .stages import Stage
-from .teachers import plan_arguments
 from .time import HARDWARE, Hardware, Rates, StepTime, Work, step_work, time_from_hardware, time_from_rates
 
 __all__ = [

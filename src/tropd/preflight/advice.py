@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ..objective.method_settings import TRUST_GATES
+from ..objective.method_parts import TRUST_GATES
 from ..objective.methods import Method
 from ..objective.schedules import guidance_fraction, prefix_length
 from .measurement import Endings, PairMeasurement

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from .endings import ending_lines
+from .ending_findings import ending_lines
 from .findings import Finding, Level
 from .measurement import PairMeasurement, PositionBucket
 from .verdict import Kind, Verdict

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ..objective.methods import Method
 from .advice import advise
-from .endings import ending_sentences
+from .ending_findings import ending_sentences
 from .measurement import Endings, PairMeasurement
 
 Kind = Literal["identical", "safe", "endings", "outliers", "far", "endings_apart", "will_not_work"]

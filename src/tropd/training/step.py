@@ -43,7 +43,7 @@ from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
 from .guards.finite import check_teacher_scores
 from .guards.memory import SCORING
-from .guards.step import StepGuards
+from .guards.step_guards import StepGuards
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
 

@@ -48,7 +48,7 @@ from .guards.finite import check_gradient_norm, check_loss
 from .guards.host_settings import named_by_field, settle_checkpointing
 from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .guards.reading import silence
-from .guards.step import StepGuards
+from .guards.step_guards import StepGuards
 from .guards.updates import UpdatesArrive
 from .load_teachers import load_teachers
 from .logging.callbacks import RunDirectoryCallback

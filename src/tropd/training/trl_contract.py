@@ -1,5 +1,5 @@
 """What we rely on in TRL 1.16: the hooks of its trainer whose signatures are checked, what is read of it, and the two
-methods of Transformers that addressed sampling goes through. The decoding loop is tried, not read (`engine.trial`).
+methods of Transformers that addressed sampling goes through. The decoding loop is tried, not read (`engine.self_test`).
 
 `check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
 in the middle of a run.

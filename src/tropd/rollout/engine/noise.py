@@ -26,7 +26,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ...objective.randomness import addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
 from .notes import SamplerNotes
-from .trial import why_not_here
+from .self_test import why_not_here
 from .writing import check_padded, write
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class AddressedNoise:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
         The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
-        The loop is ours where it can be (`loop.why_plain`, `trial.why_not_here`), and Transformers' otherwise, which
+        The loop is ours where it can be (`why_plain`, `why_not_here`), and Transformers' otherwise, which
         is said once; both draw the same tokens. With `unproven` it is ours or none.
 
         Raises:
