@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.files import context_length
 from ..models.fingerprint import of_weights
 from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
 from ..models.packing import PackedResponses, pack_responses
@@ -107,6 +108,12 @@ class LocalTeacher:
     def most_topk(self) -> int | None:
         """Any k."""
         return None
+
+    @property
+    def context_length(self) -> int | None:
+        """By its configuration."""
+        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        return context_length(base.config)
 
     def fingerprint(self) -> str:
         """Of its weights."""

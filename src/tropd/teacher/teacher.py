@@ -42,6 +42,10 @@ class Teacher(Protocol):
     def most_topk(self) -> int | None:
         """The largest k that it answers; `None`: any."""
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and response together that it can read; `None` where nobody says."""
+
     def fingerprint(self) -> Fingerprint:
         """By which another model in its place is told."""
 

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers.generation import GenerationMode
 
 from ..messages import TOOLS, struct_columns, without_nulls
+from ..models.files import context_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
@@ -85,6 +86,8 @@ class RolloutStage:
         self._batch: _Batch | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
+        student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
+        self._positions = context_length(student.config)
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
@@ -156,7 +159,7 @@ class RolloutStage:
         for name, mine in rows_by_name(names).items():
             teacher = trainer.teachers.by_name[name]
             read = [contexts[i] for i in mine]
-            check_contexts(teacher_phrase(name), teacher.model, read, trainer.max_completion_length)
+            check_contexts(teacher_phrase(name), teacher.context_length, read, trainer.max_completion_length)
         return read_rollouts(
             host,
             contexts,
@@ -177,7 +180,7 @@ class RolloutStage:
         if self._batch is not None:
             self._batch.prompts, rows = prompts, self._batch.rows
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
-        check_contexts("the student", self.trainer.model, found[0], self.trainer.max_completion_length)
+        check_contexts("the student", self._positions, found[0], self.trainer.max_completion_length)
         return found
 
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:

@@ -1,17 +1,14 @@
 """Prompts that a model cannot read: without a token, or with a response beyond the positions that it was made for."""
 
 from collections.abc import Sequence
-from typing import Any
-
-from ...models.files import context_length
 
 
-def check_contexts(who: str, model: Any, contexts: Sequence[Sequence[int]], budget: int) -> None:
+def check_contexts(who: str, positions: int | None, contexts: Sequence[Sequence[int]], budget: int) -> None:
     """Refuse what the command line refuses before a run; a model with rotary positions would read on, and wrongly.
 
     Args:
         who: `the student` or a teacher, as the sentence begins.
-        model: which reads them.
+        positions: that it has; `None` where nobody says.
         contexts: token ids of each prompt, as this model sees it.
         budget: `max_completion_length`.
 
@@ -23,8 +20,7 @@ def check_contexts(who: str, model: Any, contexts: Sequence[Sequence[int]], budg
             f"{who} is given a prompt without a token, and nothing would predict the first token of its response. "
             "Leave empty prompts out of the data."
         )
-    base = getattr(model, "get_base_model", lambda: model)()
-    positions, longest = context_length(base.config), max(map(len, contexts), default=0)
+    longest = max(map(len, contexts), default=0)
     if positions is None or longest + budget <= positions:
         return
     room = positions - longest
