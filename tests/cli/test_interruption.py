@@ -97,7 +97,7 @@ def test_a_second_sigint_leaves_at_once(workspace):
         running.send_signal(signal.SIGINT)
         time.sleep(0.01)
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=30) == 130, running.stderr.read()
     finally:
         running.kill()
     whole = checkpoints_in(workspace.root / "out")
