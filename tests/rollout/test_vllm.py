@@ -81,6 +81,9 @@ def test_another_number_of_prompts_than_rows_is_no_silent_misfit():
     [("bfloat16", torch.float32, "bfloat16"), (None, torch.float32, "float32"), (None, torch.float16, "float16")],
 )
 def test_the_engine_computes_in_the_students_precision(monkeypatch, compute, weights, dtype):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # TRL sets them: what is set here is gone again afterwards
+        monkeypatch.delenv(name)
     made = []
     monkeypatch.setattr(vllm_generation, "LLM", lambda **settings: made.append(settings) or Engine(), raising=False)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda *_, **__: True)
