@@ -18,6 +18,7 @@ from tropd import TrOPDConfig
 from tropd.rollout.engine import vllm
 from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, row_seed
 from tropd.training.guards.errors import EngineFailed
+from tropd.training.guards.faults import engine_started
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
 
@@ -255,3 +256,19 @@ def test_a_seed_for_all_rows_is_refused(tmp_path):
 
 def test_the_pass_that_nothing_reads_is_off(tmp_path):
     assert TrOPDConfig(str(tmp_path), use_cpu=True).vllm_importance_sampling_correction is False
+
+
+@pytest.mark.parametrize("from_engine", [True, False])
+def test_only_what_the_engine_raises_is_laid_at_its_door(from_engine):
+    """A student that cannot be loaded while the trainer is built is no fault of vLLM's."""
+    args = SimpleNamespace(use_vllm=True, vllm_mode="server", bf16=False, fp16=False, vllm_request_timeout=1.0)
+    engine = student_engine("server", accelerator=SimpleNamespace(is_main_process=True), server_timeout=0.1)
+    engine.server_base_url, engine._timeout = "http://127.0.0.1:9", 1.0
+    blamed = (ValueError, "^use_vllm is True, but the vLLM server .*ConnectionError")
+    expected = blamed if from_engine else (OSError, "^the student.s folder is gone")
+
+    def load_student():
+        raise OSError("the student's folder is gone")
+
+    with pytest.raises(expected[0], match=expected[1]), engine_started(args):
+        (engine._init_vllm if from_engine else load_student)()

@@ -80,6 +80,10 @@ def engines_of_ours(compute_dtype: str | None, timeout: float) -> Iterator[None]
         grpo_trainer.VLLMGeneration = before  # type: ignore[misc]
 
 
+class EngineUnavailable(Exception):
+    """The engine does not start, or its server cannot be used; the cause says why."""
+
+
 class StudentEngine(VLLMGeneration):
     """TRL's engine in the student's precision, with a time limit on every answer of a server.
 
@@ -98,6 +102,12 @@ class StudentEngine(VLLMGeneration):
         super().__init__(**settings)
 
     def _init_vllm(self) -> None:
+        try:
+            self._start()
+        except (OSError, NotImplementedError, RuntimeError) as error:  # TRL's, for a server and for a CPU
+            raise EngineUnavailable from error
+
+    def _start(self) -> None:
         if self.mode == "server":
             if self.accelerator.is_main_process:
                 self._check_server_answers()

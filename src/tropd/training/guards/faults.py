@@ -138,7 +138,7 @@ def engine_started(args: Any) -> Iterator[None]:
     if not args.use_vllm:
         yield
         return
-    from ...rollout.engine.vllm import check_version, engines_of_ours
+    from ...rollout.engine.vllm import EngineUnavailable, check_version, engines_of_ours
 
     check_version()
     half = {"bfloat16": args.bf16, "float16": args.fp16}
@@ -146,7 +146,8 @@ def engine_started(args: Any) -> Iterator[None]:
     try:
         with engines_of_ours(dtype, args.vllm_request_timeout):
             yield
-    except (OSError, NotImplementedError, RuntimeError) as error:
+    except EngineUnavailable as unavailable:
+        error = unavailable.__cause__ or unavailable
         where = "the vLLM server" if args.vllm_mode == "server" else "vLLM"
         raise ValueError(
             f"use_vllm is True, but {where} cannot be used ({in_a_line(error)}). docs/engines.md says how to start a "
