@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -224,3 +225,29 @@ def test_the_client_refuses_a_server_without_tropd_at_the_first_answer():
 def test_the_client_refuses_scores_of_other_tokens():
     with pytest.raises(RuntimeError, match="scored other tokens"):
         ask(TropdLossConfig(**OURS), [[7, 8, 5], [3, 6, 3], [0, 0, 0]], [4, 9, 3])
+
+
+# ---------------------------------------------------------------------- the recipe
+
+
+def test_the_recipes_overrides_are_ones_that_verl_knows(tmp_path):
+    """The shell script's own words, composed with verl's configuration files; the distillation is then built."""
+    import hydra
+    import verl.trainer.config as folder
+
+    shown = tmp_path / "python3"
+    shown.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    shown.chmod(0o755)
+    models = {"STUDENT": "student", "TEACHER": "teacher", "TRAIN": "train.parquet", "VAL": "val.parquet"}
+    environment = os.environ | models | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ENDINGS": "[7,9]"}
+    script = Path(__file__).parents[2] / "recipes" / "verl" / "tropd.sh"
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=True, env=environment)
+    module, *overrides = done.stdout.splitlines()[1:]
+    assert module == "verl.trainer.main_ppo" and len(overrides) > 30
+    with hydra.initialize_config_dir(next(iter(folder.__path__)), version_base=None):
+        config = hydra.compose("ppo_trainer", overrides)
+    distillation = omega_conf_to_dataclass(config.distillation)
+    assert isinstance(distillation.distillation_loss, TropdLossConfig)
+    assert list(distillation.distillation_loss.endings) == [7, 9]
+    assert distillation.teacher_models["default"].world_size == 4
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == arming.AGENT_LOOP

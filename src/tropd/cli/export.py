@@ -158,8 +158,8 @@ def _prompts(
         ids = tokenize(student.tokenizer, [messages], template)[0]
         if len(ids) > options.max_prompt_length:
             raise ValueError(
-                f"{place}: the prompt has {len(ids)} tokens, and max_prompt_length is {options.max_prompt_length}. verl "
-                "would leave the row out, and all rows behind it would be used in other steps. Raise it, or remove it."
+                f"{place}: the prompt has {len(ids)} tokens, and max_prompt_length is {options.max_prompt_length}. "
+                "verl would leave the row out, and use all rows behind it in other steps. Raise it, or remove the row."
             )
         response: list[int] = []
         if method is not None and method.guided:
@@ -208,7 +208,8 @@ def _report(options: argparse.Namespace, method: Method, order: Order | None, ro
             "verl has to read the file in this order, once:",
             f"  data.train_files={options.out} data.train_batch_size={order.batch} data.shuffle=False \\",
             "  data.filter_overlong_prompts=False trainer.total_epochs=1 \\",
-            f"  data.max_prompt_length={options.max_prompt_length} data.max_response_length={order.max_response_length}",
+            f"  data.max_prompt_length={options.max_prompt_length} "
+            f"data.max_response_length={order.max_response_length}",
         ]
         if method.guided:
             lines[-1] += " \\"

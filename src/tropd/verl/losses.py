@@ -12,6 +12,7 @@ Row t of logits and of the teacher's scores is about token t + 1.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -158,6 +159,10 @@ def method_loss(config: Any, distillation_config: Any, model_output: Any, data: 
             f"loss_mode {settings.loss_mode!r} needs tropd's configuration. Set "
             "distillation.distillation_loss._target_=tropd.verl.config.TropdLossConfig."
         )
+    if STUDENT_LOGP not in model_output:
+        raise ValueError(
+            "verl computed no logits, from which the loss is made. Set actor_rollout_ref.model.use_fused_kernels=false."
+        )
     from verl.workers.utils.padding import no_padding_2_padding
 
     mask = _padded(data["response_mask"], 0).bool()
@@ -236,8 +241,7 @@ def uniforms(settings: Any, tokens: Tensor, mask: Tensor, data: Any) -> Tensor:
     So they depend neither on the micro-batch nor on the rank, and are the same in every epoch over a batch.
     """
     prompts, offsets = data["input_ids"].values().tolist(), data["input_ids"].offsets().tolist()
-    ends = zip(offsets[:-1], offsets[1:], strict=True)
-    rows = [row_number(prompts[start:stop]) for start, stop in ends]
+    rows = [row_number(prompts[start:stop]) for start, stop in pairwise(offsets)]
     return addressed_uniforms(settings.gate_seed, 0, rows, tokens.shape[1]).to(mask.device)[mask]
 
 

@@ -1,7 +1,7 @@
 """Rows for verl: prompts in the order of training, each with the teacher prefix of its step.
 
-verl tells neither a loss nor an agent loop of release 0.8 how far training is, so the schedule is written into the data:
-row i is for step i // batch + 1, and its prefix has the length of that step.
+verl does not tell a loss how far training is, and an agent loop only where its trainer is V1. So the schedule is
+written into the data: row i is for step i // batch + 1, and its prefix has the length of that step.
 """
 
 import random

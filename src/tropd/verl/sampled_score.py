@@ -61,7 +61,7 @@ def checked(ask: Callable[..., Awaitable[tuple[Any, Any]]]) -> Callable[..., Awa
 def no_slot(columns: int, topk: int) -> str:
     """The sentence for scores without the sampled token's."""
     return (
-        f"the teacher's scores have {columns} columns, but top-{topk} and the sampled token make {topk + 1}: the server "
-        "runs without tropd. Install tropd on every node, look for `tropd (process …)` in the server's log, and use "
-        "vLLM (distillation.teacher_models.teacher_model.inference.name=vllm): other engines leave the score out."
+        f"the teacher's scores have {columns} columns, but top-{topk} and the sampled token make {topk + 1}: the "
+        "server runs without tropd. Install tropd on every node, look for `tropd (process …)` in the server's log, and "
+        "use vLLM (distillation.teacher_models.teacher_model.inference.name=vllm): other engines leave the score out."
     )
