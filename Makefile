@@ -20,7 +20,7 @@ TEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-slow test-vllm bench docs check format clean
+.PHONY: help demo test test-newest test-slow test-vllm bench docs check format clean test-verl
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test-slow: $(STAMP) ## The slow tests
 
 test-vllm: .venv-vllm/.installed ## The tests with a real vLLM on a CPU, in an environment of their own (3.8 GB)
 	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m slow --timeout 1800 tests/real_vllm $(ARGS)
+
+test-verl: .venv-verl/.installed ## The tests with a real verl on a CPU, in an environment of their own (2 GB)
+	@OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest -m slow --timeout 1800 tests/real_verl $(ARGS)
 
 bench: $(STAMP) ## Speed beside TRL on this CPU, as ratios; ARGS="--json bench.json" keeps them
 	@$(PY) benchmarks/suite.py $(ARGS)
@@ -97,6 +100,17 @@ $(NEWEST)/.installed: pyproject.toml | $(STAMP)
 	  $(PY) -m pip --python .venv-docs/bin/python install --quiet pip; }
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  "mkdocs-material>=9.6,<10" "mkdocstrings-python>=2,<3"
+	@touch $@
+
+# verl wants an older Transformers than tropd's own trainer, which is not needed beside it.
+.venv-verl/.installed: pyproject.toml constraints-verl.txt | $(STAMP)
+	@rm -rf .venv-verl
+	@$(PY) -m venv .venv-verl 2>/dev/null || { $(PY) -m venv --without-pip .venv-verl; \
+	  $(PY) -m pip --python .venv-verl/bin/python install --quiet pip; }
+	@echo "Installing verl into .venv-verl (once; this takes several minutes) ..."
+	@.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints-verl.txt \
+	  torch verl cachetools uvicorn TransferQueue pytest pytest-timeout -e .
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.

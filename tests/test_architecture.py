@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tropd"
 # What each layer may import of ours. A layer that is not listed sits above these and imports what it likes.
 OURS = {
     "objective": {"objective"},
+    "verl": {"verl", "objective"},
     "models": {"models", "objective"},
     "rollout": {"rollout", "objective", "models"},
     "teacher": {"teacher", "objective", "models"},

@@ -1,0 +1,132 @@
+"""`tropd verl`: is tropd armed in verl here, for which methods, and what nobody has tried."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+
+from ..objective.methods import METHODS
+from ..verl import arming
+from ..verl.methods import why_not
+from . import console
+
+NAME = "verl"
+
+DESCRIPTION = """\
+Say whether verl would run with tropd's methods on this machine, which they are, and what was not tried.
+
+It imports verl, which takes a while, and changes nothing. Run it on every node: each has its own installation.
+Exit code 0: armed; 2: not, with the reason."""
+
+EPILOG = """\
+examples:
+  tropd verl
+  tropd export --to verl --help     the data of a run
+The overrides of a run are in recipes/verl/tropd.sh, and docs/verl.md explains them."""
+
+NOT_TRIED = (
+    "Ray with GPUs, FSDP on CUDA, vLLM as a real server: no run of verl from end to end",
+    "sequences split over ranks (Ulysses), LoRA, FP8, padding to a fixed length",
+    "asynchronous trainers: π_old is then versions behind, and the prefix's step may not be the step it is used in",
+)
+REFUSED = (
+    "Megatron and VeOmni actors, fused kernels: the loss needs whole rows of logits",
+    "SGLang as the teacher's server: it leaves out the sampled token's score",
+)
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="is tropd armed in verl here?",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    version = _verl_version()
+    reason = arming.refusal(version)
+    if reason is not None:
+        raise ValueError(reason)
+    _check_entry_point()
+    armed = _arm()
+    screen = console.out()
+    lines = [f"{name:<13}{_version(name)}" for name in ("tropd", "verl", "torch", "transformers", "ray", "vllm")]
+    lines += ["", "armed in this process"]
+    lines += [f"  {words}" for words in armed.values()]
+    lines += [f"  not here: {words} ({why})" for words, why in _absent(armed).items()]
+    lines += ["", "methods (distillation.distillation_loss.loss_mode)"]
+    lines += [f"  {name:<16}{_words(name)}" for name in METHODS]
+    lines += ["", "refused", *(f"  {words}" for words in REFUSED)]
+    lines += ["", "not tried", *(f"  {words}" for words in NOT_TRIED)]
+    for line in lines:
+        screen.print(line, markup=False)
+    return 0
+
+
+def _verl_version() -> str:
+    try:
+        return importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"verl is not installed here. Install it beside tropd: pip install 'verl=={arming.KNOWN}.*' (docs/verl.md)."
+        ) from None
+
+
+def _check_entry_point() -> None:
+    """Would verl load the plugin by itself?"""
+    found = [point.name for point in importlib.metadata.entry_points(group="verl.plugins")]
+    if "tropd" not in found:
+        raise ValueError(
+            "tropd is not installed as a package, so verl does not find its entry point. Install it: pip install tropd"
+        )
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip()
+    if policy.lower() != "auto" and "tropd" not in [name.strip() for name in policy.split(",")]:
+        raise ValueError(
+            f"VERL_USE_EXTERNAL_PLUGINS is {policy!r}, so verl does not load tropd. Unset it, or add tropd to it."
+        )
+
+
+def _arm() -> dict[str, str]:
+    """Import verl, and of what tropd changes in it whatever can be imported here."""
+    importlib.import_module("verl")
+    for name in arming.CHANGES:
+        if _missing(name) is None:
+            importlib.import_module(name)
+    if not arming.ARMED:
+        raise ValueError("verl was imported, but it did not load tropd; what it printed above says why.")
+    return dict(arming.ARMED)
+
+
+def _missing(name: str) -> str | None:
+    """Which package the module of verl would need that is not here."""
+    needed = "vllm" if "vllm" in name else None
+    return needed if needed is not None and importlib.util.find_spec(needed) is None else None
+
+
+def _absent(armed: dict[str, str]) -> dict[str, str]:
+    return {
+        words: f"{_missing(name)} is not installed" for name, (words, _) in arming.CHANGES.items() if name not in armed
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _words(name: str) -> str:
+    reason = why_not(METHODS[name])
+    if reason is not None:
+        return f"no: {reason}"
+    notes = []
+    if METHODS[name].guided:
+        notes.append("prefixes by `tropd export` and the agent loop tropd_prefix, their NLL not learned (β = 0)")
+    if METHODS[name].teacher_entropy_tau is not None:
+        notes.append("the teacher's entropy is the least that its top-k leaves")
+    return "yes" if not notes else f"yes; {'; '.join(notes)}"
