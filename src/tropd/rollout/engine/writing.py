@@ -192,7 +192,6 @@ def _gap(
         noise,
         places=[(row, 0) for row in range(len(contexts))],
         notes=notes,
-        notes_plainly=True,
         used=[],
     )
     stand_in = _Generating(model, lambda **asked: _in_way(way, trial, generate, asked))

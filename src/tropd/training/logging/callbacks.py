@@ -57,7 +57,7 @@ class RunDirectoryCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.save_final_model and not self.trainer.stopped_by_signal:
-            check_weights(self.trainer, state.global_step)
+            check_weights(self.trainer, state.global_step, self.trainer.checkpointing.odd_buffers)
             with room_on_disk(args.output_dir):
                 self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
                 self.trainer.accelerator.wait_for_everyone()
