@@ -175,7 +175,7 @@ class AddressedNoise:
 
 @cache
 def say_why_plain(why: str) -> None:
-    """Say, once, that Transformers' own loop decodes, which is slower and notes nothing."""
+    """Say, once, that Transformers' own loop decodes, which is slower and notes no entropies."""
     logger.warning(
         "Rollouts are written by Transformers' own loop, because of this: %s. The tokens are the same; it takes "
         "longer, and a pass of the student reads each batch once more (docs/rollouts.md).",
