@@ -32,7 +32,7 @@ from ..rollout.engine.noise import (
     decoding_through,
     drawing_without_address,
 )
-from ..rollout.engine.notes import SamplerNotes
+from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -106,7 +106,10 @@ class RolloutStage:
             check_student(self.trainer)
             check_teachers(self.trainer)
             self._is_read_rightly = True
-        return self._as_written(rows), self._first_row(len(rows))
+        structs = self._struct_columns
+        # Arrow fills its structs with nulls: the fields that only other rows have.
+        written = [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
+        return written, self._first_row(len(rows))
 
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
@@ -151,8 +154,10 @@ class RolloutStage:
         else:
             self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         self._drop_host_metrics()
+        contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
         names = [trainer.teachers.name_for(row) for row in rows]
-        contexts = self._teacher_contexts(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
+        for name, mine in rows_by_name(names).items():
+            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
         return read_rollouts(
             host,
             contexts,
@@ -249,11 +254,6 @@ class RolloutStage:
         options = trainer.chat_template_kwargs
         return [message_ids(trainer._tokenizer, row["prompt"], tools_of(row), **options) for row in rows], None, {}
 
-    def _as_written(self, rows: Sequence[Row]) -> list[Row]:
-        """Without the nulls with which Arrow fills its structs: the fields that only other rows have."""
-        structs = self._struct_columns
-        return [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
-
     # ------------------------------------------------------------------ what fits the models' positions
 
     def check_prompts(self, data: Any) -> None:
@@ -268,11 +268,12 @@ class RolloutStage:
             return
         for rows in doubtful_rows(data, min(limits) - trainer.max_completion_length):
             for kind in (str, list):
-                alike = [row for row in self._as_written(rows) if isinstance(row["prompt"], kind)]
-                if alike:
-                    ids = self._tokenize_rows(alike)[0]
-                    self._student_reader.check(ids, trainer.max_completion_length)
-                    self._teacher_contexts(alike, ids)
+                alike = [row for row in rows if isinstance(row["prompt"], kind)]
+                ids = self._tokenize_rows(alike)[0] if alike else []
+                self._student_reader.check(ids, trainer.max_completion_length)
+                for row, seen in zip(alike, trainer.teachers.contexts_for(alike, ids), strict=True):
+                    reader = self._teacher_readers[trainer.teachers.name_for(row)]
+                    reader.check([seen], trainer.max_completion_length)
 
     def _reader_of(self, name: Any) -> Reader:
         teacher, args = self.trainer.teachers.by_name[name], self.trainer.args
@@ -280,14 +281,6 @@ class RolloutStage:
         steady = None if teacher.model is None else steady_length(teacher.model.config, alone)
         way_out = " With teacher_batch_size: 1 a longrope teacher reads each row by itself."
         return Reader(teacher_phrase(name), teacher.context_length, steady, way_out)
-
-    def _teacher_contexts(self, rows: Sequence[Row], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What each row's teacher sees, once it can read it and a response."""
-        trainer = self.trainer
-        contexts = trainer.teachers.contexts_for(rows, prompt_ids)
-        for name, mine in rows_by_name([trainer.teachers.name_for(row) for row in rows]).items():
-            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
-        return contexts
 
     # ------------------------------------------------------------------ teacher responses
 
@@ -328,9 +321,10 @@ class RolloutStage:
         longest = trainer.max_completion_length
         if method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + trainer.args.guidance_min_tail)
-        contexts = self._teacher_contexts([rows[i] for i in missing], [prompt_ids[i] for i in missing])
+        contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
         for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
             teacher = trainer.teachers.by_name[name]
+            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
             asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
             noise = self._prefix_noise([numbers[missing[i]] for i in mine])
             with asked, naming(name), _drawing(teacher, noise):
@@ -481,11 +475,6 @@ def notes_suffice(trainer: Any) -> bool:
 
 
 # ---------------------------------------------------------------------- from the host's tensors to records
-
-
-def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """The kept token ids of each row."""
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def _drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
-from .checkpointing.interruption import TOLD_TO_END, stopping_at_signals
+from .checkpointing.interruption import TOLD_TO_END, Signals, stopping_at_signals
 from .checkpointing.saving import Checkpointing, SaveBetweenCycles
 from .config import TrOPDConfig
 from .distributed.ranks import Ranks
@@ -126,6 +126,7 @@ class TrOPDTrainer(GRPOTrainer):
     max_completion_length: Any
     vllm_generation: Any
     _buffered_inputs: Any
+    stops_at: tuple[int, ...]
     in_preflight = False
 
     def __init__(
@@ -184,7 +185,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
         self._evaluated = Evaluation(Totals(self.teachers.names))
-        self.stops_at: tuple[int, ...] = TOLD_TO_END
+        self.stops_at, self.signals = TOLD_TO_END, Signals()
         self.pushes = Pushes()
         for callback in (
             DataEnd(),

@@ -25,7 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...objective.randomness import addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
-from .notes import SamplerNotes
+from .notes import SamplerNotes, unpad
 from .self_test import why_not_here
 from .writing import check_padded, write
 
@@ -126,7 +126,8 @@ class AddressedNoise:
         width, notes = input_ids.shape[1], self.notes
         keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
         race = Race(keys, width)
-        contexts = contexts_of(input_ids, model_kwargs.get("attention_mask"))
+        mask = model_kwargs.get("attention_mask")
+        contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
             raise RuntimeError(f"it is not given what it reads: {why}")
@@ -181,13 +182,6 @@ def say_why_plain(why: str) -> None:
         "longer, and a pass of the student reads each batch once more (docs/rollouts.md).",
         why,
     )
-
-
-def contexts_of(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """The rows without their padding, which is on the left."""
-    rows, width = input_ids.tolist(), input_ids.shape[1]
-    sizes = [width] * len(rows) if mask is None else mask.sum(-1).tolist()
-    return [row[width - size :] for row, size in zip(rows, sizes, strict=True)]
 
 
 class Draws(LogitsProcessor):
@@ -298,7 +292,7 @@ def drawing_without_address(
     def decode(
         model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **asked: Any
     ) -> Any:  # as `AddressedNoise.decode`
-        draws, contexts = Draws(), contexts_of(input_ids, asked.get("attention_mask"))
+        draws, mask = Draws(), asked.get("attention_mask")
         output = model._sample(
             input_ids,
             logits_processor=LogitsProcessorList([*logits_processor, draws]),
@@ -306,6 +300,7 @@ def drawing_without_address(
             **asked,
         )
         if notes is not None and places is not None and isinstance(output, Tensor):
+            contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
             draws.note(notes, places, contexts, output)
         return output
 

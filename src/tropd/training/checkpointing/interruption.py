@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
-from transformers import TrainerCallback
-
 from ..guards.errors import TrainingStopped
 from ..guards.finite import checkpoint_phrase
 
@@ -70,19 +67,6 @@ class Signals:
                 signal.signal(number, handler)
 
 
-class StopAtSignal(TrainerCallback):
-    """Saves and stops after the step in which any process received a signal, all processes at the same one."""
-
-    def __init__(self, signals: Signals, trainer: Any):
-        self.signals, self.trainer = signals, trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        received = int(self.trainer.ranks.max(torch.tensor([self.signals.received]))[0])
-        if received:
-            self.trainer.stopped_by_signal = received
-            control.should_save = control.should_training_stop = True
-
-
 @contextmanager
 def stopping_at_signals(trainer: Any) -> Iterator[None]:
     """Inside, the signals in `trainer.stops_at` stop a run with a checkpoint, unless `stop_at_signals` is off.
@@ -93,12 +77,9 @@ def stopping_at_signals(trainer: Any) -> Iterator[None]:
     if not trainer.args.stop_at_signals:
         yield
         return
-    trainer.add_callback(callback := StopAtSignal(signals := Signals(), trainer))
-    try:
-        with signals.caught(trainer.stops_at):
-            yield
-    finally:
-        trainer.remove_callback(callback)
+    trainer.signals = signals = Signals()
+    with signals.caught(trainer.stops_at):
+        yield
     if trainer.stopped_by_signal:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. It goes on "

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ...messages import TOOLS
+from ...messages import TOOLS, without_nulls
 
 COLUMNS = ("prompt", "teacher_prompt", TOOLS)
 """What contexts are made of."""
@@ -85,7 +85,8 @@ def doubtful_rows(data: Any, room: int) -> Iterator[list[dict[str, Any]]]:
             yield from doubtful_rows(part, room)
     elif isinstance(data, Dataset) and data.format["type"] is None:
         for batch in data.iter(1000):
-            rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            columns = [map(without_nulls, values) if name in COLUMNS else values for name, values in batch.items()]
+            rows = [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
             doubtful = [row for row in rows if not row.get("prompt") or _bytes(row) + TEMPLATE > room]
             if doubtful:
                 yield doubtful
