@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -191,8 +192,12 @@ def test_a_signal_behind_the_last_step_is_handed_on_once_the_model_is_there(tmp_
 
     trainer = build(tmp_path, callbacks=[AtTheEnd()], max_steps=1, save_final_model=True)
     trainer.stops_at = (signal.SIGINT,)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert (tmp_path / "model.safetensors").exists()
 
 
@@ -241,6 +246,25 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
             trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_an_adapter_does_not_go_on_upon_another_base(tmp_path):
+    adapter = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+    build(tmp_path, trainer_options=adapter, **SAVED).train()
+    longer = SAVED | {"max_steps": 3}
+    other = build(tmp_path, tiny.llama(seed=9), trainer_options=adapter, **longer)
+    with pytest.raises(ValueError, match="but the student's base is not what the run began with"):
+        other.train(resume_from_checkpoint=True)
+    build(tmp_path, trainer_options=adapter, **longer).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_the_final_model_is_not_written_over_a_model_that_is_read(role, tmp_path):
+    models = {"student": tiny.llama(seed=1), "teacher": tiny.llama(seed=2)}
+    models[role].save_pretrained(tmp_path)
+    models[role] = str(tmp_path)
+    with pytest.raises(ValueError, match=f"the folder of the {role}, whose weights the final model would be written"):
+        tiny.build(f"{tmp_path}/.", models["student"], models["teacher"], "opd")
 
 
 def test_a_resume_in_python_says_which_settings_are_others(tmp_path, caplog):

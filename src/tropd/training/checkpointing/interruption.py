@@ -13,6 +13,7 @@ from ..guards.finite import checkpoint_phrase
 TOLD_TO_END = (signal.SIGTERM, signal.SIGHUP)
 """Signals by which a scheduler or a terminal ends a process."""
 BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+"""What is there where nobody has asked for anything; and SIGINT is ignored in what a script starts in the background."""
 STDERR = 2
 """Of the process, whatever Python calls its stream."""
 
@@ -58,7 +59,11 @@ class Signals:
         main thread Python lets nobody catch them.
         """
         here = threading.current_thread() is threading.main_thread()
-        wanted = [number for number in numbers if here and signal.getsignal(number) in BY_DEFAULT]
+        wanted = []
+        for number in numbers if here else ():
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            if signal.getsignal(number) in BY_DEFAULT or (is_ignored and number == signal.SIGINT):
+                wanted.append(number)
         earlier = {number: signal.signal(number, self) for number in wanted}
         try:
             yield self

@@ -50,6 +50,8 @@ def check_arguments(
     check_served(args.resolved_method(), args, teachers)
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
+    for name, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
+        _check_apart(name, model, args.output_dir)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
@@ -75,6 +77,15 @@ def check_arguments(
         raise ValueError(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
+        )
+
+
+def _check_apart(role: str, model: Any, output_dir: str) -> None:
+    """Refuse to write the final model over a model that is read."""
+    if isinstance(model, str) and Path(model).is_dir() and Path(model).resolve() == Path(output_dir).resolve():
+        raise ValueError(
+            f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would be written "
+            "over. Choose another folder."
         )
 
 
