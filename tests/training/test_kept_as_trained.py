@@ -248,6 +248,23 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_a_checkpoint_of_the_model_alone_is_none_to_go_on_from(tmp_path):
+    build(tmp_path, save_only_model=True, **SAVED).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2, which holds the model alone \(save_only_model\)"):
+        build(tmp_path, **SAVED | {"max_steps": 3}).train(resume_from_checkpoint=True)
+
+
+def test_an_optimiser_that_would_ruin_the_next_step_is_not_saved(tmp_path):
+    class Ruin(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            if state.global_step == 2:
+                next(iter(optimizer.state.values()))["exp_avg_sq"].fill_(torch.inf)
+
+    trainer = build(tmp_path, callbacks=[Ruin()], **SAVED)
+    with pytest.raises(NotFinite, match=r"optimiser's state is not finite after step 2.*checkpoint-1, is untouched"):
+        trainer.train()
+
+
 def test_an_adapter_does_not_go_on_upon_another_base(tmp_path):
     adapter = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
     build(tmp_path, trainer_options=adapter, **SAVED).train()

@@ -264,6 +264,18 @@ def test_the_gap_between_sampler_and_trainer_is_known_on_every_path(tmp_path, mo
     assert all(0 < gap < (0.3 if "half" in path else 3e-5) for gap in gaps), gaps
 
 
+@pytest.mark.parametrize("layers", ["float32", "bfloat16"])
+def test_rounding_of_half_precision_is_no_other_model(tmp_path, layers):
+    """Under autocast that accelerate switches on inside the forward, or in the layers behind a float32 embedding."""
+    student = tiny.llama(seed=1)
+    with torch.no_grad():
+        student.lm_head.weight.mul_(20)
+    trainer = build(tmp_path, student, tiny.llama(seed=2), "opd", bf16=True)
+    trainer.model.model.layers.to(getattr(torch, layers))
+    trainer.train()
+    assert trainer.state.log_history[0]["sampler/logp_gap"] < 10
+
+
 ADDRESSED = {"ours": None, "Transformers'": None, "PyTorch's generator": False}
 
 

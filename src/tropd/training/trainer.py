@@ -33,8 +33,10 @@ from .config import TrOPDConfig
 from .distributed.ranks import Ranks
 from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
 from .guards.arguments import (
+    as_text,
     check_arguments,
     check_enough_prompts,
+    check_given,
     check_host_model,
     check_padding,
     check_teacher_apart,
@@ -143,11 +145,12 @@ class TrOPDTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         check_installed_host()
-        args = args or TrOPDConfig("tropd-output")
+        args = TrOPDConfig("tropd-output") if args is None else args
+        check_names(teacher_model)
+        model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
+        check_given(args, model, teachers, {"train_dataset": train_dataset, "eval_dataset": eval_dataset})
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
-        check_names(teacher_model)
-        teachers = teachers_by_name(teacher_model)
         check_settings(args, teachers)
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")

@@ -13,7 +13,7 @@ from ..guards.finite import checkpoint_phrase
 TOLD_TO_END = (signal.SIGTERM, signal.SIGHUP)
 """Signals by which a scheduler or a terminal ends a process."""
 BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
-"""What is there where nobody has asked for anything; and SIGINT is ignored in what a script starts in the background."""
+"""Where nobody has asked for anything. And SIGINT is ignored in what a script starts in the background."""
 STDERR = 2
 """Of the process, whatever Python calls its stream."""
 

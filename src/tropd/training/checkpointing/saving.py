@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
 from ..distributed.sharding import whole_weights
-from ..guards.reading import check_weights, odd_buffers
+from ..guards.reading import check_moments, check_weights, odd_buffers
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .ending_files import save_ending
 from .final_model import best_of, is_missing, make_from
@@ -63,8 +63,13 @@ class Checkpointing:
         trainer = self.trainer
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
+        if not isinstance(resume_from_checkpoint, (str, os.PathLike, bool, type(None))):
+            raise ValueError(
+                f"resume_from_checkpoint is {resume_from_checkpoint!r:.100}; give True (the last one), or a folder."
+            )
         if resume_from_checkpoint and trainer.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
+            _check_goes_on(Path(resume_from_checkpoint))
             check_unchanged(trainer, str(resume_from_checkpoint))
             if self.tells_changes:
                 for change in changed_settings(trainer.args, Path(resume_from_checkpoint).parent):
@@ -175,6 +180,7 @@ class Checkpointing:
         """
         trainer, step = self.trainer, self.trainer.state.global_step
         check_weights(trainer, step, self.odd_buffers)
+        check_moments(trainer, step)
         directory, name = trainer._get_output_dir(trial), f"checkpoint-{step}"
         writes, together = trainer.args.should_save, trainer.accelerator.wait_for_everyone
         with room_on_disk(directory):
@@ -286,6 +292,15 @@ class Checkpointing:
                 f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not beside "
                 f"{self.resumed_from}. Put it back, or set load_best_model_at_end: false."
             )
+
+
+def _check_goes_on(checkpoint: Path) -> None:
+    """Refuse a checkpoint of the model alone: the host would go on with an optimiser of its own, in silence."""
+    if not any(True for pattern in ("optimizer*", "global_step*") for _ in checkpoint.glob(pattern)):
+        raise ValueError(
+            f"resume_from_checkpoint is {checkpoint}, which holds the model alone (save_only_model), and no "
+            f"optimiser to go on with. Start a new run with the checkpoint as its student: --student {checkpoint}."
+        )
 
 
 class SaveBetweenCycles(TrainerCallback):

@@ -128,6 +128,23 @@ def check_weights(trainer: Any, step: int, odd_before: Collection[str] = ()) -> 
         )
 
 
+def check_moments(trainer: Any, step: int) -> None:
+    """Refuse to keep an optimiser whose next step would ruin the weights.
+
+    Raises:
+        NotFinite: likewise.
+    """
+    states = getattr(trainer.optimizer, "state", {}).values()
+    tensors = [value for state in states if isinstance(state, dict) for value in state.values()]
+    moments = [local_part(one) for one in tensors if isinstance(one, Tensor) and one.is_floating_point()]
+    broken = torch.tensor([int(not all(bool(one.isfinite().all()) for one in moments))])
+    if trainer.ranks.max(broken)[0]:
+        raise NotFinite(
+            f"the optimiser's state is not finite after step {step}, and its next step would ruin the weights, so it "
+            f"is not saved; {checkpoint_phrase(trainer.args.output_dir)}. Lower the learning rate."
+        )
+
+
 def local_part(parameter: Tensor) -> Tensor:
     """What of a parameter lies on this process."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
