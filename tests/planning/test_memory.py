@@ -226,7 +226,10 @@ def test_the_configuration_decides_dtypes_rows_and_what_is_kept(config):
     guided = setup_of(method="tropd", bf16=True)
     assert (guided.autocast, guided.weight_bytes, guided.compute_bytes, guided.top_k) == (True, 4, 2, 64)
     assert guided.teacher_writes
-    half = setup_of(method="gkd", bf16=True, model_init_kwargs={"dtype": "bfloat16"})
+    loaded_half = {"method": "gkd", "bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}
+    kept = setup_of(**loaded_half)
+    assert (kept.autocast, kept.weight_bytes, kept.trainable_bytes) == (True, 4, 4)
+    half = setup_of(**loaded_half, master_weights=False)
     assert (half.autocast, half.weight_bytes, half.loss) == (False, 2, "divergence")
     assert setup_of(method="gkd", jsd_beta=0.5).loss == "mixture"
     assert plain.scoring_passes == setup_of(method="opd", num_iterations=2).scoring_passes == 0
@@ -237,6 +240,13 @@ def test_the_configuration_decides_dtypes_rows_and_what_is_kept(config):
     assert setup_of(method="opd", use_vllm=True, vllm_importance_sampling_correction=True).scoring_passes == 2
     assert plain.work.decoded_rows == 12
     assert setup_of(method="opd", rollout_batch_size=3, gradient_accumulation_steps=3).work.decoded_rows == 3
+
+
+def test_the_base_of_an_adapter_stays_in_half_precision(config):
+    student = model_shape(LlamaConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    args = config(method="opd", bf16=True, model_init_kwargs={"dtype": "bfloat16"})
+    setup = plan_run(args, student, student, prompt_tokens=8.0, lora_parameters=50).setup
+    assert (setup.weight_bytes, setup.trainable_bytes) == (2, 4)
 
 
 def test_kept_scores_grow_with_the_whole_batch(setup):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from peft import (
     LoraConfig,
     PrefixTuningConfig,
@@ -11,9 +12,11 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
+from trl import GRPOConfig
 
 from training import tiny
 from training.tiny import largest_difference, recorded, replay, weights_of
+from tropd import TrOPDTrainer
 from tropd.objective.methods import METHODS
 from tropd.training.distributed.sharding import shards_teacher
 from tropd.training.guards.arguments import check_host_model
@@ -157,3 +160,34 @@ def test_a_column_by_a_name_of_the_hosts_is_refused(tmp_path, column, why):
     rows = [{"prompt": prompt, column: "x"} for prompt in tiny.PROMPTS]
     with pytest.raises(ValueError, match=rf"has a column '{column}', but {why}.*rename_column\('{column}'"):
         tiny.build(tmp_path, tiny.llama(1), tiny.llama(2), "opd", rows=rows)
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+@pytest.mark.parametrize("given", [None, 5, "", tiny.tokenizer(), torch.nn.Linear(2, 2), type("Class", (), {})])
+def test_what_is_no_model_is_refused_by_the_argument(role, given, tmp_path):
+    models = {"model": tiny.llama(seed=1), "teacher_model": tiny.llama(seed=2)} | {role: given}
+    with pytest.raises(ValueError, match=rf"^{role} is .*; give a folder or a Hub name as text, or a loaded"):
+        TrOPDTrainer(**models, args=tiny.config(tmp_path), train_dataset=tiny.same_dataset())
+
+
+@pytest.mark.parametrize("argument", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([{"prompt": 1}], "has prompts of the type"),
+        ([{"prompt": ["a"]}], "has prompts of the type"),
+        ([{"prompt": "a="}, {"prompt": None}], "has 1 rows without a prompt"),
+    ],
+)
+def test_prompts_that_are_neither_text_nor_messages_are_refused_before_anything_is_loaded(
+    argument, rows, sentence, tmp_path
+):
+    data = {"train_dataset": tiny.same_dataset(), "eval_dataset": None} | {argument: tiny.same_dataset(rows)}
+    with pytest.raises(ValueError, match=f"^{argument} {sentence}"):
+        TrOPDTrainer("no/student", "no/teacher", args=tiny.config(tmp_path), **data)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match=r"^args is a GRPOConfig; give a TrOPDConfig"):
+        TrOPDTrainer(tiny.llama(seed=1), tiny.llama(seed=2), args=args, train_dataset=tiny.same_dataset())

@@ -1,6 +1,7 @@
 """What the sampler notes of its tokens stands in for a pass of the student over its rollouts, and says the same."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,3 +234,63 @@ def test_the_hosts_own_pass_over_several_updates_is_not_made(tmp_path, student, 
     trainer.model.train()
     tiny.roll_out(trainer, [{"prompt": prompt} for prompt in tiny.PROMPTS for _ in range(2)])
     assert calls == []
+
+
+PATHS = {
+    "our loop": {},
+    "our loop, read again": {"rescore_rollouts": True},
+    "our loop in half precision": {"bf16": True},
+    "Transformers' loop": {},
+    "Transformers' loop in half precision": {"bf16": True},
+    "PyTorch's generator": {"addressed_sampling": False},
+    "greedy": {},
+    "guided": GUIDED,
+    "endings that are one": {"ending_ids": [EOS, 20, 21]},
+    "endings that are one, by Transformers": {"ending_ids": [EOS, 20, 21], "addressed_sampling": False},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_gap_between_sampler_and_trainer_is_known_on_every_path(tmp_path, monkeypatch, student, teacher, path):
+    method = "tropd" if path == "guided" else "opd"
+    options = {"eval_dataset": tiny.same_dataset()}
+    trainer = build(tmp_path, clone(student), clone(teacher), method, **PATHS[path], trainer_options=options)
+    if path.startswith("Transformers"):
+        monkeypatch.setattr("tropd.rollout.engine.noise.why_plain", lambda *_: "the test")
+    if path == "greedy":
+        trainer.generation_config.do_sample = trainer.generation_kwargs["do_sample"] = False
+    trainer.train()
+    gaps = [trainer.state.log_history[0]["sampler/logp_gap"], trainer.evaluate()["eval_sampler/logp_gap"]]
+    assert all(0 < gap < (0.3 if "half" in path else 3e-5) for gap in gaps), gaps
+
+
+@pytest.mark.parametrize("layers", ["float32", "bfloat16"])
+def test_rounding_of_half_precision_is_no_other_model(tmp_path, layers):
+    """Under autocast that accelerate switches on inside the forward, or in the layers behind a float32 embedding."""
+    student = tiny.llama(seed=1)
+    with torch.no_grad():
+        student.lm_head.weight.mul_(20)
+    trainer = build(tmp_path, student, tiny.llama(seed=2), "opd", bf16=True)
+    trainer.model.model.layers.to(getattr(torch, layers))
+    trainer.train()
+    assert trainer.state.log_history[0]["sampler/logp_gap"] < 10
+
+
+ADDRESSED = {"ours": None, "Transformers'": None, "PyTorch's generator": False}
+
+
+@pytest.mark.parametrize("loop", ADDRESSED)
+def test_the_gap_tells_that_the_sampler_is_another_model(tmp_path, monkeypatch, student, teacher, loop):
+    trainer = build(tmp_path, clone(student), clone(teacher), "opd", addressed_sampling=ADDRESSED[loop])
+    if loop == "Transformers'":
+        monkeypatch.setattr("tropd.rollout.engine.noise.why_plain", lambda *_: "the test")
+    score = step.score_student
+
+    def moved(*args, **settings):
+        scores = score(*args, **settings)
+        return replace(scores, trainer_logp=scores.trainer_logp - 0.5)
+
+    monkeypatch.setattr(step, "score_student", moved)
+    trainer.rollout_stage.trusts_sampler = False
+    trainer.train()
+    assert trainer.state.log_history[0]["sampler/logp_gap"] == pytest.approx(0.5, abs=1e-4)

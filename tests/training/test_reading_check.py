@@ -1,5 +1,8 @@
 """What is read of a model is what the model says of itself, over the families people distil; else it is refused."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from training import tiny, zoo
 from tropd.models.hidden_states import expose_hidden_states
+from tropd.training.guards import reading
 from tropd.training.guards.reading import _agreeing, _length, _read, _some_tokens, silence
 
 IDS = _some_tokens(64, "cpu")
@@ -112,6 +116,35 @@ def test_noise_that_nothing_switches_off_is_refused_by_the_setting_that_adds_it(
         trainer.train()
     trainer = tiny.build(tmp_path, student, tiny.llama(seed=2), "opd", max_steps=1, disable_dropout=False)
     trainer.train()  # asked for
+
+
+@pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, np.random.random])
+def test_noise_that_one_pass_in_five_shows_is_refused(draw, tmp_path):
+    student = tiny.llama(seed=1)
+
+    def rarely(module, args, output):
+        return output * (1.5 if module.training and draw() < 0.2 else 1.0)
+
+    student.model.layers[0].mlp.register_forward_hook(rarely)
+    for seed in range(6):
+        trainer = tiny.build(tmp_path, student, tiny.llama(seed=2), "opd", max_steps=1, seed=seed)
+        with pytest.raises(ValueError, match="in training mode"):
+            trainer.train()
+
+
+def test_a_model_that_draws_and_makes_nothing_of_it_has_no_noise_and_generators_stay_as_they_were(tmp_path):
+    student, passes = tiny.llama(seed=1), []
+
+    def layerdrop_of_0(module, args):
+        passes.append(float(torch.rand(())) + random.random() + np.random.random() < 0.0)
+
+    student.model.layers[0].mlp.register_forward_pre_hook(layerdrop_of_0)
+    trainer = tiny.build(tmp_path, student, tiny.llama(seed=2), "opd", max_steps=1)
+    read = _read(trainer.model.train(), IDS)
+    before = torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+    reading._check_quiet(trainer, trainer.model, IDS, read)
+    assert len(passes) == 1 + 2 + reading.MORE_PASSES
+    assert before == (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
 
 
 def test_noise_that_begins_at_a_position_is_refused(tmp_path):

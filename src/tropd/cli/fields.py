@@ -18,7 +18,7 @@ trainer (every field of TRL's GRPOConfig and Transformers' TrainingArguments; th
   max_completion_length         512 tokens of prefix and response together
   temperature                   1.0
   bf16, use_cpu                 set for you where there is no accelerator
-  model_init_kwargs             such as {dtype: bfloat16}; float32 by default, as in TRL
+  model_init_kwargs             such as {dtype: bfloat16}, of an adapter's base; float32 by default, as in TRL
   logging_steps, save_steps     10, 500
   resume_from_checkpoint        latest, or a checkpoint's folder
   use_vllm, vllm_mode           rollouts by vLLM (TRL's own)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -89,8 +90,6 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
 
     from ..run.assemble import build_trainer
     from ..training.checkpointing.directory_lock import only_run_in
-    from ..training.checkpointing.interruption import Interrupted, Signals, StopAtSignal
-    from ..training.guards.finite import checkpoint_phrase
     from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
@@ -115,18 +114,11 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
         console.say(f"going on from {checkpoint}")
         trainer.checkpointing.tells_changes = False  # told already, before the models were loaded
     started = time.monotonic()
-    trainer.add_callback(StopAtSignal(signals := Signals(), trainer))
+    trainer.stops_at = (*trainer.stops_at, signal.SIGINT)
     try:
-        with signals.caught():
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         progress.close()
-    if trainer.stopped_by_signal:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. The "
-            "same command with --resume_from_checkpoint latest goes on.",
-            trainer.stopped_by_signal,
-        )
     args = trainer.args
     show_summary(
         trainer.state.log_history,

@@ -67,6 +67,35 @@ def context_length(config: Any) -> int | None:
     return int(limit) if limit else None
 
 
+def steady_length(config: Any, alone: bool = False) -> int | None:
+    """Tokens up to which the frequencies of a rotary embedding do not depend on the longest row that is read together.
+
+    Args:
+        config: of the model.
+        alone: is each row read by itself? Then `longrope` depends on nothing else; `dynamic` does on what was read
+            before.
+
+    Returns:
+        `None` where they never do.
+    """
+    config = config.get_text_config()
+    found = []
+    for rope in rotary_settings(config):
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind == "dynamic":
+            found.append(getattr(config, "max_position_embeddings", None))
+        elif kind == "longrope" and not alone:
+            own = getattr(config, "original_max_position_embeddings", None)
+            found.append(rope.get("original_max_position_embeddings") or own)
+    return min(map(int, filter(None, found)), default=None)
+
+
+def rotary_settings(config: Any) -> list[dict[str, Any]]:
+    """A text model's rotary embedding, or one for each kind of its layers."""
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
+
+
 def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code: bool = False) -> ModelFiles:
     """The small files of a folder or Hub name; no weights are read.
 

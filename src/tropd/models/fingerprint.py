@@ -1,6 +1,7 @@
 """A model's weights as a short text, so that a model of the same name with other weights is told."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,13 @@ SAMPLED = 64
 
 def of_weights(model: torch.nn.Module) -> str:
     """Of a sample of every parameter and buffer."""
+    return of_tensors(model.state_dict())
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of a sample of each, with its name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_sample(tensor).tobytes())
     return digest.hexdigest()[:32]

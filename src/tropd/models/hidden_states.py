@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from ..objective.head.layer import Head
+from .files import rotary_settings
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +122,8 @@ def rotates_by_length(model: PreTrainedModel) -> bool:
 
     Then keys that a cache keeps, and rows of another batch, have other ones than the model gives them elsewhere.
     """
-    config = model.config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    several = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
-    return any(rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope") for rope in several)
+    ropes = rotary_settings(model.config.get_text_config())
+    return any(rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope") for rope in ropes)
 
 
 def language_model_class(config: Any, start: str) -> Any:

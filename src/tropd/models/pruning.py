@@ -46,7 +46,7 @@ def parse_layers(text: str) -> list[int]:
     layers: list[int] = []
     for part in text.split(",") if text.strip() else ():
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not _is_number(first) or (dash and not _is_number(last)):
             raise ValueError(
                 f"keep_layers is {text!r}, where {part.strip()!r} is neither a layer nor a range of layers. Write it "
                 "like 0,1,4 or 0-3,6; layers count from 0."
@@ -55,6 +55,10 @@ def parse_layers(text: str) -> list[int]:
             raise ValueError(f"keep_layers is {text!r}, where the range {part.strip()} ends before it starts.")
         layers += range(int(first), int(last if dash else first) + 1)
     return layers
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()  # digits of other scripts are decimal, too
 
 
 def check_layers(keep: Sequence[int], num_layers: int) -> None:

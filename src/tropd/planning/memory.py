@@ -108,7 +108,8 @@ def _advice(setup: Setup) -> dict[str, str]:
         advice["optimiser state"] = "optim='adamw_bnb_8bit', an adapter (peft_config), or FSDP over more processes"
         advice["gradients"] = "an adapter (peft_config), or FSDP over more processes"
     if setup.weight_bytes > 2:
-        advice["student weights"] = 'model_init_kwargs={"dtype": "bfloat16"}'
+        lower = 'model_init_kwargs={"dtype": "bfloat16"}'
+        advice["student weights"] = lower if setup.lora else "an adapter (peft_config), or FSDP over more processes"
     if setup.teacher_bytes > 2:
         advice["teacher weights"] = 'teacher_model_init_kwargs={"dtype": "bfloat16"}'
     elif not setup.sharded:

@@ -85,7 +85,8 @@ class Setup:
         teacher: its shape; of several, the largest's, which counts as if it read every row.
         work: one process's rows and tokens.
         weight_bytes: bytes of a student parameter as trained. TRL loads the student in float32 unless
-            `model_init_kwargs` names a dtype; `bf16=True` then computes under autocast over float32 weights.
+            `model_init_kwargs` names a dtype, and without an adapter `master_weights` keeps them in float32 then, too;
+            `bf16=True` computes under autocast over float32 weights.
         teacher_bytes: bytes of a teacher parameter.
         autocast: is half precision computed over wider weights?
         compute_bytes: bytes of an activation.
@@ -173,6 +174,8 @@ def read_setup(
     stages = [method, *filter(None, [method.second_stage])]
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     weight_bytes = loaded_bytes(init.get("dtype", "float32"), student)
+    if args.master_weights and lora_parameters is None:
+        weight_bytes = max(weight_bytes, 4)
     half = bool(args.bf16 or args.fp16)
     teacher_init = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
     autocast = half and weight_bytes > 2

@@ -115,6 +115,11 @@ class MethodSettings:
         collapse_patience: collapsed steps in a row after which the run stops with its checkpoint kept; `None` never.
         rollout_log_steps: write sampled rollouts with every token's region and terms each so many steps; 0 never.
         rollouts_per_log: sequences written each time.
+        master_weights: keep the weights that are trained in float32, whatever dtype the student was loaded in, since
+            updates of about the learning rate round away in half precision; the model is saved in float32, too. With
+            `bf16` it still computes in half precision. Adapters and DeepSpeed have a precision of their own.
+        stop_at_signals: where SIGTERM, or a closed terminal (SIGHUP), would end the process, `train()` finishes its
+            step, writes a checkpoint and raises `Interrupted`. `False` leaves signals alone.
         save_final_model: write the model to `output_dir` when training ends.
         checkpoint_digests: write a SHA-256 of each file into `checkpoint.json`, so that a checkpoint that was altered
             is refused too. It reads every byte, about a second a gigabyte, while all processes wait. Names and sizes
@@ -183,6 +188,10 @@ class MethodSettings:
     collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
     rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})
     rollouts_per_log: int = field(default=4, metadata={"help": "Rollouts logged each time."})
+    master_weights: bool = field(default=True, metadata={"help": "Keep trained weights in float32."})
+    stop_at_signals: bool = field(
+        default=True, metadata={"help": "At SIGTERM or SIGHUP finish the step and write a checkpoint."}
+    )
     save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
     checkpoint_digests: bool = field(default=False, metadata={"help": "Write SHA-256 of checkpoints, and check them."})
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.generation import GenerationMode
 
 from ..messages import TOOLS, struct_columns, without_nulls
-from ..models.files import context_length
+from ..models.files import context_length, steady_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
@@ -32,7 +32,7 @@ from ..rollout.engine.noise import (
     decoding_through,
     drawing_without_address,
 )
-from ..rollout.engine.notes import SamplerNotes
+from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -40,7 +40,7 @@ from ..teacher.names import rows_by_name, teacher_phrase
 from ..teacher.teacher import Teacher
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
-from .guards.contexts import check_contexts
+from .guards.contexts import Reader, doubtful_rows
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
@@ -58,8 +58,8 @@ class _Batch:
     Attributes:
         rows: as the data have them.
         starts: teacher prefixes that the first turn continues; `None` once it has.
-        turns: which row and position a turn's contexts go on at; `None` where draws are not addressed.
-        notes: what our own sampler knows of its tokens; `None` where a pass finds it out.
+        turns: which row and position a turn's contexts go on at; `None` outside of a batch.
+        notes: what the sampler knows of its tokens, likewise.
         engines: which decoding loop has written, turn by turn.
         prompts: as the host has tokenised them, an environment's observations included.
     """
@@ -87,7 +87,8 @@ class RolloutStage:
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
         student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
-        self._positions = context_length(student.config)
+        self._student_reader = Reader("the student", context_length(student.config), steady_length(student.config))
+        self._teacher_readers = {name: self._reader_of(name) for name in trainer.teachers.by_name}
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
@@ -139,9 +140,8 @@ class RolloutStage:
     def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
         """The student's continuations of `prefixes`, through the host."""
         trainer = self.trainer
-        notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if self.trusts_sampler else None
-        turns = Turns(first_row) if self._is_addressed or trainer.use_vllm else None
-        self._batch = batch = _Batch(rows, prefixes, turns, notes)
+        notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
+        self._batch = batch = _Batch(rows, prefixes, Turns(first_row), notes)
         try:
             with trainer.step_guards().writing():
                 host = trainer._generate_and_score_completions(rows)
@@ -157,9 +157,7 @@ class RolloutStage:
         contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
         names = [trainer.teachers.name_for(row) for row in rows]
         for name, mine in rows_by_name(names).items():
-            teacher = trainer.teachers.by_name[name]
-            read = [contexts[i] for i in mine]
-            check_contexts(teacher_phrase(name), teacher.context_length, read, trainer.max_completion_length)
+            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
         return read_rollouts(
             host,
             contexts,
@@ -180,7 +178,7 @@ class RolloutStage:
         if self._batch is not None:
             self._batch.prompts, rows = prompts, self._batch.rows
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
-        check_contexts("the student", self._positions, found[0], self.trainer.max_completion_length)
+        self._student_reader.check(found[0], self.trainer.max_completion_length)
         return found
 
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
@@ -256,6 +254,34 @@ class RolloutStage:
         options = trainer.chat_template_kwargs
         return [message_ids(trainer._tokenizer, row["prompt"], tools_of(row), **options) for row in rows], None, {}
 
+    # ------------------------------------------------------------------ what fits the models' positions
+
+    def check_prompts(self, data: Any) -> None:
+        """Refuse prompts that a model cannot read before anything is trained, where the data can be read twice.
+
+        Raises:
+            ValueError: see `Reader.check`.
+        """
+        trainer, readers = self.trainer, (self._student_reader, *self._teacher_readers.values())
+        limits = [limit for one in readers for limit in (one.positions, one.steady) if limit is not None]
+        if not limits or trainer.environment_factories is not None:  # which makes its prompts while rolling out
+            return
+        for rows in doubtful_rows(data, min(limits) - trainer.max_completion_length):
+            for kind in (str, list):
+                alike = [row for row in rows if isinstance(row["prompt"], kind)]
+                ids = self._tokenize_rows(alike)[0] if alike else []
+                self._student_reader.check(ids, trainer.max_completion_length)
+                for row, seen in zip(alike, trainer.teachers.contexts_for(alike, ids), strict=True):
+                    reader = self._teacher_readers[trainer.teachers.name_for(row)]
+                    reader.check([seen], trainer.max_completion_length)
+
+    def _reader_of(self, name: Any) -> Reader:
+        teacher, args = self.trainer.teachers.by_name[name], self.trainer.args
+        alone = (args.teacher_batch_size or args.per_device_train_batch_size) == 1
+        steady = None if teacher.model is None else steady_length(teacher.model.config, alone)
+        way_out = " With teacher_batch_size: 1 a longrope teacher reads each row by itself."
+        return Reader(teacher_phrase(name), teacher.context_length, steady, way_out)
+
     # ------------------------------------------------------------------ teacher responses
 
     def _teacher_responses(
@@ -298,6 +324,7 @@ class RolloutStage:
         contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
         for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
             teacher = trainer.teachers.by_name[name]
+            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
             asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
             noise = self._prefix_noise([numbers[missing[i]] for i in mine])
             with asked, naming(name), _drawing(teacher, noise):
@@ -329,6 +356,8 @@ class RolloutStage:
         """Row and position at which each context goes on, behind its teacher prefix; `None` where one has none."""
         places = turns.places(prompt_ids)
         if places is None:
+            if not self._is_addressed:
+                return None
             logger.warning(
                 "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
                 "of this turn come from a generator of this rank: another split of the step, or a resumed run, may "
@@ -340,9 +369,10 @@ class RolloutStage:
     def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         trainer = self.trainer
-        if not self._is_addressed:
-            return drawing_without_address(student)
-        if places is None or trainer.generation_config.get_generation_mode() != GenerationMode.SAMPLE:
+        mode = trainer.generation_config.get_generation_mode()
+        if not self._is_addressed or (mode == GenerationMode.GREEDY_SEARCH and places is not None):
+            return drawing_without_address(student, batch.notes, places, self._weights_are_sharded)
+        if places is None or mode != GenerationMode.SAMPLE:
             return nullcontext()
         noise = AddressedNoise(
             seed=trainer.args.seed,
@@ -445,11 +475,6 @@ def notes_suffice(trainer: Any) -> bool:
 
 
 # ---------------------------------------------------------------------- from the host's tensors to records
-
-
-def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """The kept token ids of each row."""
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def _drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:

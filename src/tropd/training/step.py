@@ -173,6 +173,7 @@ class StudentScores:
         rollout_logp: log π_old: the sampler's where there was no pass or the sampler was another engine, else the
             trainer's.
         trainer_logp: the trainer's own; NaN where no pass was made.
+        sampler_logp: what the sampler says of its token, believed or not; NaN where it says nothing.
         from_sampler: where `rollout_logp` is the sampler's.
         entropy: nats.
         from_notes: no pass was made; the sampler's numbers stand in for it.
@@ -180,6 +181,7 @@ class StudentScores:
 
     rollout_logp: Tensor
     trainer_logp: Tensor
+    sampler_logp: Tensor
     from_sampler: Tensor
     entropy: Tensor
     from_notes: bool = False
@@ -223,7 +225,7 @@ def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores
     known = logp.isfinite() & entropy.isfinite()
     if not known[student_tokens(rollouts, device)].all():
         return None
-    return StudentScores(logp, torch.full_like(logp, torch.nan), known, entropy, from_notes=True)
+    return StudentScores(logp, torch.full_like(logp, torch.nan), logp, known, entropy, from_notes=True)
 
 
 @torch.no_grad()
@@ -239,7 +241,7 @@ def score_student(
     by_length: bool = False,
 ) -> StudentScores:
     """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
-    logps, entropies, numbers = [], [], []
+    logps, entropies, noted, numbers = [], [], [], []
     for start in range(0, len(rollouts), rows_per_pass):
         rows = list(rollouts[start : start + rows_per_pass])
         packed = pack_for_student(rows, pad_id, device, by_length=by_length)
@@ -252,19 +254,25 @@ def score_student(
         )
         logps.append(logp.float())
         entropies.append(entropy.float())
-        numbers.append(_column(rows, [_of_another_engine(rollout, endings) for rollout in rows], logp.device))
+        said = [_said_of_tokens(rollout, endings) for rollout in rows]
+        noted.append(_column(rows, said, logp.device))
+        # Our own sampler is the model of this pass, which says it more exactly.
+        ours = [rollout.sampler_entropies is not None for rollout in rows]
+        theirs = [None if own else line for own, line in zip(ours, said, strict=True)]
+        numbers.append(_column(rows, theirs, logp.device))
     trainer, sampler = torch.cat(logps), torch.cat(numbers)
     known = sampler.isfinite()
-    return StudentScores(torch.where(known, sampler, trainer), trainer, known, torch.cat(entropies))
+    rollout_logp = torch.where(known, sampler, trainer)
+    return StudentScores(rollout_logp, trainer, torch.cat(noted), known, torch.cat(entropies))
 
 
-def _of_another_engine(rollout: Rollout, endings: Endings) -> list[float] | None:
-    """What vLLM says of its tokens. Our own sampler is the model of this pass, which says it more exactly.
+def _said_of_tokens(rollout: Rollout, endings: Endings) -> list[float] | None:
+    """What the sampler says of its tokens.
 
-    Of an ending it tells the id's own probability and not that of the action, so there the pass is believed.
+    Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
     """
     if rollout.sampler_entropies is not None or rollout.sampler_logps is None or len(endings) < 2:
-        return rollout.sampler_logps if rollout.sampler_entropies is None else None
+        return rollout.sampler_logps
     pairs = zip(rollout.response, rollout.sampler_logps, strict=True)
     return [math.nan if token in endings else logp for token, logp in pairs]
 

@@ -27,13 +27,16 @@ from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
+from .checkpointing.interruption import TOLD_TO_END, Signals, stopping_at_signals
 from .checkpointing.saving import Checkpointing, SaveBetweenCycles
 from .config import TrOPDConfig
 from .distributed.ranks import Ranks
 from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
 from .guards.arguments import (
+    as_text,
     check_arguments,
     check_enough_prompts,
+    check_given,
     check_host_model,
     check_padding,
     check_teacher_apart,
@@ -49,7 +52,7 @@ from .guards.host_settings import named_by_field, settle_checkpointing
 from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .guards.reading import silence
 from .guards.step_guards import StepGuards
-from .guards.updates import UpdatesArrive
+from .guards.updates import UpdatesArrive, keep_master_weights
 from .load_teachers import load_teachers
 from .logging.callbacks import RunDirectoryCallback
 from .logging.collect import (
@@ -125,6 +128,7 @@ class TrOPDTrainer(GRPOTrainer):
     max_completion_length: Any
     vllm_generation: Any
     _buffered_inputs: Any
+    stops_at: tuple[int, ...]
     in_preflight = False
 
     def __init__(
@@ -141,11 +145,12 @@ class TrOPDTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         check_installed_host()
-        args = args or TrOPDConfig("tropd-output")
+        args = TrOPDConfig("tropd-output") if args is None else args
+        check_names(teacher_model)
+        model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
+        check_given(args, model, teachers, {"train_dataset": train_dataset, "eval_dataset": eval_dataset})
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
-        check_names(teacher_model)
-        teachers = teachers_by_name(teacher_model)
         check_settings(args, teachers)
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")
@@ -183,7 +188,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
         self._evaluated = Evaluation(Totals(self.teachers.names))
-        self.stopped_by_signal = 0
+        self.stops_at, self.signals = TOLD_TO_END, Signals()
         self.pushes = Pushes()
         for callback in (
             DataEnd(),
@@ -200,6 +205,7 @@ class TrOPDTrainer(GRPOTrainer):
         """From the host's model to one whose states can be read, the same in each pass."""
         check_host_model(self)
         freeze_what_text_does_not_reach(self.model)
+        keep_master_weights(self)
         check_padding(self)
         check_teacher_apart(self, teachers)
         student = self.model.get_base_model() if is_peft_model(self.model) else self.model
@@ -276,9 +282,11 @@ class TrOPDTrainer(GRPOTrainer):
         """Train; see `transformers.Trainer.train`.
 
         Raises:
-            ValueError: fewer prompts than a rollout batch takes, or another run in the output directory. A checkpoint
+            ValueError: fewer prompts than a rollout batch takes, a prompt that a model cannot read, or another run in
+                the output directory. A checkpoint
                 to resume from that is missing, cut short or altered; with `True`, there is none. Or data, teacher or
                 tokenizer are others by now.
+            Interrupted: SIGTERM or SIGHUP stopped it; its checkpoint is on disk (`stop_at_signals`).
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
             DataFailed: the data cannot be read on, or a process that loads them was lost.
@@ -292,7 +300,8 @@ class TrOPDTrainer(GRPOTrainer):
         enough = enough_memory(LEARNING, lambda: f"step {self.state.global_step + 1}", self.args, TRAINED_ROWS)
         with here, enough, named_by_field(vars(self.args)):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
-            with processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
+            self.rollout_stage.check_prompts((self.train_dataset, self.eval_dataset))
+            with stopping_at_signals(self), processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
@@ -301,6 +310,7 @@ class TrOPDTrainer(GRPOTrainer):
     def _forget_what_was_begun(self) -> None:
         """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
         self._step = 0
+        self.stopped_by_signal = 0
         self._buffered_inputs = None
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)

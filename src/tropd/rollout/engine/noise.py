@@ -25,7 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...objective.randomness import addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
-from .notes import SamplerNotes
+from .notes import SamplerNotes, unpad
 from .self_test import why_not_here
 from .writing import check_padded, write
 
@@ -75,10 +75,10 @@ class AddressedNoise:
         places: where each sequence of the call goes on.
         synced_gpus: keep running until every rank has finished, as sharded weights need it.
         rows_at_once: sequences that are decoded together, at most; `None` is all.
-        notes: where to write down what the sampler knows of each token; Transformers' own loop tells nothing.
+        notes: where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
+            log-probabilities alone.
         used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
         plainly: leave it to Transformers' own loop in any case.
-        notes_plainly: note what Transformers' own loop draws, too, log-probabilities alone.
     """
 
     seed: int
@@ -90,7 +90,6 @@ class AddressedNoise:
     notes: SamplerNotes | None = None
     used: list[float] = field(default_factory=list)
     plainly: bool = False
-    notes_plainly: bool = False
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].
@@ -126,10 +125,9 @@ class AddressedNoise:
         """
         width, notes = input_ids.shape[1], self.notes
         keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
-        race = Race(keys, width, self.notes_plainly)
-        rows, mask = input_ids.tolist(), model_kwargs.get("attention_mask")
-        sizes = [width] * len(rows) if mask is None else mask.sum(-1).tolist()
-        contexts = [row[width - size :] for row, size in zip(rows, sizes, strict=True)]
+        race = Race(keys, width)
+        mask = model_kwargs.get("attention_mask")
+        contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
             raise RuntimeError(f"it is not given what it reads: {why}")
@@ -140,17 +138,18 @@ class AddressedNoise:
             if not self.plainly:
                 say_why_plain(why)
             generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
+            draws = Draws()
+            noted = [] if notes is None else [draws]
             output = model._sample(
                 input_ids,
-                logits_processor=LogitsProcessorList([*logits_processor, race]),
+                logits_processor=LogitsProcessorList([*logits_processor, *noted, race]),
                 stopping_criteria=stopping_criteria,
                 generation_config=generation_config,
                 synced_gpus=self.synced_gpus,
                 **model_kwargs,
             )
-            if notes is not None and self.notes_plainly:
-                logps = torch.stack(race.logps, 1)
-                notes.add(self.places, contexts, output[:, width:], logps, torch.full_like(logps, torch.nan))
+            if notes is not None:
+                draws.note(notes, self.places, contexts, output)
         else:
             eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
             request = Request(
@@ -177,12 +176,38 @@ class AddressedNoise:
 
 @cache
 def say_why_plain(why: str) -> None:
-    """Say, once, that Transformers' own loop decodes, which is slower and notes nothing."""
+    """Say, once, that Transformers' own loop decodes, which is slower and notes no entropies."""
     logger.warning(
         "Rollouts are written by Transformers' own loop, because of this: %s. The tokens are the same; it takes "
         "longer, and a pass of the student reads each batch once more (docs/rollouts.md).",
         why,
     )
+
+
+class Draws(LogitsProcessor):
+    """Keeps the log-probabilities of the tokens that Transformers' own loop draws from the scores that it is given."""
+
+    def __init__(self) -> None:
+        self._logps_B: list[Tensor] = []
+        self._last_BV: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._see(input_ids)
+        self._last_BV = scores.float().log_softmax(-1)
+        return scores
+
+    def _see(self, ids: Tensor) -> None:
+        if self._last_BV is not None:
+            self._logps_B.append(self._last_BV.gather(-1, ids[:, -1:])[:, 0])
+
+    def note(self, notes: SamplerNotes, places: Sequence[Place], contexts: Sequence[list[int]], output: Tensor) -> None:
+        """Write down what was drawn, without endings that are one action: an id's own number is not the action's."""
+        self._see(output)
+        logps = torch.stack(self._logps_B, 1)
+        tokens = output[:, -logps.shape[1] :]
+        if len(notes.endings) > 1:
+            logps = logps.masked_fill(torch.isin(tokens, torch.tensor(list(notes.endings)).to(tokens)), torch.nan)
+        notes.add(places, contexts, tokens, logps, torch.full_like(logps, torch.nan))
 
 
 @dataclass(eq=False)
@@ -192,23 +217,16 @@ class Race(LogitsProcessor):
     Attributes:
         keys_BL: int64, one key for each token to come.
         width: length of `input_ids` when the first of them is drawn.
-        notes: keep the log-probabilities of what each call draws in `logps`.
         finite: were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores
             with NaN or +∞, or with nothing but −∞.
     """
 
     keys_BL: Tensor
     width: int
-    notes: bool = False
     finite: Tensor | bool = True
-    logps: list[Tensor] = field(default_factory=list)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logps = scores.float().log_softmax(-1) if self.notes else None
-        values = self.run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
-        if logps is not None:
-            self.logps.append(logps.gather(-1, values.argmax(-1, keepdim=True))[:, 0])
-        return values
+        return self.run(scores, self.keys_BL[:, input_ids.shape[1] - self.width])
 
     def run(self, scores_BV: Tensor, keys_B: Tensor) -> Tensor:
         """π/E of each row, with its key."""
@@ -263,14 +281,34 @@ def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
 
 
 @contextmanager
-def drawing_without_address(model: Any) -> Iterator[None]:
-    """Inside, PyTorch's generator draws; a model that would write something else than it reads is refused."""
+def drawing_without_address(
+    model: Any, notes: SamplerNotes | None = None, places: Sequence[Place] | None = None, synced_gpus: bool = False
+) -> Iterator[None]:
+    """Inside, PyTorch's generator draws, or nothing does; a model that would write something else than it reads is
+    refused. What is drawn is noted by its place, where one is known.
+    """
     noise = AddressedNoise(0, 0, SAMPLING_STREAM, [])
+
+    def decode(
+        model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **asked: Any
+    ) -> Any:  # as `AddressedNoise.decode`
+        draws, mask = Draws(), asked.get("attention_mask")
+        output = model._sample(
+            input_ids,
+            logits_processor=LogitsProcessorList([*logits_processor, draws]),
+            synced_gpus=synced_gpus,
+            **asked,
+        )
+        if notes is not None and places is not None and isinstance(output, Tensor):
+            contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
+            draws.note(notes, places, contexts, output)
+        return output
+
     with _another_generate(model) as generate:
 
         def checked(input_ids: Any = None, **asked: Any) -> Any:
             check_padded(model, noise, generate, asked | {"input_ids": input_ids})
-            return generate(input_ids=input_ids, **asked)
+            return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
 
         model.generate = checked
         yield

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -33,6 +34,12 @@ class _Part(NamedTuple):
     entropies: list[float]
 
 
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The kept token ids of each row."""
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+@dataclass
 class SamplerNotes:
     """Log-probability and entropy of drawn tokens, over all turns of one batch's rollouts.
 
@@ -46,14 +53,14 @@ class SamplerNotes:
     >>> [round(value, 1) for value in notes.of(row=4, prompt=[5], response=[8, 6, 9]).logps]
     [nan, -0.5, nan]
 
-    Args:
+    Attributes:
         temperature: of the softmax that the numbers are of.
         endings: ids that are one action in it; see `objective.endings`.
     """
 
-    def __init__(self, temperature: float, endings: Endings = ()):
-        self.temperature, self.endings = temperature, endings
-        self._parts: dict[int, list[_Part]] = defaultdict(list)
+    temperature: float
+    endings: Endings = ()
+    _parts: dict[int, list[_Part]] = field(default_factory=lambda: defaultdict(list))
 
     def add(
         self,

@@ -192,7 +192,6 @@ def _gap(
         noise,
         places=[(row, 0) for row in range(len(contexts))],
         notes=notes,
-        notes_plainly=True,
         used=[],
     )
     stand_in = _Generating(model, lambda **asked: _in_way(way, trial, generate, asked))
@@ -201,9 +200,11 @@ def _gap(
     written = sample(stand_in, contexts, max_new_tokens=NEW_TOKENS, eos_ids=ends, pad_id=pad)
     gaps, allowed = [], 0.0
     for row, (context, response) in enumerate(zip(contexts, written, strict=True)):
-        logits = _logits(model, context, response)
+        with _autocast_inside(model) as autocast:
+            logits = _logits(model, context, response)
         plain = logits.float().log_softmax(-1).gather(-1, torch.tensor(response, device=logits.device)[:, None])[:, 0]
-        allowed = max(allowed, SLACK + ROUNDINGS * _rounding(model, logits) * float(logits.abs().max().nan_to_num()))
+        largest = float(logits.abs().max().nan_to_num())
+        allowed = max(allowed, SLACK + ROUNDINGS * _rounding(model, logits, autocast) * largest)
         noted = notes.of(row, context, response)
         if noted is not None:
             gaps.append((torch.tensor(noted.logps) - plain.cpu()).abs())
@@ -229,9 +230,24 @@ def _logits(model: Any, context: list[int], response: list[int]) -> Tensor:
     return logits[-len(response) - 1 : -1]
 
 
-def _rounding(model: Any, logits: Tensor) -> float:
-    dtypes = {logits.dtype, next(model.parameters()).dtype}
+@contextmanager
+def _autocast_inside(model: Any) -> Iterator[set[torch.dtype]]:
+    """The half precision that passes in the block compute in: accelerate switches it on within a model's forward."""
+    seen: set[torch.dtype] = set()
+
+    def look(module: Any, args: tuple[Tensor, ...]) -> None:
+        device = args[0].device.type
+        if torch.is_autocast_enabled(device):
+            seen.add(torch.get_autocast_dtype(device))
+
+    handle = model.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _rounding(model: Any, logits: Tensor, autocast: set[torch.dtype]) -> float:
+    dtypes = {logits.dtype, *autocast, *(parameter.dtype for parameter in model.parameters())}
     coarse = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
-    if torch.is_autocast_enabled(logits.device.type):
-        coarse = max(coarse, torch.finfo(torch.get_autocast_dtype(logits.device.type)).eps)
     return coarse if logits.device.type == "cpu" else max(coarse, TF32)

@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 
 from ...atomic_files import write_whole
+from ...models.fingerprint import of_tensors
 from ...objective.methods import describe
 from ...teacher.served.served import is_same_model
 from ...teacher.teacher import Fingerprint
@@ -24,13 +26,20 @@ FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_t
 
 
 def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
-    """Of what can be told here: a stream of data has none, nor has a teacher whose weights are sharded."""
+    """Of what can be told here: a stream of data has none, nor have weights that are sharded.
+
+    Of a student only what its checkpoints do not hold: the base of an adapter.
+    """
     from ..distributed.sharding import shards_teacher
 
     found: dict[str, Fingerprint] = {"method": _of(describe(trainer.args.resolved_method()))}
     found |= {"tokenizer": _of(sorted(trainer._tokenizer.get_vocab().items()), trainer._tokenizer.chat_template)}
     if hasattr(trainer.train_dataset, "__len__"):
         found["data"] = _of_rows(trainer.train_dataset)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if is_peft_model(trainer.model) and not sharded:
+        base = {name: weight for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
+        found["student's base"] = of_tensors(base)
     if not shards_teacher(trainer):
         for name, teacher in trainer.teachers.by_name.items():
             if name not in trainer.own_bases:

@@ -2,15 +2,18 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
-from transformers import TrainerCallback
-
 from ..guards.errors import TrainingStopped
+from ..guards.finite import checkpoint_phrase
 
+TOLD_TO_END = (signal.SIGTERM, signal.SIGHUP)
+"""Signals by which a scheduler or a terminal ends a process."""
+BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+"""Where nobody has asked for anything. And SIGINT is ignored in what a script starts in the background."""
 STDERR = 2
 """Of the process, whatever Python calls its stream."""
 
@@ -19,7 +22,8 @@ class Interrupted(TrainingStopped):
     """A signal stopped the run; its checkpoint is on disk.
 
     Attributes:
-        signal: the signal's number; the conventional exit code is 128 more.
+        signal: the signal's number.
+        exit_code: the conventional one, 128 more.
     """
 
     def __init__(self, sentence: str, number: int):
@@ -48,11 +52,18 @@ class Signals:
             os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
 
     @contextmanager
-    def caught(self) -> Iterator["Signals"]:
-        """Catch the signals while the block runs; the handlers before it come back. `nohup` goes on ignoring SIGHUP."""
-        wanted = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            wanted.append(signal.SIGHUP)
+    def caught(self, numbers: Sequence[int] = (*TOLD_TO_END, signal.SIGINT)) -> Iterator["Signals"]:
+        """Catch those signals while the block runs that would otherwise end the process.
+
+        A handler that is there stays (a scheduler's, a notebook's), and `nohup` goes on ignoring SIGHUP. Outside of the
+        main thread Python lets nobody catch them.
+        """
+        here = threading.current_thread() is threading.main_thread()
+        wanted = []
+        for number in numbers if here else ():
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            if signal.getsignal(number) in BY_DEFAULT or (is_ignored and number == signal.SIGINT):
+                wanted.append(number)
         earlier = {number: signal.signal(number, self) for number in wanted}
         try:
             yield self
@@ -61,14 +72,24 @@ class Signals:
                 signal.signal(number, handler)
 
 
-class StopAtSignal(TrainerCallback):
-    """Saves and stops after the step in which any process received a signal, all processes at the same one."""
+@contextmanager
+def stopping_at_signals(trainer: Any) -> Iterator[None]:
+    """Inside, the signals in `trainer.stops_at` stop a run with a checkpoint, unless `stop_at_signals` is off.
 
-    def __init__(self, signals: Signals, trainer: Any):
-        self.signals, self.trainer = signals, trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        received = int(self.trainer.ranks.max(torch.tensor([self.signals.received]))[0])
-        if received:
-            self.trainer.stopped_by_signal = received
-            control.should_save = control.should_training_stop = True
+    Raises:
+        Interrupted: one did.
+    """
+    if not trainer.args.stop_at_signals:
+        yield
+        return
+    trainer.signals = signals = Signals()
+    with signals.caught(trainer.stops_at):
+        yield
+    if trainer.stopped_by_signal:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. It goes on "
+            "with resume_from_checkpoint (latest on the command line, True in Python).",
+            trainer.stopped_by_signal,
+        )
+    if signals.received:  # behind the last step: the run is whole, and the process is to end all the same
+        signal.raise_signal(signals.received)

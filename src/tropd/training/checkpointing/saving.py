@@ -15,10 +15,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
 from ..distributed.sharding import whole_weights
-from ..guards.reading import check_weights
+from ..guards.reading import check_moments, check_weights, odd_buffers
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .ending_files import save_ending
-from .final_model import best_of, is_missing
+from .final_model import best_of, is_missing, make_from
 from .fingerprints import changed_settings, check_unchanged
 from .stream_position import place_in_stream
 
@@ -39,6 +39,7 @@ class Checkpointing:
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
         is_writing: is the host writing a checkpoint, which lies aside until it is whole?
+        odd_buffers: those of the student that were not finite before training.
         tells_changes: are settings that are others than the run began with still to be told, when it goes on?
     """
 
@@ -47,6 +48,7 @@ class Checkpointing:
         self.resumed_from: str | None = None
         self.is_writing = False
         self.tells_changes = True
+        self.odd_buffers = odd_buffers(trainer.model)
         self._began_at = 0
         self._summed_before = 0  # steps before this `train()` call whose losses are part of `_total_loss_scalar`
 
@@ -61,8 +63,13 @@ class Checkpointing:
         trainer = self.trainer
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
+        if not isinstance(resume_from_checkpoint, (str, os.PathLike, bool, type(None))):
+            raise ValueError(
+                f"resume_from_checkpoint is {resume_from_checkpoint!r:.100}; give True (the last one), or a folder."
+            )
         if resume_from_checkpoint and trainer.accelerator.is_main_process:
             check_checkpoint(resume_from_checkpoint)
+            _check_goes_on(Path(resume_from_checkpoint))
             check_unchanged(trainer, str(resume_from_checkpoint))
             if self.tells_changes:
                 for change in changed_settings(trainer.args, Path(resume_from_checkpoint).parent):
@@ -88,17 +95,22 @@ class Checkpointing:
             return
         done = steps_of(self.resumed_from)
         if done >= max_steps:
+            made = self._make_final_model()
             raise ValueError(
                 f"max_steps is {max_steps}, and checkpoint {self.resumed_from} is of step {done}: the run is "
-                "complete. Raise max_steps to go on." + self._why_no_final_model()
+                f"complete. Raise max_steps to go on.{made}"
             )
 
-    def _why_no_final_model(self) -> str:
+    def _make_final_model(self) -> str:
+        """The final model of a complete run that lost it, as the command line makes it; what to say of it."""
         args, last = self.trainer.args, Path(str(self.resumed_from))
-        source = best_of(last) if args.load_best_model_at_end else last
-        if not args.save_final_model or not is_missing(args.output_dir, source):
-            return ""
-        return f" Its final model is not in {args.output_dir}; it is that of {source}."
+        source, said = best_of(last) if args.load_best_model_at_end else last, ""
+        if args.save_final_model and is_missing(args.output_dir, source):
+            said = f" Its final model was not in {args.output_dir}; it has been made from {source}."
+            if args.should_save:
+                make_from(source, args.output_dir)
+        self.trainer.accelerator.wait_for_everyone()  # none leaves, and ends the others, while it is made
+        return said
 
     def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """Where the data go on; the host takes it that a stream has not been read more than once."""
@@ -167,7 +179,8 @@ class Checkpointing:
             NotFinite: the student's weights are ruined.
         """
         trainer, step = self.trainer, self.trainer.state.global_step
-        check_weights(trainer, step)
+        check_weights(trainer, step, self.odd_buffers)
+        check_moments(trainer, step)
         directory, name = trainer._get_output_dir(trial), f"checkpoint-{step}"
         writes, together = trainer.args.should_save, trainer.accelerator.wait_for_everyone
         with room_on_disk(directory):
@@ -279,6 +292,15 @@ class Checkpointing:
                 f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not beside "
                 f"{self.resumed_from}. Put it back, or set load_best_model_at_end: false."
             )
+
+
+def _check_goes_on(checkpoint: Path) -> None:
+    """Refuse a checkpoint of the model alone: the host would go on with an optimiser of its own, in silence."""
+    if not any(True for pattern in ("optimizer*", "global_step*") for _ in checkpoint.glob(pattern)):
+        raise ValueError(
+            f"resume_from_checkpoint is {checkpoint}, which holds the model alone (save_only_model), and no "
+            f"optimiser to go on with. Start a new run with the checkpoint as its student: --student {checkpoint}."
+        )
 
 
 class SaveBetweenCycles(TrainerCallback):

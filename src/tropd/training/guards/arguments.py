@@ -1,12 +1,14 @@
 """What a trainer refuses before it is built, or before it trains; each sentence says what to do instead."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from datasets import Dataset, Value
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
@@ -50,6 +52,8 @@ def check_arguments(
     check_served(args.resolved_method(), args, teachers)
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
+    for name, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
+        _check_apart(name, model, args.output_dir)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
@@ -75,6 +79,60 @@ def check_arguments(
         raise ValueError(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
+        )
+
+
+def as_text(model: Any) -> Any:
+    """A path as text, which is what the host loads from; all else as it is."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
+def check_given(args: Any, student: Any, teachers: Mapping[Name, Any], datasets: Mapping[str, Any]) -> None:
+    """Refuse what is no configuration, no model nor where one is, and data whose prompts are neither text nor messages.
+
+    Raises:
+        ValueError: with what was given, and what can be.
+    """
+    if not isinstance(args, TrOPDConfig):
+        raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or leave it out for its defaults.")
+    given = {"model": student} | {f"teacher_model{'' if n is None else f'[{n!r}]'}": t for n, t in teachers.items()}
+    for name, model in given.items():
+        writes = isinstance(model, nn.Module) and hasattr(model, "generate") and hasattr(model, "config")
+        if not (isinstance(model, str) or writes) or model == "":
+            raise ValueError(
+                f"{name} is {model!r:.100} ({type(model).__name__}); give a folder or a Hub name as text, or a loaded "
+                "causal language model (AutoModelForCausalLM.from_pretrained)."
+            )
+    for name, data in datasets.items():
+        _check_prompts(name, data)
+
+
+def _check_prompts(name: str, data: Any) -> None:
+    for key, part in data.items() if isinstance(data, Mapping) else ():
+        _check_prompts(f"{name}[{key!r}]", part)
+    if not isinstance(data, Dataset):
+        return
+    if not len(data):
+        raise ValueError(f"{name} has no rows. Give some, or leave it out.")
+    kind = data.features.get("prompt")
+    message = kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
+    is_text = isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+    is_messages = isinstance(message, dict) and "role" in message
+    is_json = "Json" in (type(kind).__name__, type(message).__name__)
+    if kind is not None and not (is_text or is_messages or is_json):
+        raise ValueError(
+            f"{name} has prompts of the type {kind}; a prompt is text, or a list of messages with role and content."
+        )
+    if kind is not None and (lacking := data.data.column("prompt").null_count):
+        raise ValueError(f"{name} has {lacking} rows without a prompt (null). Leave them out.")
+
+
+def _check_apart(role: str, model: Any, output_dir: str) -> None:
+    """Refuse to write the final model over a model that is read."""
+    if isinstance(model, str) and Path(model).is_dir() and Path(model).resolve() == Path(output_dir).resolve():
+        raise ValueError(
+            f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would be written "
+            "over. Choose another folder."
         )
 
 

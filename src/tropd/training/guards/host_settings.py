@@ -99,6 +99,7 @@ def check_host_settings(args: Any) -> None:
             raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
     _check_best(args)
     _check_batches(args)
+    _check_casting(args)
 
 
 def check_host_values(args: Any) -> None:
@@ -126,6 +127,16 @@ def _check_best(args: Any) -> None:
         raise ValueError(
             f"{name} is {_value(args, name)!r}, but eval_strategy is 'no', and without an evaluation no model is the "
             f"best. Set eval_strategy: steps (with eval_steps, and prompts to evaluate on), or remove {name}."
+        )
+
+
+def _check_casting(args: Any) -> None:
+    half = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
+    if args.use_transformers_continuous_batching and half and args.master_weights:
+        raise ValueError(
+            f"use_transformers_continuous_batching is True and {half} is True: the host then casts the weights "
+            "themselves to half precision before each rollout, and updates of about the learning rate round away. Set "
+            f"{half}: false, or use_vllm; with master_weights: false they are trained as they are."
         )
 
 

@@ -6,9 +6,12 @@ model. So both are compared, in the run's own precision, student and teachers, w
 student in training mode is read twice, since noise that is not switched off makes each pass another model.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -32,6 +35,8 @@ LARGEST_WEIGHT = 1e6
 """No language model has a weight this large; norms hide one from the logits."""
 ABSURD = -1e5
 """Nats: a student that finds some token as unlikely as that is ruined, whatever its numbers."""
+MORE_PASSES = 30
+"""In training mode, of a model that draws random numbers: what one pass in five shows is missed once in 1,000 runs."""
 NOISY = ("dropout", "jitter", "layerdrop")
 """What the settings of noise are called, in modules and configurations."""
 
@@ -87,8 +92,19 @@ def check_teachers(trainer: Any) -> None:
             _agreeing(teacher.forward, _base(teacher.model), ids, teacher_phrase(name))
 
 
-def check_weights(trainer: Any, step: int) -> None:
-    """Refuse to keep a student that computes nothing any more: its weights, or what it makes of a few tokens.
+def odd_buffers(model: nn.Module) -> set[str]:
+    """Buffers with an entry that is not finite, as masks have them."""
+    buffers = ((name, local_part(buffer)) for name, buffer in model.named_buffers() if buffer.is_floating_point())
+    return {name for name, buffer in buffers if not buffer.float().isfinite().all()}
+
+
+def check_weights(trainer: Any, step: int, odd_before: Collection[str] = ()) -> None:
+    """Refuse to keep a student that computes nothing any more: its weights and buffers, or what it makes of tokens.
+
+    Args:
+        trainer: whose student it is.
+        step: after which it is to be kept.
+        odd_before: what `odd_buffers` found before training.
 
     Raises:
         NotFinite: with the step, and the checkpoint there is to go back to.
@@ -103,11 +119,29 @@ def check_weights(trainer: Any, step: int) -> None:
             logps = _read(trainer.model, _some_tokens(trainer._student_vocab_size, device))
     finally:
         trainer.model.train(training)
+    broken |= bool(odd_buffers(trainer.model) - set(odd_before))
     broken = broken.to(device) | logps.isnan().any() | ((logps < ABSURD) & logps.isfinite()).any()
     if trainer.ranks.max(broken.int().view(1))[0]:
         raise NotFinite(
             f"the student's weights are not finite, or too large to compute with, after step {step}, so it is not "
             f"saved; {checkpoint_phrase(trainer.args.output_dir)}. Lower the learning rate."
+        )
+
+
+def check_moments(trainer: Any, step: int) -> None:
+    """Refuse to keep an optimiser whose next step would ruin the weights.
+
+    Raises:
+        NotFinite: likewise.
+    """
+    states = getattr(trainer.optimizer, "state", {}).values()
+    tensors = [value for state in states if isinstance(state, dict) for value in state.values()]
+    moments = [local_part(one) for one in tensors if isinstance(one, Tensor) and one.is_floating_point()]
+    broken = torch.tensor([int(not all(bool(one.isfinite().all()) for one in moments))])
+    if trainer.ranks.max(broken)[0]:
+        raise NotFinite(
+            f"the optimiser's state is not finite after step {step}, and its next step would ruin the weights, so it "
+            f"is not saved; {checkpoint_phrase(trainer.args.output_dir)}. Lower the learning rate."
         )
 
 
@@ -198,9 +232,13 @@ def _apart(own_logits: Tensor, read_logps: Tensor, precision: torch.dtype) -> fl
 
 @torch.no_grad()
 def _check_quiet(trainer: Any, forward: Callable, ids: Tensor, read: Tensor) -> None:
-    on_device = [] if ids.device.type == "cpu" else [ids.device]
-    with torch.random.fork_rng(on_device, device_type="cuda" if ids.device.type == "cpu" else ids.device.type):
+    """Compare passes in training mode with the one in evaluation: two, and more where one has drawn random numbers."""
+    with _generators_kept(ids.device):
+        before = _generators(ids.device)
         passes = [_read(forward, ids) for _ in range(2)]
+        draws = torch.tensor([int(_generators(ids.device) != before)])
+        if trainer.ranks.max(draws)[0]:  # of all, as shards make their passes together
+            passes += [_read(forward, ids) for _ in range(MORE_PASSES)]
     apart = max(float((logps - read).nan_to_num(0.0).abs().max()) for logps in passes)
     if apart <= SLACK:
         return
@@ -212,6 +250,27 @@ def _check_quiet(trainer: Any, forward: Callable, ids: Tensor, read: Tensor) -> 
         "disable_dropout is True: noise in its layers makes rollouts, scores and update three different models. Set "
         f"model_init_kwargs: {{{settings}}}."
     )
+
+
+def _generators(device: torch.device) -> tuple[Any, ...]:
+    """The states of the generators that a forward pass may draw from, to be compared."""
+    states = [torch.get_rng_state()]
+    states += [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+    numpys = str(np.random.get_state())  # its place among its words, and the first and last of these
+    return (random.getstate(), numpys, *(state.numpy().tobytes() for state in states))
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Behind the block all generators go on as if it had not been."""
+    ours, numpys = random.getstate(), np.random.get_state()
+    on_device = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(on_device, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
 
 
 def _is_noise(name: str, value: Any) -> bool:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ...atomic_files import append_jsonl
@@ -19,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunDirectoryCallback(TrainerCallback):
-    """Keeps the run directory and stops a collapsed run; `trainer` is the `TrOPDTrainer` it serves."""
+    """Keeps the run directory, and stops a run that has collapsed, or in which a process received a signal.
+
+    Args:
+        trainer: the `TrOPDTrainer` that it serves.
+    """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -54,10 +59,15 @@ class RunDirectoryCallback(TrainerCallback):
         if self.trainer.guard.tripped:
             control.should_save = control.should_training_stop = True
             logger.error(self.trainer.guard.sentence(state.global_step, args.output_dir))
+        if args.stop_at_signals:
+            received = int(self.trainer.ranks.max(torch.tensor([self.trainer.signals.received]))[0])
+            if received:
+                self.trainer.stopped_by_signal = received
+                control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.save_final_model and not self.trainer.stopped_by_signal:
-            check_weights(self.trainer, state.global_step)
+            check_weights(self.trainer, state.global_step, self.trainer.checkpointing.odd_buffers)
             with room_on_disk(args.output_dir):
                 self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
                 self.trainer.accelerator.wait_for_everyone()

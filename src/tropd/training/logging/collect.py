@@ -146,7 +146,7 @@ def batch_metrics(
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
     totals.add_mean("entropy/teacher", teacher.entropy, on_policy * teacher.entropy.isfinite())
-    reading_metrics(totals, signals, student.rollout_logp, student.trainer_logp, student.from_sampler)
+    reading_metrics(totals, signals, student.sampler_logp, student.trainer_logp)
     if teacher.topk_logp.numel():
         masses = teacher.topk_logp.exp().sum(-1)
         totals.add_mean("teacher/topk_mass", masses, torch.ones_like(masses))
@@ -164,14 +164,12 @@ def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSign
         totals.add_sum(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
 
 
-def reading_metrics(
-    totals: Totals, signals: TokenSignals, rollout_logp: Tensor, trainer_logp: Tensor, from_sampler: Tensor
-) -> None:
+def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
     """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
     read = trainer_logp.isfinite()
     on_policy = signals.trust_weight + signals.outlier_weight
     totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
-    totals.add_mean("sampler/logp_gap", (rollout_logp - trainer_logp).abs(), on_policy * from_sampler * read)
+    totals.add_mean("sampler/logp_gap", (sampler_logp - trainer_logp).abs(), on_policy * sampler_logp.isfinite() * read)
 
 
 def student_log_ratios(signals: TokenSignals) -> Tensor:
@@ -209,7 +207,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
     if batch.from_notes and batch.first_update:
         read = active_tokens(batch.method, batch.signals)  # others are projected for the rollout log alone
         student_logp = torch.where(read, terms.student_logp, torch.nan)
-        reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp, torch.ones_like(student_logp))
+        reading_metrics(window, batch.signals, batch.signals.rollout_logp, student_logp)
     if isinstance(batch.direct, TopKTerm):
         index = batch.direct.index
         ones = torch.ones_like(index, dtype=terms.direct.dtype)

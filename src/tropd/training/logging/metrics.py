@@ -55,7 +55,7 @@ response/excluded_share | share | rollouts left out of the loss by the masking s
 guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states
-sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent where the sampler returns none | below 0.02 | grows: wrong temperature, stale weights or precision
+sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent with continuous batching, and where a `rollout_func` returns none | below 0.02 | grows: wrong temperature, stale weights or precision
 teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
 loss/trust | nats per token | the trust region's part of the loss | small | see kl/k1
 loss/outlier | nats per token | the outlier region's part of the loss | falls | see kl/outlier_forward
