@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..suggestions import hint
-from . import check, compare, console, evaluate, generate, methods, plan, student, train
+from . import check, compare, console, evaluate, generate, methods, plan, serve, student, train
 
-COMMANDS = (check, train, generate, evaluate, compare, student, plan, methods)
+COMMANDS = (check, train, generate, serve, evaluate, compare, student, plan, methods)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
