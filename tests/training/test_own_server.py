@@ -39,7 +39,7 @@ def served():
 def test_it_trains_bit_for_bit_as_the_same_teacher_in_this_process(tmp_path, served, method, settings):
     here = trained(tmp_path / "here", teacher(), method, **SETTINGS | settings)
     there = trained(tmp_path / "there", served.url, method, **SETTINGS | settings)
-    timed = ("time", "second", "memory", "runtime")
+    timed = ("time", "second", "speed", "memory")
     ours, theirs = (
         [{n: v for n, v in entry.items() if not any(word in n for word in timed)} for entry in run.state.log_history]
         for run in (here, there)

@@ -189,7 +189,8 @@ def score_question(served: Served, raw: bytes) -> TeacherScores:
         ValueError: a question that is none, or larger than the server or its model takes.
     """
     question, teacher = read_question(raw), served.teacher
-    _check_size(served, question.contexts, question.responses, question.num_tokens)
+    rows = zip(question.contexts, question.responses, strict=True)
+    _check_size(served, [len(context) + len(response) for context, response in rows])
     if question.pad_id >= teacher.vocab_size or question.k > teacher.vocab_size:
         raise ValueError(f"the model's vocabulary has {teacher.vocab_size} entries")
     return teacher.score(
@@ -230,7 +231,7 @@ def write_responses(served: Served, raw: bytes) -> list[list[int]]:
         raise ValueError(f"the model's vocabulary has {teacher.vocab_size} entries")
     if not 0 <= body["temperature"] < float("inf"):
         raise ValueError("its temperature is none")
-    _check_size(served, contexts, [[0] * longest] * len(contexts), sum(map(len, contexts)) + longest * len(contexts))
+    _check_size(served, [len(context) + longest for context in contexts])
     model = teacher.model
     with drawing_without_address(model) if draws is None else decoding_through(model, _noise(draws, len(contexts))):
         return sample(
@@ -253,13 +254,15 @@ def _noise(draws: Any, rows: int) -> AddressedNoise:
     return AddressedNoise(draws["seed"], draws["step"], draws["stream"], [(row, 0) for row in draws["rows"]])
 
 
-def _check_size(served: Served, contexts: list[list[int]], responses: list[list[int]], tokens: int) -> None:
-    if tokens > served.most_tokens:
-        raise ValueError(f"it has {tokens} tokens, and the server takes {served.most_tokens} at once (--max_tokens)")
-    longest = max(len(context) + len(response) for context, response in zip(contexts, responses, strict=True))
+def _check_size(served: Served, lengths: list[int]) -> None:
+    """Refuse rows of more tokens than the server takes together, or the model one by one."""
+    if sum(lengths) > served.most_tokens:
+        raise ValueError(
+            f"it has {sum(lengths)} tokens, and the server takes {served.most_tokens} at once (--max_tokens)"
+        )
     limit = served.teacher.context_length
-    if limit is not None and longest > limit:
-        raise ValueError(f"a row has {longest} tokens, and the model reads {limit}")
+    if limit is not None and max(lengths) > limit:
+        raise ValueError(f"a row has {max(lengths)} tokens, and the model reads {limit}")
 
 
 def _fields(raw: bytes, kinds: dict[str, Any]) -> dict[str, Any]:
