@@ -58,13 +58,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f'{error.name} is not installed, by which `tropd serve` serves: pip install "tropd[serve]"'
-        ) from error
     from ..serving.server import bind, serve
 
     key = _key(options)
