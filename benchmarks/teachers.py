@@ -5,7 +5,9 @@
 Each way scores the same rows of random tokens with the same weights in float32; a share of the tokens, drawn with
 --seed, wants the top-k. Servers are started here, on loopback. Processor time is that of the server's processes and of
 this one together, after one pass that nobody counts; bytes are those of the answers. The ways take turns, and the
-median counts. Without --vllm that way is left out.
+median counts. Without --vllm that way is left out. --recipe trains instead:
+
+    OMP_NUM_THREADS=1 python benchmarks/teachers.py --recipe recipes/demo.yaml
 """
 
 import argparse
@@ -17,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +31,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tropd.teacher.local import LocalTeacher, TopKRequest
@@ -226,9 +230,41 @@ def two_passes(task: Task, teacher: Any) -> Any:
     return task.score(teacher, rows) if rows else None
 
 
+def train(options: argparse.Namespace) -> None:
+    """Steps of a recipe with its teacher here and behind `tropd serve`: what its scoring takes of the wall clock.
+
+    Scoring while the student still writes could hide so much of a step, and no more.
+    """
+    recipe = yaml.safe_load(options.recipe.read_text())
+    options.teacher = str(Path(recipe["teacher"]).resolve())
+    with own_server(options) as (url, _), tempfile.TemporaryDirectory() as folder:
+        for name, teacher in (("in process", options.teacher), ("tropd serve", url)):
+            out = Path(folder) / name.replace(" ", "_")
+            fields = {"teacher": teacher, "output_dir": out, "max_steps": options.steps, "seed": options.seed}
+            fields |= {"preflight_prompts": 0, "save_final_model": False, "rollout_log_steps": 0}
+            words = [word for field, value in fields.items() for word in (f"--{field}", str(value))]
+            command = [sys.executable, "-m", "tropd", "train", "--config", str(options.recipe), *words]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            shares = [share_of_teacher(entry) for entry in log if "speed/teacher" in entry][1:]
+            step = statistics.median(entry["step_time"] for entry in log if "step_time" in entry)
+            spread = f"{min(shares):.1%} to {max(shares):.1%}"
+            print(f"{name:12} step {step:.2f} s, of it the teacher {statistics.median(shares):.1%} ({spread})")
+    print(f"{options.steps} steps, the first left out; {machine()}, {commit()}")
+
+
+def share_of_teacher(entry: dict[str, Any]) -> float:
+    """Of a step's wall seconds, those that the teacher's scoring took."""
+    tokens = sum(entry[f"regions/num_{region}"] for region in ("trust", "outlier", "guidance"))
+    return float((tokens + entry["teacher/nonfinite_tokens"]) / entry["speed/teacher"] / entry["step_time"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", required=True, help="model folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--teacher", help="model folder")
+    what.add_argument("--recipe", type=Path, help="train instead, and tell what the teacher takes of a step")
+    parser.add_argument("--steps", type=int, default=8, help="of the recipe")
     parser.add_argument("--vllm", help="interpreter of an environment with vLLM")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--context", type=int, default=32, help="tokens")
@@ -240,6 +276,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.recipe:
+        train(options)
+        return
     options.teacher = str(Path(options.teacher).resolve())
     torch.set_num_threads(1)
     received = Received()
