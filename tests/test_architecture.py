@@ -26,6 +26,7 @@ OURS = {
     "rollout": {"rollout", "objective", "models"},
     "teacher": {"teacher", "objective", "models"},
     "training": {"training", "objective", "rollout", "teacher", "models"},
+    "serving": {"serving", "teacher", "rollout", "objective", "models"},
     "data": {"data"},
     "evaluation": {"evaluation", "rollout", "teacher", "objective", "models"},
     "planning": {"planning", "training", "teacher", "objective", "models"},

@@ -15,7 +15,7 @@ from .models.sampling import sample, until_eos
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
 from .teacher.context import check_renders_tools, text_ids, tools_of
-from .teacher.served.served import ServedTeacher
+from .teacher.served.asked import AskedTeacher
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
 
 
 def generate(
-    model: PreTrainedModel | ServedTeacher, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]
+    model: PreTrainedModel | AskedTeacher, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]
 ) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
@@ -192,7 +192,7 @@ def summarise(file: ResponseFile) -> Summary:
 
 
 def _sample(
-    model: PreTrainedModel | ServedTeacher,
+    model: PreTrainedModel | AskedTeacher,
     contexts: list[list[int]],
     settings: GenerationSettings,
     tokenizer: Any,
@@ -207,10 +207,11 @@ def _sample(
         "temperature": settings.temperature,
         "vocab_limit": max(tokenizer.get_vocab().values()) + 1,
     }
-    if isinstance(model, ServedTeacher):
-        return model.sample(contexts, seeds=noise.keys(1)[:, 0].tolist(), **asked)
+    asked["pad_id"] = eos_ids[0]  # the tokenizer's own may lie beyond the embeddings
+    if isinstance(model, AskedTeacher):
+        return model.sample(contexts, draws=noise.address, **asked)
     with decoding_through(model, noise):
-        return sample(model, contexts, pad_id=eos_ids[0], **asked)  # the tokenizer's own may lie beyond the embeddings
+        return sample(model, contexts, **asked)
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from teacher.test_served import settings
 from training import tiny
 from training.test_served_teacher import logged, regions, trained
+from tropd.objective.randomness import DrawAddress
 from tropd.teacher.local import LocalTeacher, TopKRequest
 from tropd.teacher.served.connect import connect
 from tropd.teacher.served.http import ServerRefused
@@ -142,9 +143,9 @@ def test_it_says_what_the_same_weights_say_here(server, folders, endings, is_lea
 def test_its_draws_belong_to_the_rows_seeds(server):
     teacher, contexts = found(server).teacher, texts()[0]
     asked = {"pad_id": 0, "eos_ids": [tiny.EOS], "max_new_tokens": 16, "temperature": 1.0}
-    seeds = list(range(len(contexts)))
-    once = teacher.write(contexts, seeds=seeds, **asked)
-    again = teacher.write(contexts[::-1], seeds=seeds[::-1], **asked)[::-1]
+    rows = tuple(range(len(contexts)))
+    once = teacher.write(contexts, draws=DrawAddress(0, 1, 4, rows), **asked)
+    again = teacher.write(contexts[::-1], draws=DrawAddress(0, 1, 4, rows[::-1]), **asked)[::-1]
     assert once == again and len({tuple(written) for written in once}) > len(once) // 2
 
 

@@ -13,6 +13,7 @@ import served_fake
 from served_fake import FakeServer, as_entries, of_model
 from training import tiny
 from tropd.objective.methods import get_method
+from tropd.objective.randomness import DrawAddress
 from tropd.teacher.local import LocalTeacher, TopKRequest
 from tropd.teacher.per_teacher_settings import teachers_by_name
 from tropd.teacher.served.address import read_addresses
@@ -195,11 +196,15 @@ def test_responses_are_drawn_from_the_whole_softmax_with_the_rows_seeds():
     with FakeServer(writer=lambda body: written[body["prompt"][0]][: body["max_tokens"]], max_model_len=70) as server:
         teacher = teacher_at(server)
         asked = {"pad_id": 0, "eos_ids": [tiny.EOS, 99], "temperature": 0.7, "vocab_limit": 60}
-        found = teacher.write([[1], [2], [3] * 60], max_new_tokens=12, seeds=[11, 12, 13], **asked)
+        draws = DrawAddress(0, 7, 4, (11, 12, 13))
+        found = teacher.write([[1], [2], [3] * 60], max_new_tokens=12, draws=draws, **asked)
     assert found == [[5, 6], [7], [9] * 10]
     bodies = {body["seed"]: body for body in server.asked if "seed" in body}
-    assert [bodies[seed]["max_tokens"] for seed in (11, 12, 13)] == [12, 12, 10]
-    sent = {name: bodies[11][name] for name in ("top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")}
+    assert len(set(draws.seeds())) == 3 and [bodies[seed]["max_tokens"] for seed in draws.seeds()] == [12, 12, 10]
+    sent = {
+        name: bodies[draws.seeds()[0]][name]
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
+    }
     assert sent == {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [tiny.EOS]}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..generation import Summary
     from ..models.files import ModelFiles
     from ..response_file import ResponseFile
-    from ..teacher.served.served import ServedTeacher
+    from ..teacher.served.asked import AskedTeacher
 
 NAME = "generate"
 
@@ -182,7 +182,7 @@ def _json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] |
 
 def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
-) -> "tuple[ResponseFile, ModelFiles, ServedTeacher | None]":
+) -> "tuple[ResponseFile, ModelFiles, AskedTeacher | None]":
     """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
     from ..data import load_prompts
     from ..generation import check_fit, read_prompts
@@ -215,7 +215,7 @@ def _open(
     rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
         console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
-    model: ServedTeacher | None = None
+    model: AskedTeacher | None = None
     teacher: ModelFiles
     if is_served(options.teacher):
         from ..teacher.served.connect import connect
@@ -250,14 +250,14 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
 
 
 def _generate(
-    options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles", served: "ServedTeacher | None"
+    options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles", served: "AskedTeacher | None"
 ) -> float:
     """Write what is missing; tokens per second."""
     from ..generation import generate
 
     resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
     if served is None:
-        model = _load(options, teacher)
+        model = load_model(options, teacher)
         console.say(f"{options.teacher} on {model.device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
     else:
         model = served
@@ -268,7 +268,8 @@ def _generate(
     return tokens / (time.monotonic() - started)
 
 
-def _load(options: argparse.Namespace, teacher: "ModelFiles") -> Any:
+def load_model(options: argparse.Namespace, teacher: "ModelFiles") -> Any:
+    """The teacher on its device, as `--dtype`, `--use_cpu` and `--trust_remote_code` say."""
     import torch
 
     from ..models.files import explained

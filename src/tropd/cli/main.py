@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extras import missing_part
 from ..suggestions import hint
-from . import check, compare, console, evaluate, export, generate, methods, plan, recipes, student, train, verl
+from . import check, compare, console, evaluate, export, generate, methods, plan, recipes, serve, student, train, verl
 
-COMMANDS = (check, train, generate, evaluate, compare, student, plan, methods, recipes, export, verl)
+COMMANDS = (check, train, generate, serve, evaluate, compare, student, plan, methods, recipes, export, verl)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130

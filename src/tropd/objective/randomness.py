@@ -1,6 +1,7 @@
 """Randomness with an address: a draw depends on where it is used and on nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,3 +32,25 @@ def addressed_uniforms(seed: int, step: int, rows: Sequence[int], length: int, s
     counters = [np.array([0, row, stream, 0], dtype=np.uint64) for row in rows]
     draws = [np.random.Generator(np.random.Philox(key=key, counter=start)).random(length) for start in counters]
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, length, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DrawAddress:
+    """Where the draws of several sequences begin, for an engine that draws by itself.
+
+    Attributes:
+        seed: of the run.
+        step: of the batch.
+        stream: what the draws are for.
+        rows: one number for each sequence.
+    """
+
+    seed: int
+    step: int
+    stream: int
+    rows: tuple[int, ...]
+
+    def seeds(self) -> list[int]:
+        """53 bits for each sequence, for an engine that spreads a seed over the tokens itself."""
+        draws = addressed_uniforms(self.seed, self.step, self.rows, 1, self.stream)[:, 0]
+        return [int(value) for value in (draws * 2**53).tolist()]

@@ -3,6 +3,7 @@
 N counts scored response tokens, row after row; M ≤ N of them are asked for the teacher's top-k.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ..models.packing import PackedResponses, pack_responses
 from ..models.sampling import sample, until_eos
 from ..objective.endings import Endings, events_of
 from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary
+from ..objective.randomness import DrawAddress
 
 WantsTopK = Callable[[Tensor, Tensor, slice | Tensor], Tensor]
 """(teacher_logp [C], teacher_entropy [C], which of the N tokens) → bool [C]: which need the teacher's top-k."""
@@ -61,11 +63,21 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class TopKRequest:
-    """Ask for the teacher's top-k where `wanted` says so, among the first `vocab_limit` of its token ids."""
+    """Ask for the teacher's top-k where `wanted` says so, among the first `vocab_limit` of its token ids.
+
+    Attributes:
+        k: how many.
+        vocab_limit: ids from here on are not the student's.
+        wanted: which tokens need it.
+        below: what a teacher is told that is far away, so that it sends few: [N], log π_T above which `wanted` says no.
+        above: likewise, the teacher's entropy, nats, up to which it says no.
+    """
 
     k: int
     vocab_limit: int
     wanted: WantsTopK
+    below: Callable[[], Tensor] | None = None
+    above: float = -math.inf
 
 
 class LocalTeacher:
@@ -198,11 +210,11 @@ class LocalTeacher:
         max_new_tokens: int,
         temperature: float,
         vocab_limit: int | None = None,
-        seeds: Sequence[int] | None = None,
+        draws: DrawAddress | None = None,
     ) -> list[list[int]]:
         """Sample one response for each context, of ids below `vocab_limit`; without the first EOS and what follows.
 
-        `seeds`, one a context, are for engines that draw by themselves; what this model draws by is set around it.
+        `draws` is for engines that draw by themselves; what this model draws by is set around it.
         """
         written = sample(
             self.model,

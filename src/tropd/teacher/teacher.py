@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from ..objective.endings import Endings
+from ..objective.randomness import DrawAddress
 from .local import TeacherScores, TopKRequest
 
 Fingerprint = str | list[float]
@@ -15,7 +16,7 @@ Fingerprint = str | list[float]
 class Teacher(Protocol):
     """Scores what the student wrote, and writes responses where prefixes come from.
 
-    `LocalTeacher` computes in this process, `ServedTeacher` asks a server.
+    `LocalTeacher` computes in this process, `ServedTeacher` asks vLLM, `ScorerTeacher` asks `tropd serve`.
     """
 
     @property
@@ -74,6 +75,6 @@ class Teacher(Protocol):
         max_new_tokens: int,
         temperature: float,
         vocab_limit: int | None = None,
-        seeds: Sequence[int] | None = None,
+        draws: DrawAddress | None = None,
     ) -> list[list[int]]:
         """As `LocalTeacher.write`."""

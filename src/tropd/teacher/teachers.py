@@ -168,7 +168,12 @@ def _request_among(places: Tensor, topk: TopKRequest | None) -> TopKRequest | No
     """The request of all tokens as one teacher reads it, whose own tokens are those at `places`."""
     if topk is None:
         return None
-    return replace(topk, wanted=lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]))
+    below = topk.below
+    return replace(
+        topk,
+        wanted=lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),
+        below=None if below is None else lambda: below()[places],
+    )
 
 
 def _check_counts(scores: TeacherScores, wanted: int) -> TeacherScores:

@@ -76,7 +76,8 @@ class MethodSettings:
             with `as_given`, where rollouts stop.
         teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
             them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
-        teacher_batch_size: sequences per teacher forward; `None` is `per_device_train_batch_size`.
+        teacher_batch_size: sequences per teacher forward, of `tropd serve` too; `None` is
+            `per_device_train_batch_size`.
         shard_teacher: with FSDP2, shard the teacher as the student is; `False` keeps a whole copy on each process,
             which is faster where it fits, and can write teacher prefixes while training. (ZeRO-3 always shards it.)
         teacher_chat_template: what renders the teacher's context: `student` (the student's tokenizer and template),

@@ -335,7 +335,7 @@ class RolloutStage:
                     max_new_tokens=longest,
                     temperature=trainer.temperature,
                     vocab_limit=limit,
-                    seeds=None if noise is None else noise.keys(1)[:, 0].tolist(),
+                    draws=None if noise is None else noise.address,
                 )
             for i, ids in zip(mine, written, strict=True):
                 responses[missing[i]] = ids

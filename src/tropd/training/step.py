@@ -52,6 +52,12 @@ logger = logging.getLogger(__name__)
 GATE_STREAM, EVALUATION_GATE_STREAM = 0, 1
 """Addressed draws of the trust gate, in training and in evaluation."""
 
+ROUNDING = 1e-4
+"""Nats within which a gate that is told by its bound may decide otherwise than by the ratio."""
+
+SMALLEST_DRAW = 1e-30
+"""A draw of 0 falls outside where exp(r) is 0, at r of about −104; this one's logarithm is −69."""
+
 
 @dataclass(frozen=True)
 class StepSetup:
@@ -337,6 +343,27 @@ class Gate:
         self.trust[tokens] = torch.where(learned, trust, 0.0)
         self.outlier[tokens] = torch.where(learned, 1.0 - trust, 0.0)
 
+    def most_of_an_outlier(self) -> Tensor:
+        """[N] float32, log π_T above which no token needs the teacher's top-k, and a little more, for rounding.
+
+        −∞ where none is needed whatever the teacher says, +∞ where this gate does not tell by it.
+        """
+        method, logp = self.method, self.student.rollout_logp.float()
+        if method.trust == "jsd":
+            bound = torch.full_like(logp, torch.inf)
+        elif self.uniforms is not None:
+            bound = logp + self.uniforms.clamp_min(SMALLEST_DRAW).log().float()
+        elif method.gate in ("hard", "floor"):
+            assert method.outlier_tau is not None
+            bound = logp + method.outlier_tau
+        elif method.gate == "expected":
+            bound = logp
+        elif self.entropy_threshold is not None:
+            bound = torch.where(self.student.entropy >= self.entropy_threshold, -torch.inf, torch.inf)
+        else:
+            bound = torch.full_like(logp, -torch.inf if method.gate == "open" else torch.inf)
+        return torch.where(self.student_mask, bound + ROUNDING, -torch.inf)
+
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
     """The gate of a batch: its draws, and the entropy that its tokens must reach."""
@@ -392,7 +419,13 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     if method.needs_topk:
         assert method.fkl_top_k is not None
         events = setup.teachers.shared_vocabulary(setup.student_vocab_size) - max(len(setup.endings.as_one) - 1, 0)
-        request = TopKRequest(min(method.fkl_top_k, events), setup.student_vocab_size, divide_and_select)
+        request = TopKRequest(
+            min(method.fkl_top_k, events),
+            setup.student_vocab_size,
+            divide_and_select,
+            below=gate.most_of_an_outlier,
+            above=-math.inf if method.teacher_entropy_tau is None else method.teacher_entropy_tau,
+        )
     with setup.guards.asking_teacher(gate.student_mask.numel()) as check:
         scores = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],

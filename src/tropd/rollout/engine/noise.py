@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ...objective.randomness import addressed_uniforms
+from ...objective.randomness import DrawAddress, addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
 from .notes import SamplerNotes, unpad
 from .self_test import why_not_here
@@ -90,6 +90,11 @@ class AddressedNoise:
     notes: SamplerNotes | None = None
     used: list[float] = field(default_factory=list)
     plainly: bool = False
+
+    @property
+    def address(self) -> DrawAddress:
+        """Of sequences that all begin here."""
+        return DrawAddress(self.seed, self.step, self.stream, tuple(row for row, _ in self.places))
 
     def keys(self, length: int) -> Tensor:
         """53 random bits for each of the next `length` tokens, int64 [B, L].

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-SCHEMES = {"http": 80, "https": 443}
+SCHEMES = {"http": 80, "https": 443, "tropd": 8001, "tropds": 443}
+"""With their ports. `tropd` and `tropds` are http and https to a `tropd serve`."""
+
+OWN = ("tropd", "tropds")
 
 DEFAULT_KEY_VARIABLE = "TROPD_TEACHER_API_KEY"
 
@@ -22,7 +25,7 @@ class Address:
     """One server.
 
     Attributes:
-        scheme: `http` or `https`.
+        scheme: of `SCHEMES`.
         host: name or number.
         port: of TCP.
         base: path before `/v1`, without a slash at its end.
@@ -35,7 +38,12 @@ class Address:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.base}/v1"
+        return f"{self.scheme}://{host}:{self.port}{self.base}{'' if self.scheme in OWN else '/v1'}"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Is it asked over TLS?"""
+        return self.scheme in ("https", "tropds")
 
     @property
     def is_loopback(self) -> bool:
@@ -55,6 +63,15 @@ def is_served(model: Any) -> bool:
     (True, False)
     """
     return isinstance(model, str) and model.lower().startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def is_own(model: Any) -> bool:
+    """Is the teacher said to be behind `tropd serve`?
+
+    >>> is_own("tropd://127.0.0.1:8001"), is_own("http://127.0.0.1:8000/v1")
+    (True, False)
+    """
+    return isinstance(model, str) and model.lower().startswith(tuple(f"{scheme}://" for scheme in OWN))
 
 
 def are_all_served(teachers: Mapping[Any, Any]) -> bool:
@@ -94,6 +111,11 @@ def read_addresses(model: str, allow_remote: bool = False) -> tuple[Address, ...
     addresses = tuple(_read(one.strip(), allow_remote) for one in model.split(","))
     if len(set(addresses)) < len(addresses):
         raise ValueError("teacher names one address twice; name each replica once.")
+    if len({address.scheme in OWN for address in addresses}) > 1:
+        raise ValueError(
+            "teacher has replicas behind `tropd serve` (tropd://) and behind another server (http://), whose scores "
+            "differ by rounding. Give replicas of one kind."
+        )
     return addresses
 
 
@@ -113,17 +135,21 @@ def _read(text: str, allow_remote: bool) -> Address:
     address = Address(
         parts.scheme, host, port or SCHEMES[parts.scheme], parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     )
-    if address.scheme == "http" and not address.is_loopback and not allow_remote:
+    if not address.is_encrypted and not address.is_loopback and not allow_remote:
         raise ValueError(
             f"teacher is {text!r}, another machine over http: whoever sits between could read the prompts and change "
-            "the scores. Use https, a tunnel to 127.0.0.1 (ssh -L 8000:127.0.0.1:8000 HOST), or, in a network that you "
-            "trust, teacher_allow_remote: true."
+            f"the scores. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to 127.0.0.1 (ssh -L "
+            "8000:127.0.0.1:8000 HOST), or, in a network that you trust, teacher_allow_remote: true."
         )
     return address
 
 
-def read_key(variable: str | None) -> str | None:
+def read_key(variable: str | None, field: str = "teacher_api_key_env") -> str | None:
     """The key of the server, from the environment; `None` where there is none.
+
+    Args:
+        variable: its name; `None` is `DEFAULT_KEY_VARIABLE`.
+        field: what names it, for sentences.
 
     Raises:
         ValueError: a variable that was asked for by name and is not set, or that no header can carry.
@@ -131,12 +157,12 @@ def read_key(variable: str | None) -> str | None:
     name = variable or DEFAULT_KEY_VARIABLE
     if not VARIABLE.fullmatch(name):
         raise ValueError(
-            "teacher_api_key_env is not the name of an environment variable (it is not shown, in case it is the key "
+            f"{field} is not the name of an environment variable (it is not shown, in case it is the key "
             f"itself). Export the key, and name the variable: {DEFAULT_KEY_VARIABLE}."
         )
     key = os.environ.get(name, "").strip()
     if not key and name != DEFAULT_KEY_VARIABLE:
-        raise ValueError(f"teacher_api_key_env is {name!r:.100}, but there is no such environment variable. Export it.")
+        raise ValueError(f"{field} is {name!r:.100}, but there is no such environment variable. Export it.")
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"the environment variable {name} holds characters that no key has. Export it again.")
     return key or None

@@ -13,9 +13,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from ...models.files import GENERATION_CONFIG, ModelFiles, explained
 from ...objective.methods import Method
 from ..names import Name, field_of, teacher_phrase
-from .address import Address, is_served, read_addresses, read_key
+from .address import Address, is_own, is_served, read_addresses, read_key
 from .http import Client, ServerRefused
+from .scorer import ScorerTeacher
 from .served import ServedTeacher
+from .tensors import VERSION
 from .wire import COMPLETIONS, MODELS, TOKENIZE, read_models, read_scores, scoring_question
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ START_PATIENCE = 5.0
 
 ABSENT = (404, 405, 501)
 """Statuses of a server that does not have what was asked for."""
+
+OWN_CARD = "tropd"
+"""What a `tropd serve` says of its model, beside what every server says, stands under this name."""
 
 FIXED_TOKENS = 64
 """Tokens of the text by which a served teacher is known again."""
@@ -76,7 +81,7 @@ class Connected:
         is_stand_in: is it the student's?
     """
 
-    teacher: ServedTeacher
+    teacher: ServedTeacher | ScorerTeacher
     tokenizer: Any
     is_stand_in: bool
 
@@ -103,6 +108,7 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
     if not served:
         return
     start = f"{field_of(served[0])} is behind a server"
+    vllm = [name for name in served if not is_own(teachers[name])]
     stages = [method, *filter(None, [method.second_stage])]
     if any(stage.needs_full_teacher for stage in stages):
         raise ValueError(
@@ -110,15 +116,19 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
             "alone. Load the teacher in this process (its folder or Hub name), or choose a method of the top-k: "
             "tropd, fkl or jsd."
         )
+    if not vllm:
+        return
+    start = f"{field_of(vllm[0])} is behind a server"
     if any(stage.teacher_entropy_tau is not None for stage in stages):
         raise ValueError(
             f"method {method.name!r} reads the teacher's entropy, but {start}, which tells none. Load the teacher in "
-            "this process (its folder or Hub name), or choose another method, such as entropy_opd or tropd."
+            "this process (its folder or Hub name), serve it with `tropd serve` (tropd://…), or choose another "
+            "method, such as entropy_opd or tropd."
         )
     if args.temperature != 1.0:
         raise ValueError(
             f"temperature is {args.temperature}, but {start}, and vLLM scores prompts at temperature 1 whatever is "
-            "asked. Set temperature: 1.0, or load the teacher in this process."
+            "asked. Set temperature: 1.0, serve the teacher with `tropd serve` (tropd://…), or load it in this process."
         )
 
 
@@ -156,31 +166,64 @@ def connect(
     client = Client(addresses, key, args.teacher_timeout, args.teacher_patience)
     try:
         card = _find_card(client, args.teacher_model_name, field_of(name))
+        if is_own(model) and OWN_CARD not in card:
+            raise ValueError(
+                f"{field_of(name)} is {addresses[0]}, but no `tropd serve` answers there. Start it (`tropd serve "
+                f"--teacher DIR`), or, for a vLLM server, write http://{addresses[0].host}:{addresses[0].port}/v1."
+            )
         root = str(card.get("root") or card["id"])
         tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
         _compare_tokenizers(client, card["id"], tokenizer, field_of(name))
-        rows = max(student_rows or 0, max(tokenizer.get_vocab().values()) + 1)
-        vocab_size = _find_vocab_size(client, card["id"], rows)
-        length = card.get("max_model_len")
-        fixed = [i for i in tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"] if i < vocab_size]
-        teacher = ServedTeacher(
-            client,
-            card["id"],
-            name=root,
-            vocab_size=vocab_size,
-            context_length=length - 1 if isinstance(length, int) else None,
-            generation_config=generation_config,
-            device=device or torch.device("cpu"),
-            concurrency=args.teacher_concurrency,
-            fixed_text=fixed[: min(FIXED_TOKENS, length - 1 if isinstance(length, int) else FIXED_TOKENS)],
-            is_lean=all(_is_lean(client, address, card["id"]) for address in client.addresses),
-        )
+        settings = {
+            "name": root,
+            "generation_config": generation_config,
+            "device": device or torch.device("cpu"),
+            "concurrency": args.teacher_concurrency,
+        }
+        teacher: ServedTeacher | ScorerTeacher
+        if OWN_CARD in card:
+            teacher = _scorer(client, card, settings)
+        else:
+            rows = max(student_rows or 0, max(tokenizer.get_vocab().values()) + 1)
+            teacher = _vllm_teacher(client, card, tokenizer, rows, settings)
     except ConnectionError as error:
-        raise ValueError(_nobody(field_of(name), error)) from error
+        raise ValueError(_nobody(field_of(name), error, is_own(model))) from error
     return Connected(teacher, tokenizer, is_stand_in)
 
 
-def _nobody(field: str, error: Exception) -> str:
+def _scorer(client: Client, card: dict[str, Any], settings: dict[str, Any]) -> ScorerTeacher:
+    own = card[OWN_CARD]
+    return ScorerTeacher(
+        client,
+        card["id"],
+        vocab_size=own["vocab_size"],
+        context_length=own["context_length"],
+        fingerprint=own["fingerprint"],
+        most_tokens=own["most_tokens"],
+        **settings | {"generation_config": GenerationConfig.from_dict({"eos_token_id": own["eos_token_id"]})},
+    )
+
+
+def _vllm_teacher(
+    client: Client, card: dict[str, Any], tokenizer: Any, rows: int, settings: dict[str, Any]
+) -> ServedTeacher:
+    vocab_size = _find_vocab_size(client, card["id"], rows)
+    length = card.get("max_model_len")
+    fixed = [i for i in tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"] if i < vocab_size]
+    return ServedTeacher(
+        client,
+        card["id"],
+        vocab_size=vocab_size,
+        context_length=length - 1 if isinstance(length, int) else None,
+        fixed_text=fixed[: min(FIXED_TOKENS, length - 1 if isinstance(length, int) else FIXED_TOKENS)],
+        is_lean=all(_is_lean(client, address, card["id"]) for address in client.addresses),
+        **settings,
+    )
+
+
+def _nobody(field: str, error: Exception, is_own: bool) -> str:
+    if is_own:
+        return f"{field}: {error}. Start it, for example: tropd serve --teacher DIR --port 8001."
     return (
         f"{field}: {error}. Start it, for example: python -m vllm.entrypoints.openai.api_server --model DIR --host "
         "127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + max_completion_length "
@@ -196,12 +239,16 @@ def _find_card(client: Client, wanted: str | None, field: str) -> dict[str, Any]
             f"{field} has replicas that offer different models ({', '.join(card['id'] for card in cards)}); a list is "
             "for replicas of one. Set teacher_model_name to a model that each of them has."
         )
+    if len({str(card.get(OWN_CARD)) for card in cards}) > 1:
+        raise ValueError(f"{field} has replicas with different weights or settings; a list is for replicas of one.")
     lengths = [card["max_model_len"] for card in cards if isinstance(card.get("max_model_len"), int)]
     return cards[0] | ({"max_model_len": min(lengths)} if lengths else {})
 
 
 def _card_at(client: Client, address: Address, wanted: str | None, field: str) -> dict[str, Any]:
     cards = read_models(client.ask(MODELS, patience=START_PATIENCE, only=address))
+    for card in cards.values():
+        _check_own_card(card.get(OWN_CARD), address)
     if wanted is None and len(cards) != 1:
         raise ValueError(
             f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; say which with teacher_model_name."
@@ -212,6 +259,27 @@ def _card_at(client: Client, address: Address, wanted: str | None, field: str) -
             "serve that model."
         )
     return next(iter(cards.values())) if wanted is None else cards[wanted]
+
+
+def _check_own_card(own: Any, address: Address) -> None:
+    """Refuse what a `tropd serve` says of its model where it is of another release, or no such words.
+
+    Raises:
+        ServerRefused: with the address.
+    """
+    if own is None:
+        return
+    if not isinstance(own, dict) or own.get("version") != VERSION:
+        version = own.get("version") if isinstance(own, dict) else None
+        raise ServerRefused(
+            f"the `tropd serve` at {address} speaks version {version!r:.20}, and this is {VERSION}; use one release of "
+            "tropd at both ends"
+        )
+    kinds = {"fingerprint": str, "vocab_size": int, "most_tokens": int, "context_length": int | None}
+    ends = own.get("eos_token_id")
+    known = isinstance(ends, list) and all(type(token) is int and token >= 0 for token in ends)
+    if not known or not all(name in own and isinstance(own[name], kind) for name, kind in kinds.items()):
+        raise ServerRefused(f"the `tropd serve` at {address} does not say what its model is")
 
 
 def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:

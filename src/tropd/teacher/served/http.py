@@ -1,8 +1,8 @@
 """Asking a server that may be slow, busy, restarted or gone for a while, until it answers.
 
 Scoring changes nothing on the server, so a question whose answer was lost is asked again. What is waited for: no
-connection, a connection that breaks, an answer that is cut or is not JSON, and the statuses in `RETRIED`. All other
-answers are final. No proxies, no redirects, and no answer larger than what was asked for can be.
+connection, a connection that breaks, an answer that is cut or of another kind, and the statuses in `RETRIED`. All
+other answers are final. No proxies, no redirects, and no answer larger than what was asked for can be.
 """
 
 import http.client
@@ -38,8 +38,14 @@ SMALL = 2**20
 SHOWN = 300
 """So many characters of a server's own words are shown."""
 
-Ask = Callable[..., dict[str, Any]]
+Ask = Callable[..., Any]
 """(path, body, most_bytes) → the answer; `Client.ask`, or the same through one connection."""
+
+Body = dict[str, Any] | bytes | None
+"""Of a POST: JSON, or bytes as they are; `None` is a GET."""
+
+Read = Callable[[bytes], Any]
+"""An answer's bytes → what they say; raises ValueError where they are cut, or of another kind."""
 
 
 class ServerRefused(ValueError):
@@ -96,12 +102,13 @@ class Client:
     def ask(
         self,
         path: str,
-        body: dict[str, Any] | None = None,
+        body: Body = None,
         most_bytes: int = SMALL,
         *,
         patience: float | None = None,
         only: Address | None = None,
-    ) -> dict[str, Any]:
+        read: Read | None = None,
+    ) -> Any:
         """The answer, once there is one.
 
         Args:
@@ -110,6 +117,7 @@ class Client:
             most_bytes: of the answer.
             patience: another than the client's.
             only: this replica and no other.
+            read: what an answer says; of a JSON object its fields, by default.
 
         Raises:
             ConnectionError: no answer within `patience`.
@@ -122,7 +130,7 @@ class Client:
         for attempt in count():
             address = addresses[(first + attempt) % len(addresses)]
             try:
-                answer = self._ask_one(address, path, body, most_bytes)
+                answer = self._ask_one(address, path, body, most_bytes, read or read_json)
                 self._say_answered(address)
                 return answer
             except _Unanswered as failure:
@@ -167,7 +175,7 @@ class Client:
 
     # ------------------------------------------------------------------ one attempt
 
-    def _ask_one(self, address: Address, path: str, body: Any, most_bytes: int) -> dict[str, Any]:
+    def _ask_one(self, address: Address, path: str, body: Body, most_bytes: int, read: Read) -> Any:
         """One attempt; a connection that the server has closed meanwhile is replaced at once."""
         while True:
             if self._stop.is_set():
@@ -176,7 +184,7 @@ class Client:
             try:
                 if is_new and self.check_connection is not None:
                     self.check_connection(partial(self._exchange, connection, address))
-                answer = self._exchange(connection, address, path, body, most_bytes)
+                answer = self._exchange(connection, address, path, body, most_bytes, read)
             except BaseException as error:
                 self._drop(connection)
                 if isinstance(error, _Unanswered) and not is_new and not error.pause and _is_break(error):
@@ -191,7 +199,7 @@ class Client:
             connection = idle.pop() if idle else None
             is_new = connection is None
             if connection is None:
-                kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+                kind = http.client.HTTPSConnection if address.is_encrypted else http.client.HTTPConnection
                 connection = kind(address.host, address.port, timeout=self.timeout)
             self._busy.add(connection)
         return connection, is_new
@@ -212,14 +220,15 @@ class Client:
         connection: http.client.HTTPConnection,
         address: Address,
         path: str,
-        body: Any = None,
+        body: Body = None,
         most_bytes: int = SMALL,
-    ) -> dict[str, Any]:
+        read: Read | None = None,
+    ) -> Any:
         """One question and its answer through one connection, which stays open where the server lets it."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {"Content-Type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         try:
             connection.request("GET" if data is None else "POST", address.base + path, data, headers)
             response = connection.getresponse()
@@ -231,12 +240,9 @@ class Client:
         if response.status != 200:
             self._refuse(address, response, raw)
         try:
-            answer = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise _Unanswered(f"its answer is cut, or no JSON: {self._shown(raw)}") from error
-        if not isinstance(answer, dict):
-            raise _Unanswered(f"its answer is no JSON object: {self._shown(raw)}")
-        return answer
+            return (read or read_json)(raw)
+        except ValueError as error:
+            raise _Unanswered(f"its answer is {error}: {self._shown(raw)}") from error
 
     def _read(self, response: http.client.HTTPResponse, most_bytes: int) -> bytes:
         parts, size, deadline = [], 0, time.monotonic() + self.timeout
@@ -295,6 +301,21 @@ class Client:
             was_said = since is not None and self._next_word > since + FIRST_WORD
         if since is not None and was_said:
             logger.warning("The teacher at %s answers again, after %.0f s.", address, time.monotonic() - since)
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """The fields of a JSON object.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("cut, or no JSON") from error
+    if not isinstance(answer, dict):
+        raise ValueError("no JSON object")
+    return answer
 
 
 def _is_break(error: _Unanswered) -> bool:

@@ -9,17 +9,18 @@ N counts scored response tokens, row after row; M ≤ N of them are asked for th
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from ...models.sampling import until_eos
 from ...objective.endings import Endings
+from ...objective.randomness import DrawAddress
 from ..local import TeacherScores, TopKRequest
+from .asked import AskedTeacher
 from .http import Ask, Client, ServerRefused
 from .wire import (
     COMPLETIONS,
@@ -30,8 +31,6 @@ from .wire import (
     scoring_question,
     writing_request,
 )
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -74,43 +73,20 @@ class _Scored:
     topk_logp: torch.Tensor
 
 
-class ServedTeacher:
+class ServedTeacher(AskedTeacher):
     """Scores and writes through vLLM's `/v1/completions`.
 
     Args:
-        client: its servers.
-        served_name: what the model is called there.
-        name: what it is: its folder or Hub name, where the server tells.
-        vocab_size: the ids below it can be read.
-        context_length: tokens that a question may have; `None` where the server does not say.
-        generation_config: of which the endings are read.
-        device: where the scores go.
-        concurrency: questions under way at once.
+        client: see `AskedTeacher`.
+        served_name: see there.
         fixed_text: token ids by which it is known again.
         is_lean: are scores asked of the endpoint that writes no texts?
+        settings: the rest of `AskedTeacher`'s.
     """
 
-    model = None
-
-    def __init__(
-        self,
-        client: Client,
-        served_name: str,
-        *,
-        name: str,
-        vocab_size: int,
-        context_length: int | None,
-        generation_config: Any,
-        device: torch.device,
-        concurrency: int,
-        fixed_text: Sequence[int],
-        is_lean: bool = False,
-    ):
-        self.client, self.served_name, self.name = client, served_name, name
-        self.vocab_size, self.context_length = vocab_size, context_length
-        self.generation_config, self.device = generation_config, device
+    def __init__(self, client: Client, served_name: str, *, fixed_text: Sequence[int], is_lean: bool, **settings: Any):
+        super().__init__(client, served_name, **settings)
         self._fixed_text, self._is_lean = list(fixed_text), is_lean
-        self._threads = ThreadPoolExecutor(concurrency, "teacher")
         self._dividing = threading.Lock()
         self._fingerprint = self._read_fingerprint(client.ask)
         client.check_connection = self._check_same
@@ -291,7 +267,7 @@ class ServedTeacher:
 
     # ------------------------------------------------------------------ responses
 
-    def write(
+    def sample(
         self,
         contexts: Sequence[list[int]],
         *,
@@ -300,28 +276,14 @@ class ServedTeacher:
         max_new_tokens: int,
         temperature: float,
         vocab_limit: int | None = None,
-        seeds: Sequence[int] | None = None,
+        draws: DrawAddress | None = None,
     ) -> list[list[int]]:
-        """As `LocalTeacher.write`."""
-        asked = {"max_new_tokens": max_new_tokens, "temperature": temperature, "vocab_limit": vocab_limit}
-        written = self.sample(contexts, eos_ids=eos_ids, seeds=seeds, **asked)  # type: ignore[arg-type]
-        return [until_eos(response, eos_ids) for response in written]
-
-    def sample(
-        self,
-        contexts: Sequence[list[int]],
-        *,
-        eos_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        vocab_limit: int | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """As `models.sampling.sample`: the server draws with each row's seed, whatever else it does beside.
+        """See `AskedTeacher`: the server draws with a seed for each row.
 
         A response is cut before the first id of `vocab_limit` or more, and where the server's context ends.
         """
         ends, limit = [i for i in eos_ids if i < self.vocab_size], vocab_limit or self.vocab_size
+        seeds = None if draws is None else draws.seeds()
 
         def ask(number: int) -> list[int]:
             context = contexts[number]
@@ -343,25 +305,6 @@ class ServedTeacher:
             return written[: next((n for n, token in enumerate(written) if token >= limit), len(written))]
 
         return self._ask_all(ask, range(len(contexts)), [len(context) for context in contexts])
-
-    # ------------------------------------------------------------------ many at once
-
-    def _ask_all(self, ask: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:
-        """`ask` of each item, the largest first; where one fails for good, the others are given up."""
-        order = sorted(range(len(items)), key=lambda number: -sizes[number])
-        asked = {number: self._threads.submit(ask, items[number]) for number in order}
-        try:
-            done, _ = wait(asked.values(), return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            for future in asked.values():
-                future.cancel()
-            self.client.stop()
-            wait(asked.values())
-            self.client.go_on()
-            raise
-        return [asked[number].result() for number in range(len(items))]
 
 
 def is_same_model(before: Sequence[float], now: Sequence[float]) -> bool:

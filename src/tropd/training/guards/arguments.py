@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
-from ...teacher.served.address import is_served
+from ...teacher.served.address import is_own, is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
 from ..config import TrOPDConfig
@@ -139,7 +139,8 @@ def _check_apart(role: str, model: Any, output_dir: str) -> None:
 def _warn_of_idle_fields(args: TrOPDConfig, teachers: Mapping[Name, Any]) -> None:
     """Say which fields of teachers have no effect, as no teacher is behind a server, or all are."""
     served = [is_served(teacher) for teacher in teachers.values()]
-    idle = ("teacher_batch_size",) if all(served) else () if any(served) else SERVED
+    own = any(map(is_own, teachers.values()))  # it reads micro-batches as a teacher in this process does
+    idle = ("teacher_batch_size",) if all(served) and not own else () if any(served) else SERVED
     defaults = {field.name: field.default for field in fields(MethodSettings)}
     changed = [name for name in idle if getattr(args, name) != defaults[name]]
     if changed:

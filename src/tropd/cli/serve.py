@@ -1,0 +1,128 @@
+"""`tropd serve`: a teacher that trainers in other processes ask for its scores."""
+
+import argparse
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ..models.folder import check_model_folder, check_weights, is_local
+from . import console
+from .generate import DTYPES, load_model
+
+if TYPE_CHECKING:
+    from ..models.files import ModelFiles
+
+NAME = "serve"
+
+DESCRIPTION = """\
+Serve a teacher: trainers ask it with `--teacher tropd://HOST:PORT`.
+
+It makes the passes that a teacher in the trainer's process would make, and answers with numbers: log-probability and
+entropy of each token, and the top-k of those alone that need it. So it scores at any temperature, several runs can
+share it, and it stays where it is when a run ends. On one kind of machine the numbers are those of the process, bit for
+bit.
+
+The key that each question has to bring is taken from the environment (TROPD_TEACHER_API_KEY). Without one only this
+machine is served. SIGTERM or Ctrl-C ends it, after the answers under way."""
+
+EPILOG = """\
+examples:
+  tropd serve --teacher models/teacher
+  tropd train --student models/student --teacher tropd://127.0.0.1:8001 --data prompts.jsonl --output_dir run"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="serve a teacher to trainers in other processes",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def option(name: str, help: str, **settings) -> None:
+        hyphenated = name.replace("_", "-")
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
+
+    option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
+    option("host", "address to listen at (default: 127.0.0.1, this machine alone)", default="127.0.0.1")
+    option("port", "default: 8001; 0 takes any that is free", type=int, default=8001, metavar="N")
+    option("name", "what the model is called (default: its folder or name)", metavar="NAME")
+    option("api_key_env", "environment variable with the key (default: TROPD_TEACHER_API_KEY)", metavar="VARIABLE")
+    option("max_tokens", "of one question, all rows together (default: 262144)", type=int, default=2**18, metavar="N")
+    option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
+    option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
+    option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..serving.server import bind, serve
+
+    key = _key(options)
+    if options.max_tokens < 1:
+        raise ValueError(f"max_tokens is {options.max_tokens}; use at least 1.")
+    check_model_folder(options.teacher, "teacher")
+    at = bind(options.host, options.port)  # nobody is let in before the model is there
+    try:
+        app = _load(options, key, at)
+        serve(app, at)
+    finally:
+        at.close()
+    console.say("ended.")
+    return 0
+
+
+def _key(options: argparse.Namespace) -> str | None:
+    """The key, without which no other machine is served.
+
+    Raises:
+        ValueError: the field and what to type.
+    """
+    from ..teacher.served.address import DEFAULT_KEY_VARIABLE, read_key
+
+    key = read_key(options.api_key_env, "api_key_env")
+    if key is None and not _is_loopback(options.host):
+        raise ValueError(
+            f"host is {options.host!r}, which lets other machines ask, and there is no key. Export one "
+            f"({DEFAULT_KEY_VARIABLE}=…) here and for the trainers, or listen to 127.0.0.1 and use a tunnel."
+        )
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _load(options: argparse.Namespace, key: str | None, at: socket.socket) -> Any:
+    from ..models.files import read_model_files
+    from ..serving.app import Served, make_app
+    from ..teacher.local import LocalTeacher
+    from .quiet import quiet_libraries
+
+    quiet_libraries()
+    files: ModelFiles = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
+    check_weights(options.teacher, "teacher", options.trust_remote_code)
+    console.say(f"loading {options.teacher}")
+    model = load_model(options, files)
+    app = make_app(
+        Served(
+            LocalTeacher(model),
+            files.tokenizer,
+            options.name or options.teacher,
+            os.path.abspath(options.teacher) if is_local(options.teacher) else options.teacher,
+            files.eos_ids,
+            key,
+            options.max_tokens,
+        )
+    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    console.say(
+        f"{options.teacher} on {model.device} in {str(model.dtype).removeprefix('torch.')}, "
+        f"{'with a key' if key else 'without a key'}: --teacher tropd://{host}:{at.getsockname()[1]}"
+    )
+    return app

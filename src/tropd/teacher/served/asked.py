@@ -1,0 +1,102 @@
+"""What every teacher behind a server has: a client, and threads that ask at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+
+from ...models.sampling import until_eos
+from ...objective.randomness import DrawAddress
+from .http import Client
+
+T = TypeVar("T")
+
+
+class AskedTeacher(ABC):
+    """A teacher that another process computes.
+
+    Args:
+        client: its servers.
+        served_name: what the model is called there.
+        name: what it is: its folder or Hub name, where the server tells.
+        vocab_size: the ids below it can be read.
+        context_length: tokens that a question may have; `None` where the server does not say.
+        generation_config: of which the endings are read.
+        device: where the scores go.
+        concurrency: questions under way at once.
+    """
+
+    model = None
+
+    def __init__(
+        self,
+        client: Client,
+        served_name: str,
+        *,
+        name: str,
+        vocab_size: int,
+        context_length: int | None,
+        generation_config: Any,
+        device: torch.device,
+        concurrency: int,
+    ):
+        self.client, self.served_name, self.name = client, served_name, name
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.generation_config, self.device = generation_config, device
+        self._threads = ThreadPoolExecutor(concurrency, "teacher")
+
+    @abstractmethod
+    def sample(
+        self,
+        contexts: Sequence[list[int]],
+        *,
+        pad_id: int,
+        eos_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        vocab_limit: int | None = None,
+        draws: DrawAddress | None = None,
+    ) -> list[list[int]]:
+        """As `models.sampling.sample`, with draws of each row's own, whatever else the server does beside."""
+
+    def write(
+        self,
+        contexts: Sequence[list[int]],
+        *,
+        pad_id: int,
+        eos_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        vocab_limit: int | None = None,
+        draws: DrawAddress | None = None,
+    ) -> list[list[int]]:
+        """As `LocalTeacher.write`."""
+        written = self.sample(
+            contexts,
+            pad_id=pad_id,
+            eos_ids=eos_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            vocab_limit=vocab_limit,
+            draws=draws,
+        )
+        return [until_eos(response, eos_ids) for response in written]
+
+    def _ask_all(self, ask: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:
+        """`ask` of each item, the largest first; where one fails for good, the others are given up."""
+        order = sorted(range(len(items)), key=lambda number: -sizes[number])
+        asked = {number: self._threads.submit(ask, items[number]) for number in order}
+        try:
+            done, _ = wait(asked.values(), return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            for future in asked.values():
+                future.cancel()
+            self.client.stop()
+            wait(asked.values())
+            self.client.go_on()
+            raise
+        return [asked[number].result() for number in range(len(items))]
