@@ -21,7 +21,7 @@ from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_n
 from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
-from ..teacher.served.address import are_all_served
+from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
 from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
@@ -176,6 +176,10 @@ class TrOPDTrainer(GRPOTrainer):
         check_topk(self)
         self._write_with_a_cache()
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
+        # A server lists what the method needs; more would be asked of it, and may be refused.
+        lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
+        self._notes_topk = lists and args.alternatives_per_token > 0
+        self._updates_each = max(1, self.cycle // args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
         self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
@@ -400,6 +404,8 @@ class TrOPDTrainer(GRPOTrainer):
             reward_weight=args.reward_mixing_weight,
             trusts_sampler=self.rollout_stage.trusts_sampler,
             rescores=args.rescore_rollouts,
+            noted_rows=args.rollouts_per_log if self._notes_topk and self._logs_rollouts(self._updates_each) else 0,
+            noted_topk=args.alternatives_per_token,
             ranks=self.ranks,
             guards=self.step_guards(),
         )
@@ -514,14 +520,17 @@ class TrOPDTrainer(GRPOTrainer):
             metrics["response/eos_share"],
         )
 
-    def _logs_rollouts(self) -> bool:
-        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""
+    def _logs_rollouts(self, steps: int = 1) -> bool:
+        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps.
+
+        Or, with `steps`, in one of so many from this one on.
+        """
         every = self.args.rollout_log_steps
         return bool(
             self.model.training
             and every
             and self._step % self.args.steps_per_generation == 0
-            and self.state.global_step % every == 0
+            and -self.state.global_step % every < steps
             and self.is_world_process_zero()
         )
 
@@ -532,10 +541,10 @@ class TrOPDTrainer(GRPOTrainer):
                 directory,
                 step,
                 inputs,
-                terms.losses,
-                terms.student_logp,
+                terms,
                 self._tokenizer,
                 limit=self.args.rollouts_per_log,
+                alternatives=self.args.alternatives_per_token,
             )
 
     def moment(self) -> str:
