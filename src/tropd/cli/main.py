@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..suggestions import hint
-from . import check, compare, console, evaluate, generate, methods, plan, student, train
+from . import check, compare, console, doctor, evaluate, generate, methods, plan, report, show, student, train
 
-COMMANDS = (check, train, generate, evaluate, compare, student, plan, methods)
+COMMANDS = (doctor, check, train, report, show, generate, evaluate, compare, student, plan, methods)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -27,8 +27,9 @@ From two models and a file of prompts to a distilled student:
   tropd check --student small/ --teacher large/ --data prompts.jsonl          do they fit? what will it cost?
   tropd generate --teacher large/ --data prompts.jsonl --out answered.jsonl   teacher answers, for guided methods
   tropd train --student small/ --teacher large/ --data answered.jsonl --output_dir run
+  tropd report run                                                            what became of it, token by token
 
-The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
+`tropd doctor` says what this machine can run. The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
 Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.
 """
