@@ -269,7 +269,7 @@ def _no_vllm() -> Ability:
 
 
 def _demo() -> Ability:
-    from ..proving_ground.family import GENERALIST, STUDENT, model_path
+    from ..proving_ground.family import GENERALIST, STUDENT, family_path
 
-    absent = [name for name in (STUDENT, GENERALIST) if not (model_path(name) / "model.safetensors").is_file()]
-    return Ability("the demo's shipped models", f"without {', '.join(absent)}" if absent else "", "")
+    absent = [name for name in (STUDENT, GENERALIST) if not (family_path() / name / "model.safetensors").is_file()]
+    return Ability("make demo (shipped models)", f"without {', '.join(absent)}" if absent else "", "")
