@@ -1,6 +1,6 @@
-"""`tropd doctor`: versions, what this machine can run, and the command for what is missing. Imports no library it reads.
+"""`tropd doctor`: versions, what this machine can run, and the command for what is missing.
 
-What is installed is read from its metadata, so that it takes a second where importing would take many.
+What is installed is read from its metadata and not imported, so that it takes a second where importing takes many.
 """
 
 import argparse
@@ -69,6 +69,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if installed("tropd") is None:
+        raise ValueError(
+            "tropd runs from a folder that was never installed, so what it needs is not known here. pip install -e ."
+        )
     asked = requirements("tropd")
     screen = console.out()
     screen.print("versions", style="bold")
@@ -130,8 +134,10 @@ def _read(line: str) -> Requirement | None:
 def fits(version: str, bounds: str) -> bool:
     """Is a version within bounds? Compared by its numbers; what follows them (`+cpu`, `rc1`) does not count.
 
-    >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17"), fits("4.13.2", "==4.13.2"), fits("1.4", "~=1.2")
-    (True, False, True, True)
+    >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17"), fits("4.13.2", "==4.13.2")
+    (True, False, True)
+    >>> fits("1.4", "~=1.2"), fits("2.0", "~=1.2"), fits("5.1.0", "!=5.1.*")
+    (True, False, False)
     """
     return all(_fits_one(version, bound) for bound in bounds.split(",") if bound)
 
@@ -158,13 +164,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _version_lines(asked: Iterable[Requirement]) -> list[str]:
     """Python, tropd, and each package that the core, the trainer or vLLM asks for."""
-    lines = [f"{'python':<14} {platform.python_version()}", f"{'tropd':<14} {installed('tropd')}"]
+    bounds = importlib.metadata.metadata("tropd")["Requires-Python"] or ""
+    python = platform.python_version()
+    lines = [
+        f"{'python':<16} {python:<16} {'' if fits(python, bounds) else 'NOT '}{bounds}",
+        f"{'tropd':<16} {installed('tropd')}",
+    ]
     shown = {r.name: r for r in asked if r.extra in (None, "train", "vllm") and r.name != "tropd"}
     for name, requirement in shown.items():
         version = installed(name)
         state = "not installed" if version is None else version
         wrong = version is not None and not fits(version, requirement.bounds)
-        lines.append(f"{name:<14} {state:<16} {'NOT ' if wrong else ''}{requirement.bounds}")
+        lines.append(f"{name:<16} {state:<16} {'NOT ' if wrong else ''}{requirement.bounds}")
     return lines
 
 
@@ -175,10 +186,9 @@ def find_conflicts(names: Iterable[str]) -> Iterable[str]:
         if installed(name) is None:
             continue
         for requirement in requirements(name):
-            version = installed(requirement.name)
-            if requirement.extra is None and requirement.name in names and version is not None:
-                if not fits(version, requirement.bounds):
-                    yield f"{name} {installed(name)} asks for {requirement.spelled}, and {version} is installed."
+            version = installed(requirement.name) if requirement.name in names and not requirement.extra else None
+            if version is not None and not fits(version, requirement.bounds):
+                yield f"{name} {installed(name)} asks for {requirement.spelled}, and {version} is installed."
 
 
 # ---------------------------------------------------------------------- the machine
@@ -260,7 +270,9 @@ def _on_gpu(train: Ability) -> Ability:
     if not found:
         return Ability(what, "no GPU found (recipe:demo and small pairs run on the CPU)", "")
     if build == "cpu" and found != ["Apple silicon"]:
-        return Ability(what, "PyTorch is the CPU build", "pip install --force-reinstall torch  # from a CUDA or ROCm index")
+        return Ability(
+            what, "PyTorch is the CPU build", "pip install --force-reinstall torch  # from a CUDA or ROCm index"
+        )
     return Ability(what, train.lacking, train.command)
 
 

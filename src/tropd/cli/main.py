@@ -44,7 +44,8 @@ From two models and a file of prompts to a distilled student:
   tropd train --student small/ --teacher large/ --data answered.jsonl --output_dir run
   tropd report run                                                            what became of it, token by token
 
-`tropd doctor` says what this machine can run. The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
+`tropd doctor` says what this machine can run.
+The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
 Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.
 """

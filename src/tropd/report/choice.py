@@ -20,7 +20,8 @@ def choose_rollouts(runs: Sequence[RunFolder]) -> tuple[list[list[dict[str, Any]
     chosen, left_out = [], []
     for run in runs:
         files = run.rollout_files()
-        room, kept = MOST_TOKENS // len(runs), {}
+        room = MOST_TOKENS // len(runs)
+        kept: dict[int, list[dict[str, Any]]] = {}
         for number in spread(len(files)):
             records = whole_lines(files[number])
             size = sum(min(len(record["tokens"]), MOST_OF_ONE) for record in records)

@@ -43,7 +43,7 @@ def inspector(
     """
     regions = list(REGIONS)
     shown = [_rollout(number, record, regions) for number, records in enumerate(rollouts) for record in records]
-    data = {"runs": [visible(name) for name in names], "regions": [r.name for r in REGIONS.values()]}
+    data: dict[str, Any] = {"runs": [visible(name) for name in names], "regions": [r.name for r in REGIONS.values()]}
     data |= {"divergences": list(divergences)}
     data |= {"marks": [region.mark for region in REGIONS.values()], "rollouts": shown}
     steps = sorted({rollout["step"] for rollout in shown})

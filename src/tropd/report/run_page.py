@@ -22,7 +22,7 @@ REGION_COUNTS = {
     "outlier": "regions/num_outlier",
     "teacher prefix": "regions/num_guidance",
 }
-CURVES: tuple[tuple[str, str, dict[str, bool]], ...] = (
+CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("loss", "Loss (nats a token)", {}),
     ("trust/fraction", "Trust fraction, 1 − TV", {}),
     ("kl/k1", "Reverse KL, K1 estimate (nats a token)", {}),

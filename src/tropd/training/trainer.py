@@ -63,6 +63,7 @@ from .logging.collect import (
 from .logging.metrics import Totals
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
+from .logging.trackers import track_rollouts, untracked
 from .records import MicroBatch, pack_for_student
 from .rollout_stage import RolloutStage
 from .step import Step, StepSetup, build_step, micro_batches
@@ -537,7 +538,7 @@ class TrOPDTrainer(GRPOTrainer):
     def _log_rollouts(self, inputs: MicroBatch, terms: FusedLoss) -> None:
         step, directory = self.state.global_step + 1, self.args.output_dir
         with log_written("rollouts/", step, directory):
-            write_rollouts(
+            records = write_rollouts(
                 directory,
                 step,
                 inputs,
@@ -546,6 +547,7 @@ class TrOPDTrainer(GRPOTrainer):
                 limit=self.args.rollouts_per_log,
                 alternatives=self.args.alternatives_per_token,
             )
+        track_rollouts(records, self)
 
     def moment(self) -> str:
         """What is being done, for a sentence."""
@@ -560,7 +562,8 @@ class TrOPDTrainer(GRPOTrainer):
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self.rollout_stage.evaluated_rows = 0
         moment = f"the evaluation after step {self.state.global_step}"
-        with enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
+        tracked = nullcontext() if self.is_in_train else untracked(self.args)
+        with tracked, enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
             return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
