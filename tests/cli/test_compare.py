@@ -88,6 +88,20 @@ def test_it_shows_progress_the_table_and_where_the_report_is(plan, tropd, fake):
     assert "a &lt;fast&gt; machine" in Path("out/report.html").read_text()
 
 
+def test_what_is_under_way_says_how_far_it_is(plan, tropd, fake, monkeypatch):
+    from tropd.cli import compare
+    from tropd.comparison import schedule
+
+    monkeypatch.setattr(schedule, "TELL_EVERY", 0.2)
+    monkeypatch.setattr(compare, "SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setenv("FAKE_SECONDS", "2")
+    outcome = tropd("compare", plan(), "--out", "out", "--jobs", "2")
+    line = next(line for line in outcome.err.splitlines() if "step 3 of about 8" in line)
+    assert line.startswith("0/2 cells  one/opd report lr 0.001 seed 1: step 3 of about 8; one/tropd ")
+    assert "left" in line, "what both say is a forecast before the first has ended"
+    assert "next     tropd report out/cells/" not in outcome.out, "a fake cell leaves no run.json"
+
+
 def test_the_same_command_does_nothing_twice_and_the_report_alone_can_be_made_again(plan, tropd, fake):
     assert tropd("compare", plan(), "--out", "out").code == 0
     before = {path: path.stat().st_mtime_ns for path in Path("out/cells").rglob("*")}

@@ -141,7 +141,7 @@ def _note(prefix: tuple[float, float], has_before: bool, has_evaluations: bool, 
             "are without a prefix."
         )
     if has_evaluations:
-        behind = f"; the last steps' continue prefixes of {prefix[1]:.0f} tokens in the mean" if prefix[1] else ""
+        behind = f"; the last steps' continue prefixes, of {prefix[1]:.1f} tokens in the mean" if prefix[1] else ""
         whose = "the preflight's of training prompts, the evaluation's of its own" if has_before else "of its prompts"
         return f"Arrows are of rollouts without a teacher's prefix, {whose}{behind}."
     return ""

@@ -123,8 +123,11 @@ def _outcomes(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
     tables = []
     for run, name in zip(runs, names, strict=True):
         found = outcome(_history(run), run.measurement)
-        rows = [[row.label, *row.values, row.moved] for row in found.rows]
-        tables.append(Table(_titled("Before and after", name, runs), ["", *found.titles, ""], rows, note=found.note))
+        # The arrow stands with the number that it is about, where a phone shows it.
+        rows = [
+            [row.label, row.values[0], f"{row.values[1]} {row.moved}".rstrip(), *row.values[2:]] for row in found.rows
+        ]
+        tables.append(Table(_titled("Before and after", name, runs), ["", *found.titles], rows, note=found.note))
     if len(runs) > 1:
         tables.insert(0, _settings(runs, names))
     return Section("What became of it" if len(runs) == 1 else "What became of them", tables=tables)

@@ -132,7 +132,7 @@
       ["r = log π_T − log π_S", `${number(t[R], 3)} nats`],
       ["student, π_S", `${share(t[SAMPLED])} (log ${number(t[SAMPLED], 3)})`],
       ["teacher, π_T", `${share(t[TEACHER])} (log ${number(t[TEACHER], 3)})`],
-      ["accepted with min(π_T/π_S, 1)", t[R] === null ? "–" : share(Math.min(t[R], 0))],
+      ["min(π_T/π_S, 1)", t[R] === null ? "–" : share(Math.min(t[R], 0))],
       ["K1 term, −r", t[R] === null ? "–" : number(-t[R], 3)],
       [data.divergences[rollout.run], t[DIRECT] === null ? "none for this token" : number(t[DIRECT], 3)],
       ["part of the loss", number(t[LOSS], 4)],
