@@ -88,18 +88,21 @@ def test_it_shows_progress_the_table_and_where_the_report_is(plan, tropd, fake):
     assert "a &lt;fast&gt; machine" in Path("out/report.html").read_text()
 
 
-def test_what_is_under_way_says_how_far_it_is(plan, tropd, fake, monkeypatch):
-    from tropd.cli import compare
-    from tropd.comparison import schedule
+def test_what_is_under_way_says_how_far_it_is_now_and_then(capsys):
+    from tropd.cli.compare import SECONDS_BETWEEN_LINES, _Screen
+    from tropd.comparison.layout import Told
+    from tropd.comparison.schedule import Progress
 
-    monkeypatch.setattr(schedule, "TELL_EVERY", 0.2)
-    monkeypatch.setattr(compare, "SECONDS_BETWEEN_LINES", 0.5)
-    monkeypatch.setenv("FAKE_SECONDS", "2")
-    outcome = tropd("compare", plan(), "--out", "out", "--jobs", "2")
-    line = next(line for line in outcome.err.splitlines() if "step 3 of about 8" in line)
-    assert line.startswith("0/2 cells  one/opd report lr 0.001 seed 1: step 3 of about 8; one/tropd ")
-    assert "left" in line, "what both say is a forecast before the first has ended"
-    assert "next     tropd report out/cells/" not in outcome.out, "a fake cell leaves no run.json"
+    now = [0.0]
+    screen = _Screen(clock=lambda: now[0])
+    told = {"one/opd": Told("step 3 of about 8", 0.375)}
+    progress = Progress(0, 2, None, True, None, ["one/opd", "one/tropd"], 90.0, told)
+    for seconds in (0.0, SECONDS_BETWEEN_LINES - 1, SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LINES + 1):
+        now[0] = seconds
+        screen.show(progress)
+    left = "; about 1 min 30 s left"
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"2 cells, 0 done already{left}", f"0/2 cells  one/opd: step 3 of about 8{left}"]
 
 
 def test_the_same_command_does_nothing_twice_and_the_report_alone_can_be_made_again(plan, tropd, fake):

@@ -35,3 +35,11 @@ def test_a_resumed_run_counts_from_where_it_goes_on():
     pace.begin(0.0, 6)
     pace.step(3.0, 7)
     assert pace.seconds_left() == pytest.approx(9.0)
+
+
+def test_data_sets_that_are_evaluated_after_one_step_are_one_evaluation(pace):
+    pace.step(110.0, 5)
+    pace.evaluated(10.0)
+    pace.evaluated(20.0)
+    pace.step(142.0, 6)
+    assert pace.seconds_left() == pytest.approx(4 * 2.0 + 30.0)

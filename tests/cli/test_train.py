@@ -63,13 +63,13 @@ def test_evaluations_have_a_line_and_a_guided_run_compares_like_with_like(worksp
 
 def test_python_users_have_the_same_screen(workspace, capsys):
     args = TrOPDConfig(
-        "python", method="opd", max_steps=1, per_device_train_batch_size=8, max_completion_length=8, logging_steps=1,
+        "python", method="opd", max_steps=2, per_device_train_batch_size=8, max_completion_length=8, logging_steps=1,
         save_strategy="no", gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none",
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
     TrOPDTrainer("student", "teacher", args=args, train_dataset=rows, callbacks=[TerminalReport()]).train()
     printed = capsys.readouterr()
-    assert "train: 1/1 steps  loss" in printed.err and "done: 1 step in" in printed.out
+    assert "train: 2/2 steps  loss" in printed.err and "done: 2 steps in" in printed.out
     assert "Token inspector" in (workspace.root / "python" / "report.html").read_text()
 
 

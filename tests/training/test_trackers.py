@@ -74,11 +74,10 @@ def test_tensorboard_has_curves_and_rollouts(tmp_path, student, teacher):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = trained(tmp_path / "run", student, teacher, report_to=["tensorboard"])
-    folder = next(path.parent for path in (tmp_path / "run").rglob("events.out.*"))
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = events.Tags()
-    assert {"train/kl/k1", "eval/kl/k1"} <= set(tags["scalars"]) and "rollouts/text_summary" in tags["tensors"]
+    logs = [EventAccumulator(str(file)).Reload() for file in (tmp_path / "run").rglob("events.out.*")]
+    assert {"train/kl/k1", "eval/kl/k1"} <= {name for log in logs for name in log.Tags()["scalars"]}
+    (log,) = [log for log in logs if "rollouts/text_summary" in log.Tags()["tensors"]]
+    assert [event.step for event in log.Tensors("rollouts/text_summary")] == [0, 1]
     assert trainer.args.report_to == ["tensorboard"]
 
 

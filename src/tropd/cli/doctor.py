@@ -25,6 +25,12 @@ Say which versions are installed and whether they work together, what this machi
 missing. No model is needed and none is loaded. Exit code 1 where training cannot run as things are.
 """
 
+EXAMPLES = """\
+examples:
+  tropd doctor
+  tropd doctor && make demo
+"""
+
 TRACKERS = ("trackio", "wandb", "tensorboard")
 SECONDS_FOR_A_DRIVER = 5.0
 
@@ -63,6 +69,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         NAME,
         help="versions, what this machine can run, and what is missing",
         description=DESCRIPTION,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.set_defaults(run=run)

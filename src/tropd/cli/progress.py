@@ -53,10 +53,14 @@ class TrainingProgress(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self._advance is None or not metrics:  # asked for outside of a training
             return
-        self._pace.evaluated(seconds := metrics["eval_runtime"])
-        logged = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), metrics)
-        numbers = note({name.removeprefix("eval_"): value for name, value in logged.items()})
-        console.say(f"evaluation after step {state.global_step}: {numbers}  ({console.duration(seconds)})")
+        clock = next(name for name in metrics if name.endswith("_runtime"))  # of several data sets each has its own
+        self._pace.evaluated(seconds := metrics[clock])
+        prefix = clock.removesuffix("runtime")
+        logged = next((entry for entry in reversed(state.log_history) if f"{prefix}loss" in entry), metrics)
+        numbers = note({name.removeprefix(prefix): value for name, value in logged.items()})
+        what = prefix.removeprefix("eval_").removesuffix("_")
+        named = f"evaluation of {what!r}" if what else "evaluation"
+        console.say(f"{named} after step {state.global_step}: {numbers}  ({console.duration(seconds)})")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
@@ -93,7 +97,7 @@ class Pace:
     _first: int = 0
     _started: float = 0.0
     _now: float = 0.0
-    _evaluations: list[float] = field(default_factory=list)
+    _evaluations: dict[int, float] = field(default_factory=dict)
 
     def begin(self, now: float, done: int) -> None:
         self._started = self._now = now
@@ -103,13 +107,14 @@ class Pace:
         self._now, self._done = now, done
 
     def evaluated(self, seconds: float) -> None:
-        self._evaluations.append(seconds)
+        """An evaluation has ended; those of several data sets after one step are one."""
+        self._evaluations[self._done] = self._evaluations.get(self._done, 0.0) + seconds
 
     def seconds_left(self) -> float | None:
         """Of steps and evaluations; `None` before the first step."""
         if self._done == self._first:
             return None
-        each = (self._now - self._started - sum(self._evaluations)) / (self._done - self._first)
+        each = (self._now - self._started - sum(self._evaluations.values())) / (self._done - self._first)
         return max(each, 0.0) * (self.steps - self._done) + self._of_evaluations()
 
     def _of_evaluations(self) -> float:
@@ -117,7 +122,7 @@ class Pace:
         if not self.every or not self._evaluations:
             return 0.0
         to_come = self.steps // self.every - (self._done - 1) // self.every
-        return to_come * sum(self._evaluations) / len(self._evaluations)
+        return to_come * sum(self._evaluations.values()) / len(self._evaluations)
 
 
 def note(logs: dict[str, float]) -> str:
