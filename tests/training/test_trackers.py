@@ -69,12 +69,15 @@ def test_wandb_has_curves_and_rollouts(tmp_path, student, teacher, monkeypatch):
     assert summary["rollouts"]["_type"] == "table-file" and summary["rollouts"]["ncols"] == len(COLUMNS)
 
 
-def test_tensorboard_has_curves_and_rollouts(tmp_path, student, teacher):
+def test_tensorboard_has_curves_and_rollouts(tmp_path, student, teacher, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setenv(
+        "TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs")
+    )  # an evaluation before training knows no other
     trainer = trained(tmp_path / "run", student, teacher, report_to=["tensorboard"])
-    logs = [EventAccumulator(str(file)).Reload() for file in (tmp_path / "run").rglob("events.out.*")]
+    logs = [EventAccumulator(str(file)).Reload() for file in (tmp_path / "logs").rglob("events.out.*")]
     assert {"train/kl/k1", "eval/kl/k1"} <= {name for log in logs for name in log.Tags()["scalars"]}
     (log,) = [log for log in logs if "rollouts/text_summary" in log.Tags()["tensors"]]
     assert [event.step for event in log.Tensors("rollouts/text_summary")] == [0, 1]
