@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -44,14 +46,51 @@ document.getElementById("frame").onload = (event) => {
 </script>"""
 
 
-@pytest.fixture
-def visit(tmp_path):
-    """What a browser of some width has seen of a page."""
-    pages: dict[str, str] = {}
+class Site:
+    """Pages on this machine, and a browser that goes to them.
 
+    Attributes:
+        pages: by their path.
+        asked: paths that were asked for, in order.
+    """
+
+    def __init__(self, server: http.server.HTTPServer, folder: Path):
+        self.server, self.folder = server, folder
+        self.pages: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    def command(self, *options: str) -> list[str]:
+        """The browser at the first page."""
+        unboxed = ["--no-sandbox"] if os.geteuid() == 0 else []
+        profile = f"--user-data-dir={self.folder / 'browser'}"
+        address = f"http://127.0.0.1:{self.server.server_port}/"
+        return [
+            BROWSER,
+            "--headless=new",
+            "--disable-gpu",
+            profile,
+            "--window-size=1400,1000",
+            *unboxed,
+            *options,
+            address,
+        ]
+
+    def visit(self, page: str, width: int, place: str = "") -> dict:
+        """What a visitor has seen of a page in a browser of some width."""
+        self.pages.update({"/": VISITOR % (width, place), "/page": page})
+        command = self.command("--virtual-time-budget=5000", "--dump-dom")
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        found = re.search(r'<pre id="seen">(.+?)</pre>', printed, re.DOTALL)
+        assert found, printed[-2000:]
+        return json.loads(unescape(found[1]))
+
+
+@pytest.fixture
+def site(tmp_path):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = pages.get(self.path, "").encode()
+            found.asked.append(self.path)
+            body = found.pages.get(self.path, "").encode()
             self.send_response(200 if body else 404)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.end_headers()
@@ -61,29 +100,16 @@ def visit(tmp_path):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Site(server, tmp_path)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def visit(page: str, width: int, place: str = "") -> dict:
-        pages.update({"/": VISITOR % (width, place), "/page": page})
-        options = ["--headless=new", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
-        options += ["--no-sandbox"] if os.geteuid() == 0 else []
-        done = subprocess.run(
-            [BROWSER, *options, "--virtual-time-budget=5000", "--window-size=1400,1000", "--dump-dom",
-             f"http://127.0.0.1:{server.server_port}/"],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        found = re.search(r'<pre id="seen">(.+?)</pre>', done.stdout, re.DOTALL)
-        assert found, done.stdout[-2000:] + done.stderr[-1000:]
-        return json.loads(unescape(found[1]))
-
-    yield visit
+    yield found
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_person_finds_a_token_and_what_was_made_of_it(tmp_path, visit, width):
-    seen = visit(run_page([write_run(tmp_path / "run", rollouts=logged_rollouts())]), width)
+def test_a_person_finds_a_token_and_what_was_made_of_it(tmp_path, site, width):
+    seen = site.visit(run_page([write_run(tmp_path / "run", rollouts=logged_rollouts())]), width)
     assert seen["overflow"] == 0, "nothing but a table scrolls to the side"
     assert seen["images"] == 0, "what a model wrote is text"
     start = seen["start"]
@@ -101,7 +127,20 @@ def test_a_person_finds_a_token_and_what_was_made_of_it(tmp_path, visit, width):
     assert seen["none"]["found"] == "0 of 3 rollouts." and seen["none"]["panel"] == ""
 
 
-def test_an_address_leads_back_to_its_token(tmp_path, visit):
+def test_an_address_leads_back_to_its_token(tmp_path, site):
     page = run_page([write_run(tmp_path / "run", rollouts=logged_rollouts())])
-    start = visit(page, 1280, "at=0.3.0.0")["start"]
+    start = site.visit(page, 1280, "at=0.3.0.0")["start"]
     assert start["token"] == HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b")
+
+
+def test_a_page_that_follows_a_run_asks_again(tmp_path, site):
+    site.pages["/"] = run_page([write_run(tmp_path / "run")], follow=1)
+    browser = subprocess.Popen(
+        site.command("--remote-debugging-port=0"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while site.asked.count("/") < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    browser.terminate()
+    browser.wait(timeout=30)
+    assert site.asked.count("/") >= 3
