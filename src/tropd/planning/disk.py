@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SMALL_FILES_BYTES = 20_000_000
 """Tokenizer, configuration, scheduler and random state beside the weights; a large tokenizer is most of it."""
 
-TOKEN_RECORD_BYTES, ALTERNATIVE_BYTES = 220, 18
+TOKEN_RECORD_BYTES, ALTERNATIVE_BYTES = 250, 18
 """One token of a logged rollout, and each of the teacher's likeliest beside it, as JSON."""
 
 
