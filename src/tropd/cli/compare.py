@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -260,7 +261,7 @@ def _next(results: dict[str, Any], out: Path) -> list[str]:
     if not runs:
         return []
     return [
-        f"next     tropd report {runs[-1]}",
+        f"next     tropd report {shlex.quote(runs[-1])}",
         "           one of its runs, token by token",
         "         tropd check --student small/ --teacher large/ --data prompts.jsonl",
         "           what a pair of your own can expect; then `tropd train` with the same words",

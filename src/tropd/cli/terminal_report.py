@@ -1,6 +1,7 @@
 """What `tropd train` shows and leaves, for a trainer in Python: progress, evaluations, summary, and the run's page."""
 
 import atexit
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def show_end(history: Any, output_dir: str, *, steps: int, seconds: float, saved
     folder = Path(output_dir)
     write_page([folder], folder / PAGE)
     before = read_run(folder).measurement if before is None else before
-    next_step = [("next", f"tropd evaluate --model {output_dir} --benchmark …")] if saved else []
+    next_step = [("next", f"tropd evaluate {shlex.quote(output_dir)} --benchmarks … --data … --out …")] if saved else []
     show_summary(
         history,
         Ended(
