@@ -19,10 +19,21 @@ _HOME_OF = {
     "Method": "objective.methods",
     "get_method": "objective.methods",
     "register_method": "objective.methods",
+    "TerminalReport": "cli.terminal_report",
 }
-__all__ = ["METHODS", "Method", "TrOPDConfig", "TrOPDTrainer", "__version__", "get_method", "register_method"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "TerminalReport",
+    "TrOPDConfig",
+    "TrOPDTrainer",
+    "__version__",
+    "get_method",
+    "register_method",
+]
 
 if TYPE_CHECKING:
+    from .cli.terminal_report import TerminalReport
     from .objective.methods import METHODS, Method, get_method, register_method
     from .training.config import TrOPDConfig
     from .training.trainer import TrOPDTrainer

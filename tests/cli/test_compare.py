@@ -88,6 +88,23 @@ def test_it_shows_progress_the_table_and_where_the_report_is(plan, tropd, fake):
     assert "a &lt;fast&gt; machine" in Path("out/report.html").read_text()
 
 
+def test_what_is_under_way_says_how_far_it_is_now_and_then(capsys):
+    from tropd.cli.compare import SECONDS_BETWEEN_LINES, _Screen
+    from tropd.comparison.layout import Told
+    from tropd.comparison.schedule import Progress
+
+    now = [0.0]
+    screen = _Screen(clock=lambda: now[0])
+    told = {"one/opd": Told("step 3 of about 8", 0.375)}
+    progress = Progress(0, 2, None, True, None, ["one/opd", "one/tropd"], 90.0, told)
+    for seconds in (0.0, SECONDS_BETWEEN_LINES - 1, SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LINES + 1):
+        now[0] = seconds
+        screen.show(progress)
+    left = "; about 1 min 30 s left"
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"2 cells, 0 done already{left}", f"0/2 cells  one/opd: step 3 of about 8{left}"]
+
+
 def test_the_same_command_does_nothing_twice_and_the_report_alone_can_be_made_again(plan, tropd, fake):
     assert tropd("compare", plan(), "--out", "out").code == 0
     before = {path: path.stat().st_mtime_ns for path in Path("out/cells").rglob("*")}

@@ -12,7 +12,8 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tropd import TrOPDConfig, TrOPDTrainer
+from cli.conftest import PROMPTS
+from tropd import TerminalReport, TrOPDConfig, TrOPDTrainer
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -45,6 +46,31 @@ def test_the_screen_shows_progress_and_a_summary(workspace, tropd):
     assert "train: 2/2 steps  loss" in outcome.err
     assert "done: 2 steps in" in outcome.out and "trust fraction" in outcome.out and "out" in outcome.out
     assert "{'loss'" not in outcome.out + outcome.err, "the libraries' own log is off"
+    page = (workspace.root / "out" / "report.html").read_text()
+    assert "Token inspector" in page and "out/report.html" in outcome.out and "tropd evaluate" in outcome.out
+
+
+def test_evaluations_have_a_line_and_a_guided_run_compares_like_with_like(workspace, tropd):
+    rows = [{"prompt": prompt, "teacher_response": "1 + 1 = 2, and so on"} for prompt in PROMPTS]
+    settings = {"data": workspace.jsonl("answered.jsonl", rows), "eval_data": "prompts.jsonl", "method": "tropd"}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "per_device_eval_batch_size": 8}
+    outcome = tropd("train", *workspace.fields(**settings, preflight_prompts=2))
+    assert outcome.code == 0, outcome.err
+    assert "evaluation after step 1: loss " in outcome.err and "evaluation after step 2: loss " in outcome.err
+    assert "preflight" in outcome.out and "evaluation, step 2" in outcome.out
+    assert "without a teacher's prefix" in outcome.out
+
+
+def test_python_users_have_the_same_screen(workspace, capsys):
+    args = TrOPDConfig(
+        "python", method="opd", max_steps=2, per_device_train_batch_size=8, max_completion_length=8, logging_steps=1,
+        save_strategy="no", gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none",
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    TrOPDTrainer("student", "teacher", args=args, train_dataset=rows, callbacks=[TerminalReport()]).train()
+    printed = capsys.readouterr()
+    assert "train: 2/2 steps  loss" in printed.err and "done: 2 steps in" in printed.out
+    assert "Token inspector" in (workspace.root / "python" / "report.html").read_text()
 
 
 def test_the_command_line_trains_what_python_trains_with_or_without_a_preflight(workspace, tropd):

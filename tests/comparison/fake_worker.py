@@ -27,6 +27,7 @@ def prepare(plan, name, layout):
 
 
 def run(plan, cell, layout):
+    layout.tell(cell.name, "step 3 of about 8", 0.375)
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     if os.environ.get("FAKE_CRASH") == cell.name:
         os.kill(os.getpid(), signal.SIGKILL)

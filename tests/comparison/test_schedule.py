@@ -14,6 +14,7 @@ from tropd.comparison.layout import RESULT, Layout
 from tropd.comparison.plan_file import read_plan
 from tropd.comparison.report.results import collect
 from tropd.comparison.run import _forget_errors, compare, record_plan
+from tropd.comparison.schedule import Schedule, Task, Worker
 from tropd.comparison.time_left import GUIDED, Pace
 
 PARENT = """
@@ -54,6 +55,23 @@ def test_all_choose_their_rates_first_and_then_go_seed_by_seed(compared, plan_da
     ended = [progress.ended.cell for progress in seen if progress.ended is not None and progress.ended.cell is not None]
     assert [(cell.kind, cell.label) for cell in ended[:4]] == [("grid", "opd")] * 2 + [("grid", "tropd")] * 2
     assert [(cell.seed, cell.label) for cell in ended[4:]] == [(1, "opd"), (1, "tropd"), (2, "opd"), (2, "tropd")]
+
+
+def test_before_the_first_cell_has_ended_those_under_way_forecast_the_time_left(tmp_path, plan_data):
+    plan, layout = read_plan(plan_data | {"seeds": [1]}), Layout(tmp_path / "out")
+    schedule = Schedule(plan, layout, jobs=2)
+    cells = [cell for pair in pairs(plan, []) for cell in report_cells(plan, *pair, 1.0e-3)]
+    began = time.monotonic() - 30.0
+    schedule.workers = [Worker(Task(cell.name, cell), process=None, started=began) for cell in cells]
+    assert schedule._seconds_left({}) is None, "nothing was said yet"
+    layout.tell(cells[0].name, "step 3 of about 12", 0.25)
+    layout.tell(cells[1].name, "loading models")
+    assert schedule._seconds_left({}) is None
+    layout.tell(cells[1].name, "step 6 of about 12", 0.5)
+    assert schedule._seconds_left({}) == pytest.approx(90.0, abs=1.0), "the slower one's: three times what it has taken"
+    assert layout.told(cells[0].name) == ("step 3 of about 12", 0.25)
+    schedule.workers = schedule.workers[:1]
+    assert schedule._seconds_left({}) is None, "another is still to come"
 
 
 @pytest.fixture

@@ -90,6 +90,46 @@ def test_region_labels_weights_and_terms_of_a_token_match(tmp_path, student, tea
     assert sum(terms) / len(terms) == pytest.approx(done.logs[0]["loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("method", ["tropd", "opd", "jsd"])
+def test_a_logged_token_has_the_teachers_likeliest_and_its_divergence(tmp_path, student, teacher, method):
+    settings = {"rollout_log_steps": 1, "rollouts_per_log": 3, "alternatives_per_token": 4}
+    run(tmp_path, student, teacher, method, rows=ROWS, script=replay(recorded(8)), **settings)
+    records = jsonl(tmp_path / "rollouts" / "step-000001.jsonl")
+    assert len(records) == 3
+    for record in records:
+        response = [token["id"] for token in record["tokens"]]
+        logps = tiny.plain_logps(teacher, ids(record["prompt"]), response)
+        for token, row in zip(record["tokens"], logps, strict=True):
+            logp, likeliest = row.topk(4)
+            assert [text for text, _ in token["alternatives"]] == [tiny.tokenizer().decode([i]) for i in likeliest]
+            assert [value for _, value in token["alternatives"]] == pytest.approx(logp.tolist(), abs=1e-3)
+            has_one = {"tropd": token["region"] == "outlier", "opd": False, "jsd": token["region"] != "guidance"}
+            assert (token["direct"] is not None) == has_one[method]
+
+
+@pytest.mark.parametrize("method", ["tropd", "opd", "jsd", "gkd"])
+def test_what_is_logged_beside_a_token_changes_nothing(tmp_path, student, teacher, method):
+    """To the bit: the top-k of logged tokens is set aside before anything is computed from it."""
+    settings = {"max_steps": 3, "rows": ROWS, "rollout_log_steps": 1, "rollouts_per_log": 8}
+    with_them, without = (
+        run(tmp_path / str(count), student, teacher, method, alternatives_per_token=count, **settings)
+        for count in (5, 0)
+    )
+    weights = [tiny.weights_of(done.trainer.model) for done in (with_them, without)]
+    assert largest_difference(*weights) == 0
+    name = "teacher/topk_mass"
+    assert [log.get(name) for log in with_them.logs] == [log.get(name) for log in without.logs]
+    first = jsonl(tmp_path / "0" / "rollouts" / "step-000001.jsonl")[0]
+    assert "alternatives" not in first["tokens"][-1]
+
+
+def test_later_updates_of_a_batch_are_logged_with_what_was_noted_at_its_first(tmp_path, student, teacher):
+    settings = {"num_iterations": 2, "max_steps": 2, "rollout_log_steps": 1}
+    run(tmp_path, student, teacher, "opd", script=replay(recorded(8)), **settings)
+    first, second = (jsonl(tmp_path / "rollouts" / f"step-00000{step}.jsonl")[0]["tokens"][0] for step in (1, 2))
+    assert first["alternatives"] == second["alternatives"] and first["loss"] != second["loss"]
+
+
 def test_a_rollout_that_is_left_out_is_written_without_tokens(tmp_path, student, teacher):
     settings = {"rollout_log_steps": 1, "mask_truncated_completions": True}
     run(tmp_path, student, teacher, "opd", script=replay(recorded(8)), **settings)

@@ -2,12 +2,17 @@
 
 import argparse
 import os
+import shlex
 import signal
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from ..visible import visible
 from . import console
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ examples:
 How the numbers are made: docs/compare.md."""
 
 
+SECONDS_BETWEEN_LINES = 20.0
 PREPARING = "preparing "
 """So begin the words of a task that is not a cell."""
 
@@ -144,12 +150,13 @@ def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Screen:
-    """A line when a cell ends; on a terminal also what is under way, elsewhere what takes minutes before any cell."""
+    """A line when a cell ends, and between how far those under way are: on a terminal in place, else now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.status = console.err().status("starting") if console.err().is_terminal else None
         self.begun = False
         self.announced: set[str] = set()
+        self.clock, self.said = clock, clock()
 
     def __enter__(self) -> "_Screen":
         if self.status is not None:
@@ -165,11 +172,11 @@ class _Screen:
             console.say(f"{progress.total} cells, {progress.done} done already{_left(progress)}")
             self.begun = True
         if self.status is not None:
-            self.status.update(
-                f"{progress.done}/{progress.total} cells{_left(progress)}: {', '.join(progress.running)}"
-            )
+            under_way = ", ".join(_how_far(words, progress) for words in progress.running)
+            self.status.update(escape(visible(f"{progress.done}/{progress.total} cells{_left(progress)}: {under_way}")))
         else:
             self._announce(words for words in progress.running if words.startswith(PREPARING))
+            self._tell_now_and_then(progress)
         if progress.ended is None:
             return
         how = _outcome(progress.result) if progress.ended.cell is not None else "ready" if progress.well else "failed"
@@ -181,6 +188,20 @@ class _Screen:
             if words not in self.announced:
                 console.say(f"{words} ...")
                 self.announced.add(words)
+
+    def _tell_now_and_then(self, progress: "Progress") -> None:
+        """So often that nobody wonders whether it hangs, and so seldom that a log can be read."""
+        if progress.ended is not None:
+            self.said = self.clock()
+        elif progress.told and self.clock() - self.said >= SECONDS_BETWEEN_LINES:
+            told = [_how_far(words, progress) for words in progress.running if words in progress.told]
+            console.say(f"{progress.done}/{progress.total} cells  {'; '.join(told)}{_left(progress)}")
+            self.said = self.clock()
+
+
+def _how_far(words: str, progress: "Progress") -> str:
+    told = progress.told.get(words)
+    return words if told is None else f"{words}: {told.words}"
 
 
 def _left(progress: "Progress") -> str:
@@ -214,14 +235,37 @@ def _end(results: dict[str, Any], out: Path) -> int:
         elif (table := difference_table(setting, reference)) is not None:
             head, rows = table
             _show(name, f"distance to the teacher beside {reference}", head[:3], [row[:3] for row in rows])
-    for file in ("results.json", "tables.md", "report.html"):
-        console.out().print(f"written  {out / file}", markup=False)
+    for file, what in WRITTEN.items():
+        console.out().print(f"written  {out / file}{what}", markup=False)
     errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
     unprepared = sum(bool(setting["error"]) for setting in results["settings"].values())
     if errors:
         many = "1 cell" if errors == 1 else f"{errors} cells"
         console.warn(f"{many} failed; {out / 'logs'} has the last words, and --retry-failed runs again what failed.")
+    for line in _next(results, out):
+        console.out().print(line, markup=False)
     return 1 if errors or unprepared else 0
+
+
+WRITTEN = {
+    "results.json": "  every run, failures included",
+    "tables.md": "     the tables as Markdown",
+    "report.html": "   open it in a browser: scores, curves, rollouts by region",
+}
+
+
+def _next(results: dict[str, Any], out: Path) -> list[str]:
+    """What to do with a comparison that is there."""
+    cells = [out / "cells" / name for name, cell in results["cells"].items() if cell["kind"] == "report"]
+    runs = [str(folder) for folder in cells if (folder / "run.json").is_file()]
+    if not runs:
+        return []
+    return [
+        f"next     tropd report {shlex.quote(runs[-1])}",
+        "           one of its runs, token by token",
+        "         tropd check --student small/ --teacher large/ --data prompts.jsonl",
+        "           what a pair of your own can expect; then `tropd train` with the same words",
+    ]
 
 
 def _show(name: str, what: str, head: list[str], rows: list[list[str]]) -> None:

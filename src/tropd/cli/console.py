@@ -73,9 +73,12 @@ def fail(text: str) -> None:
 
 
 class Advance(Protocol):
-    """Tells a progress that `count` more units are done; `note` is shown beside it."""
+    """Tells a progress that `count` more units are done; `note` is shown beside it.
 
-    def __call__(self, count: int = 1, note: str = "") -> None: ...
+    `left` is the seconds left, where the caller knows better than by the units.
+    """
+
+    def __call__(self, count: int = 1, note: str = "", left: float | None = None) -> None: ...
 
 
 @contextmanager
@@ -106,6 +109,13 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         TimeRemainingColumn,
     )
 
+    class Left(TimeRemainingColumn):
+        """The caller's own forecast, where it has one."""
+
+        def render(self, task: Any) -> Text:
+            known = task.fields.get("left")
+            return super().render(task) if known is None else Text(duration(known), style="progress.remaining")
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -113,13 +123,13 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         TextColumn("{task.fields[unit]}  {task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        Left(),
     )
     with Progress(*columns, console=err()) as bar:
-        task = bar.add_task(title, total=total, completed=done, unit=unit, note="")
+        task = bar.add_task(title, total=total, completed=done, unit=unit, note="", left=None)
 
-        def advance(count: int = 1, note: str = "") -> None:
-            bar.update(task, advance=count, note=escape(visible(note)))
+        def advance(count: int = 1, note: str = "", left: float | None = None) -> None:
+            bar.update(task, advance=count, note=escape(visible(note)), left=left)
 
         yield advance
 
@@ -140,13 +150,14 @@ class _Lines:
         self.first = self.done = self.reported = done
         self.started = self.last_line = clock()
 
-    def __call__(self, count: int = 1, note: str = "") -> None:
+    def __call__(self, count: int = 1, note: str = "", left: float | None = None) -> None:
         self.done += count
         now = self.clock()
         due = self.done - self.reported >= self.total / PLAIN_LINES or now - self.last_line >= PLAIN_SECONDS
         if not due and self.done < self.total and self.done - count > self.first:
             return
-        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+        if left is None:
+            left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
         beside = f"  {note}" if note else ""
         self.print_line(f"{self.title}: {self.done}/{self.total} {self.unit}{beside}  {duration(left)} left")
         self.reported, self.last_line = self.done, now

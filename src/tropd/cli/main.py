@@ -8,9 +8,42 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extras import missing_part
 from ..suggestions import hint
-from . import check, compare, console, evaluate, export, generate, methods, plan, recipes, serve, student, train, verl
+from . import (
+    check,
+    compare,
+    console,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    methods,
+    plan,
+    recipes,
+    report,
+    serve,
+    show,
+    student,
+    train,
+    verl,
+)
 
-COMMANDS = (check, train, generate, serve, evaluate, compare, student, plan, methods, recipes, export, verl)
+COMMANDS = (
+    check,
+    train,
+    generate,
+    serve,
+    evaluate,
+    compare,
+    report,
+    show,
+    student,
+    plan,
+    methods,
+    recipes,
+    doctor,
+    export,
+    verl,
+)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -28,7 +61,9 @@ From two models and a file of prompts to a distilled student:
   tropd check --student small/ --teacher large/ --data prompts.jsonl          do they fit? what will it cost?
   tropd generate --teacher large/ --data prompts.jsonl --out answered.jsonl   teacher answers, for guided methods
   tropd train --student small/ --teacher large/ --data answered.jsonl --output_dir run
+  tropd report run                                                            what became of it, token by token
 
+`tropd doctor` says what this machine can run.
 The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
 Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.

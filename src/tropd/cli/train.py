@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from . import console
@@ -16,7 +17,8 @@ DESCRIPTION = """\
 Distil a teacher into a student on the student's own answers.
 
 Before anything is trained the pair is looked at as `tropd check` does; a pair that cannot work is refused.
-The run's folder explains itself: run.json, metrics.jsonl, rollouts/, preflight.json, checkpoints, and the model.
+The run's folder explains itself: run.json, metrics.jsonl, rollouts/, preflight.json, checkpoints, the model, and at the
+end report.html, a page of it all. `tropd report RUN --follow` serves that page while the run goes on.
 """
 
 EXAMPLES = """\
@@ -88,12 +90,15 @@ def _finish(args: Any, checkpoint: str) -> int:
 def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     from transformers import PrinterCallback
 
+    from ..report.run_page import PAGE
     from ..run.assemble import build_trainer
     from ..training.checkpointing.directory_lock import only_run_in
+    from ..training.guards.errors import RolloutsCollapsed
     from .at_start import look_when_ready
     from .preflight import save_found, show_probe
     from .progress import TrainingProgress
-    from .summary import Ended, show_summary
+    from .report import write_page
+    from .terminal_report import show_end
 
     if int(os.environ.get("RANK", "0")) == 0:
         stack.enter_context(only_run_in(inputs.args.output_dir))  # before two runs have loaded their models
@@ -117,19 +122,23 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     trainer.stops_at = (*trainer.stops_at, signal.SIGINT)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+    except RolloutsCollapsed:  # its checkpoint and logs are whole
+        progress.close()
+        if trainer.is_world_process_zero():
+            write_page([Path(trainer.args.output_dir)], Path(trainer.args.output_dir) / PAGE)
+        raise
     finally:
         progress.close()
     args = trainer.args
-    show_summary(
-        trainer.state.log_history,
-        Ended(
+    if trainer.is_world_process_zero():
+        show_end(
+            trainer.state.log_history,
+            args.output_dir,
             steps=trainer.state.global_step - progress.first_step,
             seconds=time.monotonic() - started,
-            output_dir=args.output_dir,
             saved=args.save_final_model,
             before=found.get("measurement") or {},
-        ),
-    )
+        )
     trainer.close_engine()
     trainer.accelerator.end_training()  # the processes of a run leave together
     return 0

@@ -4,26 +4,34 @@ state.json           the plan, and the hardware as the user describes it
 settings/NAME/       student, prompts.json, before.json
 taken/NAME.json      scores before training that came with cells of another results.json, until the setting is prepared
 cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
-running/             tasks under way; what a kill leaves there is thrown away
+running/             tasks under way, and how far each is; what a kill leaves there is thrown away
 logs/NAME.txt        what a task printed, tracebacks included
 results.json, tables.md, report.html
 """
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..atomic_files import write_whole
 
 RESULT = "result.json"
 SECONDS_OF_A_LOCK = 10.0
 """Workers of a comparison that was killed need a moment to notice it."""
+
+
+class Told(NamedTuple):
+    """How far a task is, in words; and which part of its work is done, where that is known."""
+
+    words: str
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,24 @@ class Layout:
 
     def running(self, name: str) -> Path:
         return self.root / "running" / name
+
+    def tell(self, name: str, words: str, share: float | None = None) -> None:
+        """Say how far a task is; its folder may not be there yet."""
+        file = self._told(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".partial")
+        aside.write_text(json.dumps([words, share]), encoding="utf-8")  # no fsync: it is of this moment alone
+        os.replace(aside, file)
+
+    def told(self, name: str) -> "Told | None":
+        """How far a task said it is; `None` where it said nothing yet."""
+        try:
+            return Told(*json.loads(self._told(name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def _told(self, name: str) -> Path:
+        return self.root / "running" / f"{name}.told"
 
     def setting(self, name: str) -> Path:
         return self.root / "settings" / name

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .cells import GRID, Cell, count_cells, next_cells, pairs
-from .layout import RESULT, Layout
+from .layout import RESULT, Layout, Told
 from .plan import Plan
 from .time_left import Pace
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+LEAST_SHARE = 0.1
+"""Of a cell, before its pace says how long the whole takes."""
 LOOK_EVERY, TELL_EVERY = 0.2, 5.0
 """Seconds between two looks at the workers, and between two forecasts of the time left."""
 
@@ -59,6 +61,7 @@ class Progress:
         well: did it end well? A cell that collapsed did.
         result: of that cell, if it was one.
         running: what is being worked on.
+        told: of that, how far each said it is.
         seconds_left: forecast from the cells done so far; `None` before the first.
     """
 
@@ -69,6 +72,7 @@ class Progress:
     result: Mapping[str, Any] | None
     running: Sequence[str]
     seconds_left: float | None
+    told: Mapping[str, Told] = field(default_factory=dict)
 
 
 class Schedule:
@@ -193,6 +197,7 @@ class Schedule:
                 result=None if ended is None else results.get(ended.name),
                 running=[worker.task.words for worker in self.workers],
                 seconds_left=self._seconds_left(results),
+                told={w.task.words: told for w in self.workers if (told := self.layout.told(w.task.name)) is not None},
             )
         )
 
@@ -209,11 +214,24 @@ class Schedule:
         pace = Pace(self.plan, results)
         left = pace.of_missing(self.pairs)
         if left is None:
-            return None
+            return self._seconds_by_shares(results)
         running = [self._forecast(worker, pace) for worker in self.workers if worker.task.name not in results]
         spent = sum(min(elapsed, whole) for elapsed, whole in running)
         last = max((whole - elapsed for elapsed, whole in running), default=0.0)  # a cell is not shared out
         return max((left - spent) / self.jobs, last, 0.0)
+
+    def _seconds_by_shares(self, results: Mapping[str, Any]) -> float | None:
+        """Before a first cell has ended: by what the cells under way say, where no other is to come."""
+        missing = [cell.name for pair in self.pairs for cell in next_cells(self.plan, pair, results)[0]]
+        if {name for name in missing if name not in results} != {worker.task.name for worker in self.workers}:
+            return None
+        left = []
+        for worker in self.workers:
+            told = self.layout.told(worker.task.name)
+            if told is None or not told.share or told.share < LEAST_SHARE:
+                return None
+            left.append((time.monotonic() - worker.started) * (1 / told.share - 1))
+        return max(left, default=None)
 
     def _forecast(self, worker: Worker, pace: Pace) -> tuple[float, float]:
         """Seconds that a worker has been at its cell, and those of the whole cell; one that is late uses no other's."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SMALL_FILES_BYTES = 20_000_000
 """Tokenizer, configuration, scheduler and random state beside the weights; a large tokenizer is most of it."""
 
-TOKEN_RECORD_BYTES = 200
-"""One token of a logged rollout, as JSON."""
+TOKEN_RECORD_BYTES, ALTERNATIVE_BYTES = 250, 18
+"""One token of a logged rollout, and each of the teacher's likeliest beside it, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ def estimate_disk(args: "TrOPDConfig", setup: Setup, max_steps: int) -> DiskEsti
     state = 0 if args.save_only_model else optimizer_bytes(setup) * setup.shards
     logged = math.ceil(max_steps / args.rollout_log_steps) if args.rollout_log_steps else 0
     sequences = logged * min(args.rollouts_per_log, setup.work.micro_rows)
+    token_bytes = TOKEN_RECORD_BYTES + args.alternatives_per_token * ALTERNATIVE_BYTES
     return DiskEstimate(
         checkpoint=model + state,
         num_checkpoints=_num_checkpoints(args, max_steps),
         final_model=model if args.save_final_model else 0,
-        logs=round(sequences * setup.work.response_tokens * TOKEN_RECORD_BYTES),
+        logs=round(sequences * setup.work.response_tokens * token_bytes),
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..training.logging.trackers import untracked
 from ..training.trainer import TrOPDTrainer
 
 HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
@@ -25,7 +26,7 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
     trainer.in_preflight = True
     trainer.model.eval()
     try:
-        with _same_random_states(trainer.accelerator.device):
+        with _same_random_states(trainer.accelerator.device), untracked(trainer.args):
             yield
     finally:
         trainer.in_preflight = False

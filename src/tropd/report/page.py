@@ -4,9 +4,12 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .rendering import CSS, TEMPLATES
+from .rendering import CSS, SCRIPT, TEMPLATES
+
+if TYPE_CHECKING:
+    from .inspector import Inspector
 
 
 class Region(NamedTuple):
@@ -76,6 +79,7 @@ class Section:
         figures: HTML of the charts that belong to the tables.
         legend: HTML, what the lines of the charts look like.
         charts: HTML of each.
+        charts_title: what the charts are over; may be empty.
         charts_note: how to read the charts.
         samples: rollouts.
     """
@@ -86,6 +90,7 @@ class Section:
     figures: Sequence[str] = ()
     legend: str = ""
     charts: Sequence[str] = ()
+    charts_title: str = "Over the runs"
     charts_note: str = ""
     samples: Sequence[Sample] = ()
 
@@ -104,15 +109,24 @@ class Page:
         intro: a sentence or two.
         facts: name and value of what a reader needs to judge the numbers.
         sections: the parts.
+        inspector: rollouts to look through, by a script of the page's own.
+        follow: seconds after which the page asks for itself again; `None` for a file that stays as it is.
     """
 
     title: str
     intro: str
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section] = field(default_factory=list)
+    inspector: "Inspector | None" = None
+    follow: int | None = None
 
 
 def page_html(page: Page) -> str:
     """The page as one file of HTML that needs no other."""
-    digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
-    return TEMPLATES.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, css_hash=f"sha256-{digest}")
+    hashes = {"css_hash": _digest(CSS), "script_hash": _digest(SCRIPT)}
+    return TEMPLATES.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, script=SCRIPT, **hashes)
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names a style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

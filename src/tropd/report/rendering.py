@@ -8,7 +8,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..visible import visible
 from .axes import label
 
-CSS = (files(__package__) / "templates" / "style.css").read_text(encoding="utf-8")
+CSS, SCRIPT = (
+    (files(__package__) / "templates" / name).read_text(encoding="utf-8") for name in ("style.css", "inspector.js")
+)
 
 
 def _spelled_out(value: Any) -> Any:

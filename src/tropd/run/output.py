@@ -11,7 +11,7 @@ from ..training.checkpointing.checkpoints import read_record
 from ..training.checkpointing.directory_lock import LOCK
 
 RECORDS = re.compile(
-    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|final_model\.json|\.writing|\.lock"
+    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|final_model\.json|report\.html|\.writing|\.lock"
 )
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 

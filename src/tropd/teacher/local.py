@@ -41,6 +41,21 @@ class TeacherStates:
 
 
 @dataclass(frozen=True)
+class NotedTopK:
+    """A teacher's top-k as the rollout log shows it; nothing is learned from it.
+
+    Attributes:
+        index: [M] positions among the N tokens, sorted.
+        ids: [M, K].
+        logp: [M, K], falling.
+    """
+
+    index: Tensor
+    ids: Tensor
+    logp: Tensor
+
+
+@dataclass(frozen=True)
 class TeacherScores:
     """What the teacher says about N tokens. Made by `LocalTeacher.score`, read by the gate and what follows it.
 
@@ -51,6 +66,7 @@ class TeacherScores:
         topk_ids: [M, K] int32; K is 0 where no top-k was asked for.
         topk_logp: [M, K].
         states: of each teacher that has read some of the tokens, kept only for full-vocabulary methods.
+        noted: the top-k of tokens that are logged; `None` where none are.
     """
 
     logp: Tensor
@@ -59,6 +75,7 @@ class TeacherScores:
     topk_ids: Tensor
     topk_logp: Tensor
     states: tuple[TeacherStates, ...] = ()
+    noted: NotedTopK | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
     "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
     "rollout_log_steps": (lambda n: n >= 0, "use 0 for never, or a number of steps"),
+    "alternatives_per_token": (lambda n: n >= 0, "use 0 for none, or a number of tokens"),
     "rollouts_per_log": (lambda n: n >= 1, "use at least 1, or rollout_log_steps=0 to log none"),
 }
 
@@ -121,6 +122,8 @@ class MethodSettings:
             `bf16` it still computes in half precision. Adapters and DeepSpeed have a precision of their own.
         stop_at_signals: where SIGTERM, or a closed terminal (SIGHUP), would end the process, `train()` finishes its
             step, writes a checkpoint and raises `Interrupted`. `False` leaves signals alone.
+        alternatives_per_token: the teacher's likeliest tokens written beside each token of these; 0 none. A served
+            teacher is asked for no more than the method reads: there they are written with methods that read its top-k.
         save_final_model: write the model to `output_dir` when training ends.
         checkpoint_digests: write a SHA-256 of each file into `checkpoint.json`, so that a checkpoint that was altered
             is refused too. It reads every byte, about a second a gigabyte, while all processes wait. Names and sizes
@@ -193,6 +196,7 @@ class MethodSettings:
     stop_at_signals: bool = field(
         default=True, metadata={"help": "At SIGTERM or SIGHUP finish the step and write a checkpoint."}
     )
+    alternatives_per_token: int = field(default=5, metadata={"help": "Teacher's likeliest tokens logged beside each."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
     checkpoint_digests: bool = field(default=False, metadata={"help": "Write SHA-256 of checkpoints, and check them."})
 

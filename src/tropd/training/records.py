@@ -13,6 +13,7 @@ from ..models.packing import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
+from ..teacher.local import NotedTopK
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class MicroBatch:
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
         from_notes: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
         first_update: is this the update by which the student first moves away from the one that sampled?
+        noted: the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them.
     """
 
     rollouts: list[Rollout]
@@ -104,6 +106,7 @@ class MicroBatch:
     counts: RegionCounts
     from_notes: bool = False
     first_update: bool = True
+    noted: NotedTopK | None = None
 
 
 def pack_for_student(

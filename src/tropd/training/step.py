@@ -37,7 +37,7 @@ from ..objective.regions import top_share_threshold, trust_weight
 from ..objective.schedules import guidance_fraction
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
-from ..teacher.local import TeacherScores, TopKRequest
+from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.names import teacher_phrase
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
@@ -82,6 +82,8 @@ class StepSetup:
         reward_weight: of the rewards mixed into the policy gradient.
         trusts_sampler: may what the sampler noted stand in for a pass of the student?
         rescores: `rescore_rollouts` of the configuration.
+        noted_rows: rollouts of this rank, from the first, that are logged with the teacher's likeliest tokens.
+        noted_topk: how many of these a token is logged with, where the method asks for no top-k itself.
         ranks: sums over the processes.
         guards: what turns a failure into a sentence.
     """
@@ -104,6 +106,8 @@ class StepSetup:
     reward_weight: float
     trusts_sampler: bool
     rescores: bool | None
+    noted_rows: int
+    noted_topk: int
     ranks: Ranks
     guards: StepGuards
 
@@ -407,23 +411,29 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
 
     Which tokens need the top-k is a matter of their region. So the teacher calls `divide_and_select` slice by slice,
     while its logits are at hand: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
+    Tokens that are logged are asked for, too, and set aside.
     """
     method = setup.method
+    needed = torch.zeros_like(gate.student_mask)
+    noted = tokens_noted(setup, rollouts, needed) if setup.noted_rows else None
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
-        weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
-        return weights > 0
+        if method.needs_topk:
+            weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
+            needed[tokens] = weights > 0
+        return needed[tokens] if noted is None else needed[tokens] | noted[tokens]
 
     request = None
-    if method.needs_topk:
-        assert method.fkl_top_k is not None
+    if method.needs_topk or noted is not None:
+        k = method.fkl_top_k if method.needs_topk else setup.noted_topk
+        assert k is not None
         events = setup.teachers.shared_vocabulary(setup.student_vocab_size) - max(len(setup.endings.as_one) - 1, 0)
         request = TopKRequest(
-            min(method.fkl_top_k, events),
+            min(k, events),
             setup.student_vocab_size,
             divide_and_select,
-            below=gate.most_of_an_outlier,
+            below=lambda: _bound_with(gate.most_of_an_outlier(), noted),
             above=-math.inf if method.teacher_entropy_tau is None else method.teacher_entropy_tau,
         )
     with setup.guards.asking_teacher(gate.student_mask.numel()) as check:
@@ -442,7 +452,34 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
         check(scores)
     if request is None:
         gate.divide(scores.logp, scores.entropy, slice(None))
+    if noted is not None:
+        scores = set_noted_aside(scores, noted, needed)
     return without_unusable(scores, method)
+
+
+def _bound_with(bound: Tensor, noted: Tensor | None) -> Tensor:
+    """log π_T up to which the top-k is asked for, [N]: of the tokens that are logged whatever it is."""
+    return bound if noted is None else bound.masked_fill(noted, math.inf)
+
+
+def tokens_noted(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
+    """bool [N]: the tokens that are logged with the teacher's likeliest ones."""
+    noted = torch.zeros_like(like)
+    noted[: sum(sum(rollout.scored) for rollout in rollouts[: setup.noted_rows])] = True
+    return noted
+
+
+def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> TeacherScores:
+    """Scores in which the top-k is that of `needed` tokens, as without a log, and that of `noted` ones is apart."""
+    index, ids, logp = scores.topk_index, scores.topk_ids, scores.topk_logp
+    apart, kept = noted[index], needed[index]
+    return replace(
+        scores,
+        topk_index=index[kept],
+        topk_ids=ids[kept],
+        topk_logp=logp[kept],
+        noted=NotedTopK(index[apart], ids[apart], logp[apart]),
+    )
 
 
 def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
@@ -550,6 +587,14 @@ def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1
         local = torch.stack([region_counts(signals) for _, signals, _ in parts[start : start + per_window]]).sum(0)
         counts.append(RegionCounts(*setup.ranks.sum(local).tolist()))
     return [
-        MicroBatch(rows, setup.method, signals, direct, counts[number // per_window], step.student.from_notes)
+        MicroBatch(
+            rows,
+            setup.method,
+            signals,
+            direct,
+            counts[number // per_window],
+            step.student.from_notes,
+            noted=None if number else step.teacher.noted,
+        )
         for number, (rows, signals, direct) in enumerate(parts)
     ]

@@ -21,7 +21,7 @@ from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_n
 from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
-from ..teacher.served.address import are_all_served
+from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
 from ..teacher.teacher import Teacher
 from .checkpointing.directory_lock import only_run_in
@@ -66,6 +66,7 @@ from .logging.collect import (
 from .logging.metrics import Totals
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
+from .logging.trackers import track_rollouts, untracked
 from .records import MicroBatch, pack_for_student
 from .rollout_stage import RolloutStage
 from .step import Step, StepSetup, build_step, micro_batches
@@ -181,6 +182,10 @@ class TrOPDTrainer(GRPOTrainer):
         check_topk(self)
         self._write_with_a_cache()
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
+        # A server lists what the method needs; more would be asked of it, and may be refused.
+        lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
+        self._notes_topk = lists and args.alternatives_per_token > 0
+        self._updates_each = max(1, self.cycle // args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
         self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
@@ -410,6 +415,8 @@ class TrOPDTrainer(GRPOTrainer):
             reward_weight=args.reward_mixing_weight,
             trusts_sampler=self.rollout_stage.trusts_sampler,
             rescores=args.rescore_rollouts,
+            noted_rows=args.rollouts_per_log if self._notes_topk and self._logs_rollouts(self._updates_each) else 0,
+            noted_topk=args.alternatives_per_token,
             ranks=self.ranks,
             guards=self.step_guards(),
         )
@@ -524,29 +531,33 @@ class TrOPDTrainer(GRPOTrainer):
             metrics["response/eos_share"],
         )
 
-    def _logs_rollouts(self) -> bool:
-        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps."""
+    def _logs_rollouts(self, steps: int = 1) -> bool:
+        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps.
+
+        Or, with `steps`, in one of so many from this one on.
+        """
         every = self.args.rollout_log_steps
         return bool(
             self.model.training
             and every
             and self._step % self.args.steps_per_generation == 0
-            and self.state.global_step % every == 0
+            and -self.state.global_step % every < steps
             and self.is_world_process_zero()
         )
 
     def _log_rollouts(self, inputs: MicroBatch, terms: FusedLoss) -> None:
         step, directory = self.state.global_step + 1, self.args.output_dir
         with log_written("rollouts/", step, directory):
-            write_rollouts(
+            records = write_rollouts(
                 directory,
                 step,
                 inputs,
-                terms.losses,
-                terms.student_logp,
+                terms,
                 self._tokenizer,
                 limit=self.args.rollouts_per_log,
+                alternatives=self.args.alternatives_per_token,
             )
+        track_rollouts(records, self)
 
     def moment(self) -> str:
         """What is being done, for a sentence."""
@@ -561,7 +572,8 @@ class TrOPDTrainer(GRPOTrainer):
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
         self.rollout_stage.evaluated_rows = 0
         moment = f"the evaluation after step {self.state.global_step}"
-        with enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
+        tracked = nullcontext() if self.is_in_train else untracked(self.args)
+        with tracked, enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
             return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

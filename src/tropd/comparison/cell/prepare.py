@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from .scores import Ruler
 PROMPTS, BEFORE, STUDENT = "prompts.json", "before.json", "student"
 
 
-def prepare(plan: Plan, name: str, folder: Path) -> None:
-    """Write `folder`: the student where it is made here, prompts.json, and before.json, which is written last."""
+def prepare(plan: Plan, name: str, folder: Path, tell: Callable[[str], None] = lambda words: None) -> None:
+    """Write `folder`: the student where it is made here, prompts.json, and before.json, which is written last.
+
+    `tell` is told what is being done.
+    """
     setting = plan.settings[name]
     shutil.rmtree(folder, ignore_errors=True)  # of a preparation that was cut short
     folder.mkdir(parents=True)
@@ -31,8 +35,10 @@ def prepare(plan: Plan, name: str, folder: Path) -> None:
             write_with_ending(
                 model_folder(teacher), setting.teacher_ending, Path(teacher_folder(setting, teacher, folder))
             )
+    tell("the teacher writes responses")
     texts = make_texts(setting, plan, folder)
     write_texts(folder / PROMPTS, texts)
+    tell("student and teacher are measured on test prompts")
     write_whole(folder / BEFORE, json.dumps(_before(plan, setting, folder, texts)) + "\n")
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
 from ...run.prepare import hardware_defaults
 from ...teacher.names import COLUMN
@@ -26,8 +26,31 @@ ROLLOUT_LOGS = 6
 """Rollouts are written down about so many times in a run."""
 
 
-def run_cell(plan: Plan, cell: Cell, setting_folder: Path, folder: Path) -> dict[str, Any]:
-    """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts."""
+class Tell(Protocol):
+    """Is told what a cell is at, and which part of its training is done."""
+
+    def __call__(self, words: str, share: float | None = None) -> None: ...
+
+
+class TellSteps(TrainerCallback):
+    """Tells each step, of as many as are planned by then."""
+
+    def __init__(self, tell: Tell):
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        share = min(state.global_step / state.max_steps, 1.0)
+        self.tell(f"step {state.global_step} of about {state.max_steps}", share)
+
+
+def run_cell(
+    plan: Plan, cell: Cell, setting_folder: Path, folder: Path, tell: Tell = lambda words, share=None: None
+) -> dict[str, Any]:
+    """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts.
+
+    `tell` is told how far it is.
+    """
+    tell("loading models")
     setting = plan.settings[cell.setting]
     texts, before = read_setting(setting_folder)
     ruler = make_ruler(plan, setting, setting_folder)
@@ -37,8 +60,10 @@ def run_cell(plan: Plan, cell: Cell, setting_folder: Path, folder: Path) -> dict
     points = _points(plan, cell, ruler, point_texts(plan, setting, texts["validation"]), before["point"], trainer)
     budget.on_written = points.at
     trainer.expect_endings(before["student"].get("ended", 0.0))
+    trainer.add_callback(TellSteps(tell))
     failure = _train(trainer, budget)
     trained = time.perf_counter()
+    tell("measuring", 1.0)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     # As the model would be used: it ends where its generation_config says.
     measured = ruler.measure(model, texts["validation" if cell.kind == GRID else "test"], trainer.eos_token_ids)

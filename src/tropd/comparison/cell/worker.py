@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def _prepare(plan: Plan, name: str, layout: Layout) -> None:
     from .prepare import prepare
 
-    prepare(plan, name, layout.running(name))
+    prepare(plan, name, layout.running(name), partial(layout.tell, name))
     _place(layout, name)
 
 
@@ -60,7 +61,7 @@ def _run(plan: Plan, cell: Cell, layout: Layout) -> None:
     torch.set_num_threads(1)
     folder = layout.running(cell.name)
     where = {"environment": environment()}  # the code that runs, whatever is committed meanwhile
-    result = run_cell(plan, cell, layout.setting(cell.setting), folder) | where
+    result = run_cell(plan, cell, layout.setting(cell.setting), folder, partial(layout.tell, cell.name)) | where
     if result["failure"]:  # it names the folder, which moves
         result["failure"] = result["failure"].replace(str(folder), str(layout.cell(cell.name).relative_to(layout.root)))
     write_whole(folder / RESULT, json.dumps(result) + "\n")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ...atomic_files import append_jsonl
-from ...objective.loss import TokenLosses
+from ...objective.head.fused_loss import FusedLoss
+from ...objective.loss import TopKTerm
+from ...teacher.local import NotedTopK
 from ..records import MicroBatch, Rollout
 
 LEFT_OUT = "left out"
@@ -19,26 +21,52 @@ def write_rollouts(
     directory: str | Path,
     step: int,
     batch: MicroBatch,
-    losses: TokenLosses,
-    student_logp: Tensor,
+    terms: FusedLoss,
     tokenizer: Any,
     limit: int,
-) -> None:
-    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line."""
-    columns = _columns(batch, losses, student_logp)
+    alternatives: int,
+) -> list[dict[str, Any]]:
+    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; what was written.
+
+    Args:
+        directory: of the run.
+        step: from 1.
+        batch: the micro-batch.
+        terms: what was learned from it.
+        tokenizer: the student's.
+        limit: see above.
+        alternatives: the teacher's likeliest tokens to write beside each token, where they are known.
+    """
+    columns, likeliest = _columns(batch, terms), _likeliest(batch, tokenizer, alternatives)
     records, start = [], 0
-    for rollout in batch.rollouts:
+    for rollout in batch.rollouts[:limit]:
         stop = start + sum(rollout.scored)
         here = {name: values[start:stop] for name, values in columns.items()}
-        records.append(_record(step, rollout, here, tokenizer))
+        records.append(_record(step, rollout, here, [likeliest.get(n) for n in range(start, stop)], tokenizer))
         start = stop
     path = Path(directory) / "rollouts" / f"step-{step:06d}.jsonl"
     path.unlink(missing_ok=True)  # a resumed run writes this step again
-    append_jsonl(path, records[:limit])
+    append_jsonl(path, records)
+    return records
 
 
-def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> dict[str, list[float]]:
-    signals = batch.signals
+def _likeliest(batch: MicroBatch, tokenizer: Any, count: int) -> dict[int, list[list[Any]]]:
+    """For tokens whose teacher's top-k is known, text and log-probability of the first `count`."""
+    known: Any = batch.noted
+    if known is None and isinstance(batch.direct, TopKTerm):
+        known = NotedTopK(batch.direct.index, batch.direct.token_ids, batch.direct.teacher_logp)
+    if known is None or not count:
+        return {}
+    columns = (known.index, known.ids[:, :count], known.logp[:, :count].float())
+    texts = {token: tokenizer.decode([token]) for token in set(columns[1].flatten().tolist())}
+    return {
+        place: [[texts[i], round(p, 4)] for i, p in zip(ids, logps, strict=True) if math.isfinite(p)]
+        for place, ids, logps in zip(*(column.tolist() for column in columns), strict=True)
+    }
+
+
+def _columns(batch: MicroBatch, terms: FusedLoss) -> dict[str, list[float]]:
+    signals, losses, student_logp = batch.signals, terms.losses, terms.student_logp
     rollout_logp = signals.rollout_logp
     if batch.from_notes:  # a sampler does not know prefixes; the first pass over them is of the student that sampled
         first = student_logp if batch.first_update else torch.full_like(student_logp, torch.nan)
@@ -52,11 +80,26 @@ def _columns(batch: MicroBatch, losses: TokenLosses, student_logp: Tensor) -> di
         "outlier_weight": signals.outlier_weight,
         "guidance": signals.guidance_mask,
         "loss": losses.trust + losses.outlier + losses.guidance + losses.reward,
+        "direct": torch.full_like(student_logp, torch.nan) if batch.direct is None else _direct(batch, terms),
     }
     return {name: values.detach().float().tolist() for name, values in columns.items()}
 
 
-def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokenizer: Any) -> dict[str, Any]:
+def _direct(batch: MicroBatch, terms: FusedLoss) -> Tensor:
+    """The divergence of each token that has one; NaN elsewhere."""
+    assert batch.direct is not None
+    values, index = torch.full_like(terms.direct, torch.nan), batch.direct.index
+    values[index] = terms.direct[index]
+    return values
+
+
+def _record(
+    step: int,
+    rollout: Rollout,
+    columns: dict[str, list[float]],
+    likeliest: list[list[list[Any]] | None],
+    tokenizer: Any,
+) -> dict[str, Any]:
     tokens = []
     for n, position in enumerate(rollout.scored_positions()):
         token_id = rollout.response[position]
@@ -66,6 +109,7 @@ def _record(step: int, rollout: Rollout, columns: dict[str, list[float]], tokeni
         before = rollout.response[position - 1] if position else rollout.prompt_ids[-1]
         tokens.append(
             {"id": token_id, "text": text_after(before, token_id, tokenizer), "region": region, **values, **unknown}
+            | ({} if likeliest[n] is None else {"alternatives": likeliest[n]})
         )
     return {
         "step": step,

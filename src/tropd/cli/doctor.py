@@ -1,0 +1,294 @@
+"""`tropd doctor`: versions, what this machine can run, and the command for what is missing.
+
+What is installed is read from its metadata and not imported, so that it takes a second where importing takes many.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import console
+
+NAME = "doctor"
+
+DESCRIPTION = """\
+Say which versions are installed and whether they work together, what this machine can run, and the command for what is
+missing. No model is needed and none is loaded. Exit code 1 where training cannot run as things are.
+"""
+
+EXAMPLES = """\
+examples:
+  tropd doctor
+  tropd doctor && make demo
+"""
+
+TRACKERS = ("trackio", "wandb", "tensorboard")
+SECONDS_FOR_A_DRIVER = 5.0
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a distribution asks for: `name` within `bounds` such as `>=5.17,<5.25`, for one of its extras or always."""
+
+    name: str
+    bounds: str
+    extra: str | None
+
+    @property
+    def spelled(self) -> str:
+        """As pip takes it."""
+        return f"{self.name}{self.bounds}"
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that one may want to run here.
+
+    Attributes:
+        what: in words.
+        lacking: what stands in the way, in words; empty where nothing does.
+        command: what to type for it; empty where no command helps.
+    """
+
+    what: str
+    lacking: str
+    command: str
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="versions, what this machine can run, and what is missing",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if installed("tropd") is None:
+        raise ValueError(
+            "tropd runs from a folder that was never installed, so what it needs is not known here. pip install -e ."
+        )
+    asked = requirements("tropd")
+    screen = console.out()
+    screen.print("versions", style="bold")
+    for line in _version_lines(asked):
+        screen.print(f"  {line}", markup=False)
+    conflicts = list(find_conflicts({requirement.name for requirement in asked}))
+    for sentence in conflicts:
+        console.warn(sentence)
+    screen.print("\nthis machine", style="bold")
+    for name, value in machine():
+        screen.print(f"  {name:<10} {value}", markup=False)
+    screen.print("\nwhat can run", style="bold")
+    found = abilities(asked)
+    for ability in found:
+        how = "yes" if not ability.lacking else f"no: {ability.lacking}"
+        screen.print(f"  {ability.what:<38} {how}", markup=False)
+    missing = dict.fromkeys(ability.command for ability in found if ability.command)
+    if missing:
+        screen.print("\nto get what is missing", style="bold")
+        for command in missing:
+            screen.print(f"  {command}", markup=False)
+    works = not found[0].lacking
+    screen.print("\nnext: tropd check --student … --teacher … --data …" if works else "", markup=False)
+    return 0 if works else 1
+
+
+# ---------------------------------------------------------------------- versions
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, from its metadata."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirements(distribution: str) -> list[Requirement]:
+    """What an installed distribution asks for; of what depends on platform or Python, nothing."""
+    found = (_read(line) for line in importlib.metadata.requires(distribution) or ())
+    return [requirement for requirement in found if requirement is not None]
+
+
+def _read(line: str) -> Requirement | None:
+    """A line of metadata; `None` where a marker other than an extra stands behind it.
+
+    >>> _read('trl<1.17,>=1.16; extra == "train"')
+    Requirement(name='trl', bounds='<1.17,>=1.16', extra='train')
+    """
+    wanted, _, marker = line.partition(";")
+    of_extra = re.fullmatch(r"""\s*extra\s*==\s*['"]([^'"]+)['"]\s*""", marker)
+    named = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*\(?([^)]*)\)?\s*", wanted)
+    if named is None or (marker and of_extra is None):
+        return None
+    name = re.sub(r"[-_.]+", "-", named[1]).lower()
+    return Requirement(name, named[2].replace(" ", ""), of_extra[1] if of_extra else None)
+
+
+def fits(version: str, bounds: str) -> bool:
+    """Is a version within bounds? Compared by its numbers; what follows them (`+cpu`, `rc1`) does not count.
+
+    >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17"), fits("4.13.2", "==4.13.2")
+    (True, False, True)
+    >>> fits("1.4", "~=1.2"), fits("2.0", "~=1.2"), fits("5.1.0", "!=5.1.*")
+    (True, False, False)
+    """
+    return all(_fits_one(version, bound) for bound in bounds.split(",") if bound)
+
+
+def _fits_one(version: str, bound: str) -> bool:
+    read = re.fullmatch(r"(~=|===|[<>=!]=|[<>])(.+?)(\.\*)?", bound)
+    if read is None:
+        return True
+    (sign, text, star), have = read.groups(), _numbers(version)
+    want = _numbers(text)
+    if star or sign == "~=":
+        stem = want if star else want[:-1]
+        same = have[: len(stem)] == stem
+        return same != (sign == "!=") and (sign != "~=" or have >= want)
+    width = max(len(have), len(want))
+    have, want = (numbers + (0,) * (width - len(numbers)) for numbers in (have, want))
+    tests = {"<": have < want, ">": have > want, "<=": have <= want, ">=": have >= want, "!=": have != want}
+    return tests.get(sign, have == want)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
+
+
+def _version_lines(asked: Iterable[Requirement]) -> list[str]:
+    """Python, tropd, and each package that the core, the trainer or vLLM asks for."""
+    bounds = importlib.metadata.metadata("tropd")["Requires-Python"] or ""
+    python = platform.python_version()
+    lines = [
+        f"{'python':<16} {python:<16} {'' if fits(python, bounds) else 'NOT '}{bounds}",
+        f"{'tropd':<16} {installed('tropd')}",
+    ]
+    shown = {r.name: r for r in asked if r.extra in (None, "train", "vllm") and r.name != "tropd"}
+    for name, requirement in shown.items():
+        version = installed(name)
+        state = "not installed" if version is None else version
+        wrong = version is not None and not fits(version, requirement.bounds)
+        lines.append(f"{name:<16} {state:<16} {'NOT ' if wrong else ''}{requirement.bounds}")
+    return lines
+
+
+def find_conflicts(names: Iterable[str]) -> Iterable[str]:
+    """Sentences: which of these distributions, as installed, ask for another version of each other."""
+    names = sorted({*names, "tropd"})
+    for name in names:
+        if installed(name) is None:
+            continue
+        for requirement in requirements(name):
+            version = installed(requirement.name) if requirement.name in names and not requirement.extra else None
+            if version is not None and not fits(version, requirement.bounds):
+                yield f"{name} {installed(name)} asks for {requirement.spelled}, and {version} is installed."
+
+
+# ---------------------------------------------------------------------- the machine
+
+
+def machine() -> list[tuple[str, str]]:
+    """Cores, memory, disk and GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    disk = shutil.disk_usage(Path.cwd())
+    return [
+        ("system", f"{platform.system()} {platform.machine()}, {cores} cores"),
+        ("memory", _memory()),
+        ("disk", f"{disk.free / 1e9:.1f} GB free here"),
+        ("GPU", "; ".join(gpus()) or "none found"),
+    ]
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError):
+        return "not known"
+    return f"{total / 1e9:.1f} GB"
+
+
+def gpus() -> list[str]:
+    """Names and memory of the GPUs that a driver tells of."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return ["Apple silicon"]
+    if (tool := shutil.which("nvidia-smi")) is not None:
+        asked = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=SECONDS_FOR_A_DRIVER, check=False)
+        return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    return ["an AMD GPU (ROCm)"] if Path("/dev/kfd").exists() else []
+
+
+def torch_build() -> str | None:
+    """What the installed PyTorch computes on: `cuda 12.8`, `rocm 6.4`, `cpu`; `None` where it is not installed."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    version = Path(found.origin).with_name("version.py")
+    text = version.read_text(encoding="utf-8") if version.is_file() else ""
+    for name, words in (("cuda", "cuda"), ("hip", "rocm")):
+        if (read := re.search(rf"^{name}\b[^=\n]*=\s*'([^']+)'", text, re.MULTILINE)) is not None:
+            return f"{words} {read[1]}"
+    return "cpu"
+
+
+# ---------------------------------------------------------------------- what can run
+
+
+def abilities(asked: Iterable[Requirement]) -> list[Ability]:
+    """What one may want to run here; training first."""
+    asked = list(asked)
+    train = _part("training, check, generate (CPU)", asked, "train")
+    found = [train, _on_gpu(train), _part("tropd evaluate: graders", asked, "eval")]
+    found.append(_part("rollouts by vLLM", asked, "vllm") if sys.platform == "linux" else _no_vllm())
+    found.append(_demo())
+    for tracker in TRACKERS:
+        here = installed(tracker) is not None
+        lacking, command = ("", "") if here else ("not installed", f"pip install {tracker}")
+        found.append(Ability(f"report_to: {tracker}", lacking, command))
+    return found
+
+
+def _part(what: str, asked: Iterable[Requirement], extra: str) -> Ability:
+    """The core and one extra of tropd."""
+    needed = [r for r in asked if r.extra in (None, extra) and r.name != "tropd"]
+    absent = [r.name for r in needed if installed(r.name) is None]
+    wrong = [f"{r.name} {v}" for r in needed if (v := installed(r.name)) is not None and not fits(v, r.bounds)]
+    lacking = [f"without {', '.join(absent)}"] if absent else []
+    lacking += [f"another version is needed than {', '.join(wrong)}"] if wrong else []
+    return Ability(what, "; ".join(lacking), f"pip install 'tropd[{extra}]'" if lacking else "")
+
+
+def _on_gpu(train: Ability) -> Ability:
+    what, build, found = "training on a GPU", torch_build(), gpus()
+    if not found:
+        return Ability(what, "no GPU found (recipe:demo and small pairs run on the CPU)", "")
+    if build == "cpu" and found != ["Apple silicon"]:
+        return Ability(
+            what, "PyTorch is the CPU build", "pip install --force-reinstall torch  # from a CUDA or ROCm index"
+        )
+    return Ability(what, train.lacking, train.command)
+
+
+def _no_vllm() -> Ability:
+    return Ability("rollouts by vLLM", "vLLM runs on Linux", "")
+
+
+def _demo() -> Ability:
+    from ..proving_ground.family import GENERALIST, STUDENT, family_path
+
+    absent = [name for name in (STUDENT, GENERALIST) if not (family_path() / name / "model.safetensors").is_file()]
+    return Ability("make demo (shipped models)", f"without {', '.join(absent)}" if absent else "", "")

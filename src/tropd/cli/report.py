@@ -1,0 +1,81 @@
+"""`tropd report`: one page of a run, or of several side by side, with every logged token."""
+
+import argparse
+from pathlib import Path
+
+from . import console
+
+NAME = "report"
+
+DESCRIPTION = """\
+Write one self-contained page of a run of `tropd train` or `TrOPDTrainer`, finished or not; of several, side by side:
+what became of it, curves, evaluations, regions over time, and an inspector of every logged token with its region, r,
+both models' probabilities, the teacher's likeliest tokens, and what it was learned by.
+
+The page needs no other file and no network. `tropd train` writes it at its end. With --follow it is served to this
+machine alone while a run goes on, and asks for the run's news by itself.
+"""
+
+EXAMPLES = """\
+examples:
+  tropd report run                          writes run/report.html
+  tropd report run_a run_b --out both.html
+  tropd report run --follow                 serves it at http://127.0.0.1:8765/ until Ctrl-C
+"""
+
+SECONDS = 10
+"""After which a page that follows a run asks for itself again."""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        NAME,
+        help="one page of a run: curves, evaluations, every logged token",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html in the run's folder)")
+    parser.add_argument("--follow", action="store_true", help="serve the page while the run goes on")
+    parser.add_argument("--port", type=int, default=8765, metavar="N", help="of --follow (default 8765; 0: any)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.follow:
+        return _follow(options)
+    from ..report.run_page import PAGE
+
+    out = options.out or (options.runs[0] / PAGE if len(options.runs) == 1 else Path("tropd-report.html"))
+    if not out.absolute().parent.is_dir() and options.out is not None:
+        raise ValueError(f"--out is {str(out)!r}, but there is no folder {out.absolute().parent}.")
+    write_page(options.runs, out)
+    console.say(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return 0
+
+
+def write_page(folders: list[Path], out: Path) -> None:
+    """Write the page of these runs, whole or not at all."""
+    from ..atomic_files import write_whole
+    from ..report.run_page import run_page
+
+    write_whole(out, run_page(folders))
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from ..report.follow import HOST, serve
+
+    if options.out is not None:
+        raise ValueError("--out and --follow exclude each other: --follow writes no file. Leave one of them out.")
+    for folder in options.runs:
+        if not folder.is_dir():
+            raise ValueError(f"{str(folder)!r} is no folder. Name the output_dir of a run that has begun.")
+    try:
+        server = serve(options.runs, options.port, SECONDS)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--port is {options.port}, which cannot be served ({error}). Choose another.") from error
+    with server:
+        console.say(f"the page is at http://{HOST}:{server.server_port}/ until Ctrl-C, for this machine alone")
+        server.serve_forever()
+    return 0

@@ -1,0 +1,37 @@
+"""A logged rollout as one text in which regions are told apart without colour. Nothing heavy is imported."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+MARKS = {"trust": ("", ""), "guidance": ("«", "»"), "left out": ("~", "~"), "outlier": ("⟦", "⟧")}
+"""What stands before and behind the tokens of a region; of an outlier its r stands within."""
+
+LEGEND = "«teacher prefix»  trusted  ⟦outlier r⟧  ~left out~"
+
+
+def marked_pieces(tokens: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Texts with their regions: stretches of one region together, each outlier by itself, with its r.
+
+    >>> tokens = [{"text": "a", "region": "trust"}, {"text": "b", "region": "trust"}]
+    >>> list(marked_pieces([*tokens, {"text": " c", "region": "outlier", "log_ratio": -5.25}]))
+    [('ab', 'trust'), ('⟦ c −5.2⟧', 'outlier')]
+    """
+    for region, group in groupby(tokens, key=lambda token: token["region"]):
+        before, behind = MARKS.get(region, MARKS["left out"])
+        if region == "outlier":
+            for token in group:
+                yield f"{before}{token['text']} {_signed(token['log_ratio'])}{behind}", region
+        else:
+            yield f"{before}{''.join(token['text'] for token in group)}{behind}", region
+
+
+def marked(record: Mapping[str, Any]) -> str:
+    """A logged rollout's response with its regions; of one that was left out, the response as it is between `~`."""
+    if not record["tokens"]:
+        return f"~{record['response']}~"
+    return "".join(text for text, _ in marked_pieces(record["tokens"]))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
