@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # TrOPD under verl 0.9.x: Ray workers, FSDP for the student, vLLM for rollouts and for the teacher. docs/verl.md explains
-# every override. The configuration is tested against verl 0.9.1; the run itself was never made (no GPU was at hand).
+# every override. Its overrides have a test (make test-verl); the run itself was never made (no GPU was at hand).
 #
 #   STUDENT=Qwen/Qwen3-1.7B TEACHER=Qwen/Qwen3-8B TRAIN=train.parquet VAL=val.parquet bash recipes/verl/tropd.sh
 #

@@ -12,6 +12,7 @@ from verl.workers.config import DistillationLossConfig
 
 from real_verl.batch import ENDINGS, READ, TOPK, Batch, by_tropd, by_verl, loss_function, settings
 from tropd.objective import METHODS
+from tropd.verl.losses import least_entropy
 from tropd.verl.methods import verl_methods
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,8 @@ def test_eopd_takes_the_least_entropy_that_the_top_k_leaves():
     """A threshold outside of what the bound leaves open gives what the whole distribution gives; inside it may not."""
     batch = Batch(seed=3)
     entropy = -(batch.teacher.softmax(-1) * batch.teacher.log_softmax(-1)).sum(-1)[batch.learned()]
+    bound = least_entropy(batch.sent_logp[batch.learned(), :TOPK])
+    assert ((bound > 0) & (bound <= entropy)).all() and bound.mean() > 0.5 * entropy.mean()
     apart = 0.05
     for tau in (float(entropy.min()) - 1.0, float(entropy.max()) + apart):
         config = settings("eopd", teacher_entropy_tau=max(tau, 0.0), fkl_top_k=READ)

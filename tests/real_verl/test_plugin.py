@@ -60,6 +60,28 @@ def test_every_method_that_verl_can_run_is_one_of_its_losses():
     assert {name for name, loss in DISTILLATION_LOSS_REGISTRY.items() if loss is method_loss} >= set(verl_methods())
 
 
+def test_the_command_says_what_is_armed_and_what_is_not():
+    """In a process of its own: it imports verl as a run does."""
+    done = subprocess.run([sys.executable, "-m", "tropd", "verl"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for words in (
+        "losses registered: opd, fkl",
+        "agent loop registered: tropd_prefix",
+        "no: it reads the teacher's whole",
+    ):
+        assert words in done.stdout
+    if importlib.util.find_spec("vllm") is None:
+        assert "not here: vLLM's server sends" in done.stdout and "vllm is not installed" in done.stdout
+
+
+def test_the_command_refuses_a_process_in_which_verl_leaves_tropd_out():
+    environment = os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tropd", "verl"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2 and "VERL_USE_EXTERNAL_PLUGINS is 'none'" in done.stderr
+
+
 # ---------------------------------------------------------------------- configuration
 
 
