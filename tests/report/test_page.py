@@ -12,7 +12,7 @@ from tropd.report.page import REGIONS, Page, Sample, Section, Table, page_html
 from tropd.report.rendering import CSS
 
 HOSTILE = "</span></div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
-VOID = {"meta", "img", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
+VOID = {"meta", "img", "input", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
 
 
 class Balanced(HTMLParser):
