@@ -130,6 +130,23 @@ def test_graded_again_and_compared(data, tmp_path, capfd):
     assert "+0.0 [-" in capfd.readouterr().out
 
 
+def test_the_page_shows_what_was_said_and_problems_that_were_trained_on_are_marked(data, tmp_path, capfd):
+    out, train = tmp_path / "eval", tmp_path / "train.jsonl"
+    assert run(*asked(data, out)) == 0
+    answer_with(out, [r"<b>\boxed{30}</b>", *["so 30"] * 11])
+    train.write_text('{"prompt": "10 + 20 ="}\n{"prompt": "1+1="}\n')
+    assert run("--regrade", out, "--data", data, "--trained_on", train) == 0
+    assert "aime24: 1 of 6 problems are in the training data (2 rows)" in flat(capfd)
+    scores = json.loads((out / "scores.json").read_text())["aime24"]
+    assert (scores["seen_problems"], scores["accuracy_seen"], scores["accuracy_unseen"]) == (1, 0.5, 0.0)
+    assert scores["last_number"] == pytest.approx(1 / 6) and scores["unboxed"] == pytest.approx(11 / 12)
+    page = (out / "evaluation.html").read_text()
+    assert "&lt;b&gt;\\boxed{30}&lt;/b&gt;" in page and "<b>" not in page and "seen in training 2" in page
+    assert "10+20=" in page and "gold 030" in page
+    assert run("--regrade", out, "--data", data) == 0
+    assert json.loads((out / "scores.json").read_text())["aime24"]["seen_problems"] == 1, "what was found stays"
+
+
 def test_what_was_begun_with_something_else_is_not_gone_on_with(data, tmp_path, capfd):
     out = tmp_path / "eval"
     assert run(*asked(data, out)) == 0

@@ -53,6 +53,37 @@ def test_one_sample_has_no_error_of_sampling_and_is_written_as_null():
     assert written["error_sampling"] is None and written["pass_at"] == {"1": 0.5}
 
 
+def test_problems_that_were_trained_on_are_scored_apart():
+    found = score(graded({"a": "rr", "b": "rw", "c": "ww"}), seen={"a", "z"})
+    assert (found.seen_problems, found.accuracy_seen, found.accuracy_unseen) == (1, 1.0, 0.25)
+    assert found.accuracy == 0.5 and score(graded({"a": "r"})).seen_problems is None
+    assert math.isnan(score(graded({"a": "r"}), seen=set()).accuracy_seen)
+
+
+def test_the_lenient_score_is_a_mean_over_problems_and_leaves_the_strict_one_alone():
+    def one(problem, outcome, **details):
+        return Graded(problem, len(details), outcome, 1, True, "", details)
+
+    found = score(
+        [
+            one("a", "no_answer", boxed=False, last_number=True),
+            one("a", "wrong", boxed=True),
+            one("b", "right", boxed=True),
+        ]
+    )
+    assert (found.accuracy, found.last_number, found.unboxed) == (0.5, 1.0, pytest.approx(1 / 3))
+    assert math.isnan(score(graded({"a": "r"})).last_number) and math.isnan(score(graded({"a": "r"})).unboxed)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    rng, inside = random.Random(0), 0
+    for _ in range(400):
+        found = score([Graded(str(n), 0, "right" if rng.random() < 0.1 else "wrong", 1, True) for n in range(50)])
+        low, high = scores.interval(found)
+        inside += low <= 0.1 <= high
+    assert 0.92 <= inside / 400 <= 0.99
+
+
 def test_groups_are_averaged_apart():
     responses = [Graded("a", 0, "right", 1, True, "x"), Graded("b", 0, "wrong", 1, True, "y")]
     assert score(responses).groups == {"x": 1.0, "y": 0.0}

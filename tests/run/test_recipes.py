@@ -99,6 +99,12 @@ def test_accelerate_knows_every_key_of_a_launch_file(path):
     assert config.num_processes % config.num_machines == 0
 
 
+def test_the_problems_of_the_benchmark_are_those_of_the_generator():
+    problems = [{"prompt": row["prompt"], "domain": row["domain"]} for row in records("mathematics", "test", 64, 0, 2)]
+    lines = (RECIPES / "data/sums.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == problems
+
+
 def test_the_prompts_of_the_demo_are_those_of_the_generator():
     columns = [records(domain, "train", 171, seed=0, level=2) for domain in DOMAINS]
     prompts = [row["prompt"] for rows in zip(*columns, strict=True) for row in rows][:512]

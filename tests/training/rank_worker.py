@@ -27,6 +27,7 @@ from training import tiny
 from training.tiny import EOS, PROMPTS, Recorder, full, recorded
 from tropd.preflight.probe import probe
 
+SUMS = Path(__file__).resolve().parents[2] / "recipes/data/sums.jsonl"
 SHARDED = ("fsdp2", "zero2", "zero3")
 GUIDED_ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in PROMPTS]
 SGD = {"optim": "sgd", "learning_rate": 0.05}
@@ -155,6 +156,20 @@ SCENARIOS: dict[str, Scenario] = {
         rollouts=halves(ending(extreme(outliers=False)), cut_off),
         settings={"mask_truncated_completions": True, **HARD},
     ),
+    "benchmarks": Scenario(
+        rollouts=lambda *_: recorded(8),
+        settings={
+            "max_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "eval_benchmarks": [f"{SUMS}@tropd.proving_ground.domains:reward"],
+            "eval_benchmarks_max_problems": 5,
+            "eval_benchmarks_samples": 3,
+            "eval_benchmarks_temperature": 1.0,
+            "eval_benchmarks_max_new_tokens": 12,
+            **SGD,
+        },
+    ),
     "empty": Scenario(rollouts=halves(extreme(outliers=False), nothing), settings={**HARD, "collapse_share": 0.5}),
 }
 
@@ -244,6 +259,7 @@ def run(out: Path, scenario: Scenario, micro_batches: int) -> dict[str, Any]:
         "saved": load_file(out / "saved" / file) if (file := saved_in(out / "saved")) else {},
         "probed": probes.tokens,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "evaluated": [entry for entry in trainer.state.log_history if "eval_benchmark/sums/accuracy" in entry],
         "guard": gather_object([(trainer.guard.steps_in_a_row, trainer.guard.best_ended_share)]),
         "teacher moved": max(float((after[name] - before[name]).abs().max()) for name in before),
     }

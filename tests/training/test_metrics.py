@@ -10,7 +10,7 @@ from training.tiny import EOS, build, clone, groups, ids, plain_logp, plain_logp
 from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
 from tropd.training.logging.collect import batch_metrics, log_ratio_quantiles, rollout_metrics, student_log_ratios
-from tropd.training.logging.metrics import METRICS, METRICS_BY_TEACHER, Totals, as_markdown
+from tropd.training.logging.metrics import METRICS, METRICS_BY_BENCHMARK, METRICS_BY_TEACHER, Totals, as_markdown
 from tropd.training.records import Rollout
 from tropd.training.step import StudentScores
 
@@ -28,7 +28,7 @@ def alone(tensor):
 
 
 def test_every_metric_is_defined_with_unit_health_and_trouble():
-    table = METRICS | METRICS_BY_TEACHER
+    table = METRICS | METRICS_BY_TEACHER | METRICS_BY_BENCHMARK
     assert all(all((m.name, m.unit, m.definition, m.healthy, m.trouble)) for m in table.values())
     assert as_markdown().count("\n") == len(table) + 2
     assert all(f"| `{name}` |" in as_markdown() for name in table)

@@ -130,6 +130,15 @@ def test_a_split_logs_the_metrics_of_one_batch(one, other, scenario):
         )
 
 
+def test_a_split_answers_benchmarks_as_one_batch_does(one, other):
+    names = ("accuracy", "length", "truncated_share")
+    ours, theirs = (
+        [{name: entry[f"eval_benchmark/sums/{name}"] for name in names} for entry in facts["benchmarks"]["evaluated"]]
+        for facts in (one, other)
+    )
+    assert ours == theirs and len(ours) == 2 and 0 < ours[0]["length"] < 12
+
+
 def test_every_rank_has_the_guard_of_one_batch(one, other, scenario):
     (guard,) = one[scenario]["guard"]
     assert set(other[scenario]["guard"]) == {guard}

@@ -34,7 +34,7 @@ examples:
   tropd evaluate --list --data benchmarks/
   tropd evaluate run --benchmarks aime24,aime25,amc23 --data benchmarks/ --out eval/tropd
   tropd evaluate run --benchmarks math500,own.jsonl --data benchmarks/ --samples 4 --out eval/tropd
-  tropd evaluate --regrade eval/tropd --data benchmarks/
+  tropd evaluate --regrade eval/tropd --data benchmarks/ --trained_on prompts.jsonl
   tropd evaluate --compare eval/tropd eval/gkd --reference eval/opd
   tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
 
@@ -54,6 +54,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "dtype": ("auto", "auto (as stored, the default), bfloat16, float16 or float32"),
     "system_prompt": ("", "a system message before every problem"),
     "chat_template_kwargs": ("{}", "arguments of the chat template, as JSON: '{\"enable_thinking\": false}'"),
+    "trained_on": ([], "training data: problems that are in it are marked, and scored apart"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
     "trust_remote_code": (False, "run the code that a model folder brings along"),
 }
@@ -75,6 +76,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     for name, (default, help) in DEFAULTS.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         kind: dict[str, Any] = {"metavar": "…", "type": str if default is None else type(default)}
+        if isinstance(default, list):
+            kind = {"metavar": "FILE", "nargs": "+"}
         if isinstance(default, bool):
             kind = {"action": "store_const", "const": True}
         parser.add_argument(*names, help=help, default=None, **kind)
@@ -120,7 +123,9 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _kind(wanted: type) -> str:
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list of files"}[
+        wanted
+    ]
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -140,6 +145,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has {name!r}, which is no option of `tropd evaluate`{hint(str(name), known)}.")
     if isinstance(found.get("benchmarks"), list):
         found["benchmarks"] = ",".join(map(str, found["benchmarks"]))
+    if isinstance(found.get("trained_on"), str):
+        found["trained_on"] = [found["trained_on"]]
     if isinstance(found.get("chat_template_kwargs"), dict):
         found["chat_template_kwargs"] = json.dumps(found["chat_template_kwargs"])
     return found
@@ -193,7 +200,7 @@ def _compare(folders: list[str], reference: str | None) -> int:
 
 
 def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, list[Problem]]":
-    from ..evaluation.benchmarks.registry import benchmark, find, load
+    from ..evaluation.benchmarks.registry import benchmark, evenly, find, load
 
     one = benchmark(name)
     found = find(one, Path(settings["data"]))
@@ -201,8 +208,7 @@ def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, l
     most = settings["max_problems"]
     if most < 0:
         raise ValueError(f"max_problems is {most}; give a number of problems, or leave it out to ask all.")
-    if most and most < len(problems):
-        problems = [problems[place * len(problems) // most] for place in range(most)]
+    problems = evenly(problems, most or None)
     if found.known is False:
         console.warn(f"{one.title}: these are not the files that were tried; scores may not compare.")
     return one, found, problems
@@ -210,6 +216,7 @@ def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, l
 
 def _evaluate(settings: dict[str, Any]) -> int:
     """Everything that can be refused is, before the weights are loaded."""
+    from ..evaluation.benchmarks.grading import check_gradable
     from ..evaluation.responses import ResponseLog, check_fits, describe, read_prompts
     from ..evaluation.results import responses_path
     from ..models.files import read_model_files
@@ -222,7 +229,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
     names = [name.strip() for name in settings["benchmarks"].split(",") if name.strip()]
     asked = [_problems(name, settings) for name in names]
     for one, _, _ in asked:
-        _check_gradable(one)
+        check_gradable(one)
     files = read_model_files(settings["model"], trust_remote_code=settings["trust_remote_code"])
     check_weights(settings["model"], "model", settings["trust_remote_code"])
     work = []
@@ -237,27 +244,8 @@ def _evaluate(settings: dict[str, Any]) -> int:
         work.append((one, log, prompted, described))
     _write_evaluation(folder, work)
     _answer(settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
-    return _grade_all(folder, {one.name: (log.problems, prompted.thinking_opened) for one, log, prompted, _ in work})
-
-
-def _check_gradable(one: "Benchmark") -> None:
-    """Refuse what could be answered and not graded.
-
-    Raises:
-        ValueError: the sandbox or a package is missing.
-    """
-    from importlib.util import find_spec
-
-    from ..evaluation.graders.instructions import missing_for_instructions
-    from ..evaluation.sandbox import Sandbox
-
-    if not one.needs_sandbox:
-        return
-    if one.grader.startswith("if-verifiable") and (missing := missing_for_instructions()):
-        raise ValueError(f"{one.title}: {missing}")
-    if "math-verify" in one.grader and find_spec("math_verify") is None:
-        raise ValueError(f"{one.title} needs math-verify. Install it with: pip install 'tropd[eval]'.")
-    Sandbox().close()
+    asked_now = {one.name: (log.problems, prompted.thinking_opened) for one, log, prompted, _ in work}
+    return _grade_all(folder, asked_now, settings["trained_on"])
 
 
 def _sampling(settings: dict[str, Any]) -> "Sampling":
@@ -333,7 +321,7 @@ def _load(settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles") -
     return model
 
 
-def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", again: bool = False) -> int:
+def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str], again: bool = False) -> int:
     """Grade what is not, and print the tables of all that is."""
     from ..evaluation.results import grade, graded_benchmarks, is_graded, read_graded, responses_path, write_scores
 
@@ -344,10 +332,22 @@ def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", again: bool =
             total = sum(1 for _ in stream)
         with _timed(name), console.progress(f"grade {name}", total, "responses") as advance:
             grade(folder, name, problems, opened, advance)
+    if trained_on:
+        _mark_seen(folder, asked, trained_on)
     text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
     console.out().print(text, markup=False)
-    console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md")
+    console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     return 0
+
+
+def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str]) -> None:
+    from ..evaluation.contamination import read_trained_on
+    from ..evaluation.results import write_overlap
+
+    found = read_trained_on(trained_on)
+    for name, (problems, _) in asked.items():
+        count = write_overlap(folder, name, problems, found)
+        console.say(f"{name}: {count} of {len(problems)} problems are in the training data ({len(found.rows):,} rows)")
 
 
 @contextmanager
@@ -380,4 +380,4 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
         if sha256_of(problems) != described["problems_sha256"]:
             raise ValueError(f"{name} in {settings['data']} is not what {folder} was asked. Give the --data of before.")
         asked[name] = (problems, described["thinking_opened"])
-    return _grade_all(folder, asked, again=True)
+    return _grade_all(folder, asked, settings["trained_on"], again=True)

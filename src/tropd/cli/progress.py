@@ -1,5 +1,6 @@
 """Training as a person watches it: a bar or a plain log, with the numbers that tell whether it goes well."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from . import console
+
+ACCURACY = re.compile(r"eval_benchmark/.*/accuracy")
 
 SHOWN = (
     ("loss", "loss", ".4f"),
@@ -65,6 +68,8 @@ class TrainingProgress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self._note = note(logs) if args.logging_steps == 1 else f"(step {state.global_step}: {note(logs)})"
+        if logs and state.is_world_process_zero and (scores := accuracies(logs)):
+            console.say(f"step {state.global_step}: {scores}")
 
     def close(self) -> None:
         """Take the bar off the screen, whether training ended or failed."""
@@ -123,6 +128,16 @@ class Pace:
             return 0.0
         to_come = self.steps // self.every - (self._done - 1) // self.every
         return to_come * sum(self._evaluations.values()) / len(self._evaluations)
+
+
+def accuracies(logs: dict[str, float]) -> str:
+    """What an evaluation says of its benchmarks.
+
+    >>> accuracies({"eval_loss": 0.1, "eval_benchmark/gsm8k/accuracy": 0.125})
+    'gsm8k 12.5% right'
+    """
+    found = {name.split("/")[1]: logs[name] for name in logs if ACCURACY.fullmatch(name)}
+    return ", ".join(f"{name} {value:.1%} right" for name, value in found.items())
 
 
 def note(logs: dict[str, float]) -> str:

@@ -58,7 +58,7 @@ class Sampling:
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it is a number of tokens, and 0 draws from all.")
 
-    def reshaping(self) -> dict[str, float]:
+    def reshaping(self) -> dict[str, Any]:
         """What `models.sampling.sample` is told beside the temperature; without effect on the likeliest token."""
         if self.temperature == 0:
             return {}
@@ -278,7 +278,7 @@ def write_responses(
     limit = max(tokenizer.get_vocab().values()) + 1
     for batch in log.missing_batches():
         contexts = [prompted.contexts[request.number] for request in batch]
-        responses = _draw(model, contexts, batch, sampling, eos_ids, limit, _seed(sampling.seed, name))
+        responses = _draw(model, contexts, batch, sampling, eos_ids, limit, seed_of(sampling.seed, name))
         log.append(
             [
                 _record(log.problems[request.number].id, request.sample, response, tokenizer, eos_ids)
@@ -288,7 +288,8 @@ def write_responses(
         advance(len(batch))
 
 
-def _seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
+    """The seed of one benchmark's draws."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
 
 

@@ -3,8 +3,11 @@
 evaluation.json            what is needed to repeat it: settings, files with their SHA-256, prompts, versions
 responses/NAME.jsonl       one line a response, with NAME.settings.json: what decided it
 verdicts/NAME.jsonl        one line a response: right, wrong, no_answer or undecided, the answer, why
+problems/NAME.jsonl        what was asked, with the gold answer where there is one
+overlap/NAME.json          with --trained_on: the problems that are in the training data
 scores.json                one entry a benchmark
 tables.md                  the same, to be read
+evaluation.html            the same, with the responses
 """
 
 import hashlib
@@ -13,7 +16,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import lines_of, read_jsonl, write_whole
 from .benchmarks.grading import Grader
@@ -23,9 +26,12 @@ from .graders import instructions, mathematics
 from .scores import Graded, Scores, compare, score
 from .statistics import Interval
 
-EVALUATION, SCORES, TABLES = "evaluation.json", "scores.json", "tables.md"
+if TYPE_CHECKING:
+    from .contamination import TrainedOn
 
-GRADER_VERSION = 1
+EVALUATION, SCORES, TABLES, PAGE = "evaluation.json", "scores.json", "tables.md", "evaluation.html"
+
+GRADER_VERSION = 2
 """Raised when a verdict of ours may change."""
 
 PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructions.VERSIONS)
@@ -50,6 +56,14 @@ def verdicts_path(folder: Path, name: str) -> Path:
     return folder / "verdicts" / f"{name}.jsonl"
 
 
+def problems_path(folder: Path, name: str) -> Path:
+    return folder / "problems" / f"{name}.jsonl"
+
+
+def overlap_path(folder: Path, name: str) -> Path:
+    return folder / "overlap" / f"{name}.json"
+
+
 def grade(
     folder: Path, name: str, problems: Sequence[Problem], thinking_opened: bool, advance: Callable[[int], Any]
 ) -> list[Graded]:
@@ -69,6 +83,11 @@ def grade(
             lines.append(json.dumps(place | verdict.as_dict() | known, ensure_ascii=False))
             graded.append(Graded(**place, outcome=verdict.outcome, **known, details=verdict.details))
             advance(1)
+    asked = [
+        {"id": one.id, "prompt": one.prompt, "gold": getattr(one.check, "gold", None), "group": one.group}
+        for one in problems
+    ]
+    write_whole(problems_path(folder, name), "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked))
     write_whole(verdicts_path(folder, name), "".join(line + "\n" for line in lines))
     write_whole(_grading_path(folder, name), json.dumps(_grading(folder, name), indent=2) + "\n")
     return graded
@@ -115,13 +134,31 @@ def graded_benchmarks(folder: Path) -> list[str]:
     return names
 
 
+def write_overlap(folder: Path, name: str, problems: Sequence[Problem], trained_on: "TrainedOn") -> int:
+    """Write which problems of a benchmark are in the training data; how many they are."""
+    from .contamination import described, find_seen
+
+    seen = find_seen(problems, trained_on)
+    write_whole(overlap_path(folder, name), json.dumps(described(seen, trained_on), indent=2) + "\n")
+    return len(seen)
+
+
+def read_seen(folder: Path, name: str) -> set[str] | None:
+    """The problems that are in the training data; `None` where nobody has looked."""
+    path = overlap_path(folder, name)
+    return set(json.loads(path.read_text(encoding="utf-8"))["problems"]) if path.is_file() else None
+
+
 def write_scores(folder: Path, graded: dict[str, list[Graded]]) -> str:
-    """Write `scores.json` and `tables.md`; the tables."""
-    scores = {name: score(responses) for name, responses in graded.items()}
+    """Write `scores.json`, `tables.md` and the page; the tables."""
+    from .page import evaluation_page
+
+    scores = {name: score(responses, read_seen(folder, name)) for name, responses in graded.items()}
     described = {name: found.as_dict() for name, found in scores.items()}
     write_whole(folder / SCORES, json.dumps(described, indent=2, allow_nan=False) + "\n")
     text = score_tables(scores)
     write_whole(folder / TABLES, text)
+    write_whole(folder / PAGE, evaluation_page(folder, scores))
     return text
 
 
@@ -133,16 +170,40 @@ HEADINGS = (
 
 def score_tables(scores: dict[str, Scores]) -> str:
     """Scores in percent with two standard errors, and what the responses were like."""
-    rows = [_row(name, found) for name, found in scores.items()]
+    rows = [score_row(name, found) for name, found in scores.items()]
     lines = [*_table(HEADINGS, rows), "", EXPLANATION]
     for name, found in scores.items():
-        if found.groups:
-            parts = [(group, _percent(accuracy)) for group, accuracy in found.groups.items()]
-            lines += ["", f"## {title(name)}", "", *_table(("part", "accuracy"), parts)]
-        if found.instructions:
-            parts = [(kind.replace("_", ", "), _percent(share)) for kind, share in found.instructions.items()]
-            lines += ["", f"## {title(name)}", "", *_table(("score", "share"), parts)]
+        for caption, head, parts in part_rows(found):
+            lines += ["", f"## {title(name)}: {caption}", "", *_table(head, parts)]
     return "\n".join(lines) + "\n"
+
+
+Part = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""Caption, headings and rows of a table."""
+
+
+def part_rows(found: Scores) -> list[Part]:
+    """What stands beside a benchmark's accuracy: other rules, problems that were trained on, parts."""
+    others = [(kind.replace("_", ", "), share) for kind, share in found.instructions.items()]
+    others += [("without a closed box", found.unboxed)] if found.unboxed == found.unboxed else []
+    others += [(LENIENT, found.last_number)] if found.last_number == found.last_number else []
+    tables: list[Part] = []
+    if others:
+        tables.append(("other scores", ("score", "share"), [(name, _percent(share)) for name, share in others]))
+    if found.seen_problems is not None:
+        rest = found.problems - found.seen_problems
+        rows = [
+            ("without those in the training data", str(rest), _percent(found.accuracy_unseen)),
+            ("those in the training data", str(found.seen_problems), _percent(found.accuracy_seen)),
+        ]
+        tables.append(("trained on", ("problems", "how many", "accuracy"), rows))
+    if found.groups:
+        parts = [(group, _percent(accuracy)) for group, accuracy in found.groups.items()]
+        tables.append(("parts", ("part", "accuracy"), parts))
+    return tables
+
+
+LENIENT = "lenient: last number of the response, cut or not"
 
 
 EXPLANATION = (
@@ -159,7 +220,7 @@ def title(name: str) -> str:
         return name
 
 
-def _row(name: str, found: Scores) -> tuple[str, ...]:
+def score_row(name: str, found: Scores) -> tuple[str, ...]:
     most = max(found.pass_at)
     return (
         title(name),

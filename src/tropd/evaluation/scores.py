@@ -5,11 +5,11 @@ P problems have k samples each; s_p is the share of problem p's samples that are
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .graders.verdict import NO_ANSWER, RIGHT, UNDECIDED
+from .graders.verdict import NO_ANSWER, RIGHT, UNDECIDED, WRONG
 from .statistics import Interval, bootstrap_interval
 
 
@@ -58,6 +58,12 @@ class Scores:
         tokens: mean length, and its 50th and 90th percentile.
         tokens_right: mean length of right responses.
         tokens_wrong: mean length of the others.
+        unboxed: share without a closed box, where one was asked for; `nan` elsewhere.
+        last_number: accuracy by a lenient rule: right as well is a response, cut or not, whose last number is the gold
+            one; over the problems whose gold answer is a number, `nan` where there are none.
+        seen_problems: how many problems are in the training data; `None` where nobody has looked.
+        accuracy_seen: on those; `nan` where there are none.
+        accuracy_unseen: on the others.
         groups: accuracy of each part of the benchmark, where it has parts.
         instructions: where responses follow instructions: `prompt_strict`, the share of prompts all of whose
             instructions are followed without leniency (accuracy is the lenient share), and the shares of single
@@ -77,6 +83,11 @@ class Scores:
     tokens: tuple[float, float, float]
     tokens_right: float
     tokens_wrong: float
+    unboxed: float
+    last_number: float
+    seen_problems: int | None
+    accuracy_seen: float
+    accuracy_unseen: float
     groups: dict[str, float]
     instructions: dict[str, float]
 
@@ -88,8 +99,8 @@ class Scores:
         return _without_nan(found)
 
 
-def score(responses: Sequence[Graded]) -> Scores:
-    """The scores of one benchmark.
+def score(responses: Sequence[Graded], seen: Collection[str] | None = None) -> Scores:
+    """The scores of one benchmark; `seen` are the ids of problems that are in the training data.
 
     Raises:
         ValueError: there are no responses, or one sample of a problem twice.
@@ -114,9 +125,40 @@ def score(responses: Sequence[Graded]) -> Scores:
         tokens=_lengths([one.tokens for one in responses]),
         tokens_right=_mean([one.tokens for one in right]),
         tokens_wrong=_mean([one.tokens for one in responses if one.outcome != RIGHT]),
+        unboxed=_mean([not one.details["boxed"] for one in responses if "boxed" in one.details]),
+        last_number=_mean_of_problems([_by_last_number(one) for one in responses if "last_number" in one.details]),
+        seen_problems=None if seen is None else sum(problem in seen for problem in rows),
+        accuracy_seen=_mean([mean for problem, mean in zip(rows, means, strict=True) if problem in (seen or ())]),
+        accuracy_unseen=_mean([mean for problem, mean in zip(rows, means, strict=True) if problem not in (seen or ())]),
         groups=_by_group(responses, rows),
         instructions=_instructions(responses),
     )
+
+
+def _by_last_number(one: Graded) -> Graded:
+    return replace(one, outcome=RIGHT if one.details["last_number"] else WRONG)
+
+
+def _mean_of_problems(responses: Sequence[Graded]) -> float:
+    return _mean([statistics.fmean(row) for row in by_problem(responses).values()])
+
+
+def interval(found: Scores) -> tuple[float, float]:
+    """The 95% interval of an accuracy over problems like these, after Wilson, so that 0 of 100 has a width as well.
+
+    The number of problems that it counts is the one whose errors would be `error_problems`.
+
+    >>> from types import SimpleNamespace
+    >>> low, high = interval(SimpleNamespace(accuracy=0.0, error_problems=0.0, problems=100))
+    >>> round(low, 3), round(high, 3)
+    (0.0, 0.037)
+    """
+    p, error = found.accuracy, found.error_problems
+    n = p * (1 - p) / error**2 if error > 0 else found.problems
+    z = 1.96
+    middle, width = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n)
+    width *= math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - width), min(1.0, middle + width)
 
 
 def by_problem(responses: Sequence[Graded]) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ def sample(
     pad_id: int,
     temperature: float = 1.0,
     vocab_limit: int | None = None,
+    synced_gpus: bool = False,
     **reshaping: float,
 ) -> list[list[int]]:
     """One continuation of each context from the whole softmax, as token ids up to and with the first ending.
@@ -51,6 +52,7 @@ def sample(
         pad_id: any valid id.
         temperature: of the softmax; 0 takes the likeliest token.
         vocab_limit: draw ids below it only (a head padded further than the reader's).
+        synced_gpus: go on until every rank has finished, as sharded weights need it.
         reshaping: `top_p`, `top_k` and `min_p`, where responses are to be drawn from less than the whole softmax.
     """
     width = max(len(context) for context in contexts)
@@ -74,6 +76,7 @@ def sample(
             input_ids=torch.tensor(input_ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=settings,
+            **({"synced_gpus": True} if synced_gpus else {}),
         )
     return [row[: len(until_eos(row, eos_ids)) + 1] for row in output[:, width:].tolist()]
 

@@ -44,6 +44,12 @@ def grade(domain: str, prompt: str, response: str) -> Grade:
     return chosen.judge(chosen.parse(prompt), response)
 
 
+def reward(prompts: list[str], completions: list[str], domain: list[str], **columns: Any) -> list[float]:
+    """1 for each response that is right, else 0: a reward function, for `reward_funcs` and benchmarks of one's own."""
+    asked = zip(domain, prompts, completions, strict=True)
+    return [float(grade(name, prompt, response).correct) for name, prompt, response in asked]
+
+
 def find_domain(name: str) -> Domain:
     """The domain of this name."""
     if name not in DOMAINS:

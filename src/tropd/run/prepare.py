@@ -93,6 +93,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     check_settings(args, settings.teachers)
     check_served(args.resolved_method(), args, settings.teachers)
     check_hub(args)
+    check_benchmarks(args, configuration)
     rewards = [reward_function(name) for name in settings.reward_funcs]
     student = read_model_files(settings.student, trust_remote_code=args.trust_remote_code, role="student")
     teachers = {name: read_teacher(name, settings.teachers, args, student) for name in settings.teachers}
@@ -113,6 +114,22 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     findings += guidance_findings(data, args, bool(own_bases(settings, args)))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return RunInputs(configuration, args, data, evaluation, rewards, student, teachers, findings, mean, longest)
+
+
+def check_benchmarks(args: Any, configuration: Configuration) -> None:
+    """Refuse benchmarks that are not found or cannot be graded here, before weights are loaded.
+
+    Raises:
+        ValueError: with the field, where it was written, and what to type.
+    """
+    from ..training.benchmarks import load_asked
+
+    try:
+        load_asked(args)
+    except ValueError as error:
+        raise at_place(
+            error, configuration.places, otherwise=configuration.places.get("eval_benchmarks", "")
+        ) from error
 
 
 def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: ModelFiles) -> ModelFiles:

@@ -52,9 +52,10 @@ def check_evaluation(configuration: Configuration) -> None:
             f"eval_data is {data!r}, which has no effect while eval_strategy is 'no'. Set eval_strategy: steps (and "
             "eval_steps), or remove eval_data."
         )
-    if evaluates and data is None:
+    if evaluates and data is None and not configuration.trainer.get("eval_benchmarks"):
         raise ValueError(
-            f"eval_strategy is {strategy!r}, but there is no eval_data. Name a file of prompts, or set it to 'no'."
+            f"eval_strategy is {strategy!r}, but there is no eval_data. Name a file of prompts, or eval_benchmarks, or "
+            "set it to 'no'."
         )
 
 

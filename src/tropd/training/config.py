@@ -144,6 +144,7 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
             else:
                 super().__post_init__()
         self._check_windows()
+        self.check_benchmarks()
         self._check_generation_kwargs()
 
     def _check_groups(self) -> None:

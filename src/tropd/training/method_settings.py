@@ -1,7 +1,7 @@
 """The fields that distillation adds to TRL's `GRPOConfig`. No heavy import, so that they can be listed quickly."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..objective.methods import SETTINGS, Method, get_method
@@ -19,6 +19,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reward_mixing_weight": (lambda weight: weight >= 0, "rewards are maximised, use >= 0"),
     "collapse_share": (lambda share: 0 < share <= 1, "it is a share of rollouts, in (0, 1]"),
     "collapse_patience": (lambda n: n is None or n >= 1, "use at least 1, or None to switch off"),
+    "eval_benchmarks_max_problems": (lambda n: n is None or n >= 1, "use at least 1, or None to ask all"),
+    "eval_benchmarks_max_new_tokens": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
+    "eval_benchmarks_samples": (lambda n: n >= 1, "ask each problem at least once"),
+    "eval_benchmarks_temperature": (lambda t: 0 <= t < float("inf"), "use 0 for the likeliest token, or more"),
     "rollout_log_steps": (lambda n: n >= 0, "use 0 for never, or a number of steps"),
     "alternatives_per_token": (lambda n: n >= 0, "use 0 for none, or a number of tokens"),
     "rollouts_per_log": (lambda n: n >= 1, "use at least 1, or rollout_log_steps=0 to log none"),
@@ -124,6 +128,16 @@ class MethodSettings:
             step, writes a checkpoint and raises `Interrupted`. `False` leaves signals alone.
         alternatives_per_token: the teacher's likeliest tokens written beside each token of these; 0 none. A served
             teacher is asked for no more than the method reads: there they are written with methods that read its top-k.
+        eval_benchmarks: benchmarks that each evaluation (`eval_strategy`, `eval_steps`) asks the student, graded as
+            `tropd evaluate` does: names (`tropd evaluate --list`), or JSONL files of your own. Prompts to evaluate
+            on are not needed beside them. Their metrics are `eval_benchmark/NAME/accuracy` and others, for
+            `metric_for_best_model` too.
+        eval_benchmarks_data: folder of the benchmarks' files.
+        eval_benchmarks_max_problems: ask only so many of each, evenly spaced; `None` asks all.
+        eval_benchmarks_max_new_tokens: length at which a response is cut; `None` is `max_completion_length`.
+        eval_benchmarks_samples: responses to each problem.
+        eval_benchmarks_temperature: of the softmax that they are drawn from; 0 takes the likeliest token.
+        eval_benchmarks_system_prompt: a system message before every problem.
         save_final_model: write the model to `output_dir` when training ends.
         checkpoint_digests: write a SHA-256 of each file into `checkpoint.json`, so that a checkpoint that was altered
             is refused too. It reads every byte, about a second a gigabyte, while all processes wait. Names and sizes
@@ -197,6 +211,17 @@ class MethodSettings:
         default=True, metadata={"help": "At SIGTERM or SIGHUP finish the step and write a checkpoint."}
     )
     alternatives_per_token: int = field(default=5, metadata={"help": "Teacher's likeliest tokens logged beside each."})
+    eval_benchmarks: list[str] = field(
+        default_factory=list, metadata={"help": "Benchmarks asked in each evaluation: names, or JSONL files."}
+    )
+    eval_benchmarks_data: str | None = field(default=None, metadata={"help": "Folder of the benchmarks' files."})
+    eval_benchmarks_max_problems: int | None = field(default=None, metadata={"help": "Problems of each; None: all."})
+    eval_benchmarks_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Length that cuts a response; None: max_completion_length."}
+    )
+    eval_benchmarks_samples: int = field(default=1, metadata={"help": "Responses to each problem."})
+    eval_benchmarks_temperature: float = field(default=0.0, metadata={"help": "Of their softmax; 0: the likeliest."})
+    eval_benchmarks_system_prompt: str | None = field(default=None, metadata={"help": "Message before each problem."})
     save_final_model: bool = field(default=True, metadata={"help": "Save the model to output_dir at the end."})
     checkpoint_digests: bool = field(default=False, metadata={"help": "Write SHA-256 of checkpoints, and check them."})
 
@@ -224,6 +249,26 @@ class MethodSettings:
             raise ValueError(
                 "rescore_rollouts is False, but log-probabilities and entropies are noted by the sampler of addressed "
                 f"rollouts alone ({self._engine_of_its_own() or 'addressed_sampling is False'}). Leave it out."
+            )
+
+    def check_benchmarks(self) -> None:
+        """Refuse settings of benchmarks that would have no effect, or that repeat one response."""
+        given = [
+            one.name
+            for one in fields(MethodSettings)
+            if one.name.startswith("eval_benchmarks_") and getattr(self, one.name) != one.default
+        ]
+        if given and not self.eval_benchmarks:
+            raise ValueError(f"{given[0]} is {getattr(self, given[0])!r}, but eval_benchmarks names none. Remove it.")
+        if self.eval_benchmarks and getattr(self.eval_strategy, "value", self.eval_strategy) == "no":  # type: ignore[attr-defined]
+            raise ValueError(
+                f"eval_benchmarks is {self.eval_benchmarks!r}, but eval_strategy is 'no', so they are never asked. Set "
+                "eval_strategy: steps (and eval_steps), or remove it."
+            )
+        if self.eval_benchmarks_samples > 1 and self.eval_benchmarks_temperature == 0:
+            raise ValueError(
+                f"eval_benchmarks_samples is {self.eval_benchmarks_samples} with eval_benchmarks_temperature 0: all "
+                "samples of a problem would be the same. Set a temperature, such as 0.6."
             )
 
     def addresses_sampling(self) -> bool:

@@ -24,6 +24,7 @@ from ..teacher.per_teacher_settings import args_of, check_names, check_settings,
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
 from ..teacher.teacher import Teacher
+from .benchmarks import BenchmarkStage, load_asked
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
@@ -156,6 +157,7 @@ class TrOPDTrainer(GRPOTrainer):
         check_arguments(args, model, teachers, train_dataset, options)
         check_teacher_column(train_dataset, teachers, "the training data")
         check_teacher_column(eval_dataset, teachers, "the evaluation data")
+        asked = load_asked(args)
         self.monitors_rewards = has_rewards(options)
         self.own_bases = {
             name
@@ -169,7 +171,7 @@ class TrOPDTrainer(GRPOTrainer):
                 reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
                 args=args,
                 train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
+                eval_dataset={} if asked and eval_dataset is None else eval_dataset,
                 processing_class=text_tokenizer(processing_class, model, args),
                 peft_config=peft_config,
                 **kwargs,
@@ -187,6 +189,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._notes_topk = lists and args.alternatives_per_token > 0
         self._updates_each = max(1, self.cycle // args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
+        self.benchmarks = BenchmarkStage(self, asked) if asked else None
         self.checkpointing = Checkpointing(self)
         self._tokens_learned = 0
         self._ended_before = 0.0
@@ -568,13 +571,29 @@ class TrOPDTrainer(GRPOTrainer):
 
     # ------------------------------------------------------------------ an evaluation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start."""
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start.
+
+        The benchmarks of `eval_benchmarks` are asked once in it, whether there are several data sets, one or none.
+        """
         self.rollout_stage.evaluated_rows = 0
         moment = f"the evaluation after step {self.state.global_step}"
         tracked = nullcontext() if self.is_in_train else untracked(self.args)
         with tracked, enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if several and (found := self._benchmark_metrics(metric_key_prefix)):
+            self.log(dict(found))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+            metrics |= found
+        return metrics  # type: ignore[no-any-return]
+
+    def _benchmark_metrics(self, prefix: str) -> dict[str, float]:
+        if self.benchmarks is None or prefix != "eval":
+            return {}
+        return {f"eval_{name}": value for name, value in self.benchmarks.measure().items()}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of an evaluation; see `transformers.Trainer`."""
@@ -592,6 +611,7 @@ class TrOPDTrainer(GRPOTrainer):
         parts = [value for name, value in found.items() if name.startswith("loss/")]
         metrics = output.metrics or {}
         metrics |= {name: sum(parts) for name in metrics if name.endswith("_loss") and parts}
+        metrics |= self._benchmark_metrics(kwargs.get("metric_key_prefix", "eval"))
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

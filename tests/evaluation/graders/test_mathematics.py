@@ -1,5 +1,8 @@
 """Numbers are compared as numbers, all else by math-verify under limits of processor time."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tropd.evaluation.graders import mathematics
@@ -49,6 +52,57 @@ def test_thousands_and_decimals(grader, answer, gold):
 def test_without_a_closed_box_there_is_no_answer_though_the_number_is_there(grader, response, why):
     verdict = grader.grade(response, "33")
     assert (verdict.outcome, verdict.why, verdict.score) == ("no_answer", why, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "lenient"),
+    [
+        ("we get 33 and then", "033", True),  # cut, and right by this rule
+        ("first 33, then 34", "33", False),
+        (r"\boxed{33} and 34 more", "33", True),  # the strict rule's right stays right
+        ("it costs $1,200.50.", "1200.5", True),
+        ("so -3", "3", False),
+        ("nothing", "3", False),
+    ],
+)
+def test_what_a_lenient_rule_would_say_stands_beside_and_changes_nothing(grader, response, gold, lenient):
+    verdict = grader.grade(response, gold)
+    assert verdict.details["last_number"] is lenient and verdict.details["boxed"] is ("boxed" in response)
+    assert (verdict.outcome == "right") is ("boxed" in response)
+
+
+def test_where_the_gold_answer_is_no_number_there_is_no_lenient_rule(grader):
+    assert "last_number" not in grader.grade("so 3", "x^2").details
+
+
+BUSY = "while True: pass"
+AWKWARD = (
+    (r"\boxed{(x+1)^{12}}", r"(x+1)^{12}+x-x"),
+    (r"\boxed{\frac{\sqrt{8}}{2}}", r"\sqrt{2}"),
+    (r"\boxed{\prod_{k=1}^{40} k}", "40!"),
+    (r"\boxed{9^{9^{9^9}}}", "7"),
+    (r"\boxed{2^{2^{30}}}", "7"),
+    (r"\boxed{[0,1)\cup(2,3]}", r"(2,3]\cup[0,1)"),
+)
+
+
+@pytest.mark.slow
+def test_verdicts_are_the_same_beside_eight_busy_loops(with_math_verify):
+    def verdicts():
+        with MathematicsGrader() as made:
+            return [made.grade(response, gold) for response, gold in AWKWARD]
+
+    alone = verdicts()
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(8)]
+    try:
+        beside = verdicts()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert beside == alone
+    assert [verdict.outcome for verdict in alone[:2]] == ["right", "right"]
+    assert {verdict.outcome for verdict in alone} > {"right"}
 
 
 def test_hashes_are_an_answer_where_they_are_asked_for(grader):

@@ -11,7 +11,7 @@ import pickle
 import random
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..graders.choice import LETTERS
 from ..graders.code import Call, CallTests, FunctionTests, StreamTests, decode, equality_tests
 from ..graders.instructions import InstructionTests
 from ..graders.mathematics import GSM8K_ANSWER
+from ..graders.reward import RewardTest
 from ..graders.values import encode
 from .problem import Letter, Number, Problem
 
@@ -253,11 +254,36 @@ def load_own(name: str, content: bytes) -> list[Problem]:
     """
     problems = []
     for number, row in enumerate(_jsonl(content), 1):
-        question = next((column for column in QUESTION_COLUMNS if column in row), None)
-        if question is None or "answer" not in row:
+        question = _question_of(name, number, row)
+        if "answer" not in row:
             raise ValueError(
-                f"{name}:{number} has the columns {', '.join(row)}; a benchmark of your own needs answer, and one of "
-                f"{', '.join(QUESTION_COLUMNS)}."
+                f"{name}:{number} has the columns {', '.join(row)}; a benchmark of your own needs answer, or "
+                f"a function that grades it: {name}@package.module:function."
             )
         problems.append(_boxed(row.get("id", number), str(row[question]), str(row["answer"])))
     return problems
+
+
+def load_rewarded(name: str, function: Callable[..., Any], path: str, content: bytes) -> list[Problem]:
+    """A user's JSONL: a question, asked as it stands, and whatever columns the user's function reads.
+
+    Raises:
+        ValueError: a row without a question, with its line.
+    """
+    problems = []
+    for number, row in enumerate(_jsonl(content), 1):
+        column = _question_of(path, number, row)
+        prompt, rest = str(row[column]), {name: value for name, value in row.items() if name != column}
+        problems.append(Problem(str(row.get("id", number)), prompt, RewardTest(name, function, prompt, rest)))
+    return problems
+
+
+def _question_of(name: str, number: int, row: Row) -> str:
+    """The column that holds the question."""
+    for column in QUESTION_COLUMNS:
+        if column in row:
+            return column
+    raise ValueError(
+        f"{name}:{number} has the columns {', '.join(row)}; a benchmark of your own needs one of "
+        f"{', '.join(QUESTION_COLUMNS)}."
+    )

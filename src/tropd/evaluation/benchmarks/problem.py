@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..graders.code import Tests
 from ..graders.instructions import InstructionTests
+from ..graders.reward import RewardTest
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Letter:
     choices: int = 4
 
 
-Check = Number | Letter | Tests | InstructionTests
+Check = Number | Letter | Tests | InstructionTests | RewardTest
 
 
 @dataclass(frozen=True)

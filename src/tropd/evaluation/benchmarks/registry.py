@@ -3,12 +3,16 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...shipped import locate
 from ...suggestions import hint
+from ..graders.reward import reward_function
 from . import loaders
+from .mbpp_plus import load_mbpp_plus
 from .problem import Problem
 
 
@@ -146,6 +150,19 @@ BENCHMARKS = {
             needs_sandbox=True,
         ),
         Benchmark(
+            "mbpp_plus",
+            "MBPP+",
+            (File("mbpp_plus/MbppPlus.jsonl.gz"),),
+            load_mbpp_plus,
+            378,
+            4,
+            "Apache-2.0",
+            "evalplus/mbppplus_release: MbppPlus.jsonl.gz",
+            "values of a function",
+            "no copy was tried: the loader holds each row's inputs to its own assertions, and refuses what differs",
+            needs_sandbox=True,
+        ),
+        Benchmark(
             "livecodebench",
             "LiveCodeBench v5 + v6",
             (File("livecodebench/problems.jsonl", "b88993c9917d1becf5473ab3ddf8f8f11314d7ad6bbbeeb37dd49824d1f9e2e0"),),
@@ -222,18 +239,21 @@ BENCHMARKS = {
 }
 
 
-def benchmark(name: str) -> Benchmark:
-    """A benchmark by its name, or a user's own by the path of its JSONL file.
+def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
+    """A benchmark by its name, or a user's own by the path of its JSONL file; `field` is where it was named.
 
     Raises:
         ValueError: there is none, with what was probably meant.
     """
+    path, at, function = name.partition(".jsonl@")
+    if at:
+        return _rewarded(locate(f"{path}.jsonl"), function, field)
     if name.endswith(".jsonl"):
-        return _own(name)
+        return _own(locate(name))
     if name not in BENCHMARKS:
         raise ValueError(
-            f"benchmarks has {name!r}, which is none{hint(name, list(BENCHMARKS))}. There are {', '.join(BENCHMARKS)}, "
-            "and JSONL files of your own (path/to/own.jsonl)."
+            f"{field} has {name!r}, which is none{hint(name, list(BENCHMARKS))}. There are {', '.join(BENCHMARKS)}, "
+            "and JSONL files of your own (path/to/own.jsonl, or path/to/own.jsonl@package.module:function)."
         )
     return BENCHMARKS[name]
 
@@ -253,6 +273,11 @@ def _own(path: str) -> Benchmark:
         "box, by math-verify",
         needs_sandbox=True,
     )
+
+
+def _rewarded(path: str, function: str, field: str) -> Benchmark:
+    load = partial(loaders.load_rewarded, function, reward_function(function, field), path)
+    return replace(_own(path), load=load, grader=f"your function {function}", needs_sandbox=False)
 
 
 @dataclass(frozen=True)
@@ -288,6 +313,13 @@ def find(one: Benchmark, folder: Path) -> Found:
     expected = [file.sha256 for file in one.files]
     known = None if None in expected else list(digests.values()) == expected
     return Found(tuple(paths), digests, known)
+
+
+def evenly(problems: Sequence[Problem], most: int | None) -> list[Problem]:
+    """So many of them, evenly spaced; all, where there are no more or `most` is `None`."""
+    if most is None or most >= len(problems):
+        return list(problems)
+    return [problems[place * len(problems) // most] for place in range(most)]
 
 
 def _below(path: Path, folder: Path) -> str:

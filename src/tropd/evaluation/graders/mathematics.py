@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from importlib.util import find_spec
 
@@ -27,6 +28,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 LONGEST_NUMBER = 1000
 
+ANY_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+
 GSM8K_ANSWER = re.compile(r"####\s*([^\n]+)")
 
 
@@ -45,6 +48,19 @@ def as_number(text: str) -> Decimal | None:
         return Decimal(bare)
     except InvalidOperation:
         return None
+
+
+def ends_in_number(response: str, gold: str) -> bool | None:
+    """Is the last number that a response holds the gold one? A lenient rule, that takes a cut response as it is.
+
+    >>> ends_in_number("we get 33 and then", "033"), ends_in_number("$1,200.", "1200"), ends_in_number("so x", "x")
+    (True, True, None)
+    """
+    expected = as_number(gold)
+    if expected is None:
+        return None
+    found = ANY_NUMBER.findall(response)
+    return bool(found) and as_number(found[-1]) == expected
 
 
 class MathematicsGrader:
@@ -71,6 +87,8 @@ class MathematicsGrader:
     def grade(self, response: str, gold: str, thinking_opened: bool = False, hashes: bool = False) -> Verdict:
         """Is the last boxed answer of `response` the gold one?
 
+        Where the gold answer is a number, the verdict's details say what a lenient rule would: `last_number`.
+
         Args:
             response: the model's.
             gold: the answer, as LaTeX or a number.
@@ -81,6 +99,13 @@ class MathematicsGrader:
             ValueError: math-verify is needed and not installed.
             SandboxRefused: it is needed, and this machine cannot contain it.
         """
+        strict = self._strict(response, gold, thinking_opened, hashes)
+        lenient = ends_in_number(response, gold)
+        boxed = last_box(behind_thinking(response, thinking_opened)) is not None
+        details = {"boxed": boxed} | ({} if lenient is None else {"last_number": strict.outcome == RIGHT or lenient})
+        return replace(strict, details=details)
+
+    def _strict(self, response: str, gold: str, thinking_opened: bool, hashes: bool) -> Verdict:
         text = behind_thinking(response, thinking_opened)
         answer = last_box(text)
         if answer is None and hashes:

@@ -66,6 +66,11 @@ teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one 
 teacher/<name>/k1 | nats | kl/k1 on the rows of one of several teachers | falls | rises while others fall: the teachers pull apart
 teacher/<name>/entropy | nats | entropy/teacher on the rows of one of several teachers | steady | rises: the student leads this teacher where it knows nothing
 teacher/<name>/num_tokens | tokens per rollout batch | student tokens learned from on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
+benchmark/<name>/accuracy | share | in an evaluation, for each of eval_benchmarks: mean over problems of the share of their samples that are right | rises | falls while the loss does too: the run learns something else
+benchmark/<name>/truncated_share | share | its responses that were cut at eval_benchmarks_max_new_tokens | small | near 1: they are graded before they have come to an answer
+benchmark/<name>/no_answer_share | share | its responses without an answer in the form that was asked for | falls | near 1: the accuracy is about the form
+benchmark/<name>/undecided_share | share | its responses that the grader could not judge, and that count as wrong | 0 | any: see docs/evaluation.md
+benchmark/<name>/length | tokens | mean length of its responses | steady | runs to the limit
 rollout/engine | code | what wrote the rollouts: 0 Transformers' decoding loop, 1 tropd's, 2 vLLM, 3 Transformers' continuous batching | as meant | 0 where 1 was meant: a warning said why tropd's loop could not be used
 speed/rollout | tokens per second | student-written tokens by rollout time | steady | falls: longer tails, smaller batches
 speed/teacher | tokens per second | scored tokens by teacher time | steady | falls
@@ -73,14 +78,19 @@ speed/update | tokens per second | response tokens by forward-backward time | st
 """
 
 NAME = "<name>"
-"""Stands in the table for the name of each of several teachers."""
+"""Stands in the table for the name of each of several teachers, or of a benchmark."""
 
 _ALL = [Metric(*(cell.strip() for cell in line.split(" | "))) for line in _TABLE.strip().splitlines()]
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL if NAME not in metric.name}
 
-METRICS_BY_TEACHER: dict[str, Metric] = {metric.name: metric for metric in _ALL if NAME in metric.name}
+METRICS_BY_TEACHER: dict[str, Metric] = {metric.name: metric for metric in _ALL if metric.name.startswith("teacher/<")}
 """Families of metrics: one of each name for each of several teachers."""
+
+METRICS_BY_BENCHMARK: dict[str, Metric] = {
+    metric.name: metric for metric in _ALL if metric.name.startswith("benchmark/<")
+}
+"""Likewise for each benchmark of an evaluation."""
 
 
 def of_teacher(family: str, teacher: str) -> str:
@@ -90,6 +100,15 @@ def of_teacher(family: str, teacher: str) -> str:
     'teacher/math/k1'
     """
     return METRICS_BY_TEACHER[family].name.replace(NAME, teacher)
+
+
+def of_benchmark(family: str, benchmark: str) -> str:
+    """The name of a family's metric for one benchmark.
+
+    >>> of_benchmark("benchmark/<name>/accuracy", "gsm8k")
+    'benchmark/gsm8k/accuracy'
+    """
+    return METRICS_BY_BENCHMARK[family].name.replace(NAME, benchmark)
 
 
 def metric_names(teachers: Sequence[str] = ()) -> list[str]:

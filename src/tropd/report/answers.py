@@ -1,0 +1,104 @@
+"""The page of an evaluation: scores with their intervals, and a browser of responses that needs no script."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+from .page import Table
+from .rendering import CSS, TEMPLATES
+
+KINDS = {
+    "right": "right",
+    "wrong": "wrong",
+    "no_answer": "no answer",
+    "undecided": "undecided",
+    "cut": "cut",
+    "seen": "seen in training",
+}
+"""What a response may be; the first four exclude each other."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response with its verdict.
+
+    Attributes:
+        heading: of which problem and sample.
+        kinds: keys of `KINDS`.
+        facts: what was graded and why, in a few words.
+        prompt: what was asked, or nothing.
+        response: what the model said.
+    """
+
+    heading: str
+    kinds: Sequence[str]
+    facts: str
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Responses to look through, filtered by their kinds.
+
+    Attributes:
+        answers: those that are shown.
+        note: which they are.
+    """
+
+    answers: Sequence[Answer]
+    note: str
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """All, and each kind that there is."""
+        return [("all", "all"), *((kind, name) for kind, name in KINDS.items() if self.count(kind))]
+
+    def count(self, kind: str) -> int:
+        return sum(kind == "all" or kind in answer.kinds for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class BenchmarkSection:
+    """One benchmark.
+
+    Attributes:
+        heading: its title.
+        tables: parts, and other scores.
+        browser: its responses.
+    """
+
+    heading: str
+    tables: Sequence[Table]
+    browser: Browser
+
+
+@dataclass(frozen=True)
+class AnswersPage:
+    """A whole page.
+
+    Attributes:
+        title: its heading.
+        intro: a sentence or two.
+        facts: name and value of what a reader needs to judge the numbers.
+        scores: the table of all benchmarks.
+        chart: HTML of the chart of their accuracies.
+        sections: the benchmarks.
+    """
+
+    title: str
+    intro: str
+    facts: Sequence[tuple[str, str]]
+    scores: Table
+    chart: str
+    sections: Sequence[BenchmarkSection] = field(default_factory=list)
+
+
+def answers_html(page: AnswersPage) -> str:
+    """The page as one file of HTML that needs no other."""
+    css = CSS + (files(__package__) / "templates" / "answers.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    template = TEMPLATES.get_template("answers.html")
+    return template.render(page=page, kinds=KINDS, css=css, css_hash=f"sha256-{digest}")
