@@ -110,7 +110,8 @@ def running(command: list[str], url: str, environment: dict[str, str]) -> Iterat
         _wait(process, url)
         yield process.pid
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:

@@ -10,6 +10,7 @@ import torch
 
 from training import tiny
 from training.tiny import EOS, PAD, clone, plain_logps
+from tropd.models.fingerprint import of_weights
 from tropd.models.hidden_states import expose_hidden_states
 from tropd.models.packing import PackedResponses
 from tropd.teacher.local import LocalTeacher, TopKRequest, until_eos
@@ -173,3 +174,11 @@ def test_a_score_that_is_not_a_number_stays_with_its_token(model):
 
     scores = teacher.score(CONTEXTS, RESPONSES, ALL, pad_id=PAD)
     assert scores.logp.isfinite().tolist() == [n != 4 for n in range(9)]
+
+
+def test_a_weight_of_more_entries_than_float32_counts_has_a_fingerprint():
+    model = torch.nn.Module()
+    model.register_buffer("embedding", torch.zeros(49_152, 576, dtype=torch.uint8))
+    before = of_weights(model)
+    model.embedding[-1, -1] = 1
+    assert of_weights(model) != before

@@ -58,6 +58,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import starlette  # noqa: F401, of the extra as the next: whoever lacks it is told before anything is loaded
+    import uvicorn  # noqa: F401
+
     from ..serving.server import bind, serve
 
     key = _key(options)

@@ -28,4 +28,5 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _sample(tensor: Tensor) -> Any:
     flat = tensor.detach().reshape(-1)
     places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLED, len(flat)), device=flat.device).long()
-    return flat[places].double().cpu().numpy()
+    # float32 numbers no entries beyond 2^24, and rounds the last of such a weight up.
+    return flat[places.clamp_max(max(len(flat) - 1, 0))].double().cpu().numpy()
