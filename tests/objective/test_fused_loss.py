@@ -18,7 +18,6 @@ from tropd.objective import (
     RegionCounts,
     SeveralTerms,
     TokenSignals,
-    TopKTerm,
     get_method,
 )
 from tropd.objective.head import matmul
@@ -112,9 +111,9 @@ def a_case(
         teacher = Head(normal(teacher_size, 3).to(dtype), temperature=0.9)
         direct = FullVocabularyTerm(index, normal(len(index), 3).to(dtype), teacher, objective.full_function(method))
     elif method.needs_topk:
-        index = (outlier + (trust if method.trust == "jsd" else 0) > 0).nonzero()[:, 0]
+        index = (outlier + (trust if method.trust != "k1" else 0) > 0).nonzero()[:, 0]
         ids, logp = objective.topk_of(teacher_logps[index], K, teacher_logps.shape[1])
-        direct = TopKTerm(index, ids.int(), logp, objective.topk_function(method))
+        direct = objective.topk_term(method, signals, index, ids.int(), logp)
     return Case(hidden.requires_grad_(True), head, tokens, method, signals, direct)
 
 

@@ -8,9 +8,9 @@ from tropd.objective import METHODS, SETTINGS, Method, get_method, register_meth
 
 PAPER_NAMES = {
     "opd", "gkd", "fkl", "jsd", "entropy_opd", "eopd", "reopold", "reopold_2stage", "mask_outlier", "fkl_outlier",
-    "tropd_mask", "tropd_clip", "tropd", "aopd",
+    "tropd_mask", "tropd_clip", "tropd", "aopd", "resopd",
 }  # fmt: skip
-OURS = {"tropd_share"}
+OURS = {"tropd_share", "tropd_support"}
 
 
 def test_the_methods_are_those_of_the_papers_and_ours():
@@ -97,7 +97,7 @@ def test_a_method_of_one_stage_stays_the_same():
 @pytest.mark.parametrize("name", sorted(PAPER_NAMES))
 def test_a_method_knows_what_it_must_ask_of_the_teacher(name):
     method = get_method(name)
-    assert method.needs_topk == (name in {"fkl", "jsd", "eopd", "fkl_outlier", "tropd", "aopd"})
+    assert method.needs_topk == (name in {"fkl", "jsd", "eopd", "fkl_outlier", "tropd", "aopd", "resopd"})
     assert method.needs_full_teacher == (name == "gkd")
 
 

@@ -33,13 +33,20 @@ _GATES = {
     "floor": "where r ≥ {m.outlier_tau:g}",
     "student_entropy": "on the {m.entropy_share:.0%} of highest student entropy",
     "teacher_entropy": "where H_T ≤ {m.teacher_entropy_tau:g}",
+    "support": "on the teacher's top-{m.fkl_top_k}",
 }
-_TRUST = {"k1": "K1", "jsd": "hybrid JSD", "gkd": "full-vocabulary divergence"}
+_TRUST = {
+    "k1": "K1",
+    "jsd": "hybrid JSD",
+    "gkd": "full-vocabulary divergence",
+    "rkl_direct": "reverse KL",
+}
 _OUTLIERS = {
     "fkl_direct": "top-{m.fkl_top_k} forward KL",
     "fkl_scalar": "top-{m.fkl_top_k} forward KL as an advantage",
     "mask": "nothing",
     "clip": "K1 with max(r, {m.outlier_tau:g})",
+    "k1": "K1",
     "k1_and_fkl": "K1 and top-{m.fkl_top_k} forward KL",
 }
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from .methods import Method
 
 TRUST_GATES = ("bernoulli", "expected", "hard")
-GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy")
-TRUSTS = ("k1", "jsd", "gkd")
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
+GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy", "support")
+TRUSTS = ("k1", "jsd", "gkd", "rkl_direct")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
 REDUCTIONS = ("shared", "per_region", "selected")
 TRUNCATIONS = ("none", "teacher_renorm", "tail")
 SCHEDULES = ("cosine", "linear", "constant", "none")
@@ -77,7 +77,7 @@ _TABLE = (
     ),
     Setting(
         "outlier",
-        lambda m: m.gate in (*TRUST_GATES, "closed"),
+        lambda m: m.gate in (*TRUST_GATES, "closed", "support"),
         "its tokens are split by `gate: {m.gate}`, which leaves no outliers to treat",
         choices=OUTLIERS,
     ),
@@ -214,16 +214,21 @@ def check_parts(method: "Method") -> None:
 
 def check_combination(method: "Method") -> None:
     """Refuse combinations of parts that cannot work together."""
-    if method.gate == "closed" and method.outlier in ("mask", "clip"):
+    same = {"mask": "nothing would be learned", "clip": "that is method 'reopold'", "k1": "that is method 'opd'"}
+    if method.gate == "closed" and method.outlier in same:
         raise ValueError(
             f"outlier is {method.outlier!r} under method {method.name!r}, whose gate trusts no token: "
-            + ("nothing would be learned" if method.outlier == "mask" else "that is method 'reopold'")
-            + ". Choose fkl_direct or fkl_scalar."
+            f"{same[method.outlier]}. Choose fkl_direct or fkl_scalar."
+        )
+    if (method.gate == "support") != (method.trust == "rkl_direct"):
+        raise ValueError(
+            f"gate is {method.gate!r} and trust is {method.trust!r}: reverse KL on the teacher's top-k, trust "
+            "rkl_direct, goes with gate support, which splits the tokens by that top-k. Give both, or neither."
         )
     if method.trust != "k1" and method.outlier_uses_fkl:
         raise ValueError(
             f"outlier is {method.outlier!r} beside trust {method.trust!r}: a token has one divergence that is "
-            "differentiated directly. Choose outlier mask or clip, or trust k1."
+            "differentiated directly. Choose outlier mask, clip or k1, or trust k1."
         )
     if method.trust == "jsd" and method.jsd_beta in (0.0, 1.0):
         raise ValueError(

@@ -36,9 +36,12 @@ class Method:
         source: paper and section.
         gate: how student tokens are split: `open` (all trusted), `closed` (none), `bernoulli`, `expected`, `hard`
             (r > τ), `floor` (r ≥ τ), `student_entropy` (the top `entropy_share` of the batch is trusted),
-            `teacher_entropy` (H_T > `teacher_entropy_tau` is the outlier region).
-        trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary).
-        outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1_and_fkl` (EOPD).
+            `teacher_entropy` (H_T > `teacher_entropy_tau` is the outlier region), `support` (tokens among the
+            teacher's top-k are trusted).
+        trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary),
+            `rkl_direct` (reverse KL on the teacher's top-k and one bucket for the rest, on every student token).
+        outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1`, `k1_and_fkl`
+            (EOPD). Beside `rkl_direct`, `clip` bounds the bucket's log ratio, too.
         outlier_tau: τ, nats of r.
         advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`. In a
             two-stage method, changing this or `entropy_share` changes the second stage.
@@ -97,7 +100,7 @@ class Method:
     @property
     def needs_topk(self) -> bool:
         """Must the teacher be asked for its top-k on some tokens?"""
-        return self.outlier_uses_fkl or self.trust == "jsd"
+        return self.outlier_uses_fkl or self.trust in ("jsd", "rkl_direct")
 
     @property
     def needs_full_teacher(self) -> bool:
@@ -227,6 +230,25 @@ METHODS: dict[str, Method] = {
             outlier="fkl_direct",
             outlier_tau=0.0,
             **_FKL,
+        ),
+        Method(
+            "resopd",
+            "reverse KL, exact on the teacher's top-k and sampled in the tail: gkd's expectation",
+            "ResOPD, arXiv 2610.04882",
+            gate="support",
+            trust="rkl_direct",
+            outlier="k1",
+            fkl_top_k=4,
+        ),
+        Method(
+            "tropd_support",
+            "reverse KL, exact on the teacher's top-k, clipped outside of it",
+            "ours, from ResOPD and TrOPD's clip (docs/equations.md)",
+            gate="support",
+            trust="rkl_direct",
+            outlier="clip",
+            outlier_tau=-2.0,
+            fkl_top_k=16,
         ),
     )
 }

@@ -17,23 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objective.endings import Endings
+from ..objective.endings import Endings, events_of
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
     SeveralTerms,
     TokenSignals,
-    TopKTerm,
     full_function,
-    reads_tail,
     restrict_term,
-    topk_function,
+    topk_term,
 )
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.reduce import RegionCounts, region_counts
-from ..objective.regions import top_share_threshold, trust_weight
+from ..objective.regions import in_support, top_share_threshold, trust_weight
 from ..objective.schedules import guidance_fraction
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
@@ -318,6 +316,8 @@ class Gate:
             selected = self.student.entropy[tokens] >= self.entropy_threshold[tokens]
         elif self.method.teacher_entropy_tau is not None:
             selected = teacher_entropy <= self.method.teacher_entropy_tau
+        elif self.method.gate == "support":
+            selected = torch.ones_like(log_ratio, dtype=torch.bool)  # the others are distrusted when the top-k is known
         trust = trust_weight(
             self.method.gate,
             log_ratio,
@@ -328,6 +328,11 @@ class Gate:
         learned = self.student_mask[tokens] & log_ratio.isfinite()
         self.trust[tokens] = torch.where(learned, trust, 0.0)
         self.outlier[tokens] = torch.where(learned, 1.0 - trust, 0.0)
+
+    def distrust(self, tokens: Tensor) -> None:
+        """Move the tokens at the positions `tokens` out of the trust region."""
+        self.outlier[tokens] += self.trust[tokens]
+        self.trust[tokens] = 0.0
 
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
@@ -377,7 +382,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
-        weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
+        weights = gate.outlier[tokens] + (gate.trust[tokens] if method.trust != "k1" else 0.0)
         return weights > 0
 
     request = None
@@ -401,7 +406,12 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
         check(scores)
     if request is None:
         gate.divide(scores.logp, scores.entropy, slice(None))
-    return without_unusable(scores, method)
+    scores = without_unusable(scores, method)
+    if method.gate == "support":
+        ids = [rollout.response[position] for rollout in rollouts for position in rollout.scored_positions()]
+        sampled = events_of(torch.tensor(ids, device=scores.topk_index.device), setup.endings.as_one)
+        gate.distrust(scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)])
+    return scores
 
 
 def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
@@ -479,9 +489,7 @@ def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -
             terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
         return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
-        return TopKTerm(
-            teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method), reads_tail(method)
-        )
+        return topk_term(method, signals, teacher.topk_index, teacher.topk_ids, teacher.topk_logp)
     return None
 
 
