@@ -54,7 +54,9 @@ class Batch:
     def losses(self, method: Method, signals: TokenSignals) -> TokenLosses:
         direct = None
         if method.needs_topk:
-            needed = signals.outlier_weight + (signals.trust_weight if method.trust != "k1" else 0)
+            needed = signals.outlier_weight + (
+                signals.trust_weight if method.trust != "k1" or method.baseline != "none" else 0
+            )
             index = (needed > 0).nonzero().squeeze(-1)
             ids, logp = objective.topk_of(self.teacher_logps[index], min(method.fkl_top_k, VOCABULARY), VOCABULARY)
             direct = objective.topk_term(method, signals, index, ids, logp)

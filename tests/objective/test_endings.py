@@ -128,7 +128,7 @@ def signals_of(batch: Batch, method: Method, trusted: bool = True) -> TokenSigna
 
 
 def direct_of(batch: Batch, method: Method, signals: TokenSignals) -> objective.DirectTerm | None:
-    everywhere = signals.trust_weight if method.trust != "k1" else 0
+    everywhere = signals.trust_weight if method.trust != "k1" or method.baseline != "none" else 0
     index = (signals.outlier_weight + everywhere > 0).nonzero().squeeze(-1)
     states, head = batch.teacher_hidden[index], batch.teacher_head
     if method.needs_full_teacher:
@@ -209,6 +209,9 @@ class Twin:
     def token(self, n: int, name: str, overrides: dict, prefix: bool) -> tuple[float, Array, bool]:
         """Loss of token n, its gradient by event, and whether its K1 advantage is other than zero."""
         student, teacher, x = self.student[n], self.teacher[n], self.events[n]
+        if prefix and name == "tropd_released":
+            advantage = GUIDANCE * (student[x] - teacher[x])
+            return -advantage, advantage * reference.guidance_gradient(student, x, 1.0), True
         if prefix:
             return -GUIDANCE * student[x], reference.guidance_gradient(student, x, GUIDANCE), True
         settings = settings_of(name, **{key: value for key, value in overrides.items() if key != "selected"})

@@ -56,7 +56,8 @@ def direct_term(method: Method, signals: TokenSignals, teacher_logits: torch.Ten
     if not (method.needs_topk or method.needs_full_teacher):
         return None
     outlier = signals.outlier_weight
-    index = torch.arange(len(outlier)) if method.trust != "k1" else outlier.nonzero().squeeze(-1)
+    everywhere = method.trust != "k1" or method.baseline != "none"
+    index = torch.arange(len(outlier)) if everywhere else outlier.nonzero().squeeze(-1)
     head = Head(torch.eye(V, dtype=torch.float64), temperature=temperature)
     hidden = teacher_logits.expand(len(index), V)
     if method.needs_full_teacher:
@@ -148,6 +149,12 @@ CASES = {
     },
     "tropd_share": ("tropd_share", {"fkl_top_k": K}, {"k": K}),
     "aopd": ("aopd", {"fkl_top_k": K}, {"k": K}),
+    "vopd": ("vopd", {}, {}),
+    **{f"vopd {k}": ("vopd", {"baseline": "top_k", "fkl_top_k": k}, {"baseline_k": k}) for k in (1, K, V)},
+    **{f"mixture_opd {a}": ("mixture_opd", {"advantage_alpha": a}, {"alpha": a}) for a in (0.2, 0.9, 1.0)},
+    "tv_opd": ("tv_opd", {}, {}),
+    **{f"power_opd {a}": ("power_opd", {"advantage_alpha": a}, {"alpha": a}) for a in (5.0, 0.5)},
+    "tropd_released": ("tropd_released", {"fkl_top_k": K}, {"k": K}),
     **{f"resopd {k}": ("resopd", {"fkl_top_k": k}, {"k": k}) for k in (1, K, V - 1, V)},
     **{
         f"tropd_support {tau} {k}": ("tropd_support", {"fkl_top_k": k, "outlier_tau": tau}, {"k": k, "floor": tau})

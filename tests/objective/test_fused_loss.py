@@ -111,7 +111,7 @@ def a_case(
         teacher = Head(normal(teacher_size, 3).to(dtype), temperature=0.9)
         direct = FullVocabularyTerm(index, normal(len(index), 3).to(dtype), teacher, objective.full_function(method))
     elif method.needs_topk:
-        index = (outlier + (trust if method.trust != "k1" else 0) > 0).nonzero()[:, 0]
+        index = (outlier + (trust if method.trust != "k1" or method.baseline != "none" else 0) > 0).nonzero()[:, 0]
         ids, logp = objective.topk_of(teacher_logps[index], K, teacher_logps.shape[1])
         direct = objective.topk_term(method, signals, index, ids.int(), logp)
     return Case(hidden.requires_grad_(True), head, tokens, method, signals, direct)

@@ -33,7 +33,8 @@ class Settings:
     k: int = 64
     truncation: str = "none"  # none | teacher_renorm | tail
     beta: float = 0.5  # of the two Jensen-Shannon divergences
-    alpha: float = 1.0  # EOPD's weight of the forward KL
+    alpha: float = 1.0  # EOPD's weight of the forward KL; TOP-D's share of the teacher; PowerOPD's power
+    baseline_k: int | None = None  # of vOPD: the teacher's top-k that the baseline knows; None for all
     residual: bool = True  # of ResOPD: are tokens outside of the top-k sampled?
     phase: int = 1  # of REOPOLD
 
@@ -54,11 +55,16 @@ DEFAULTS: dict[str, Settings] = {
     "tropd": Settings(gate="bernoulli", outlier="fkl_direct"),
     "tropd_share": Settings(gate="bernoulli", outlier="fkl_direct"),
     "aopd": Settings(gate="hard", threshold=0.0, outlier="fkl_direct"),
+    "vopd": Settings(),
+    "mixture_opd": Settings(alpha=0.2),
+    "tv_opd": Settings(),
+    "power_opd": Settings(alpha=5.0),
+    "tropd_released": Settings(gate="bernoulli", outlier="fkl_scalar", truncation="teacher_renorm"),
     "resopd": Settings(k=4, floor=-math.inf),
     "tropd_support": Settings(k=16, floor=-2.0),
 }
 SUPPORTED = ("resopd", "tropd_support")
-GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "tropd_share", "aopd")
+GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "tropd_share", "aopd", "tropd_released")
 
 
 def settings_of(method: str, **overrides: object) -> Settings:
@@ -176,6 +182,17 @@ def expected_guidance_gradient(
     return total
 
 
+def support_value(student_logp: Array, teacher_logp: Array, k: int) -> float:
+    """The reverse KL of the teacher's top-k and one event for all the rest."""
+    kept = top_k(teacher_logp, k)
+    rest = [v for v in range(len(student_logp)) if v not in kept]
+    coarse = [[logp[v] for v in kept] for logp in (student_logp, teacher_logp)]
+    if rest:
+        for events, logp in zip(coarse, (student_logp, teacher_logp), strict=True):
+            events.append(math.log(math.fsum(np.exp(logp[rest]))))
+    return divergences.reverse_kl(*coarse)
+
+
 def support_term(student_logp: Array, teacher_logp: Array, x: int, settings: Settings) -> tuple[float, Array]:
     """ResOPD's loss and gradient g of the sampled token x, as printed, its two log ratios in the tail capped:
 
@@ -258,6 +275,15 @@ def terms(
         return gated_terms(student_logp, teacher_logp, settings)
     if method == "opd":
         return log_ratio, 0.0
+    if method == "vopd":
+        return log_ratio + support_value(student_logp, teacher_logp, settings.baseline_k or size), 0.0
+    if method == "mixture_opd":
+        mixed = settings.alpha * np.exp(teacher_logp) + (1 - settings.alpha) * np.exp(student_logp)
+        return np.log(mixed) - student_logp, 0.0
+    if method == "tv_opd":
+        return np.where(teacher_logp > student_logp, 1.0, np.where(teacher_logp < student_logp, -1.0, 0.0)), 0.0
+    if method == "power_opd":
+        return np.exp(teacher_logp) ** settings.alpha - np.exp(student_logp) ** settings.alpha, 0.0
     if method == "gkd":
         return nothing, 1.0
     if method == "fkl":

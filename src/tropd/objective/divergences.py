@@ -157,7 +157,7 @@ def support_reverse_kl(
         ValueError: shapes that do not fit.
     """
     check_same_shape(least_axes=1, student_topk_logp_NK=student_topk_logp_NK, teacher_topk_logp_NK=teacher_topk_logp_NK)
-    check_rows(student_topk_logp_NK[..., 0], 0, student_tail_logp_N=student_tail_logp_N, outside_N=outside_N)
+    check_rows(teacher_topk_logp_NK.sum(-1), 0, student_tail_logp_N=student_tail_logp_N, outside_N=outside_N)
     log_ratio_NK = (student_topk_logp_NK - teacher_topk_logp_NK).detach()
     log_ratio_NK = log_ratio_NK.masked_fill(teacher_topk_logp_NK == -torch.inf, 0.0)
     bucket = (student_tail_logp_N.detach() - _tail_logp(teacher_topk_logp_NK)).clamp_max(-floor)

@@ -30,7 +30,7 @@ from .divergences import (
 from .endings import events_of
 from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
-from .policy_gradient import policy_gradient_loss
+from .policy_gradient import policy_gradient_loss, sampled_advantage
 from .shapes import check_rows, check_same_shape
 
 
@@ -309,7 +309,7 @@ def topk_function(method: Method) -> Callable[..., Tensor]:
     >>> round(topk_function(get_method("tropd"))(student, teacher).item(), 4)
     0.4159
     """
-    if method.trust == "rkl_direct":
+    if method.trust == "rkl_direct" or method.baseline == "top_k":
         floor = _require(method.outlier_tau) if method.outlier == "clip" else -math.inf
         return functools.partial(support_reverse_kl, floor=floor)
     if method.trust == "jsd":
@@ -330,7 +330,8 @@ def topk_term(
     >>> term.reads_tail, term.outside
     (True, tensor([True]))
     """
-    reads_tail = method.trust == "rkl_direct" or (method.outlier_uses_fkl and method.fkl_truncation == "tail")
+    reads_tail = method.outlier_uses_fkl and method.fkl_truncation == "tail"
+    reads_tail = reads_tail or method.trust == "rkl_direct" or method.baseline == "top_k"
     outside = None
     if method.gate == "support":
         # What the teacher gives no probability is one of the others.
@@ -348,7 +349,7 @@ def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
     0.3681
     """
     # A partial, in which the fused loss recognises what it has a closed form for.
-    return functools.partial(generalized_jsd, beta=_require(method.jsd_beta))
+    return functools.partial(generalized_jsd, beta=1.0 if method.baseline == "full" else _require(method.jsd_beta))
 
 
 def student_terms(
@@ -455,8 +456,14 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
         trust = policy_gradient(advantage, trust_weight) + _weigh(trust_weight, direct_N)
     else:
-        floor = method.advantage_floor
-        trust = policy_gradient(log_ratio if floor is None else log_ratio.clamp_min(floor), trust_weight)
+        advantage, old, teacher = log_ratio, signals.rollout_logp, signals.teacher_logp
+        if method.advantage != "log_ratio":
+            advantage = sampled_advantage(method.advantage, old, teacher, method.advantage_alpha)
+        if method.advantage_floor is not None:
+            advantage = advantage.clamp_min(method.advantage_floor)
+        if method.baseline != "none":
+            advantage = advantage + direct_N.detach()  # the mean of −r over the state, or the part that is known
+        trust = policy_gradient(advantage, trust_weight)
 
     if method.outlier == "clip":
         outlier = policy_gradient(log_ratio.clamp_min(_require(method.outlier_tau)), outlier_weight)
@@ -474,7 +481,12 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
     if method.trust == "rkl_direct":
         outlier = outlier + _weigh(outlier_weight, direct_N)
 
-    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    guided = student_logp_N
+    if method.guidance_term == "k1":
+        # A detached advantage, at ratio 1: its sign pushes teacher tokens down (docs/footguns.md).
+        detached = student_logp_N.detach()
+        guided = (detached - signals.teacher_logp) * torch.exp(student_logp_N - detached)
+    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * guided)
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
         reward = policy_gradient(signals.reward_advantage, trust_weight + outlier_weight)

@@ -65,7 +65,8 @@ def _advise_endings(advice: Advice, endings: Endings) -> None:
 def has_unbounded_k1(method: Method) -> bool:
     """Does some token's policy gradient grow with −r without bound?"""
     ungated = method.gate in ("open", "student_entropy", "teacher_entropy")
-    return method.trust == "k1" and ungated and method.advantage_floor is None
+    ratio = method.advantage == "log_ratio" and method.advantage_floor is None
+    return (method.trust == "k1" and ungated and ratio) or (method.gate, method.outlier) == ("support", "k1")
 
 
 def _advise_method(advice: Advice, method: Method, kind: str) -> None:

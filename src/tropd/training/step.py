@@ -382,8 +382,8 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
-        weights = gate.outlier[tokens] + (gate.trust[tokens] if method.trust != "k1" else 0.0)
-        return weights > 0
+        everywhere = method.trust != "k1" or method.baseline != "none"
+        return gate.outlier[tokens] + (gate.trust[tokens] if everywhere else 0.0) > 0
 
     request = None
     if method.needs_topk:
@@ -468,13 +468,16 @@ def make_signals(
     if setup.reward_weight > 0:
         per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
         rewards = setup.reward_weight * torch.tensor(per_token, dtype=torch.float32, device=known.device)
+    prefix = ~gate.student_mask
+    if setup.method.guidance_term == "k1":
+        prefix &= known
     return TokenSignals(
         # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
         rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
         trust_weight=torch.where(known, gate.trust, 0.0),
         outlier_weight=torch.where(known, gate.outlier, 0.0),
-        guidance_mask=(~gate.student_mask).to(gate.trust.dtype),
+        guidance_mask=prefix.to(gate.trust.dtype),
         reward_advantage=rewards,
     )
 
