@@ -48,7 +48,7 @@ def served():
         yield server
 
 
-@pytest.mark.parametrize("method", ["tropd", "opd", "jsd"])
+@pytest.mark.parametrize("method", ["tropd", "opd", "jsd", "tropd_support"])
 def test_it_trains_as_the_same_teacher_in_this_process(tmp_path, served, method):
     steps = STEPS if method == "tropd" else 3
     here = trained(tmp_path / "here", clone(tiny.qwen(1, width=24)), method, max_steps=steps)

@@ -91,7 +91,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
 
 
 def _advise_top_k(advice: Advice, m: PairMeasurement, method: Method) -> None:
-    if not (method.needs_topk or advice.method == "tropd") or m.teacher_topk_mass is None:
+    compares = method.outlier_uses_fkl or method.trust == "jsd"  # reverse KL on a support misses nothing of the rest
+    if not (compares or advice.method == "tropd") or m.teacher_topk_mass is None:
         return
     if m.teacher_topk_mass < LOW_TOPK_MASS and m.top_k < m.vocab_size:
         wider = min(4 * m.top_k, m.vocab_size)
