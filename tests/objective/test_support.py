@@ -139,11 +139,10 @@ def sampled_part(tau: float, kept: tuple[int, ...], student: Array, teacher: Arr
 @pytest.mark.parametrize("tau", [-0.5, -2.0])
 @pytest.mark.parametrize("spread", [1.0, 6.0, 40.0])
 def test_what_is_sampled_has_a_bounded_mean_square_whatever_the_teacher(tau, spread):
-    """8 (τ² T + 4/e² U), T and U what student and teacher have outside; K1's has no bound at all."""
-    longest, k1 = 0.0, 0.0
+    """8 (τ² T + 4/e² U), T and U what student and teacher have outside."""
+    kept, longest = (0, 1), 0.0
     for seed in range(12):
         student, teacher = pair(seed, spread=spread)
-        kept = tuple(reference.top_k(log_softmax(teacher), 2))
         tails = [
             np.exp(log_softmax(logits)).sum(where=[v not in kept for v in range(V)]) for logits in (student, teacher)
         ]
@@ -151,9 +150,18 @@ def test_what_is_sampled_has_a_bounded_mean_square_whatever_the_teacher(tau, spr
         found = sampled_part(tau, kept, student, teacher).second_moment
         assert found <= bound + 1e-9
         longest = max(longest, found)
-        k1 = max(k1, enumerated(get_method("opd"), student, teacher).second_moment)
-    assert longest > 0.01
-    assert spread < 40 or k1 > 8 * (tau**2 + 4 / math.e**2)
+    assert longest > 0.1
+
+
+def test_k1_and_resopd_have_no_such_bound():
+    student, moments = np.zeros(V), []
+    for excluded in (10.0, 100.0):
+        teacher = np.array([0.0] * (V - 1) + [-excluded])
+        pairs = [on_support(get_method(name), (0, 1), student, teacher) for name in ("tropd_support", "resopd")]
+        moments.append([rows.second_moment for rows in pairs])
+        moments[-1].append(enumerated(get_method("opd"), student, teacher).second_moment)
+    growth = np.array(moments[1]) / moments[0]
+    assert growth[0] < 1.1 and min(growth[1:]) > 50
 
 
 def test_on_the_support_it_is_as_long_as_reverse_kl_is_which_has_no_bound():
@@ -167,13 +175,17 @@ def test_on_the_support_it_is_as_long_as_reverse_kl_is_which_has_no_bound():
     assert lengths[1] > 5 * lengths[0]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_near_the_teacher_it_draws_shorter_gradients_than_k1(seed):
-    student, other = pair(seed)
-    teacher = student + 0.3 * other
-    k1 = enumerated(get_method("opd"), student, teacher).second_moment
-    moments = [enumerated(get_method("resopd", fkl_top_k=k), student, teacher).second_moment for k in range(1, V + 1)]
-    assert max(moments) < k1 and moments[-1] == min(moments)
+def test_near_the_teacher_it_draws_shorter_gradients_than_k1_but_not_in_every_state():
+    k1, moments = [], []
+    for seed in range(20):
+        student, other = pair(seed)
+        pairs = (student, student + 0.3 * other)
+        k1.append(enumerated(get_method("opd"), *pairs).second_moment)
+        moments.append([enumerated(get_method("resopd", fkl_top_k=k), *pairs).second_moment for k in range(1, V)])
+    of_k = np.mean(moments, axis=0)
+    assert np.all(np.diff([np.mean(k1), *of_k]) < 0), "the shorter the more the support holds, in the mean"
+    ratios = np.array(moments)[:, 0] / k1
+    assert 1 < ratios.max() < 1.1, "one token of support does not always pay"
 
 
 # Limits that must coincide.
@@ -193,11 +205,10 @@ def test_with_every_token_in_its_top_k_the_candidate_is_gkd():
 
 
 @pytest.mark.parametrize("changes", [{}, {"baseline": "top_k", "fkl_top_k": 2}], ids=str)
-def test_a_baseline_keeps_the_expectation_of_k1_with_less_noise(changes):
+def test_a_baseline_keeps_the_expectation_of_k1(changes):
     vopd, opd = enumerated(get_method("vopd", **changes)), enumerated(get_method("opd"))
     assert vopd.mean == pytest.approx(opd.mean, abs=1e-14)
     assert np.abs(vopd.gradient - opd.gradient).max() > 0.01
-    assert vopd.second_moment < opd.second_moment
 
 
 def test_the_mixture_with_the_teacher_alone_is_opd_and_is_bounded_otherwise():
