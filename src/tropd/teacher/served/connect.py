@@ -105,10 +105,12 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
     start = f"{field_of(served[0])} is behind a server"
     stages = [method, *filter(None, [method.second_stage])]
     if any(stage.needs_full_teacher for stage in stages):
+        other = "choose a method of the top-k: tropd, tropd_support, fkl or jsd"
+        if method.baseline == "full":
+            other = "set baseline: top_k"
         raise ValueError(
             f"method {method.name!r} compares whole distributions, but {start}, which tells a few likeliest tokens "
-            "alone. Load the teacher in this process (its folder or Hub name), or choose a method of the top-k: "
-            "tropd, fkl or jsd."
+            f"alone. Load the teacher in this process (its folder or Hub name), or {other}."
         )
     if any(stage.teacher_entropy_tau is not None for stage in stages):
         raise ValueError(
