@@ -102,7 +102,7 @@ def test_so_it_is_of_a_clipped_tail(pull, state, k, floor):
     assert_gradient(state, method, lambda states: pull.support(states, k, floor), pull.States)
 
 
-def assert_gradient(state, method, gradient, states):
+def assert_gradient(state, method, closed_form, states):
     student, teacher = state
     assert (teacher - student).min() < -2 < 0 < (teacher - student).max()
     mean, square = torch.zeros(7, dtype=torch.float64), 0.0
@@ -112,7 +112,7 @@ def assert_gradient(state, method, gradient, states):
         for chance, gradient in chances:
             mean += student[token].exp() * chance * gradient
             square += float(student[token].exp() * chance * gradient.square().sum())
-    found = gradient(states(student[None], teacher[None], torch.zeros(1)))
+    found = closed_form(states(student[None], teacher[None], torch.zeros(1)))
     torch.testing.assert_close(found.mean[0], mean)
     assert float(found.square[0]) == pytest.approx(square)
 
