@@ -18,7 +18,8 @@ neighbours do not count; wall-clock on a GPU) and ratios within the run.
 
 Work: `reverse`, `forward` and `jsd` are divergences over the whole vocabulary on every token; `k1` is OPD (the
 teacher's log-probability, and the policy gradient); `tropd` has the teacher's top-64 forward KL where a token is not
-trusted, which TRL has no function for: `trl` does the work of `k1` there.
+trusted, and `support` the reverse KL on the teacher's top-k and a bucket for the rest on every token (of which those
+that are not trusted lie outside), which TRL has no functions for: `trl` does the work of `k1` there.
 """
 
 import argparse
@@ -43,7 +44,6 @@ from tropd.objective import (
     Method,
     RegionCounts,
     TokenSignals,
-    TopKTerm,
     full_function,
     fused_loss,
     gather_logps,
@@ -53,14 +53,14 @@ from tropd.objective import (
     region_counts,
     student_terms,
     token_losses,
-    topk_function,
     topk_of,
+    topk_term,
 )
 from tropd.objective.head.matmul import add_weight_gradient, product_dtype, project_into, states_gradient, wide
 from tropd.teacher.local import TopKRequest, _score_states
 
 BETAS = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5}
-WORK = (*BETAS, "k1", "tropd")
+WORK = (*BETAS, "k1", "tropd", "support")
 PEERS = ("products", "exact", "trl", "liger", "naive", "plain", "fused")
 
 
@@ -104,7 +104,9 @@ class Bench:
             return get_method("gkd", jsd_beta=BETAS[self.setting.work])
         if self.setting.work == "k1":
             return get_method("opd")
-        return get_method("fkl_outlier", fkl_top_k=self.setting.k)
+        return get_method(
+            "tropd_support" if self.setting.work == "support" else "fkl_outlier", fkl_top_k=self.setting.k
+        )
 
     def peers(self, wanted: list[str], endings: list[int]) -> dict[str, Callable[[], Any]]:
         """The peers that can do this work here."""
@@ -191,11 +193,11 @@ class Bench:
             return self._backward(full_function(self.method)(logps, teacher).mean())
         signals = self._signals(gather_logps(teacher, self.tokens))
         direct = torch.zeros_like(signals.teacher_logp)
-        index = (signals.outlier_weight > 0).nonzero().squeeze(-1)
         if self.method.needs_topk:
+            index = self._wants_topk.nonzero().squeeze(-1)
             ids, logp = topk_of(teacher[index], self.setting.k, self.setting.vocabulary)
-            value = topk_function(self.method)(logps[index.unsqueeze(-1), ids], logp)
-            direct = direct.index_put((index,), value)
+            term = topk_term(self.method, signals, index, ids, logp)
+            direct = direct.index_put((index,), term(logps[index], slice(None))[0])
         losses = token_losses(self.method, signals, gather_logps(logps, self.tokens), direct)
         return self._backward(reduce_losses(losses, self._counts(signals)))
 
@@ -209,13 +211,15 @@ class Bench:
         else:
             request = None
             if self.method.needs_topk:
-                request = TopKRequest(self.setting.k, len(self.weight), lambda _logp, _entropy, at: ~self.trusted[at])
+                request = TopKRequest(
+                    self.setting.k, len(self.weight), lambda _logp, _entropy, at: self._wants_topk[at]
+                )
             with torch.no_grad():
                 logp, _, index, ids, topk_logp = _score_states(
                     self.teacher_hidden, teacher_head, self.tokens, 0, request
                 )
             signals = self._signals(logp)
-            direct = None if request is None else TopKTerm(index, ids, topk_logp, topk_function(self.method))
+            direct = None if request is None else topk_term(self.method, signals, index, ids, topk_logp)
         counts = self._counts(signals)
         if fused:
             terms = fused_loss(self.hidden, head, self.tokens, self.method, signals, counts, direct)
@@ -223,8 +227,12 @@ class Bench:
         student, values, _ = student_terms(self.hidden, head, self.tokens, direct)
         return self._backward(reduce_losses(token_losses(self.method, signals, student, values), counts))
 
+    @property
+    def _wants_topk(self) -> Tensor:
+        return torch.ones_like(self.trusted) if self.setting.work == "support" else ~self.trusted
+
     def _signals(self, teacher_logp: Tensor) -> TokenSignals:
-        trust = self.trusted.float() if self.setting.work == "tropd" else torch.ones_like(self.rollout_logp)
+        trust = self.trusted.float() if self.method.needs_topk else torch.ones_like(self.rollout_logp)
         return TokenSignals(self.rollout_logp, teacher_logp, trust, 1 - trust, torch.zeros_like(trust))
 
     def _counts(self, signals: TokenSignals) -> RegionCounts:
@@ -366,7 +374,7 @@ def _settings(options: argparse.Namespace) -> list[Setting]:
         for dtype in options.dtypes
         for tokens in options.tokens
         for work in options.work
-        for trust in (options.trust if work == "tropd" else [1.0])
+        for trust in (options.trust if work in ("tropd", "support") else [1.0])
     ]
 
 

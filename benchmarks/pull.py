@@ -9,6 +9,7 @@ CPU core.
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer
 from tropd.comparison.cell.prompts import eos_ids_of, load_model
 from tropd.evaluation.exact import sample_responses, state_logps
 from tropd.models.packing import pack_responses
-from tropd.objective import jsd_sampled_advantage, trust_probability
+from tropd.objective import get_method, jsd_sampled_advantage, sampled_advantage, trust_probability
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.proving_ground.family import GENERALIST, PRUNED, SPECIALISTS, STUDENT, model_path
 
@@ -112,6 +113,45 @@ def hybrid_jsd(states: States, beta: float = 0.5) -> Gradient:
     return Gradient(sampled.mean + half, sampled.square + 2 * (sampled.mean * half).sum(-1) + half.square().sum(-1))
 
 
+def scalar(states: States, accept: Tensor, k: int) -> Gradient:
+    """K1 with probability `accept` of the drawn token, else with minus the state's forward KL on the teacher's top-k,
+    renormalised there, as its advantage."""
+    top = states.teacher.topk(k, -1)
+    teacher = top.values - top.values.logsumexp(-1, keepdim=True)
+    value = (teacher.exp() * (teacher - states.student.gather(-1, top.indices))).sum(-1, keepdim=True)
+    parts = policy_gradient(states, states.log_ratio, accept), policy_gradient(states, -value, 1 - accept)
+    return Gradient(parts[0].mean + parts[1].mean, parts[0].square + parts[1].square)
+
+
+def support(states: States, k: int, floor: float = -math.inf) -> Gradient:
+    """ResOPD on the teacher's top-k; the log ratios of its tail, the bucket's and the drawn token's, from `floor` up.
+
+    A token outside of the top-k adds −r (e_y − π_S) − b to what every token gives; see docs/equations.md.
+    """
+    p, q = states.student.exp(), states.teacher.exp()
+    outside = torch.ones_like(p).scatter(-1, states.teacher.topk(k, -1).indices, 0.0)
+    tail = (p * outside).sum(-1, keepdim=True).clamp_min(1e-300)
+    bucket = (tail / (q * outside).sum(-1, keepdim=True).clamp_min(1e-300)).log().clamp(max=-floor)
+    weight = p * torch.where(outside > 0, bucket, -states.log_ratio)  # Σ weight ∇log p: exact, but for the bucket
+    every = weight - p * weight.sum(-1, keepdim=True)
+    b = bucket * p * (outside / tail - 1)
+    drawn, ratio = p * outside, states.log_ratio.clamp(min=floor)
+    pushed = drawn * ratio
+    residual = p * pushed.sum(-1, keepdim=True) - pushed - tail * b
+    lengths = 1 - 2 * p + p.square().sum(-1, keepdim=True)
+    square = pushed * ratio * lengths + 2 * pushed * (b - (b * p).sum(-1, keepdim=True))
+    square = square.sum(-1) + (tail * b.square()).sum(-1)
+    return Gradient(every + residual, every.square().sum(-1) + 2 * (every * residual).sum(-1) + square)
+
+
+def with_advantage(name: str) -> Callable[[States], Gradient]:
+    """Of a method that is K1 with an advantage of its own on every token."""
+    method = get_method(name)
+    return lambda s: policy_gradient(
+        s, sampled_advantage(method.advantage, s.student, s.teacher, method.advantage_alpha)
+    )
+
+
 GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "opd": lambda s: policy_gradient(s, s.log_ratio),
     "mask_outlier": lambda s: policy_gradient(s, s.log_ratio, s.log_ratio > OUTLIER),
@@ -122,10 +162,18 @@ GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "jsd": hybrid_jsd,
     "fkl": forward_kl,
     "gkd": lambda s: direct(policy_gradient(s, s.log_ratio).mean),
+    "vopd": lambda s: policy_gradient(s, s.log_ratio - (s.student.exp() * s.log_ratio).sum(-1, keepdim=True)),
+    "mixture_opd": with_advantage("mixture_opd"),
+    "tv_opd": with_advantage("tv_opd"),
+    "power_opd": with_advantage("power_opd"),
+    "tropd_released": lambda s: scalar(s, trust_probability(s.log_ratio), min(64, s.student.shape[-1])),
+    "resopd": lambda s: support(s, get_method("resopd").fkl_top_k),
+    "resopd, k = 16": lambda s: support(s, 16),
+    "tropd_support": lambda s: support(s, get_method("tropd_support").fkl_top_k, OUTLIER),
 }
 """Without prefixes, which change the states and not the gradient at one: `reopold` is `tropd_clip` without them,
-`fkl_outlier` is `tropd`. `gkd` is the mean of `opd`. Divergences are over the whole vocabulary; the teacher's top
-64 of 191 entries, which the methods have, hold all but a trace."""
+`fkl_outlier` is `tropd`. `gkd` is the mean of `opd`. Forward KLs that are differentiated are over the whole vocabulary;
+the teacher's top 64 of 191 entries, which the methods have, hold all but a trace."""
 
 
 def pull(states: States, gradient: Gradient) -> float:

@@ -13,12 +13,11 @@ from tropd.objective import (
     FullVocabularyTerm,
     Head,
     TokenSignals,
-    TopKTerm,
     full_function,
     get_method,
     student_terms,
     token_losses,
-    topk_function,
+    topk_term,
     trust_weight,
 )
 
@@ -86,19 +85,34 @@ def test_the_examples_of_a_pull_hold(pull):
 
 
 @pytest.mark.parametrize(
-    "name", ["opd", "mask_outlier", "reopold", "aopd", "tropd_mask", "fkl_outlier", "jsd", "fkl", "gkd"]
-)
+    "name",
+    [
+        "opd", "mask_outlier", "reopold", "aopd", "tropd_mask", "fkl_outlier", "jsd", "fkl", "gkd", "vopd",
+        "mixture_opd", "tv_opd", "power_opd", "tropd_released", "resopd",
+    ],
+)  # fmt: skip
 def test_the_gradient_at_the_logits_is_that_of_the_objective(pull, state, name):
+    assert_gradient(state, get_method(name), pull.GRADIENTS[name], pull.States)
+
+
+@pytest.mark.parametrize("floor", [-2.0, -0.5])
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_so_it_is_of_a_clipped_tail(pull, state, k, floor):
+    method = get_method("tropd_support", fkl_top_k=k, outlier_tau=floor)
+    assert_gradient(state, method, lambda states: pull.support(states, k, floor), pull.States)
+
+
+def assert_gradient(state, method, closed_form, states):
     student, teacher = state
     assert (teacher - student).min() < -2 < 0 < (teacher - student).max()
     mean, square = torch.zeros(7, dtype=torch.float64), 0.0
     for token in range(7):
-        chances = drawn_gradients(get_method(name), student, teacher, token)
+        chances = drawn_gradients(method, student, teacher, token)
         assert sum(chance for chance, _ in chances) == pytest.approx(1)
         for chance, gradient in chances:
             mean += student[token].exp() * chance * gradient
             square += float(student[token].exp() * chance * gradient.square().sum())
-    found = pull.GRADIENTS[name](pull.States(student[None], teacher[None], torch.zeros(1)))
+    found = closed_form(states(student[None], teacher[None], torch.zeros(1)))
     torch.testing.assert_close(found.mean[0], mean)
     assert float(found.square[0]) == pytest.approx(square)
 
@@ -115,15 +129,23 @@ def drawn_gradients(method, student, teacher, token):
 
 
 def gradient_of(method, student, teacher, ids, ratio, uniform):
-    trust = trust_weight(method.gate, ratio, uniforms=torch.tensor([uniform]), tau=method.outlier_tau)
+    order = teacher.argsort(descending=True)[None]  # a forward KL of as many as there are
+    if method.gate == "support":
+        order = order[:, : method.fkl_top_k]
+    trust = trust_weight(
+        method.gate,
+        ratio,
+        uniforms=torch.tensor([uniform]),
+        tau=method.outlier_tau,
+        selected=(order == ids).any(-1),
+    )
     signals = TokenSignals(student[ids], teacher[ids], trust, 1 - trust, torch.zeros_like(trust))
     index, head = torch.arange(1), Head(torch.eye(7, dtype=torch.float64))
     term = None
     if method.needs_full_teacher:
         term = FullVocabularyTerm(index, teacher[None], head, full_function(method))
     elif method.needs_topk:
-        order = teacher.argsort(descending=True)[None]  # as many as there are
-        term = TopKTerm(index, order, teacher[order], topk_function(method))
+        term = topk_term(method, signals, index, order, teacher[order])
     logits = student[None].clone().requires_grad_()
     logp, values, _ = student_terms(logits, head, ids, term)
     losses = token_losses(method, signals, logp, values)

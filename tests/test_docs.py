@@ -138,7 +138,8 @@ def test_the_table_of_methods_gives_every_setting(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_table_of_methods_says_which_are_guided(name):
-    assert method_rows()[name][3] == ("β NLL" if METHODS[name].guided else "no")
+    term = {"nll": "β NLL", "k1": "β A"}[METHODS[name].guidance_term]
+    assert method_rows()[name][3] == (term if METHODS[name].guided else "no")
 
 
 def settings_of(method: Method) -> dict[str, object]:

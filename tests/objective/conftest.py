@@ -42,6 +42,9 @@ class Batch:
         with torch.no_grad():
             rollout, _ = objective.sampled_logps(self.hidden, self.head, self.tokens)
         teacher = objective.gather_logps(self.teacher_logps, self.tokens)
+        if method.gate == "support":
+            top = objective.topk_of(self.teacher_logps, min(method.fkl_top_k, VOCABULARY), VOCABULARY)
+            selected = objective.in_support(self.tokens, *top)
         trust = objective.trust_weight(
             method.gate, teacher - rollout, uniforms=self.uniforms, tau=method.outlier_tau, selected=selected
         )
@@ -51,10 +54,12 @@ class Batch:
     def losses(self, method: Method, signals: TokenSignals) -> TokenLosses:
         direct = None
         if method.needs_topk:
-            needed = signals.outlier_weight + (signals.trust_weight if method.trust == "jsd" else 0)
+            needed = signals.outlier_weight + (
+                signals.trust_weight if method.trust != "k1" or method.baseline != "none" else 0
+            )
             index = (needed > 0).nonzero().squeeze(-1)
             ids, logp = objective.topk_of(self.teacher_logps[index], min(method.fkl_top_k, VOCABULARY), VOCABULARY)
-            direct = objective.TopKTerm(index, ids, logp, objective.topk_function(method))
+            direct = objective.topk_term(method, signals, index, ids, logp)
         logp, values, _ = objective.student_terms(self.hidden, self.head, self.tokens, direct, slice_tokens=5)
         return objective.token_losses(method, signals, logp, values)
 

@@ -18,7 +18,6 @@ from tropd.objective import (
     RegionCounts,
     SeveralTerms,
     TokenSignals,
-    TopKTerm,
     get_method,
 )
 from tropd.objective.head import matmul
@@ -112,9 +111,9 @@ def a_case(
         teacher = Head(normal(teacher_size, 3).to(dtype), temperature=0.9)
         direct = FullVocabularyTerm(index, normal(len(index), 3).to(dtype), teacher, objective.full_function(method))
     elif method.needs_topk:
-        index = (outlier + (trust if method.trust == "jsd" else 0) > 0).nonzero()[:, 0]
+        index = (outlier + (trust if method.trust != "k1" or method.baseline != "none" else 0) > 0).nonzero()[:, 0]
         ids, logp = objective.topk_of(teacher_logps[index], K, teacher_logps.shape[1])
-        direct = TopKTerm(index, ids.int(), logp, objective.topk_function(method))
+        direct = objective.topk_term(method, signals, index, ids.int(), logp)
     return Case(hidden.requires_grad_(True), head, tokens, method, signals, direct)
 
 
@@ -146,7 +145,7 @@ def test_verifiable_rewards_are_added(name):
     assert_equal_paths(a_case(get_method(name), rewards=True), 1e-12, slice_tokens=4)
 
 
-@pytest.mark.parametrize("name", ["tropd", "jsd", "gkd", "eopd"])
+@pytest.mark.parametrize("name", ["tropd", "jsd", "gkd", "eopd", "tropd_support", "vopd"])
 @pytest.mark.parametrize("slice_tokens", [1, 2, 7, 18, 19, 100, None])
 @pytest.mark.parametrize("block", [1, 3 * SIZE, 2**20])
 def test_any_slice_and_block_sizes_agree(name, slice_tokens, block, monkeypatch):
@@ -214,7 +213,7 @@ def test_several_teachers_are_the_sum_of_each_alone():
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("teacher_size", [SIZE - 4, SIZE, SIZE + 6])
 def test_padded_vocabularies_agree(beta, teacher_size):
-    for name, changes in (("gkd", {"jsd_beta": beta}), ("tropd", {})):
+    for name, changes in (("gkd", {"jsd_beta": beta}), ("tropd", {}), ("vopd", {}), ("tropd_support", {})):
         assert_equal_paths(a_case(get_method(name, **changes), teacher_size=teacher_size), 1e-12, slice_tokens=5)
 
 
@@ -346,7 +345,7 @@ def test_a_divergence_has_the_gradient_of_its_twin(beta):
 def products_of_the_head(name: str, layout: str = "mixed", backward: bool = True, **options) -> float:
     """Floating-point operations of one loss in units of one product of all tokens with the student's weight."""
     case = a_case(get_method(name), layout=layout)
-    if case.direct is not None and name == "gkd":  # a teacher of the student's width
+    if isinstance(case.direct, FullVocabularyTerm):  # a teacher of the student's width
         width = torch.randn(len(case.direct.index), WIDTH, dtype=torch.float64)
         teacher = Head(torch.randn(SIZE, WIDTH, dtype=torch.float64))
         case = replace(case, direct=replace(case.direct, teacher_hidden=width, teacher_head=teacher))
@@ -361,6 +360,8 @@ def test_products_are_counted():
     assert products_of_the_head("opd", "all trusted") == pytest.approx(3)
     assert products_of_the_head("fkl", "all outliers") == pytest.approx(3)
     assert products_of_the_head("gkd", "all trusted") == pytest.approx(4)
+    assert products_of_the_head("vopd", "all trusted") == pytest.approx(4)
+    assert products_of_the_head("tropd_support", "all outliers") == pytest.approx(3)
     assert products_of_the_head("opd", "all trusted", backward=False) == pytest.approx(1)
     assert products_of_the_head("opd", "nothing learned") == 0
     # Of 19 tokens, 14 are the student's and not left out; 8 of them have some trust, and outliers may be masked.

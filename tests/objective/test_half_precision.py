@@ -7,14 +7,12 @@ from tropd.objective import (
     Head,
     RegionCounts,
     TokenSignals,
-    TopKTerm,
     fused_loss,
     get_method,
-    reads_tail,
     reduce_losses,
     student_terms,
     token_losses,
-    topk_function,
+    topk_term,
 )
 from tropd.teacher.local import _score_states
 
@@ -72,7 +70,7 @@ def test_a_small_tail_keeps_its_value_and_its_gradient_in_float32(tail_mass, fus
     found = []
     for dtype in (torch.float32, torch.float64):
         states = logits.to(dtype).requires_grad_(True)
-        term = TopKTerm(torch.arange(3), ids.expand(3, k), teacher.to(dtype), topk_function(method), reads_tail(method))
+        term = topk_term(method, signals, torch.arange(3), ids.expand(3, k), teacher.to(dtype))
         head = Head(torch.eye(V, dtype=dtype), temperature=0.5, endings=endings)
         states = (states.detach() * 0.5).requires_grad_(True)
         counts, tokens = RegionCounts(0, 3, 0), torch.tensor([1, 9, 2])

@@ -8,9 +8,10 @@ from tropd.objective import METHODS, SETTINGS, Method, get_method, register_meth
 
 PAPER_NAMES = {
     "opd", "gkd", "fkl", "jsd", "entropy_opd", "eopd", "reopold", "reopold_2stage", "mask_outlier", "fkl_outlier",
-    "tropd_mask", "tropd_clip", "tropd", "aopd",
+    "tropd_mask", "tropd_clip", "tropd", "aopd", "resopd",
+    "vopd", "mixture_opd", "tv_opd", "power_opd",
 }  # fmt: skip
-OURS = {"tropd_share"}
+OURS = {"tropd_share", "tropd_support", "tropd_released"}
 
 
 def test_the_methods_are_those_of_the_papers_and_ours():
@@ -97,8 +98,8 @@ def test_a_method_of_one_stage_stays_the_same():
 @pytest.mark.parametrize("name", sorted(PAPER_NAMES))
 def test_a_method_knows_what_it_must_ask_of_the_teacher(name):
     method = get_method(name)
-    assert method.needs_topk == (name in {"fkl", "jsd", "eopd", "fkl_outlier", "tropd", "aopd"})
-    assert method.needs_full_teacher == (name == "gkd")
+    assert method.needs_topk == (name in {"fkl", "jsd", "eopd", "fkl_outlier", "tropd", "aopd", "resopd"})
+    assert method.needs_full_teacher == (name in {"gkd", "vopd"})
 
 
 def test_switching_the_outlier_treatment_fills_in_what_it_needs():
@@ -128,7 +129,7 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
         ("mask_outlier", {"outlier_tau": float("nan")}, "outlier_tau is nan"),
         ("fkl", {"advantage_floor": -2.0}, "would have no effect"),  # no token is trusted
         ("gkd", {"advantage_floor": -2.0}, "would have no effect"),  # no advantage
-        ("aopd", {"advantage_floor": -2.0}, "above outlier_tau already"),  # r > 0 of what is trusted
+        ("aopd", {"advantage_floor": -2.0}, "bounded already"),  # r > 0 of what is trusted
         ("opd", {"advantage_floor": 0.5}, "at most 0"),
         ("opd", {"advantage_floor": "low"}, "advantage_floor is 'low'"),
     ],

@@ -193,7 +193,7 @@ def test_outliers_have_two_denominators():
 # ---------------------------------------------------------------------- method
 
 
-@pytest.mark.parametrize("name", ["opd", "entropy_opd", "eopd"])
+@pytest.mark.parametrize("name", ["opd", "entropy_opd", "eopd", "vopd", "resopd"])
 def test_unbounded_k1_is_a_poor_choice_once_outliers_matter(name):
     method = get_method(name)
     assert has_unbounded_k1(method)
@@ -203,8 +203,12 @@ def test_unbounded_k1_is_a_poor_choice_once_outliers_matter(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["tropd", "fkl_outlier", "tropd_clip", "reopold", "reopold_2stage", "fkl", "gkd", "jsd"]
-)
+    "name",
+    [
+        "tropd", "fkl_outlier", "tropd_clip", "reopold", "reopold_2stage", "fkl", "gkd", "jsd", "tropd_support",
+        "mixture_opd", "tv_opd", "power_opd",
+    ],
+)  # fmt: skip
 def test_methods_that_bound_their_outliers_stay(name):
     assert not has_unbounded_k1(get_method(name))
     assert judged(get_method(name), trust_fraction=0.3).method == name
@@ -230,6 +234,7 @@ def test_a_top_k_that_misses_the_teacher_is_widened():
     assert judged(teacher_topk_mass=0.94, vocab_size=100).settings["fkl_top_k"] == 100
     assert "fkl_top_k" not in judged(teacher_topk_mass=advice.LOW_TOPK_MASS).settings
     assert "fkl_top_k" not in judged(OPD, teacher_topk_mass=0.5).settings
+    assert "fkl_top_k" not in judged(get_method("tropd_support"), teacher_topk_mass=0.5).settings, "it samples the rest"
     assert judged(OPD, teacher_topk_mass=0.5, trust_fraction=0.6).settings["fkl_top_k"] == 256
 
 

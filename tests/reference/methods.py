@@ -19,7 +19,7 @@ from . import divergences
 from .regions import gate_outcomes
 from .vocabulary import Array, log_softmax, mixture_logp, top_k, vector
 
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Settings:
     k: int = 64
     truncation: str = "none"  # none | teacher_renorm | tail
     beta: float = 0.5  # of the two Jensen-Shannon divergences
-    alpha: float = 1.0  # EOPD's weight of the forward KL
+    alpha: float = 1.0  # EOPD's weight of the forward KL; TOP-D's share of the teacher; PowerOPD's power
+    baseline_k: int | None = None  # of vOPD: the teacher's top-k that the baseline knows; None for all
+    residual: bool = True  # of ResOPD: are tokens outside of the top-k sampled?
     phase: int = 1  # of REOPOLD
 
 
@@ -53,8 +55,16 @@ DEFAULTS: dict[str, Settings] = {
     "tropd": Settings(gate="bernoulli", outlier="fkl_direct"),
     "tropd_share": Settings(gate="bernoulli", outlier="fkl_direct"),
     "aopd": Settings(gate="hard", threshold=0.0, outlier="fkl_direct"),
+    "vopd": Settings(),
+    "mixture_opd": Settings(alpha=0.2),
+    "tv_opd": Settings(),
+    "power_opd": Settings(alpha=5.0),
+    "tropd_released": Settings(gate="bernoulli", outlier="fkl_scalar", truncation="teacher_renorm"),
+    "resopd": Settings(k=4, floor=-math.inf),
+    "tropd_support": Settings(k=16, floor=-2.0),
 }
-GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "tropd_share", "aopd")
+SUPPORTED = ("resopd", "tropd_support")
+GATED = ("mask_outlier", "fkl_outlier", "tropd_mask", "tropd_clip", "tropd", "tropd_share", "aopd", "tropd_released")
 
 
 def settings_of(method: str, **overrides: object) -> Settings:
@@ -172,6 +182,58 @@ def expected_guidance_gradient(
     return total
 
 
+def support_value(student_logp: Array, teacher_logp: Array, k: int) -> float:
+    """The reverse KL of the teacher's top-k and one event for all the rest."""
+    kept = top_k(teacher_logp, k)
+    rest = [v for v in range(len(student_logp)) if v not in kept]
+    coarse = [[logp[v] for v in kept] for logp in (student_logp, teacher_logp)]
+    if rest:
+        for events, logp in zip(coarse, (student_logp, teacher_logp), strict=True):
+            events.append(math.log(math.fsum(np.exp(logp[rest]))))
+    return divergences.reverse_kl(*coarse)
+
+
+def support_term(student_logp: Array, teacher_logp: Array, x: int, settings: Settings) -> tuple[float, Array]:
+    """ResOPD's loss and gradient g of the sampled token x, as printed, its two log ratios in the tail capped:
+
+        g = h + (1 − P) b + 1[x ∉ S] (−r ∇log p(x) − b),      b = log((1 − P)/(1 − Q)) · (−Σ_S p ∇log p)/(1 − P),
+
+    h = Σ_S p log(p/q) ∇log p. Without anything outside of S, b is 0.
+    """
+    p, q = np.exp(student_logp), np.exp(teacher_logp)
+    kept = top_k(teacher_logp, settings.k)
+    rest = [v for v in range(len(p)) if v not in kept]
+    scores = np.eye(len(p)) - p  # row v is ∇log p(v)
+    h = sum(p[v] * (student_logp[v] - teacher_logp[v]) * scores[v] for v in kept)
+    value = math.fsum(p[v] * (student_logp[v] - teacher_logp[v]) for v in kept)
+    if not rest:
+        return value, h
+    tail = math.fsum(p[v] for v in rest)
+    ratio = min(math.log(tail / math.fsum(q[v] for v in rest)), -settings.floor)
+    b = ratio * -sum(p[v] * scores[v] for v in kept) / tail
+    value, gradient = value + tail * ratio, h + tail * b
+    if x in rest and settings.residual:
+        advantage = max(teacher_logp[x] - student_logp[x], settings.floor)
+        value, gradient = value - advantage - ratio, gradient - advantage * scores[x] - b
+    return value, gradient
+
+
+def support_surrogate(student_logp: Array, frozen_logp: Array, teacher_logp: Array, settings: Settings) -> float:
+    """Σ_S p log(p_old/q) + T·ratio, and outside of S Σ p_old (ρ · −A − ratio · T/T_old), p_old and ratios detached."""
+    p, old = np.exp(student_logp), np.exp(frozen_logp)
+    kept = top_k(teacher_logp, settings.k)
+    rest = [v for v in range(len(p)) if v not in kept]
+    total = [p[v] * (frozen_logp[v] - teacher_logp[v]) for v in kept]
+    if rest:
+        tail, old_tail = math.fsum(p[v] for v in rest), math.fsum(old[v] for v in rest)
+        ratio = min(math.log(old_tail / math.fsum(np.exp(teacher_logp[rest]))), -settings.floor)
+        total.append(tail * ratio)
+        for x in rest if settings.residual else []:
+            total.append(-p[x] * max(teacher_logp[x] - frozen_logp[x], settings.floor))
+            total.append(-old[x] * ratio * tail / old_tail)
+    return math.fsum(total)
+
+
 # The methods: for each, the detached advantage A(x) of every token and the weight of the direct term.
 
 
@@ -180,8 +242,8 @@ def outlier_advantage(log_ratio: float, trust: float, settings: Settings, topk_v
     trusted_part = trust * log_ratio if trust > 0 else 0.0  # 0 · (−inf) = 0: a rejected token has no r
     if settings.outlier == "mask" or settings.outlier == "fkl_direct" or trust == 1.0:
         return trusted_part
-    if settings.outlier == "clip":
-        return trusted_part + (1 - trust) * max(log_ratio, settings.floor)
+    if settings.outlier in ("clip", "k1"):
+        return trusted_part + (1 - trust) * max(log_ratio, settings.floor if settings.outlier == "clip" else -math.inf)
     assert settings.outlier == "fkl_scalar", f"outlier is {settings.outlier!r}; expected one of {OUTLIERS}"
     return trusted_part + (1 - trust) * -topk_value
 
@@ -213,6 +275,15 @@ def terms(
         return gated_terms(student_logp, teacher_logp, settings)
     if method == "opd":
         return log_ratio, 0.0
+    if method == "vopd":
+        return log_ratio + support_value(student_logp, teacher_logp, settings.baseline_k or size), 0.0
+    if method == "mixture_opd":
+        mixed = settings.alpha * np.exp(teacher_logp) + (1 - settings.alpha) * np.exp(student_logp)
+        return np.log(mixed) - student_logp, 0.0
+    if method == "tv_opd":
+        return np.where(teacher_logp > student_logp, 1.0, np.where(teacher_logp < student_logp, -1.0, 0.0)), 0.0
+    if method == "power_opd":
+        return np.exp(teacher_logp) ** settings.alpha - np.exp(student_logp) ** settings.alpha, 0.0
     if method == "gkd":
         return nothing, 1.0
     if method == "fkl":
@@ -272,6 +343,9 @@ def expected_gradient(
     settings = settings_of(method, **overrides)
     student = log_softmax(student_logits, temperature=temperature)
     teacher = log_softmax(teacher_logits, temperature=temperature)
+    if method in SUPPORTED:
+        drawn = [support_term(student, teacher, x, settings)[1] for x in range(len(student))]
+        return np.exp(student) @ np.array(drawn) / temperature
     advantage, weight = terms(method, student, teacher, settings, selected)
     gradient = policy_gradient(student, advantage)
     if weight != 0.0:
@@ -308,6 +382,8 @@ def surrogate(
     Σ_x π_old(x) · (−exp(lp_new − lp_old) A_old(x)) + w_old · direct(lp_new), where π_old and whatever else is
     detached is evaluated at `frozen_logp`.
     """
+    if method in SUPPORTED:
+        return support_surrogate(student_logp, frozen_logp, teacher_logp, settings)
     advantage, weight = terms(method, frozen_logp, teacher_logp, settings, selected)
     total = []
     for x in range(len(frozen_logp)):

@@ -99,6 +99,7 @@ def logged(trainer):
         ("jsd", {}),
         ("eopd", {}),
         ("fkl", {"fkl_top_k": 190}),
+        ("tropd_support", {}),
     ],
 )
 def test_a_teacher_with_another_ending_teaches_what_it_taught_with_the_same(trained, method, settings):

@@ -56,6 +56,17 @@ def test_tropd_with_every_token_trusted_and_no_prefix_is_opd(step, opd, reductio
     assert largest_difference(step("tropd", **settings).gradients, opd.gradients) == 0
 
 
+def test_reverse_kl_on_every_token_of_the_vocabulary_is_gkd_and_on_a_few_is_not(step):
+    gkd = step("gkd").gradients
+    for name in ("resopd", "tropd_support"):
+        assert largest_difference(step(name, fkl_top_k=10_000).gradients, gkd) < ROUNDING * largest(gkd)
+    assert largest_difference(step("tropd_support", fkl_top_k=2).gradients, gkd) > 0.01
+
+
+def test_the_mixture_with_the_teacher_alone_is_opd(step, opd):
+    assert largest_difference(step("mixture_opd", advantage_alpha=1.0).gradients, opd.gradients) < ROUNDING
+
+
 def test_tropd_with_its_own_gate_is_not_opd(step, opd):
     assert largest_difference(step("tropd", guidance_schedule="none").gradients, opd.gradients) > 0.1
 
@@ -138,7 +149,7 @@ GUIDED_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["tropd", "gkd", "jsd", "reopold_2stage", "entropy_opd"])
+@pytest.mark.parametrize("method", ["tropd", "gkd", "jsd", "reopold_2stage", "entropy_opd", "tropd_support"])
 @pytest.mark.parametrize("rows", [4, 2, 1])
 def test_a_step_of_eight_rows_is_the_same_step_in_micro_batches(step, method, rows):
     # tropd divides by three regions' counts here, all of which differ between the micro-batches.

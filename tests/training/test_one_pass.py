@@ -22,7 +22,7 @@ def forwards(model):
     return calls
 
 
-@pytest.mark.parametrize("method", ["opd", "tropd", "jsd", "gkd", "eopd", "fkl"])
+@pytest.mark.parametrize("method", ["opd", "tropd", "jsd", "gkd", "eopd", "fkl", "tropd_support"])
 def test_the_teacher_reads_each_rollout_once(tmp_path, student, teacher, method):
     master = clone(teacher)
     calls = forwards(master)

@@ -48,7 +48,7 @@ def served():
         yield server
 
 
-@pytest.mark.parametrize("method", ["tropd", "opd", "jsd"])
+@pytest.mark.parametrize("method", ["tropd", "opd", "jsd", "tropd_support"])
 def test_it_trains_as_the_same_teacher_in_this_process(tmp_path, served, method):
     steps = STEPS if method == "tropd" else 3
     here = trained(tmp_path / "here", clone(tiny.qwen(1, width=24)), method, max_steps=steps)
@@ -145,6 +145,7 @@ def test_several_teachers_may_be_here_and_there(tmp_path, served):
     ("method", "settings", "words"),
     [
         ("gkd", {}, "method 'gkd' compares whole distributions"),
+        ("vopd", {}, "or set baseline: top_k"),
         ("eopd", {}, "method 'eopd' reads the teacher's entropy"),
         ("opd", {"temperature": 0.7}, "temperature is 0.7"),
         ("opd", {"teacher_model_init_kwargs": {"dtype": "float32"}}, "teacher_model_init_kwargs is set"),

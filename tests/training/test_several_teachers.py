@@ -16,7 +16,7 @@ from tropd.teacher.adapter_base import BaseTeacher
 from tropd.training.guards.errors import TeacherFailed
 from tropd.training.logging.metrics import metric_names
 
-METHODS = ["opd", "tropd", "eopd", "fkl", "jsd", "gkd", "reopold"]
+METHODS = ["opd", "tropd", "eopd", "fkl", "jsd", "gkd", "reopold", "tropd_support", "vopd"]
 OWNERS = {"ab=": "math", "cde+f=": "code", "g=": "math", "hi+jk+l=": "code"}
 ROWS = [{"prompt": prompt, "teacher": name} for prompt, name in OWNERS.items()]
 OWN_TOKEN = {"math": 20, "code": 30, "prose": 40}

@@ -33,13 +33,27 @@ _GATES = {
     "floor": "where r ≥ {m.outlier_tau:g}",
     "student_entropy": "on the {m.entropy_share:.0%} of highest student entropy",
     "teacher_entropy": "where H_T ≤ {m.teacher_entropy_tau:g}",
+    "support": "on the teacher's top-{m.fkl_top_k}",
 }
-_TRUST = {"k1": "K1", "jsd": "hybrid JSD", "gkd": "full-vocabulary divergence"}
+_TRUST = {
+    "k1": "K1",
+    "jsd": "hybrid JSD",
+    "gkd": "full-vocabulary divergence",
+    "rkl_direct": "reverse KL",
+}
+_ADVANTAGES = {
+    "log_ratio": "",
+    "mixture": " with log({m.advantage_alpha:g} ρ + 1 − {m.advantage_alpha:g})",
+    "power": " with π_T^{m.advantage_alpha:g} − π_S^{m.advantage_alpha:g}",
+    "sign": " with the sign of r",
+}
+_BASELINES = {"none": "", "full": " less its mean", "top_k": " less its mean on the top-k"}
 _OUTLIERS = {
     "fkl_direct": "top-{m.fkl_top_k} forward KL",
     "fkl_scalar": "top-{m.fkl_top_k} forward KL as an advantage",
     "mask": "nothing",
     "clip": "K1 with max(r, {m.outlier_tau:g})",
+    "k1": "K1",
     "k1_and_fkl": "K1 and top-{m.fkl_top_k} forward KL",
 }
 
@@ -74,7 +88,8 @@ def trust_words(method: Method) -> str:
         return "–"
     where = "everywhere" if _adds_to_k1(method) else _GATES[method.gate].format(m=method)
     floor = "" if method.advantage_floor is None else f"with max(r, {method.advantage_floor:g}) "
-    words = f"{_TRUST[method.trust]} {floor}{where}"
+    learned = _TRUST[method.trust] + _ADVANTAGES[method.advantage].format(m=method) + _BASELINES[method.baseline]
+    words = f"{learned} {floor}{where}"
     later = method.second_stage
     return words if later is None else f"{words}, then {trust_words(later)}"
 
@@ -97,7 +112,8 @@ def guidance_words(method: Method) -> str:
     """What the tokens of a teacher prefix are learned by."""
     if not method.guided:
         return "–"
-    return f"{method.guidance_beta:g} · NLL, {method.guidance_schedule}, {method.guidance_length}"
+    term = "NLL" if method.guidance_term == "nll" else "K1 with log π_S − log π_T"
+    return f"{method.guidance_beta:g} · {term}, {method.guidance_schedule}, {method.guidance_length}"
 
 
 def _table() -> None:

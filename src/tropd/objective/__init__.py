@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "divergences": (
         "forward_kl generalized_jsd jsd_sampled_advantage k1 k2 k3 reverse_kl skew_forward_kl skew_reverse_kl "
+        "support_reverse_kl "
         "topk_forward_kl topk_jsd_teacher_part"
     ),
     "head.fused_loss": "FusedLoss fused_loss",
@@ -19,13 +20,13 @@ _HOMES = {
     ),
     "loss": (
         "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm active_tokens full_function "
-        "reads_tail student_terms token_losses topk_function"
+        "student_terms token_losses topk_function topk_term"
     ),
     "methods": "METHODS SETTINGS Method describe get_method register_method",
-    "policy_gradient": "policy_gradient_loss",
+    "policy_gradient": "policy_gradient_loss sampled_advantage",
     "randomness": "addressed_uniforms",
     "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",
-    "regions": "top_share_threshold trust_probability trust_weight",
+    "regions": "in_support top_share_threshold trust_probability trust_weight",
     "schedules": "guidance_fraction prefix_length",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -125,6 +125,49 @@ def topk_forward_kl(
     return kl
 
 
+def support_reverse_kl(
+    student_topk_logp_NK: Tensor,
+    teacher_topk_logp_NK: Tensor,
+    student_tail_logp_N: Tensor,
+    outside_N: Tensor | None = None,
+    floor: float = -math.inf,
+) -> Tensor:
+    """Reverse KL on the teacher's top-k S, all other tokens taken as one bucket (ResOPD, arXiv 2610.04882).
+
+    With T and U what student and teacher have outside of S, this is the KL of the coarsened distributions,
+    Σ_S π_S log(π_S/π_T) + T log(T/U), and differentiated it gives Σ_S log(π_S/π_T) ∇π_S + log(T/U) ∇T. Where the
+    sampled token is outside, a control variate is taken off, log(T/U) with the gradient log(T/U) ∇log T: what the
+    bucket stands for is then added for that token by K1. In expectation it takes off what the bucket's gradient adds.
+
+    >>> student, teacher = torch.tensor([[0.6]]).log(), torch.tensor([[0.9]]).log()
+    >>> tail = torch.tensor([0.4]).log()
+    >>> round(support_reverse_kl(student, teacher, tail).item(), 4)  # 0.6 log(0.6/0.9) + 0.4 log(0.4/0.1)
+    0.3112
+    >>> round(support_reverse_kl(student, teacher, tail, torch.tensor([True]), floor=-1.0).item(), 4)  # log 4 capped
+    -0.8433
+
+    Args:
+        student_topk_logp_NK: [N, K], from the student's full softmax, at the teacher's top-k tokens.
+        teacher_topk_logp_NK: [N, K]; an entry of −inf is no part of S, and its place is read by nobody.
+        student_tail_logp_N: [N], log T.
+        outside_N: [N], is the sampled token outside of S? `None` leaves the control variate out.
+        floor: τ, which log(U/T) is raised to; the bucket of a token that K1 clips at the same τ.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_same_shape(least_axes=1, student_topk_logp_NK=student_topk_logp_NK, teacher_topk_logp_NK=teacher_topk_logp_NK)
+    check_rows(teacher_topk_logp_NK.sum(-1), 0, student_tail_logp_N=student_tail_logp_N, outside_N=outside_N)
+    log_ratio_NK = (student_topk_logp_NK - teacher_topk_logp_NK).detach()
+    log_ratio_NK = log_ratio_NK.masked_fill(teacher_topk_logp_NK == -torch.inf, 0.0)
+    bucket = (student_tail_logp_N.detach() - _tail_logp(teacher_topk_logp_NK)).clamp_max(-floor)
+    coarse = _mean_under(student_topk_logp_NK, log_ratio_NK) + student_tail_logp_N.exp() * bucket
+    if outside_N is None:
+        return coarse
+    control = bucket * torch.exp(student_tail_logp_N - student_tail_logp_N.detach())
+    return coarse - torch.where(outside_N, control, 0.0)
+
+
 def generalized_jsd(student_logps_NV: Tensor, teacher_logps_NV: Tensor, beta: float) -> Tensor:
     """JSD_β = β KL(π_T‖π_M) + (1−β) KL(π_S‖π_M), π_M = β π_T + (1−β) π_S (GKD, arXiv 2306.13649).
 

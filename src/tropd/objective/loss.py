@@ -10,6 +10,7 @@ student's terms carry gradient.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,11 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergences import generalized_jsd, jsd_sampled_advantage, topk_forward_kl, topk_jsd_teacher_part
+from .divergences import (
+    generalized_jsd,
+    jsd_sampled_advantage,
+    support_reverse_kl,
+    topk_forward_kl,
+    topk_jsd_teacher_part,
+)
 from .endings import events_of
 from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
-from .policy_gradient import policy_gradient_loss
+from .policy_gradient import policy_gradient_loss, sampled_advantage
 from .shapes import check_rows, check_same_shape
 
 
@@ -123,7 +130,7 @@ class DirectTerm(Protocol):
 
 @dataclass(frozen=True)
 class TopKTerm:
-    """Terms of the teacher's top-k tokens: forward KL, or the direct half of the hybrid JSD.
+    """Terms of the teacher's top-k tokens: forward KL, reverse KL, or the direct half of the hybrid JSD.
 
     Attributes:
         index: [M] sorted positions among the N tokens.
@@ -131,9 +138,10 @@ class TopKTerm:
         teacher_logp: [M, K], of the teacher's full softmax.
         function: (student_topk_logp [C, K], teacher_topk_logp [C, K]) → [C].
         reads_tail: `function` takes the log of the student's mass on all other tokens, [C], as well.
+        outside: [M], is the sampled token none of the top-k? Likewise, after the mass, where it is not `None`.
 
     Raises:
-        ValueError: ids and log-probabilities differ in shape, or are not [M, K].
+        ValueError: ids and log-probabilities differ in shape, or are not [M, K]; or `outside` is not [M].
 
     >>> teacher = torch.tensor([[0.6, 0.2]]).log()
     >>> term = TopKTerm(torch.tensor([0]), torch.tensor([[2, 0]]), teacher, topk_forward_kl)
@@ -147,9 +155,11 @@ class TopKTerm:
     teacher_logp: Tensor
     function: Callable[..., Tensor]
     reads_tail: bool = False
+    outside: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_same_shape(token_ids=self.token_ids, teacher_logp=self.teacher_logp)
+        check_same_shape(index=self.index, outside=self.outside)
         check_rows(self.index, 1, token_ids=self.token_ids)
 
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -164,9 +174,11 @@ class TopKTerm:
         self, student_topk_logp_CK: Tensor, rows: slice, tail_logp_C: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, from the student's log-probabilities [C, K] of `token_ids[rows]`, and of the rest where read."""
-        tail = () if tail_logp_C is None else (tail_logp_C,)
-        value = self.function(student_topk_logp_CK, self.teacher_logp[rows].to(student_topk_logp_CK.dtype), *tail)
-        return value, student_topk_logp_CK.detach().exp().sum(-1)
+        further = (tail_logp_C, None if self.outside is None else self.outside[rows])
+        teacher_logp_CK = self.teacher_logp[rows].to(student_topk_logp_CK.dtype)
+        value = self.function(student_topk_logp_CK, teacher_logp_CK, *(part for part in further if part is not None))
+        masses = student_topk_logp_CK.detach().exp().masked_fill(teacher_logp_CK == -torch.inf, 0.0)
+        return value, masses.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -270,7 +282,11 @@ def restrict_term(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None
     index = direct.index[inside] - tokens.start
     if isinstance(direct, TopKTerm):
         return replace(
-            direct, index=index, token_ids=direct.token_ids[inside], teacher_logp=direct.teacher_logp[inside]
+            direct,
+            index=index,
+            token_ids=direct.token_ids[inside],
+            teacher_logp=direct.teacher_logp[inside],
+            outside=None if direct.outside is None else direct.outside[inside],
         )
     assert isinstance(direct, FullVocabularyTerm)
     return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside])
@@ -285,16 +301,6 @@ def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | Non
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
-def reads_tail(method: Method) -> bool:
-    """Does `method` compare the mass on all tokens outside of the top-k, too?
-
-    >>> from tropd import get_method
-    >>> reads_tail(get_method("tropd")), reads_tail(get_method("tropd", fkl_truncation="tail"))
-    (False, True)
-    """
-    return method.outlier_uses_fkl and method.fkl_truncation == "tail"
-
-
 def topk_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on the teacher's top-k tokens; see `TopKTerm`.
 
@@ -303,10 +309,35 @@ def topk_function(method: Method) -> Callable[..., Tensor]:
     >>> round(topk_function(get_method("tropd"))(student, teacher).item(), 4)
     0.4159
     """
+    if method.trust == "rkl_direct" or method.baseline == "top_k":
+        floor = _require(method.outlier_tau) if method.outlier == "clip" else -math.inf
+        return functools.partial(support_reverse_kl, floor=floor)
     if method.trust == "jsd":
         return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _require(method.jsd_beta))
     truncation = method.fkl_truncation or "none"
     return lambda student, teacher, *tail: topk_forward_kl(student, teacher, truncation, *tail)
+
+
+def topk_term(
+    method: Method, signals: TokenSignals, index_M: Tensor, token_ids_MK: Tensor, teacher_logp_MK: Tensor
+) -> TopKTerm:
+    """The direct term of a batch under `method`, from the teacher's top-k at the tokens `index_M`; see `TopKTerm`.
+
+    >>> from tropd import get_method
+    >>> one, none = torch.ones(1), torch.zeros(1)
+    >>> signals = TokenSignals(none, none, trust_weight=none, outlier_weight=one, guidance_mask=none)
+    >>> term = topk_term(get_method("resopd"), signals, torch.tensor([0]), torch.tensor([[2]]), torch.tensor([[-0.1]]))
+    >>> term.reads_tail, term.outside
+    (True, tensor([True]))
+    """
+    reads_tail = method.outlier_uses_fkl and method.fkl_truncation == "tail"
+    reads_tail = reads_tail or method.trust == "rkl_direct" or method.baseline == "top_k"
+    outside = None
+    if method.gate == "support":
+        # What the teacher gives no probability is one of the others.
+        token_ids_MK = torch.where(teacher_logp_MK == -torch.inf, token_ids_MK[:, :1], token_ids_MK)
+        outside = None if method.outlier == "mask" else signals.outlier_weight[index_M] > 0
+    return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail, outside)
 
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
@@ -318,7 +349,7 @@ def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
     0.3681
     """
     # A partial, in which the fused loss recognises what it has a closed form for.
-    return functools.partial(generalized_jsd, beta=_require(method.jsd_beta))
+    return functools.partial(generalized_jsd, beta=1.0 if method.baseline == "full" else _require(method.jsd_beta))
 
 
 def student_terms(
@@ -419,14 +450,20 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         return _weigh(weight, loss)
 
     log_ratio, trust_weight, outlier_weight = signals.log_ratio, signals.trust_weight, signals.outlier_weight
-    if method.trust == "gkd":
+    if method.trust in ("gkd", "rkl_direct"):
         trust = _weigh(trust_weight, direct_N)
     elif method.trust == "jsd":
         advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
         trust = policy_gradient(advantage, trust_weight) + _weigh(trust_weight, direct_N)
     else:
-        floor = method.advantage_floor
-        trust = policy_gradient(log_ratio if floor is None else log_ratio.clamp_min(floor), trust_weight)
+        advantage, old, teacher = log_ratio, signals.rollout_logp, signals.teacher_logp
+        if method.advantage != "log_ratio":
+            advantage = sampled_advantage(method.advantage, old, teacher, method.advantage_alpha)
+        if method.advantage_floor is not None:
+            advantage = advantage.clamp_min(method.advantage_floor)
+        if method.baseline != "none":
+            advantage = advantage + direct_N.detach()  # the mean of −r over the state, or the part that is known
+        trust = policy_gradient(advantage, trust_weight)
 
     if method.outlier == "clip":
         outlier = policy_gradient(log_ratio.clamp_min(_require(method.outlier_tau)), outlier_weight)
@@ -437,10 +474,19 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         outlier = policy_gradient(-method.fkl_weight * direct_N.detach(), outlier_weight)
     elif method.outlier == "k1_and_fkl":
         outlier = policy_gradient(log_ratio, outlier_weight) + method.fkl_weight * _weigh(outlier_weight, direct_N)
+    elif method.outlier == "k1":
+        outlier = policy_gradient(log_ratio, outlier_weight)
     else:
         outlier = torch.zeros_like(outlier_weight)
+    if method.trust == "rkl_direct":
+        outlier = outlier + _weigh(outlier_weight, direct_N)
 
-    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * student_logp_N)
+    guided = student_logp_N
+    if method.guidance_term == "k1":
+        # A detached advantage, at ratio 1: its sign pushes teacher tokens down (docs/footguns.md).
+        detached = student_logp_N.detach()
+        guided = (detached - signals.teacher_logp) * torch.exp(student_logp_N - detached)
+    guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * guided)
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
         reward = policy_gradient(signals.reward_advantage, trust_weight + outlier_weight)

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from .methods import Method
 
 TRUST_GATES = ("bernoulli", "expected", "hard")
-GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy")
-TRUSTS = ("k1", "jsd", "gkd")
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip")
+GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy", "support")
+TRUSTS = ("k1", "jsd", "gkd", "rkl_direct")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
+ADVANTAGES = ("log_ratio", "mixture", "power", "sign")
+BASELINES = ("none", "full", "top_k")
+GUIDANCE_TERMS = ("nll", "k1")
 REDUCTIONS = ("shared", "per_region", "selected")
 TRUNCATIONS = ("none", "teacher_renorm", "tail")
 SCHEDULES = ("cosine", "linear", "constant", "none")
@@ -59,7 +62,7 @@ class Setting:
 
 def _floor_binds(m: "Method") -> bool:
     """Can a trusted token's K1 advantage be below the floor?"""
-    if m.trust != "k1" or m.gate == "closed":
+    if m.trust != "k1" or m.gate == "closed" or m.advantage != "log_ratio":
         return False
     bounded = m.gate in ("hard", "floor") and m.outlier_tau is not None and m.advantage_floor is not None
     return not (bounded and m.advantage_floor <= m.outlier_tau)  # type: ignore[operator]
@@ -77,7 +80,7 @@ _TABLE = (
     ),
     Setting(
         "outlier",
-        lambda m: m.gate in (*TRUST_GATES, "closed"),
+        lambda m: m.gate in (*TRUST_GATES, "closed", "support"),
         "its tokens are split by `gate: {m.gate}`, which leaves no outliers to treat",
         choices=OUTLIERS,
     ),
@@ -91,10 +94,31 @@ _TABLE = (
     Setting(
         "advantage_floor",
         _floor_binds,
-        "it bounds r of trusted tokens under K1, which are none here, or above outlier_tau already",
+        "it bounds r of trusted tokens under K1, which are none here, or bounded already",
         in_range=lambda t: t == t and t <= 0,
         range="a number of nats, at most 0",
         stages="second",
+    ),
+    Setting(
+        "advantage",
+        lambda m: m.trust == "k1" and m.gate != "closed",
+        "it has no trusted token that K1 learns from",
+        choices=ADVANTAGES,
+        stages="both",
+    ),
+    Setting(
+        "advantage_alpha",
+        lambda m: m.advantage in ("mixture", "power"),
+        "only the advantages `mixture` and `power` read it",
+        in_range=lambda a: 0 < a < float("inf"),
+        range="above 0, and finite",
+        stages="both",
+    ),
+    Setting(
+        "baseline",
+        lambda m: m.trust == "k1" and m.gate == "open",
+        "a baseline is for K1 on every token; on some of them alone it changes what is learned",
+        choices=BASELINES,
     ),
     Setting(
         "fkl_top_k",
@@ -151,6 +175,7 @@ _TABLE = (
         range="at least 0, and finite",
         stages="both",
     ),
+    Setting("guidance_term", lambda m: m.guided, _GUIDANCE, choices=GUIDANCE_TERMS, stages="both"),
     Setting("reduction", lambda m: True, choices=REDUCTIONS, stages="both"),
     Setting(
         "switch_at",
@@ -214,16 +239,26 @@ def check_parts(method: "Method") -> None:
 
 def check_combination(method: "Method") -> None:
     """Refuse combinations of parts that cannot work together."""
-    if method.gate == "closed" and method.outlier in ("mask", "clip"):
+    same = {"mask": "nothing would be learned", "clip": "that is method 'reopold'", "k1": "that is method 'opd'"}
+    if method.gate == "closed" and method.outlier in same:
         raise ValueError(
             f"outlier is {method.outlier!r} under method {method.name!r}, whose gate trusts no token: "
-            + ("nothing would be learned" if method.outlier == "mask" else "that is method 'reopold'")
-            + ". Choose fkl_direct or fkl_scalar."
+            f"{same[method.outlier]}. Choose fkl_direct or fkl_scalar."
+        )
+    if (method.gate == "support") != (method.trust == "rkl_direct"):
+        raise ValueError(
+            f"gate is {method.gate!r} and trust is {method.trust!r}: reverse KL on the teacher's top-k, trust "
+            "rkl_direct, goes with gate support, which splits the tokens by that top-k. Give both, or neither."
         )
     if method.trust != "k1" and method.outlier_uses_fkl:
         raise ValueError(
             f"outlier is {method.outlier!r} beside trust {method.trust!r}: a token has one divergence that is "
-            "differentiated directly. Choose outlier mask or clip, or trust k1."
+            "differentiated directly. Choose outlier mask, clip or k1, or trust k1."
+        )
+    if method.advantage == "mixture" and (method.advantage_alpha or 0.0) > 1:
+        raise ValueError(
+            f"advantage_alpha is {method.advantage_alpha}; the mixture of teacher and student needs a share of the "
+            "teacher in (0, 1]."
         )
     if method.trust == "jsd" and method.jsd_beta in (0.0, 1.0):
         raise ValueError(

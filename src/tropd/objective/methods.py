@@ -22,6 +22,9 @@ DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
 two floors (−1.72 and −2.56)."""
 
+DEFAULT_ALPHAS = {"mixture": 0.2, "power": 5.0}
+"""α of TOP-D (arXiv 2607.04751) and PowerOPD (arXiv 2606.17199)."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -36,12 +39,20 @@ class Method:
         source: paper and section.
         gate: how student tokens are split: `open` (all trusted), `closed` (none), `bernoulli`, `expected`, `hard`
             (r > τ), `floor` (r ≥ τ), `student_entropy` (the top `entropy_share` of the batch is trusted),
-            `teacher_entropy` (H_T > `teacher_entropy_tau` is the outlier region).
-        trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary).
-        outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1_and_fkl` (EOPD).
+            `teacher_entropy` (H_T > `teacher_entropy_tau` is the outlier region), `support` (tokens among the
+            teacher's top-k are trusted).
+        trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary),
+            `rkl_direct` (reverse KL on the teacher's top-k and one bucket for the rest, on every student token).
+        outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1`, `k1_and_fkl`
+            (EOPD). Beside `rkl_direct`, `clip` bounds the bucket's log ratio, too.
         outlier_tau: τ, nats of r.
         advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`. In a
             two-stage method, changing this or `entropy_share` changes the second stage.
+        advantage: what K1 learns from on trusted tokens: `log_ratio` (r), `mixture`, log(α ρ + 1 − α), `power`,
+            π_T^α − π_S^α, or `sign`, that of r.
+        advantage_alpha: α of `mixture` and `power`.
+        baseline: what is added to every advantage of a state: `none`; `full`, the reverse KL of its whole
+            distributions; `top_k`, that of the teacher's top-k and one bucket for the rest. Detached.
         fkl_top_k: k of the teacher's top-k.
         fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
         fkl_weight: factor of the forward-KL term (EOPD's α).
@@ -51,7 +62,9 @@ class Method:
         ratio_clip: PPO's ε for several updates per batch, or `None`.
         guidance_schedule: how the teacher prefix is annealed: `cosine`, `linear`, `constant`, `none`.
         guidance_length: reading of the schedule: `cap`, min(⌊α·L_max⌋, L), or `share`, ⌊α·L⌋.
-        guidance_beta: β of the prefix's negative log-likelihood.
+        guidance_beta: β of the prefix's term.
+        guidance_term: of a prefix token: `nll`, its negative log-likelihood, or `k1`, a policy gradient with the
+            detached advantage log π_S − log π_T.
         reduction: `shared` (one mean over student and prefix tokens), `per_region` (a mean for each region, summed),
             `selected` (the mean over trusted tokens alone, REOPOLD).
         second_stage: the method that takes over, or `None`.
@@ -66,6 +79,9 @@ class Method:
     outlier: str = "mask"
     outlier_tau: float | None = None
     advantage_floor: float | None = None
+    advantage: str = "log_ratio"
+    advantage_alpha: float | None = None
+    baseline: str = "none"
     fkl_top_k: int | None = None
     fkl_truncation: str | None = None
     fkl_weight: float = 1.0
@@ -76,6 +92,7 @@ class Method:
     guidance_schedule: str = "none"
     guidance_length: str = "cap"
     guidance_beta: float | None = None
+    guidance_term: str = "nll"
     reduction: str = "shared"
     second_stage: "Method | None" = None
     switch_at: float | None = None
@@ -97,12 +114,12 @@ class Method:
     @property
     def needs_topk(self) -> bool:
         """Must the teacher be asked for its top-k on some tokens?"""
-        return self.outlier_uses_fkl or self.trust == "jsd"
+        return self.outlier_uses_fkl or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
 
     @property
     def needs_full_teacher(self) -> bool:
         """Must the teacher's whole distribution be at hand in the loss?"""
-        return self.trust == "gkd"
+        return self.trust == "gkd" or self.baseline == "full"
 
     def stage(self, progress: float) -> "Method":
         """The method in force at `progress` in [0, 1] through training."""
@@ -227,6 +244,67 @@ METHODS: dict[str, Method] = {
             outlier="fkl_direct",
             outlier_tau=0.0,
             **_FKL,
+        ),
+        Method(
+            "vopd",
+            "K1 on every token, with the state's reverse KL as a baseline: opd's expectation, less noise",
+            "vOPD, arXiv 2605.07865",
+            gate="open",
+            baseline="full",
+        ),
+        Method(
+            "mixture_opd",
+            "K1 with log(α ρ + 1 − α): towards the mixture of teacher and student",
+            "TOP-D, arXiv 2607.04751 (NeMo-RL's TROPD)",
+            gate="open",
+            advantage="mixture",
+            advantage_alpha=0.2,
+        ),
+        Method(
+            "tv_opd",
+            "K1 with the sign of r: total variation, without the paper's coefficient of the step",
+            "TV-OPD, arXiv 2609.08341",
+            gate="open",
+            advantage="sign",
+        ),
+        Method(
+            "power_opd",
+            "K1 with π_T^α − π_S^α of the token",
+            "PowerOPD, arXiv 2606.17199",
+            gate="open",
+            advantage="power",
+            advantage_alpha=5.0,
+        ),
+        Method(
+            "tropd_released",
+            "what one note says of the authors' code: scalar forward KL, and prefixes pushed down",
+            "a note on TrOPD, version 3 (docs/equations.md)",
+            gate="bernoulli",
+            outlier="fkl_scalar",
+            fkl_top_k=64,
+            fkl_truncation="teacher_renorm",
+            guidance_length="share",
+            guidance_term="k1",
+            **_GUIDANCE,
+        ),
+        Method(
+            "resopd",
+            "reverse KL, exact on the teacher's top-k and sampled in the tail: gkd's expectation",
+            "ResOPD, arXiv 2610.04882",
+            gate="support",
+            trust="rkl_direct",
+            outlier="k1",
+            fkl_top_k=4,
+        ),
+        Method(
+            "tropd_support",
+            "reverse KL, exact on the teacher's top-k, clipped outside of it",
+            "ours, from ResOPD and TrOPD's clip (docs/equations.md)",
+            gate="support",
+            trust="rkl_direct",
+            outlier="clip",
+            outlier_tau=-2.0,
+            fkl_top_k=16,
         ),
     )
 }
@@ -355,6 +433,8 @@ def _with_defaults(method: Method) -> Method:
     filled: dict[str, Any] = {}
     if method.outlier_tau is None and (method.gate in ("hard", "floor") or method.outlier == "clip"):
         filled["outlier_tau"] = DEFAULT_OUTLIER_TAU
+    if method.advantage in DEFAULT_ALPHAS and method.advantage_alpha is None:
+        filled["advantage_alpha"] = DEFAULT_ALPHAS[method.advantage]
     if method.needs_topk and method.fkl_top_k is None:
         filled["fkl_top_k"] = 64
     if method.outlier_uses_fkl and method.fkl_truncation is None:

@@ -1,9 +1,50 @@
-"""The one policy-gradient surrogate behind every K1 term. N tokens."""
+"""The one policy-gradient surrogate behind every K1 term, and what is made of r as its advantage. N tokens."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from .method_parts import ADVANTAGES
 from .shapes import check_same_shape
+
+
+def sampled_advantage(kind: str, rollout_logp_N: Tensor, teacher_logp_N: Tensor, alpha: float | None = None) -> Tensor:
+    """The advantage of a sampled token under K1, [N], detached.
+
+    >>> rollout, teacher = torch.tensor([0.5, 0.4]).log(), torch.tensor([0.1, 0.8]).log()
+    >>> sampled_advantage("log_ratio", rollout, teacher)
+    tensor([-1.6094,  0.6931])
+    >>> sampled_advantage("mixture", rollout, teacher, 0.2)  # log(0.2 · 0.2 + 0.8), log(0.2 · 2 + 0.8)
+    tensor([-0.1744,  0.1823])
+    >>> sampled_advantage("power", rollout, teacher, 2.0), sampled_advantage("sign", rollout, teacher)
+    (tensor([-0.2400,  0.4800]), tensor([-1.,  1.]))
+
+    Args:
+        kind: `log_ratio`, r; `mixture`, log(α ρ + 1 − α), r against the mixture α π_T + (1−α) π_S (TOP-D, arXiv
+            2607.04751); `power`, π_T^α − π_S^α (PowerOPD, arXiv 2606.17199); `sign`, that of r (TV-OPD, arXiv
+            2609.08341, without its coefficient of the step).
+        rollout_logp_N: log π_old.
+        teacher_logp_N: log π_T.
+        alpha: α of `mixture`, in (0, 1], and of `power`.
+
+    Raises:
+        ValueError: the two differ in shape, an unknown kind, or one that needs α without it.
+    """
+    check_same_shape(rollout_logp_N=rollout_logp_N, teacher_logp_N=teacher_logp_N)
+    rollout, teacher = rollout_logp_N.detach(), teacher_logp_N.detach()
+    if kind == "log_ratio":
+        return teacher - rollout
+    if kind == "sign":
+        return torch.sign(teacher - rollout)
+    if kind == "mixture" and alpha is not None:
+        rest = math.log1p(-alpha) if alpha < 1 else -math.inf
+        return torch.logaddexp(teacher - rollout + math.log(alpha), torch.full_like(teacher, rest))
+    if kind == "power" and alpha is not None:
+        return torch.exp(alpha * teacher) - torch.exp(alpha * rollout)
+    if kind in ADVANTAGES:
+        raise ValueError(f"advantage {kind!r} needs `alpha`, which is None")
+    raise ValueError(f"advantage is {kind!r}; choose one of {', '.join(ADVANTAGES)}")
 
 
 def policy_gradient_loss(

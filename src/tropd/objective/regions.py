@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .method_parts import GATES
-from .shapes import check_same_shape
+from .shapes import check_rows, check_same_shape
 
 
 def trust_probability(log_ratio: Tensor) -> Tensor:
@@ -43,12 +43,12 @@ def trust_weight(
 
     Args:
         gate: `bernoulli`, M = 1[u < P_trust], the paper's; `expected`, P_trust itself (the Bernoulli gate averaged
-            out); `hard`, 1[r > τ]; `floor`, 1[r ≥ τ] (REOPOLD, arXiv 2603.11137, phase I); `student_entropy`
-            and `teacher_entropy`, the tokens in `selected`; `open` and `closed`, every token or none.
+            out); `hard`, 1[r > τ]; `floor`, 1[r ≥ τ] (REOPOLD, arXiv 2603.11137, phase I); `student_entropy`,
+            `teacher_entropy` and `support`, the tokens in `selected`; `open` and `closed`, every token or none.
         log_ratio: r, any shape.
         uniforms: draws in [0, 1) for `bernoulli`, addressed by (seed, step, row, position).
         tau: threshold in nats for `hard` and `floor`.
-        selected: trusted tokens for the entropy gates, boolean.
+        selected: trusted tokens for the entropy gates and for `support`, boolean.
 
     Raises:
         ValueError: an unknown gate, a number that the gate needs and that is `None`, or another shape than `log_ratio`.
@@ -66,12 +66,32 @@ def trust_weight(
         return (log_ratio > tau).to(log_ratio.dtype)
     if gate == "floor" and tau is not None:
         return (log_ratio >= tau).to(log_ratio.dtype)
-    if gate in ("student_entropy", "teacher_entropy") and selected is not None:
+    if gate in ("student_entropy", "teacher_entropy", "support") and selected is not None:
         return selected.to(log_ratio.dtype)
     if gate in GATES:
         needed = {"bernoulli": "uniforms", "hard": "tau", "floor": "tau"}.get(gate, "selected")
         raise ValueError(f"gate {gate!r} needs `{needed}`, which is None")
     raise ValueError(f"gate is {gate!r}; choose one of {', '.join(GATES)}")
+
+
+def in_support(token_ids_N: Tensor, topk_ids_NK: Tensor, topk_logp_NK: Tensor) -> Tensor:
+    """bool [N]: is the token among the teacher's top-k, the support of ResOPD (arXiv 2610.04882)?
+
+    >>> ids, logp = torch.tensor([[2, 5], [1, 5]]), torch.tensor([[-0.1, -3.0], [0.0, -torch.inf]])
+    >>> in_support(torch.tensor([2, 5]), ids, logp)
+    tensor([ True, False])
+
+    Args:
+        token_ids_N: the sampled tokens, any ending as the first of its set.
+        topk_ids_NK: of the teacher's top-k.
+        topk_logp_NK: what the teacher gives them; −inf is outside of the support.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_same_shape(topk_ids_NK=topk_ids_NK, topk_logp_NK=topk_logp_NK)
+    check_rows(token_ids_N, 1, topk_ids_NK=topk_ids_NK)
+    return ((topk_ids_NK == token_ids_N.unsqueeze(-1)) & (topk_logp_NK > -torch.inf)).any(-1)
 
 
 def top_share_threshold(values: Tensor, share: float) -> float:

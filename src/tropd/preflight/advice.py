@@ -65,7 +65,8 @@ def _advise_endings(advice: Advice, endings: Endings) -> None:
 def has_unbounded_k1(method: Method) -> bool:
     """Does some token's policy gradient grow with −r without bound?"""
     ungated = method.gate in ("open", "student_entropy", "teacher_entropy")
-    return method.trust == "k1" and ungated and method.advantage_floor is None
+    ratio = method.advantage == "log_ratio" and method.advantage_floor is None
+    return (method.trust == "k1" and ungated and ratio) or (method.gate, method.outlier) == ("support", "k1")
 
 
 def _advise_method(advice: Advice, method: Method, kind: str) -> None:
@@ -90,7 +91,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
 
 
 def _advise_top_k(advice: Advice, m: PairMeasurement, method: Method) -> None:
-    if not (method.needs_topk or advice.method == "tropd") or m.teacher_topk_mass is None:
+    compares = method.outlier_uses_fkl or method.trust == "jsd"  # reverse KL on a support misses nothing of the rest
+    if not (compares or advice.method == "tropd") or m.teacher_topk_mass is None:
         return
     if m.teacher_topk_mass < LOW_TOPK_MASS and m.top_k < m.vocab_size:
         wider = min(4 * m.top_k, m.vocab_size)

@@ -59,9 +59,13 @@ class MethodSettings:
     Attributes:
         method: name of the method, or `package.module:NAME`, a `tropd.Method` of your own.
         gate: `bernoulli` (the paper's), `expected` or `hard`.
-        outlier: `fkl_direct`, `fkl_scalar`, `mask` or `clip`.
+        outlier: `fkl_direct`, `fkl_scalar`, `mask`, `clip` or `k1`.
         outlier_tau: τ of hard gates and clipping, in nats of r = log π_T − log π_S.
         advantage_floor: REOPOLD phase II's lower bound of the advantage, nats.
+        advantage: what K1 learns from on trusted tokens: `log_ratio`, `mixture`, `power` or `sign`.
+        advantage_alpha: α of `mixture` and `power`.
+        baseline: of K1 on every token: `none`, `full` (the state's reverse KL) or `top_k` (its part on the teacher's
+            top-k and one bucket).
         fkl_top_k: k of the teacher's top-k.
         fkl_truncation: `none` (as printed), `teacher_renorm` or `tail`.
         fkl_weight: factor of the forward-KL term.
@@ -71,7 +75,8 @@ class MethodSettings:
         ratio_clip: PPO's ε for several updates per batch.
         guidance_schedule: `cosine`, `linear`, `constant` or `none`.
         guidance_length: `cap`, min(⌊α·L_max⌋, L), or `share`, ⌊α·L⌋.
-        guidance_beta: β of the prefix's negative log-likelihood.
+        guidance_beta: β of the prefix's term.
+        guidance_term: `nll`, the prefix's negative log-likelihood, or `k1`, a detached advantage that pushes down.
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
@@ -148,9 +153,12 @@ class MethodSettings:
         default="tropd", metadata={"help": "distillation method, see `tropd methods`; or package.module:NAME"}
     )
     gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
-    outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask or clip."})
+    outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask, clip or k1."})
     outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})
     advantage_floor: float | None = field(default=None, metadata={"help": "REOPOLD phase II's floor, in nats."})
+    advantage: str | None = field(default=None, metadata={"help": "log_ratio, mixture, power or sign."})
+    advantage_alpha: float | None = field(default=None, metadata={"help": "Alpha of mixture and power."})
+    baseline: str | None = field(default=None, metadata={"help": "none, full or top_k."})
     fkl_top_k: int | None = field(default=None, metadata={"help": "k of the teacher's top-k."})
     fkl_truncation: str | None = field(default=None, metadata={"help": "none, teacher_renorm or tail."})
     fkl_weight: float | None = field(default=None, metadata={"help": "Factor of the forward-KL term."})
@@ -160,7 +168,8 @@ class MethodSettings:
     ratio_clip: float | None = field(default=None, metadata={"help": "PPO's epsilon for several updates per batch."})
     guidance_schedule: str | None = field(default=None, metadata={"help": "cosine, linear, constant or none."})
     guidance_length: str | None = field(default=None, metadata={"help": "cap or share."})
-    guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's NLL."})
+    guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's term."})
+    guidance_term: str | None = field(default=None, metadata={"help": "nll or k1."})
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})

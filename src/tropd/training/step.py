@@ -17,23 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objective.endings import Endings
+from ..objective.endings import Endings, events_of
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
     FullVocabularyTerm,
     SeveralTerms,
     TokenSignals,
-    TopKTerm,
     full_function,
-    reads_tail,
     restrict_term,
-    topk_function,
+    topk_term,
 )
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.reduce import RegionCounts, region_counts
-from ..objective.regions import top_share_threshold, trust_weight
+from ..objective.regions import in_support, top_share_threshold, trust_weight
 from ..objective.schedules import guidance_fraction
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
@@ -336,6 +334,8 @@ class Gate:
             selected = self.student.entropy[tokens] >= self.entropy_threshold[tokens]
         elif self.method.teacher_entropy_tau is not None:
             selected = teacher_entropy <= self.method.teacher_entropy_tau
+        elif self.method.gate == "support":
+            selected = torch.ones_like(log_ratio, dtype=torch.bool)  # the others are distrusted when the top-k is known
         trust = trust_weight(
             self.method.gate,
             log_ratio,
@@ -353,7 +353,7 @@ class Gate:
         −∞ where none is needed whatever the teacher says, +∞ where this gate does not tell by it.
         """
         method, logp = self.method, self.student.rollout_logp.float()
-        if method.trust == "jsd":
+        if _reads_topk_everywhere(method):
             bound = torch.full_like(logp, torch.inf)
         elif self.uniforms is not None:
             bound = logp + self.uniforms.clamp_min(SMALLEST_DRAW).log().float()
@@ -367,6 +367,16 @@ class Gate:
         else:
             bound = torch.full_like(logp, -torch.inf if method.gate == "open" else torch.inf)
         return torch.where(self.student_mask, bound + ROUNDING, -torch.inf)
+
+    def distrust(self, tokens: Tensor) -> None:
+        """Move the tokens at the positions `tokens` out of the trust region."""
+        self.outlier[tokens] += self.trust[tokens]
+        self.trust[tokens] = 0.0
+
+
+def _reads_topk_everywhere(method: Method) -> bool:
+    """Is the teacher's top-k read of trusted tokens too?"""
+    return method.trust != "k1" or method.baseline != "none"
 
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
@@ -416,12 +426,12 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     method = setup.method
     needed = torch.zeros_like(gate.student_mask)
     noted = tokens_noted(setup, rollouts, needed) if setup.noted_rows else None
+    everywhere = _reads_topk_everywhere(method)
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
         if method.needs_topk:
-            weights = gate.trust[tokens] + gate.outlier[tokens] if method.trust == "jsd" else gate.outlier[tokens]
-            needed[tokens] = weights > 0
+            needed[tokens] = gate.outlier[tokens] + (gate.trust[tokens] if everywhere else 0.0) > 0
         return needed[tokens] if noted is None else needed[tokens] | noted[tokens]
 
     request = None
@@ -454,7 +464,12 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
         gate.divide(scores.logp, scores.entropy, slice(None))
     if noted is not None:
         scores = set_noted_aside(scores, noted, needed)
-    return without_unusable(scores, method)
+    scores = without_unusable(scores, method)
+    if method.gate == "support":
+        ids = [rollout.response[position] for rollout in rollouts for position in rollout.scored_positions()]
+        sampled = events_of(torch.tensor(ids, device=scores.topk_index.device), setup.endings.as_one)
+        gate.distrust(scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)])
+    return scores
 
 
 def _bound_with(bound: Tensor, noted: Tensor | None) -> Tensor:
@@ -536,13 +551,16 @@ def make_signals(
     if setup.reward_weight > 0:
         per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
         rewards = setup.reward_weight * torch.tensor(per_token, dtype=torch.float32, device=known.device)
+    prefix = ~gate.student_mask
+    if setup.method.guidance_term == "k1":
+        prefix &= known
     return TokenSignals(
         # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
         rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
         trust_weight=torch.where(known, gate.trust, 0.0),
         outlier_weight=torch.where(known, gate.outlier, 0.0),
-        guidance_mask=(~gate.student_mask).to(gate.trust.dtype),
+        guidance_mask=prefix.to(gate.trust.dtype),
         reward_advantage=rewards,
     )
 
@@ -557,9 +575,7 @@ def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -
             terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
         return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
-        return TopKTerm(
-            teacher.topk_index, teacher.topk_ids, teacher.topk_logp, topk_function(method), reads_tail(method)
-        )
+        return topk_term(method, signals, teacher.topk_index, teacher.topk_ids, teacher.topk_logp)
     return None
 
 

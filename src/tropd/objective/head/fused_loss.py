@@ -27,7 +27,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..endings import events_of
-from ..loss import DirectTerm, SeveralTerms, TokenLosses, TokenSignals, TopKTerm, active_tokens
+from ..loss import (
+    DirectTerm,
+    FullVocabularyTerm,
+    SeveralTerms,
+    TokenLosses,
+    TokenSignals,
+    TopKTerm,
+    active_tokens,
+)
 from ..methods import Method
 from ..reduce import RegionCounts, reduce_losses
 from ..shapes import check_rows, check_same_shape
@@ -172,13 +180,14 @@ def _slices_of_run(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Per-token values of every slice of a run of tokens that begins with token `first`; fills `gradients`."""
     kind: type[SliceLoss] = WholeDistributions
-    if inputs.direct is None or isinstance(inputs.direct, TopKTerm):
+    is_baseline = isinstance(inputs.direct, FullVocabularyTerm) and inputs.method.baseline == "full"
+    if inputs.direct is None or isinstance(inputs.direct, TopKTerm) or (is_baseline and head.softcap is None):
         kind = SelectedTokens
     elif Divergence.can(head, inputs):
         kind = Divergence
-    held = 2 if kind is not SelectedTokens or head.softcap is not None else 1
+    is_alone = kind is SelectedTokens and head.softcap is None and not is_baseline
     hidden_RH = hidden_NH[first : first + inputs.token_ids.numel()]
-    slices = slices_for(hidden_RH, head, inputs.slice_tokens, held)
+    slices = slices_for(hidden_RH, head, inputs.slice_tokens, 1 if is_alone else 2)
     raw_CV, slice_loss = slice_buffer(head.weight, slices), kind(head, inputs, slices)
     for tokens in slices:
         here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_RH[tokens], head.weight, head.bias)

@@ -119,7 +119,11 @@ class SliceLoss(ABC):
 
 
 class SelectedTokens(SliceLoss):
-    """Sampled tokens and the teacher's top-k: the closed form at the head of `fused_loss`, in place."""
+    """Sampled tokens and the teacher's top-k: the closed form at the head of `fused_loss`, in place.
+
+    A divergence of whole distributions is read, too, where it is a baseline and there is no softcap, which needs room
+    of its own: nothing is differentiated through it.
+    """
 
     def __call__(self, raw_CV: Tensor, tokens: slice, *, with_gradient: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         head, ids, term = self.head, self.inputs.token_ids[tokens], self.inputs.direct
@@ -134,8 +138,10 @@ class SelectedTokens(SliceLoss):
         logits_CV -= logits_CV.amax(-1, keepdim=True)
         sampled = gather_logps(logits_CV, ids)
         entries, rows = self.direct_rows(tokens)
-        place = alternatives = tail_sums = tail = None
-        if rows is not None:
+        place = alternatives = tail_sums = tail = baseline = None
+        if rows is not None and isinstance(term, FullVocabularyTerm):
+            baseline = self._compare(logits_CV, rows, entries, term)
+        elif rows is not None:
             assert isinstance(term, TopKTerm)
             place = rows.unsqueeze(-1), term.token_ids[entries].long()
             alternatives = logits_CV[place]
@@ -153,6 +159,9 @@ class SelectedTokens(SliceLoss):
             if alternatives is not None and isinstance(term, TopKTerm):
                 value, part = term.of_selected(alternatives, entries, tail)
                 direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
+            elif baseline is not None:
+                value, part = baseline
+                direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
             values, total = self.losses(tokens, sampled, direct, mass)
         if not with_gradient:
             return values, logits_CV
@@ -163,6 +172,21 @@ class SelectedTokens(SliceLoss):
         if shares_CE is not None:
             spread_(logits_CV, head.endings, shares_CE)
         return values, logits_CV if slope_CV is None else logits_CV.mul_(slope_CV)
+
+    @torch.no_grad()
+    def _compare(
+        self, logits_CV: Tensor, rows: Tensor, entries: slice, term: FullVocabularyTerm
+    ) -> tuple[Tensor, Tensor]:
+        """The divergences of the term's `entries`, and the masses compared, [M]; a few rows at a time."""
+        assert self._beside_CV is not None
+        head, room_CV = term.teacher_head, self._beside_CV[: entries.stop - entries.start]
+        teacher_CV = project_into(room_CV, term.teacher_hidden[entries], head.weight, head.bias)
+        parts = [
+            term.of_logits(F.log_softmax(logits_CV[rows[block]], dim=-1), head.transform(teacher_CV[block]))
+            for block in blocks_of(teacher_CV)
+        ]
+        values, masses = (torch.cat(column) for column in zip(*parts, strict=True))
+        return values, masses
 
 
 def _sums_outside(exp_CV: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:

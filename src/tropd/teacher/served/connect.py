@@ -111,10 +111,12 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
     vllm = [name for name in served if not is_own(teachers[name])]
     stages = [method, *filter(None, [method.second_stage])]
     if any(stage.needs_full_teacher for stage in stages):
+        other = "choose a method of the top-k: tropd, tropd_support, fkl or jsd"
+        if method.baseline == "full":
+            other = "set baseline: top_k"
         raise ValueError(
             f"method {method.name!r} compares whole distributions, but {start}, which tells a few likeliest tokens "
-            "alone. Load the teacher in this process (its folder or Hub name), or choose a method of the top-k: "
-            "tropd, fkl or jsd."
+            f"alone. Load the teacher in this process (its folder or Hub name), or {other}."
         )
     if not vllm:
         return
