@@ -7,6 +7,8 @@ from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
 from training.tiny import Recorder
 
+THINK = "<think>\n\n</think>\n\n"
+"""Qwen's template writes it before each recorded turn."""
 FULL = {"guidance_schedule": "constant", "guidance_beta": 0.1}
 SECOND = CALL.replace("12+3", "15+1")
 
@@ -29,7 +31,8 @@ RECORDED = [{"prompt": ASK, "teacher_response": EPISODE}] * 4
 
 
 def by_teacher(rollout):
-    return text([token for token, mark in zip(rollout.response, rollout.by_teacher, strict=True) if mark])
+    marked = zip(rollout.response, rollout.by_teacher, strict=True)
+    return text([token for token, mark in marked if mark]).replace(THINK, "")
 
 
 def by_student(rollout):
@@ -51,23 +54,23 @@ def test_a_share_of_the_recorded_turns_is_the_teachers(tmp_path, monkeypatch, sh
     for rollout in rollouts(trainer):
         assert by_teacher(rollout) == "".join([CALL, SECOND][:turns])
         assert by_student(rollout) == ANSWER and rollout.student_length == len(ids(ANSWER))
-    signals = trainer._buffered_inputs[0].signals
-    assert signals.guidance_mask.sum() == 4 * len(ids("".join([CALL, SECOND][:turns])))
-    assert logged(trainer)["guidance/prefix_length"] == len(ids("".join([CALL, SECOND][:turns])))
+    length = len(ids("".join([THINK + CALL, THINK + SECOND][:turns])))
+    assert trainer._buffered_inputs[0].signals.guidance_mask.sum() == 4 * length
+    assert logged(trainer)["guidance/prefix_length"] == length
     assert logged(trainer)["tools/call_frequency"] == turns
 
 
 def test_a_cap_counts_what_the_teacher_writes_and_not_what_tools_say(tmp_path, monkeypatch):
     """One token more than the first call has begins the second turn, and so it is the teacher's."""
     for more, expected in ((0, CALL), (1, CALL + SECOND)):
-        budget = (len(ids(CALL)) + more) / 400
+        budget = (len(ids(THINK + CALL)) + more) / 400
         monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_, b=budget: b)
         trainer = build(tmp_path / str(more), answers, "tropd", rows=RECORDED, guidance_length="cap", **FULL)
         assert {by_teacher(rollout) for rollout in rollouts(trainer)} == {expected}
 
 
 def test_tokens_go_over_turns_and_the_student_goes_on_within_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: (len(ids(CALL)) + 20) / 400)
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: (len(ids(THINK + CALL + THINK)) + 20) / 400)
     trainer = build(
         tmp_path,
         lambda context: text(ids(SECOND)[20:]) if "<tool_response>\n16" not in text(context) else ANSWER,

@@ -97,7 +97,7 @@ def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
     if args.vllm_mode == "server" and args.world_size > 1:
         raise ValueError(
             f"vllm_mode is 'server' with {args.world_size} processes, and there are tools: each process asks again for "
-            "as many rows as called one, and the host would hand one process the responses of another. Use one process, "
+            "as many rows as called one, and the host would hand one process responses of another. Use one process, "
             "vllm_mode: colocate, or Transformers' generate (use_vllm: false)."
         )
     if args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
