@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers.generation import GenerationMode
 
-from ..messages import TOOLS, struct_columns, without_nulls
+from ..messages import TOOLS, is_unanswered, struct_columns, without_nulls
 from ..models.files import context_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
@@ -44,7 +44,7 @@ from .guards.contexts import check_contexts
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
-from .tool_loop import PlainReplies, RanksInStep, has_tool_loop, is_unanswered
+from .tool_loop import PlainReplies, RanksInStep, has_tool_loop
 from .turn_guidance import TurnGuidance, drawing
 
 logger = logging.getLogger(__name__)

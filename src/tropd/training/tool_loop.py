@@ -22,18 +22,6 @@ def has_tool_loop(trainer: Any) -> bool:
     return bool(trainer.tools or trainer.rollout_func is not None)
 
 
-def is_unanswered(messages: Sequence[dict[str, Any]]) -> bool:
-    """Was an episode cut: are there calls at its end that no tool has answered, or a reply that nobody went on from?
-
-    >>> call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
-    >>> reply, end = {"role": "tool", "content": "3"}, {"role": "assistant", "content": "It is 3."}
-    >>> is_unanswered([call]), is_unanswered([call, reply]), is_unanswered([call, reply, end])
-    (True, True, False)
-    """
-    last = messages[-1]
-    return last.get("role") == "tool" or bool(last.get("tool_calls"))
-
-
 # ---------------------------------------------------------------------- ranks
 
 
