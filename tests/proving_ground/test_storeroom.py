@@ -91,7 +91,7 @@ def test_an_episode_is_the_same_whatever_others_are_played_with_it():
 
 
 def test_a_model_that_is_not_there_says_so(monkeypatch):
-    with pytest.raises(ValueError, match="the storeroom has no such model. Choose teacher or student"):
+    with pytest.raises(ValueError, match=r"the storeroom has no such model\. Choose teacher or student"):
         model_path("generalist")
     monkeypatch.setattr(storeroom, "files", lambda _: model_path("teacher").parents[3] / "nowhere")
     with pytest.raises(FileNotFoundError, match="an installed package leaves it out"):
