@@ -3,7 +3,7 @@
 The turns are those of a training step: the host's parser reads the calls, and its templates write the replies.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +59,7 @@ def play(
     tokenizer: Any,
     rows: Sequence[Row],
     *,
-    environment: Callable[[], Any] | None = None,
+    environment: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
     functions: Sequence[Callable] = (),
     eos_ids: Sequence[int],
     max_length: int,
@@ -67,6 +67,7 @@ def play(
     turn_tokens: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    first_row: int = 0,
 ) -> list[Episode]:
     """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
 
@@ -74,7 +75,7 @@ def play(
         model: a causal language model.
         tokenizer: its own, with a chat template that renders tools and a `response_template` that reads calls.
         rows: with `prompt`, as messages; an environment's `reset` gets all columns.
-        environment: makes one; each row has its own.
+        environment: makes one; each row has its own. Several by name: a row's column `environment` says which.
         functions: tools beside its methods.
         eos_ids: every id that ends a turn.
         max_length: tokens of an episode behind its prompt, replies included.
@@ -82,6 +83,7 @@ def play(
         turn_tokens: longest turn; `max_length` by default.
         temperature: of the softmax; 0 takes the likeliest token.
         seed: of the draws.
+        first_row: number of the first row, for the draws.
     """
     parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
     episodes = [_begin(parser, row, environment, functions) for row in rows]
@@ -89,7 +91,7 @@ def play(
     for _ in range(max_turns):
         if not live:
             break
-        _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, seed))
+        _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)))
         live = [n for n in live if _answer(parser, episodes[n], max_length)]
     for episode in episodes:
         if hasattr(episode.environment, "get_reward"):
@@ -101,9 +103,11 @@ def _has_no_parser(tokenizer: Any) -> bool:
     return all(getattr(tokenizer, name, None) is None for name in ("response_template", "response_schema"))
 
 
-def _begin(tokenizer: Any, row: Row, environment: Callable | None, functions: Sequence[Callable]) -> Episode:
-    prompt, made = list(row["prompt"]), environment() if environment else None
-    if made is not None and (observation := made.reset(**row)) is not None:
+def _begin(tokenizer: Any, row: Row, environment: Any, functions: Sequence[Callable]) -> Episode:
+    make = environment[row["environment"]] if isinstance(environment, Mapping) else environment
+    prompt, made = list(row["prompt"]), make() if make else None
+    given = {name: value for name, value in row.items() if name != "environment" or make is environment}
+    if made is not None and (observation := made.reset(**given)) is not None:
         prompt[-1] = prompt[-1] | {"content": prompt[-1]["content"] + observation}
     names = [name for name in dir(type(made)) if made is not None and not name.startswith("_") and name not in NO_TOOL]
     tools = [*functions, *(getattr(made, name) for name in names if callable(getattr(made, name)))]
@@ -112,10 +116,10 @@ def _begin(tokenizer: Any, row: Row, environment: Callable | None, functions: Se
 
 def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...]) -> None:
     """The next turn of each episode that goes on."""
-    eos_ids, max_length, turn_tokens, temperature, seed = how
+    eos_ids, max_length, turn_tokens, temperature, (seed, first_row) = how
     contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
     room = [max_length - len(episodes[n].response) for n in live]
-    noise = AddressedNoise(seed, 0, BENCHMARK_STREAM, [(n, len(episodes[n].response)) for n in live])
+    noise = AddressedNoise(seed, 0, BENCHMARK_STREAM, [(first_row + n, len(episodes[n].response)) for n in live])
     with decoding_through(model, noise):
         texts = sample(
             model,
