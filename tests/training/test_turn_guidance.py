@@ -1,5 +1,7 @@
 """Guidance over turns: the teacher's turns go through the host's own tool loop, and are marked as what they are."""
 
+import json
+
 import pytest
 import torch
 from transformers.utils import get_json_schema
@@ -121,6 +123,15 @@ def test_without_a_share_it_is_unguided_bit_for_bit(tmp_path, monkeypatch):
         seen.append(([r.response for r in rollouts(trainer)], recorder.steps[0].weights))
     assert seen[0][0] == seen[1][0]
     assert all(torch.equal(value, seen[1][1][name]) for name, value in seen[0][1].items())
+
+
+def test_the_rollout_log_says_who_said_what(tmp_path, monkeypatch):
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 0.34)
+    settings = {"guidance_length": "share", "rollout_log_steps": 1}
+    build(tmp_path, answers, "tropd", rows=RECORDED, **settings, **FULL).train()
+    record = json.loads((tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines()[0])
+    assert [part["author"] for part in record["episode"]] == ["teacher", "tool", "student"]
+    assert "<tool_response>\n15" in record["episode"][1]["text"] and record["episode"][2]["text"] == ANSWER
 
 
 # ---------------------------------------------------------------------- environments
