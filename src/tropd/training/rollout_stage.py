@@ -130,7 +130,7 @@ class RolloutStage:
             method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
-        if trainer.tools:  # whose turns are guided one by one, when each is due
+        if has_tool_loop(trainer):  # whose turns are guided one by one, when each is due
             self._guidance = TurnGuidance(trainer, rows, first_row, fraction, method, self._every_ending)
             return [[] for _ in rows]
         numbers = range(first_row, first_row + len(rows))

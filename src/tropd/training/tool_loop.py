@@ -19,7 +19,7 @@ PLACE = "<|tropd text {}|>"
 
 def has_tool_loop(trainer: Any) -> bool:
     """May a rollout have more than one turn?"""
-    return bool(trainer.tools or trainer.rollout_func is not None)
+    return bool(trainer.tools or trainer.environment_factories is not None or trainer.rollout_func is not None)
 
 
 # ---------------------------------------------------------------------- ranks

@@ -274,6 +274,8 @@ class TurnGuidance:
         trainer, tools = self.trainer, self.trainer.tools
         if trainer.environment_factories is not None:
             tools = trainer._env_tools[trainer._batch_environments[row]]
+        if not tools:
+            return False
         return bool(host.parse_response(trainer._tokenizer, ids, prefix=context, tools=tools).get("tool_calls"))
 
     # ------------------------------------------------------------------ how much of it
