@@ -44,7 +44,7 @@ from .guards.contexts import check_contexts
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
-from .tool_loop import PlainReplies, RanksInStep, has_tool_loop
+from .tool_loop import PlainReplies, RanksInStep
 from .turn_guidance import TurnGuidance, drawing
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class RolloutStage:
             method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
-        if has_tool_loop(trainer):  # whose turns are guided one by one, when each is due
+        if self._has_turns:  # whose turns are guided one by one, when each is due
             self._guidance = TurnGuidance(trainer, rows, first_row, fraction, method, self._every_ending)
             return [[] for _ in rows]
         numbers = range(first_row, first_row + len(rows))
@@ -151,7 +151,7 @@ class RolloutStage:
         """The student's continuations of `prefixes`, through the host."""
         trainer = self.trainer
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one) if self.trusts_sampler else None
-        turns = Turns(first_row) if has_tool_loop(trainer) else None
+        turns = Turns(first_row) if self._has_turns else None
         guidance, self._guidance = self._guidance, None
         self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance)
         try:
@@ -318,6 +318,12 @@ class RolloutStage:
 
     # ------------------------------------------------------------------ rows
 
+    @property
+    def _has_turns(self) -> bool:
+        """May a rollout have more than one turn, or a prompt that is made only now?"""
+        host = self.trainer
+        return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
+
     def _first_row(self, count: int) -> int:
         """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
         accelerator, before = self.trainer.accelerator, 0
@@ -439,7 +445,7 @@ class RolloutStage:
         noise = AddressedNoise(
             seed=trainer.args.seed,
             step=trainer.state.global_step,
-            stream=self._sampling_stream,
+            stream=SAMPLING_STREAM if trainer.model.training else EVALUATION_SAMPLING_STREAM,
             places=places,
             synced_gpus=self._weights_are_sharded,
             rows_at_once=trainer.args.rollout_batch_size,
@@ -448,16 +454,13 @@ class RolloutStage:
         )
         return decoding_through(student, noise)
 
-    @property
-    def _sampling_stream(self) -> int:
-        return SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
-
     @contextmanager
     def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
         """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
         from ..rollout.engine.vllm import RowRequest, row_seed
 
         args, step = self.trainer.args, self.trainer.state.global_step
+        stream = SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
         if places is None:
             rows = [RowRequest(budget - len(start), None) for start in starts]
         else:
@@ -465,7 +468,7 @@ class RolloutStage:
             rows = [
                 RowRequest(
                     max(budget - position, 1),
-                    row_seed(args.seed, step, row, position, self._sampling_stream) if addressed else None,
+                    row_seed(args.seed, step, row, position, stream) if addressed else None,
                 )
                 for row, position in places
             ]
@@ -581,17 +584,18 @@ def read_rollouts(
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
-        marks = marked(guided[i] if guided else [slice(0, len(start))], len(response))
-        turns = own_turns(
-            response,
-            [by_teacher or told for by_teacher, told in zip(marks, external or [False] * len(response), strict=True)],
-        )
+        told = external or [False] * len(response)
+        if guided is None and external is None:
+            marks, turns = [True] * len(start) + [False] * (len(response) - len(start)), [response[len(start) :]]
+        else:
+            marks = marked(guided[i] if guided else [slice(0, len(start))], len(response))
+            turns = own_turns(response, [one or other for one, other in zip(marks, told, strict=True)])
         written = [token for turn in turns for token in turn]
         is_cut = None if messages is None else is_unanswered(messages[i])
         goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
         ended_by = None if goes_on else response[-1]
-        finished = turns if turns and turns[-1][-1:] and turns[-1][-1] in eos_ids else turns[:-1]
-        repetitive = is_repetitive(written) or repeats_calls(finished)
+        again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
+        repetitive = is_repetitive(written) or again
         noted = None
         if notes is not None and sampler is None:
             noted = notes.of(first_row + i, prompt_ids[i], response)
@@ -611,7 +615,7 @@ def read_rollouts(
                 reward_advantage=float(host["advantages"][i]),
                 ended_by=ended_by,
                 repetitive=repetitive,
-                collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or repeats_calls(finished),
+                collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
                 included=not (mask_truncated and ended_by is None) and not (mask_repetitive and repetitive),
                 teacher=teachers[i],
             )

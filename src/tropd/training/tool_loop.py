@@ -17,11 +17,6 @@ PLACE = "<|tropd text {}|>"
 """Stands in a tool's reply, while a chat template renders it, for the text of a special token."""
 
 
-def has_tool_loop(trainer: Any) -> bool:
-    """May a rollout have more than one turn?"""
-    return bool(trainer.tools or trainer.environment_factories is not None or trainer.rollout_func is not None)
-
-
 # ---------------------------------------------------------------------- ranks
 
 
