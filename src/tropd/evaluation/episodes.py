@@ -134,7 +134,7 @@ def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int],
         episode, kept = episodes[n], ids[:most]
         episode.response += kept
         episode.external += [False] * len(kept)
-        told = list(episode.tools.values())
+        told: list[Any] = list(episode.tools.values())
         episode.messages.append(host.parse_response(tokenizer, kept, prefix=context, tools=told))
 
 

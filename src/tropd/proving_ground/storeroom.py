@@ -130,7 +130,8 @@ def draw(rng: random.Random, level: int) -> Order:
 
 def orders(split: Split, count: int, seed: int, levels: Sequence[int] = (1, 2, 3, 4)) -> list[Order]:
     """Different problems of a split; the same arguments give the same."""
-    rng, found = random.Random(f"{split} {seed}"), {}
+    rng = random.Random(f"{split} {seed}")
+    found: dict[str, Order] = {}
     while len(found) < count:
         order = draw(rng, rng.choice(list(levels)))
         if split_of(order) == split:

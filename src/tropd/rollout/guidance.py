@@ -96,7 +96,8 @@ def recorded_turns(
                 "several turns. Give it as messages: the assistant's, with their tool_calls, and the tools'."
             )
         return [RecordedTurn(ids, None)]
-    turns, replies = [], []
+    turns: list[RecordedTurn] = []
+    replies: list[str] = []
     for number, message in enumerate(value):
         if message.get("role") == "assistant":
             before = [*prompt, *value[:number]]

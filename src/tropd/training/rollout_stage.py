@@ -183,7 +183,7 @@ class RolloutStage:
             mask_repetitive=trainer.args.mask_repetitive_completions,
             notes=notes,
             messages=turns.messages if turns else None,
-            guided=turns.guided if guidance else None,
+            guided=turns.guided if turns and guidance else None,
             stale=[guidance.is_stale(row) for row in range(len(rows))] if guidance else None,
         )
 
@@ -233,10 +233,10 @@ class RolloutStage:
             guidance.begin(batch.prompts or (), prompt_ids)
         starts = guidance.starts(turns.asked or [], prompt_ids, places, turns.messages)
         mine = [i for i, start in enumerate(starts) if not start.is_whole]
-        columns = [[column[i] for i in mine] for column in (prompt_ids, [start.ids for start in starts], places)]
         written, logps = [start.ids for start in starts], None
         if mine:
-            texts, logps = self._continue(batch, *columns, host)  # type: ignore[arg-type]
+            begun, where = [starts[i].ids for i in mine], [places[i] for i in mine]
+            texts, logps = self._continue(batch, [prompt_ids[i] for i in mine], begun, where, host)
             written = _put(texts, mine, written)
         elif self._ranks_in_step.is_needed:
             self._ranks_in_step.write_idly(lambda contexts: self._write_idly(contexts, host))

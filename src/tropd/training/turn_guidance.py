@@ -132,8 +132,8 @@ class TurnGuidance:
                 proposals[i] = recorded
         missing = [i for i in guided if i not in proposals]
         if missing:
-            chosen = [[column[i] for i in missing] for column in (asked, contexts, places)]
-            proposals |= dict(zip(missing, self._write(*chosen), strict=True))
+            rows, read = [asked[i] for i in missing], [contexts[i] for i in missing]
+            proposals |= dict(zip(missing, self._write(rows, read, [places[i] for i in missing]), strict=True))
         starts = [
             self._take(self._episodes[row], proposals[i], places[i][1]) if i in proposals else Start()
             for i, row in enumerate(asked)
