@@ -26,6 +26,8 @@ OTHER = [{"role": "user", "content": "Guess."}]
 
 def play(context: list[int]) -> str:
     read = agents.text(context)
+    if "user" not in read:  # of a rank that only takes part
+        return agents.ANSWER
     if "Guess." in read.split("<|im_start|>user\n")[1]:
         return "I guess 14.<|im_end|>"
     return agents.ANSWER if read.count("<tool_response>\n15") == 2 else agents.CALL

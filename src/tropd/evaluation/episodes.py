@@ -4,6 +4,7 @@ The turns are those of a training step: the host's parser reads the calls, and i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -120,7 +121,7 @@ def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int],
     contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
     room = [max_length - len(episodes[n].response) for n in live]
     noise = AddressedNoise(seed, 0, BENCHMARK_STREAM, [(first_row + n, len(episodes[n].response)) for n in live])
-    with decoding_through(model, noise):
+    with decoding_through(model, noise) if temperature > 0 else nullcontext():
         texts = sample(
             model,
             contexts,
