@@ -12,8 +12,9 @@ from .data.refusals import BadRow, refusal
 from .models.chat_templates import render
 from .models.files import ModelFiles
 from .models.sampling import sample, until_eos
-from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
+from .response_file import COLUMNS, REWARD, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
+from .run.tools import NO_TOOLS, RunTools
 from .teacher.context import check_renders_tools, text_ids, tools_of
 from .teacher.served.asked import AskedTeacher
 
@@ -27,12 +28,16 @@ class Summary:
         tokens: of all responses, without the ends of sequence.
         ended: responses that the teacher ended; the others were cut at `max_new_tokens`.
         empty: responses without a token.
+        messages: of all episodes, where there are tools.
+        rewards: of the episodes that an environment has judged.
     """
 
     responses: int
     tokens: int
     ended: int
     empty: int
+    messages: int = 0
+    rewards: tuple[float, ...] = ()
 
 
 def read_prompts(
@@ -145,7 +150,11 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
 
 
 def generate(
-    model: PreTrainedModel | AskedTeacher, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]
+    model: PreTrainedModel | AskedTeacher,
+    teacher: ModelFiles,
+    file: ResponseFile,
+    advance: Callable[[int], None],
+    tools: RunTools = NO_TOOLS,
 ) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
@@ -157,6 +166,7 @@ def generate(
         teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
+        tools: what it may call: then its episodes are written, as messages.
     """
     if isinstance(model, PreTrainedModel):
         model.eval()
@@ -164,6 +174,12 @@ def generate(
     for number, rows in file.missing_batches():
         contexts = [file.prompts.contexts[row] for row in rows]
         try:
+            if tools.are_there:
+                records, count = _episodes(model, teacher, file, rows, tools)
+                file.append(records)
+                tokens += count
+                advance(len(records))
+                continue
             responses = _sample(model, contexts, file.settings, tokenizer, eos_ids, first_line=file.done)
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -180,15 +196,49 @@ def generate(
     return tokens
 
 
+def _episodes(
+    model: Any, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int], tools: RunTools
+) -> tuple[list[Row], int]:
+    """The records of a batch of episodes, and the tokens that the teacher wrote in them."""
+    from .evaluation.episodes import play
+
+    chosen = [file.prompts.rows[row] for row in rows]
+    asked = [row if row.get("teacher_prompt") is None else row | {"prompt": row["teacher_prompt"]} for row in chosen]
+    episodes = play(
+        model,
+        teacher.tokenizer,
+        asked,
+        environment=tools.environments,
+        functions=tools.functions,
+        eos_ids=teacher.eos_ids,
+        max_length=file.settings.max_new_tokens,
+        temperature=file.settings.temperature,
+        seed=file.settings.seed % 2**64,
+        first_row=file.done,
+    )
+    records = []
+    for row, episode in zip(chosen, episodes, strict=True):
+        ended = not episode.is_cut and bool(episode.response) and episode.response[-1] in teacher.eos_ids
+        columns = (episode.messages, teacher.tokenizer.decode(episode.response), ended)
+        judged = {} if episode.reward is None else {REWARD: episode.reward}
+        records.append({**row, **dict(zip(COLUMNS, columns, strict=True)), **judged})
+    return records, sum(told.count(False) for told in (episode.external for episode in episodes))
+
+
 def summarise(file: ResponseFile) -> Summary:
     """Count what is on the disk."""
-    count = tokens = ended = empty = 0
+    count = tokens = ended = empty = messages = 0
+    rewards = []
     for record in file.records():
         count += 1
-        tokens += len(record["teacher_response"] or [])
+        response = record["teacher_response"] or []
+        is_episode = bool(response) and isinstance(response[0], dict)
+        messages += len(response) if is_episode else 0
+        tokens += 0 if is_episode else len(response)
         ended += record["teacher_response_ended"]
         empty += record["teacher_response"] is None
-    return Summary(count, tokens, ended, empty)
+        rewards += [record[REWARD]] if REWARD in record else []
+    return Summary(count, tokens, ended, empty, messages, tuple(rewards))
 
 
 def _sample(
