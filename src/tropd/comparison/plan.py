@@ -9,11 +9,18 @@ from ..training.guards.field_types import check_types
 SPLITS = ("train", "validation", "test")
 STATES = ("student_states", "teacher_states")
 DIVERGENCES = ("reverse_kl", "forward_kl", "total_variation")
+ENVIRONMENTS = ("storeroom",)
+OF_EPISODES = ("sampled", "calls", "failures")
+"""Scores of an environment's episodes at temperature 1, by level."""
+TURNS = 9
+"""Trust is measured turn by turn, up to this one."""
+LEVELS = {f"level {number}": number for number in (1, 2, 3, 4)}
+"""Of an environment's problems, by what scores call them."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the three sources is given.
+    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the four sources is given.
 
     Attributes:
         student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
@@ -24,6 +31,7 @@ class Setting:
         domains: graded problems of the proving ground, by name.
         stories: the teacher's own texts; shortest and longest prompt, in tokens.
         data: files of prompts, by split.
+        environment: where the student acts, over turns and with tools: `storeroom`, level by level.
     """
 
     student: str | dict[str, list[int]]
@@ -33,14 +41,22 @@ class Setting:
     domains: list[str] = field(default_factory=list)
     stories: list[int] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
+    environment: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
 
     @property
     def parts(self) -> list[str]:
-        """What scores are given for one by one: the domains, or the one source there is."""
+        """What scores are given for one by one: the domains, the levels, or the one source there is."""
+        if self.environment:
+            return list(LEVELS)
         return self.domains or (["stories"] if self.stories else ["data"])
+
+    @property
+    def is_graded(self) -> bool:
+        """Is what a student writes right or wrong?"""
+        return bool(self.domains or self.environment)
 
     def teacher_of(self, part: str) -> str:
         return self.teachers.get(part, self.teacher)
@@ -57,7 +73,7 @@ class Plan:
             one for each setting, is not chosen from the grid.
         seeds: of the reported runs, measured on test prompts.
         student_tokens: tokens that the student writes in a run: the budget that all methods share.
-        prompts: how many for `train`, `validation` and `test`, in each domain.
+        prompts: how many for `train`, `validation` and `test`, in each domain or level.
         max_length: L_max, tokens of prefix and continuation together.
         learning_rates: the grid every method chooses from; one rate needs no grid.
         title: heading of the report.

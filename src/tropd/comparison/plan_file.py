@@ -12,7 +12,7 @@ from ..proving_ground.domains import DOMAINS
 from ..run.configuration import Value, convert, read_file
 from ..shipped import locate
 from ..suggestions import hint
-from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
+from .plan import DIVERGENCES, ENVIRONMENTS, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
     "output_dir": "each cell has a folder of its own",
@@ -88,11 +88,11 @@ def _read_setting(name: str, value: Any, teacher: str | None) -> Setting:
         raise ValueError(f"{where}.{error}") from error
     if not setting.teachers and not setting.teacher:
         setting = Setting(**{**value, "teacher": teacher or ""})
-    given = [source for source in ("domains", "stories", "data") if getattr(setting, source)]
+    given = [source for source in ("domains", "stories", "data", "environment") if getattr(setting, source)]
     if len(given) != 1:
         raise ValueError(
             f"{where} has {' and '.join(given) or 'no prompts'}; give one of domains (graded problems), stories (the "
-            "teacher's own texts) or data (files)."
+            "teacher's own texts), data (files) or environment (several turns, with tools)."
         )
     _check_source(where, setting)
     _check_models(where, setting)
@@ -105,6 +105,11 @@ def _check_source(where: str, setting: Setting) -> None:
             raise ValueError(
                 f"{where}.domains has {domain!r}, which is unknown{hint(domain, DOMAINS)}. Known: {', '.join(DOMAINS)}."
             )
+    if setting.environment and setting.environment not in ENVIRONMENTS:
+        raise ValueError(
+            f"{where}.environment is {setting.environment!r}{hint(setting.environment, ENVIRONMENTS)}. Known, with a "
+            f"judge of their episodes: {', '.join(ENVIRONMENTS)}."
+        )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
         raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")
     if setting.data and set(setting.data) != set(SPLITS):
@@ -212,7 +217,7 @@ def _check_choice(plan: Plan) -> None:
     known = ["accuracy", *(f"{states}/{name}" for states in STATES for name in DIVERGENCES)]
     if plan.select_on not in known:
         raise ValueError(f"select_on is {plan.select_on!r}{hint(plan.select_on, known)}; choose {', '.join(known)}.")
-    ungraded = [name for name, setting in plan.settings.items() if not setting.domains]
+    ungraded = [name for name, setting in plan.settings.items() if not setting.is_graded]
     if plan.select_on == "accuracy" and ungraded:
         raise ValueError(
             f"select_on is 'accuracy', but nothing grades the responses of settings.{ungraded[0]}. Choose a divergence."

@@ -50,6 +50,7 @@ def exact_divergence(
     rows_per_pass: int = 16,
     pad_id: int = 0,
     endings: Endings = (),
+    external: Sequence[list[bool]] | None = None,
 ) -> ExactDivergence:
     """Mean divergences over the states that predict each response token.
 
@@ -61,22 +62,51 @@ def exact_divergence(
         rows_per_pass: sequences per forward.
         pad_id: any valid id.
         endings: ids that end a response, taken as one action; see `objective.endings`.
+        external: for each response token, did a tool say it? Such ones are no states of a model's.
     """
-    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    found = state_divergences(
+        student,
+        teacher,
+        prompts,
+        responses,
+        rows_per_pass=rows_per_pass,
+        pad_id=pad_id,
+        endings=endings,
+        external=external,
+    )
+    if len(found) == 0:
+        raise ValueError("there are no response tokens to measure a divergence on")
+    return ExactDivergence(*found.mean(0).tolist(), len(found))
+
+
+@torch.no_grad()
+def state_divergences(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    rows_per_pass: int = 16,
+    pad_id: int = 0,
+    endings: Endings = (),
+    external: Sequence[list[bool]] | None = None,
+) -> Tensor:
+    """[states, 4] in float64: the numbers that `exact_divergence` averages, state by state and row after row."""
+    found = [torch.zeros(0, 4, dtype=torch.float64)]
     for start in range(0, len(prompts), rows_per_pass):
         rows = slice(start, start + rows_per_pass)
-        marks = [[True] * len(response) for response in responses[rows]]
+        marks = (
+            [[True] * len(response) for response in responses[rows]]
+            if external is None
+            else [[not told for told in row] for row in external[rows]]
+        )
         packed = pack_responses(list(prompts[rows]), list(responses[rows]), marks, pad_id, student.device)
         student_logps, teacher_logps = (state_logps(m, packed, endings) for m in (student, teacher))
-        sums += _sums(student_logps.double(), teacher_logps.double()).cpu()
-        count += packed.token_ids.numel()
-    if count == 0:
-        raise ValueError("there are no response tokens to measure a divergence on")
-    reverse, forward, variation, entropy = (sums / count).tolist()
-    return ExactDivergence(reverse, forward, variation, entropy, count)
+        found.append(_by_state(student_logps.double(), teacher_logps.double()).cpu())
+    return torch.cat(found)
 
 
-def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
+def _by_state(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
     total_variation = 0.5 * (student_logps.exp() - teacher_logps.exp()).abs().sum(-1)
     columns = (
         reverse_kl(student_logps, teacher_logps),
@@ -84,7 +114,7 @@ def _sums(student_logps: Tensor, teacher_logps: Tensor) -> Tensor:
         total_variation,
         entropy_of(student_logps),
     )
-    return torch.stack([column.sum() for column in columns])
+    return torch.stack(columns, dim=-1)
 
 
 def state_logps(model: PreTrainedModel, packed: PackedResponses, endings: Endings = ()) -> Tensor:

@@ -32,6 +32,8 @@ FILLED = (0.4, 0.7, 0.9, 1.2)
 """What is asked for, as a share of all that is there: sometimes more than there is."""
 MOST = 30
 MODELS = ("teacher", "student")
+DRAWS_WITHOUT_NEWS = 3_000
+"""After so many there are no further problems."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,25 @@ def draw(rng: random.Random, level: int) -> Order:
 
 
 def orders(split: Split, count: int, seed: int, levels: Sequence[int] = (1, 2, 3, 4)) -> list[Order]:
-    """Different problems of a split; the same arguments give the same."""
+    """Different problems of a split; the same arguments give the same.
+
+    Raises:
+        ValueError: there are fewer.
+    """
     rng = random.Random(f"{split} {seed}")
     found: dict[str, Order] = {}
+    without_news = 0
     while len(found) < count:
         order = draw(rng, rng.choice(list(levels)))
-        if split_of(order) == split:
-            found.setdefault(order.key, order)
+        is_new = split_of(order) == split and order.key not in found
+        without_news = 0 if is_new else without_news + 1
+        if is_new:
+            found[order.key] = order
+        if without_news == DRAWS_WITHOUT_NEWS:
+            raise ValueError(
+                f"count is {count}; the {split} split of the storeroom at levels {', '.join(map(str, levels))} gave "
+                f"only {len(found)} problems. Choose at most {len(found)}, or higher levels."
+            )
     return list(found.values())
 
 

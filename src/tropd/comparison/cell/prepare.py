@@ -12,6 +12,7 @@ from ...teacher.endings import declared, pair_endings
 from ..other_ending import write_with_ending
 from ..plan import Plan, Setting
 from ..shipped_models import model_folder
+from .episodes import EpisodeRuler
 from .prompts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
 from .scores import Ruler
 
@@ -49,7 +50,8 @@ def _before(plan: Plan, setting: Setting, folder: Path, texts: Splits) -> dict[s
     found: dict[str, Any] = {}
     for name, models in (("teacher", ruler.teachers), ("student", dict.fromkeys(setting.parts, student))):
         by_part = [
-            ruler.measure(models[part], [text for text in texts["test"] if text.part == part]) for part in setting.parts
+            ruler.measure(models[part].eval(), [text for text in texts["test"] if text.part == part])
+            for part in setting.parts
         ]
         found[name] = _together([measured.scores for measured in by_part])
     found["point"] = ruler.accuracy(student, point_texts(plan, setting, texts["validation"]))
@@ -76,7 +78,8 @@ def make_ruler(plan: Plan, setting: Setting, folder: Path) -> Ruler:
         ending_ids=None,
         vocab_size=min(model.head_rows for model in (student, *files.values())),
     )
-    return Ruler(load_teachers(setting, folder), files[setting.parts[0]].tokenizer, endings, plan)
+    kind = EpisodeRuler if setting.environment else Ruler
+    return kind(load_teachers(setting, folder), files[setting.parts[0]].tokenizer, endings, plan)
 
 
 def student_folder(setting: Setting, folder: Path) -> str:
@@ -86,7 +89,7 @@ def student_folder(setting: Setting, folder: Path) -> str:
 
 def point_texts(plan: Plan, setting: Setting, validation: list[Text]) -> list[Text]:
     """The few validation prompts on which accuracy is followed over a run; parts take turns in the list."""
-    return validation[: plan.point_prompts * len(setting.parts)] if setting.domains else []
+    return validation[: plan.point_prompts * len(setting.parts)] if setting.is_graded else []
 
 
 def read_setting(folder: Path) -> tuple[Splits, dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,28 @@ class Text:
         prompt_ids: as the student sees it.
         response_ids: the teacher's, at temperature 1; prefixes are cut from it.
         part: its domain, or what else the setting's prompts are.
+        columns: what else the row has, such as what an environment is made of.
+        episode: the teacher's messages, where the response has several turns.
+        external: for each token of such a response, did a tool say it?
     """
 
     prompt: Any
     prompt_ids: list[int]
     response_ids: list[int]
     part: str
+    columns: dict[str, Any] = field(default_factory=dict)
+    episode: list[dict[str, Any]] = field(default_factory=list)
+    external: list[bool] = field(default_factory=list)
 
     def as_row(self) -> dict[str, Any]:
         """As the trainer's data set has it."""
-        return {"prompt": self.prompt, "teacher_response": self.response_ids}
+        return {"prompt": self.prompt, "teacher_response": self.episode or self.response_ids, **self.columns}
+
+    @property
+    def turn_lengths(self) -> list[int]:
+        """Tokens of each turn of the teacher's, endings included."""
+        marks = self.external or [False] * len(self.response_ids)
+        return [len(list(run)) for told, run in groupby(marks) if not told]
 
 
 Splits = dict[str, list[Text]]
@@ -77,6 +90,10 @@ def read_texts(path: Path) -> Splits:
 
 def make_texts(setting: Setting, plan: Plan, folder: Path) -> Splits:
     """Prompts of every split with their teacher's responses; splits share no prompt."""
+    if setting.environment:
+        from .episodes import make_episodes
+
+        return make_episodes(teacher_folder(setting, setting.teacher, folder), plan)
     if setting.stories:
         return stories(teacher_folder(setting, setting.teacher, folder), setting.stories, plan)
     student = setting.student if isinstance(setting.student, str) else setting.teacher

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ...data.files import Record
+from ...data.table import GrowingTable
 from ...run.prepare import hardware_defaults
 from ...teacher.names import COLUMN
 from ...training.config import TrOPDConfig
@@ -17,10 +20,11 @@ from ...training.trainer import TrOPDTrainer
 from ..cells import GRID, Cell, budget_of
 from ..plan import Plan, Setting
 from .accuracy_curve import Points
+from .episodes import environment_of
 from .prepare import make_ruler, point_texts, read_setting, student_folder
 from .prompts import Text
 from .scores import Ruler
-from .token_budget import Forecast, TokenBudget, sentence
+from .token_budget import Forecast, TokenBudget, sentence, tail_of_turns
 
 ROLLOUT_LOGS = 6
 """Rollouts are written down about so many times in a run."""
@@ -79,6 +83,7 @@ def run_cell(
         "points": points.found,
         "scores": measured.scores,
         "right": measured.right,
+        **({"sampled": measured.sampled} if measured.sampled else {}),
     }
 
 
@@ -114,13 +119,24 @@ def make_trainer(
         student,
         ruler.teachers if setting.teachers else ruler.teachers[setting.parts[0]],
         args=args,
-        train_dataset=Dataset.from_list([_row(text, setting) for text in texts]),
+        train_dataset=_dataset(texts, setting),
         processing_class=AutoTokenizer.from_pretrained(student),
         teacher_processing_class=ruler.tokenizer,
+        environment_factory=environment_of(setting.environment) if setting.environment else None,
         callbacks=[budget],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
     return trainer
+
+
+def _dataset(texts: Sequence[Text], setting: Setting) -> Dataset:
+    """The training prompts; episodes are kept as JSON, in which their calls stay as they were made."""
+    rows = [_row(text, setting) for text in texts]
+    if not setting.environment:
+        return Dataset.from_list(rows)
+    table = GrowingTable()
+    table.add([Record(f"episode {number}", row) for number, row in enumerate(rows)])
+    return table.dataset()[0]
 
 
 def _row(text: Text, setting: Setting) -> dict[str, Any]:
@@ -129,14 +145,22 @@ def _row(text: Text, setting: Setting) -> dict[str, Any]:
 
 
 def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
-    lengths = [max(len(text.response_ids) - 1, 1) for text in texts]
     changed = {**plan.trainer, **plan.methods[cell.label]}
+    method, tail = plan.method_of(cell.label), None
+    if plan.settings[cell.setting].environment and changed.get("guidance_unit") != "tokens":
+        tail = partial(
+            tail_of_turns,
+            [text.turn_lengths for text in texts],
+            cap=plan.max_length if method.guidance_length == "cap" else None,
+            is_mixed=changed.get("guidance_pattern") == "mixed",
+        )
     forecast = Forecast(
-        plan.method_of(cell.label),
-        lengths,
+        method,
+        [max(sum(text.turn_lengths) - 1, 1) for text in texts],
         plan.max_length,
         plan.rows_per_step,
         changed.get("guidance_min_tail", 1),
+        tail,
     )
     return TokenBudget(forecast, budget_of(plan, cell.kind))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -27,10 +27,12 @@ class Measured:
         scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` behind it,
             of that part.
         right: part → a character for each problem, `1` where the whole response is right and has ended.
+        sampled: likewise of episodes at temperature 1; nothing where there is one turn.
     """
 
     scores: dict[str, float]
     right: dict[str, str]
+    sampled: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,21 @@ class Ruler:
         """
         stops = list(self.endings.ids if stops is None else stops)
         right, scores = self._graded(model, texts, stops)
-        for part, mine in _by_part(texts).items():  # a divergence that is not finite is no score, and neither is a mean
+        for part, mine in by_part(texts).items():  # a divergence that is not finite is no score, and neither is a mean
             for name, value in self._divergences(model, part, mine[: self.plan.divergence_prompts], stops).items():
                 scores[f"{name}/{part}"] = value
-        return Measured(_with_means(scores), right)
+        return Measured(with_means(scores), right)
 
     def accuracy(self, model: Any, texts: Sequence[Text], stops: Sequence[int] | None = None) -> dict[str, float]:
         """Share of problems whose whole greedy response is right, of each domain and on average."""
         _, scores = self._graded(model, texts, list(self.endings.ids if stops is None else stops))
-        return _with_means({name: value for name, value in scores.items() if name.startswith("accuracy")})
+        return with_means({name: value for name, value in scores.items() if name.startswith("accuracy")})
 
     def _graded(self, model: Any, texts: Sequence[Text], stops: list[int]) -> tuple[dict[str, str], dict[str, float]]:
         """Verdicts on greedy responses, and the shares that are right, that end, and how many tokens they have."""
         right: dict[str, str] = {}
         scores: dict[str, float] = {}
-        for part, mine in _by_part(texts).items():
+        for part, mine in by_part(texts).items():
             if part not in DOMAINS:
                 continue
             answers = self._greedy(model, mine, stops)
@@ -128,17 +130,18 @@ class Ruler:
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:
+def by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:
+    """The texts of each part."""
     parts: dict[str, list[Text]] = {}
     for text in texts:
         parts.setdefault(text.part, []).append(text)
     return parts
 
 
-def _with_means(scores: Mapping[str, float]) -> dict[str, float]:
+def with_means(scores: Mapping[str, float]) -> dict[str, float]:
     """The scores of all parts, and under the name without a part the mean over parts, where each of them has it.
 
-    >>> _with_means({"accuracy/code": 0.25, "accuracy/mathematics": 0.75})["accuracy"]
+    >>> with_means({"accuracy/code": 0.25, "accuracy/mathematics": 0.75})["accuracy"]
     0.5
     """
     names: dict[str, list[float]] = {}

@@ -31,12 +31,21 @@ class Forecast:
         max_length: tokens of prefix and continuation together.
         rows: sequences of a step.
         min_tail: tokens left to the student.
+        tail: tokens that the student writes of a response, by α, where it is not the tail of a prefix.
     """
 
-    def __init__(self, method: Method, response_lengths: Sequence[int], max_length: int, rows: int, min_tail: int = 1):
+    def __init__(
+        self,
+        method: Method,
+        response_lengths: Sequence[int],
+        max_length: int,
+        rows: int,
+        min_tail: int = 1,
+        tail: Callable[[float], float] | None = None,
+    ):
         self.method, self.lengths, self.max_length = method, list(response_lengths), max_length
         self.rows, self.min_tail = rows, min_tail
-        self._by_percent = [self._mean_tail(percent / 100) for percent in range(101)]
+        self._by_percent = [(tail or self._mean_tail)(percent / 100) for percent in range(101)]
 
     def tokens(self, step: int, steps: int) -> float:
         """Tokens of step `step`, counted from 0, in a run of `steps`: a response as long as the teacher's, less its
@@ -80,6 +89,33 @@ class Forecast:
             )
             for length in self.lengths
         )
+
+
+def tail_of_turns(turns: Sequence[Sequence[int]], fraction: float, cap: int | None, is_mixed: bool) -> float:
+    """Mean number of tokens that a student writes of episodes in which the teacher takes whole turns, never the last.
+
+    Args:
+        turns: the lengths of each episode's turns, were it the teacher's.
+        fraction: α.
+        cap: L_max, where the teacher takes turns while it has written fewer than ⌊α·L_max⌋ tokens; `None`: ⌊α·K⌋ of
+            K turns.
+        is_mixed: each turn is the teacher's with probability α instead.
+
+    >>> tail_of_turns([[10, 20, 3]], 0.4, None, False), tail_of_turns([[10, 20, 3]], 0.4, 30, False)
+    (23.0, 3.0)
+    """
+    if is_mixed:
+        return fmean((1 - fraction) * sum(episode) + fraction * episode[-1] for episode in turns)
+    tails = []
+    for episode in turns:
+        # The epsilon undoes rounding, as in `prefix_length`.
+        left = int(fraction * len(episode) + 1e-9) if cap is None else int(fraction * cap + 1e-9)
+        own = list(episode)
+        while left > 0 and len(own) > 1:
+            left -= 1 if cap is None else own[0]
+            own = own[1:]
+        tails.append(sum(own))
+    return fmean(tails)
 
 
 class TokenBudget(TrainerCallback):

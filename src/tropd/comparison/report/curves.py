@@ -58,6 +58,14 @@ CURVES = (
     Curve("Region: trusted (share of tokens)", _share("regions/num_trust"), zero=True),
     Curve("Region: teacher prefix (share of tokens)", _share("regions/num_guidance"), zero=True),
 )
+OF_EPISODES = (
+    Curve("Trust fraction in the student's first turn", _logged("agent/trust_first_turn")),
+    Curve("Trust fraction in its last turn", _logged("agent/trust_last_turn")),
+    Curve("Reward of the rollouts", _logged("reward"), zero=True),
+    Curve("Turns of a rollout", _logged("agent/turns"), zero=True),
+    Curve("Rollouts that were cut (share)", _logged("agent/cut_share"), zero=True),
+)
+"""Where a run had tools."""
 
 
 def line_of(label: str, number: int, runs: Sequence[Sequence[Step]], curve: Curve) -> Line:

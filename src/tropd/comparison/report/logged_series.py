@@ -20,7 +20,8 @@ LOGGED = (
 
 WHERE_LOGGED = (
     "response/eos_share", "response/other_ending_share", "response/unheeded_ending_share",
-    "log_ratio/ending_outlier_share",
+    "log_ratio/ending_outlier_share", "reward", "agent/turns", "agent/cut_share", "agent/trust_first_turn",
+    "agent/trust_last_turn", "guidance/turns", "guidance/stale_share",
 )  # fmt: skip
 """Of these, what a run has logged."""
 

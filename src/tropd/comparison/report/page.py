@@ -8,7 +8,7 @@ from ...atomic_files import read_jsonl
 from ...report.charts import interval_chart, legend, line_chart
 from ...report.page import Page, Sample, Section, Table, page_html
 from ..layout import Layout
-from .curves import CURVES, line_of, points_line
+from .curves import CURVES, OF_EPISODES, line_of, points_line
 from .logged_series import stretches_of
 from .results import failed_cells, reported, taken_over
 from .tables import INTERVAL, cell_table, setting_tables
@@ -85,7 +85,11 @@ def _about(setting: Mapping[str, Any]) -> str:
     who = _name(student) if layers is None else f"the teacher's layers {layers}"
     teachers = setting["teachers"]
     whom = "; ".join(f"{part}: {_name(of)}" for part, of in teachers.items()) or _name(setting["teacher"])
-    what = ", ".join(setting["domains"]) or ("the teacher's own texts" if setting["stories"] else "prompts from files")
+    what = (
+        ", ".join(setting["domains"])
+        or setting["environment"]
+        or ("the teacher's own texts" if setting["stories"] else "prompts from files")
+    )
     return f"Student: {who}. Teacher{'s' if teachers else ''}: {whom}. Prompts: {what}."
 
 
@@ -147,7 +151,9 @@ def _charts(cells: Cells, numbers: Mapping[str, int]) -> list[str]:
     if any(cell.get("points") for mine in cells.values() for cell in mine):
         accuracy = [points_line(label, numbers[label], mine) for label, mine in cells.items()]
         charts.append(line_chart("Accuracy on a few validation problems (%)", accuracy, zero=True))
-    for curve in CURVES if any(steps for mine in runs.values() for steps in mine) else ():
+    every = [step for mine in runs.values() for steps in mine for step in steps]
+    of_episodes = OF_EPISODES if any("agent/turns" in step for step in every) else ()
+    for curve in (*CURVES, *of_episodes) if every else ():
         lines = [line_of(label, numbers[label], mine, curve) for label, mine in runs.items()]
         charts.append(line_chart(curve.title, lines, log=curve.log, zero=curve.zero))
     return charts

@@ -10,11 +10,13 @@ from typing import Any
 from ...evaluation.statistics import Interval, bootstrap_interval, estimate
 from ..cells import REPORT, grid_cells, next_cells, score_of
 from ..layout import Layout
-from ..plan import DIVERGENCES, STATES, Plan, Setting
+from ..plan import DIVERGENCES, OF_EPISODES, STATES, TURNS, Plan, Setting
 from ..plan_file import read_plan
 from .logged_series import course_of
 
 FORMAT = 1
+VERDICTS = {"accuracy": "right", "sampled": "sampled"}
+"""Scores with a verdict on each problem, and where a cell has those."""
 
 
 def collect(layout: Layout) -> dict[str, Any]:
@@ -45,10 +47,12 @@ def _with_course(name: str, cell: dict[str, Any], layout: Layout) -> dict[str, A
 
 def metrics_of(setting: Setting) -> list[str]:
     """The names of a setting's scores, the averages before their parts."""
-    graded = ("accuracy", "ended", "length") if setting.domains else ()
-    return [column for name in graded for column in (name, *(f"{name}/{part}" for part in setting.parts))] + [
-        f"{states}/{name}" for states in STATES for name in DIVERGENCES
-    ]
+    graded = ("accuracy", "ended", "length") if setting.is_graded else ()
+    trust = [f"trust_{turn}" for turn in range(1, TURNS + 1)]
+    of_episodes = (*OF_EPISODES, *trust) if setting.environment else ()
+    return [
+        column for name in (*graded, *of_episodes) for column in (name, *(f"{name}/{part}" for part in setting.parts))
+    ] + [f"{states}/{name}" for states in STATES for name in DIVERGENCES]
 
 
 def _setting(plan: Plan, name: str, cells: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def _setting(plan: Plan, name: str, cells: Mapping[str, Any], layout: Layout) ->
     return {
         "error": error.read_text(encoding="utf-8").strip() if error.is_file() and not layout.is_ready(name) else None,
         "parts": setting.parts,
-        "graded": bool(setting.domains),
+        "graded": setting.is_graded,
         "before": layout.before(name),
         "methods": methods,
     }
@@ -138,10 +142,10 @@ def _interval(by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
 def _paired(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[float]:
     """The differences of one seed: of every problem where there is a verdict on each, else of the one number."""
     kind, _, part = name.partition("/")
-    if kind == "accuracy":
-        parts = [part] if part else list(ours["right"])
-        pairs = [(ours["right"][p], theirs["right"][p]) for p in parts]
-        return [float(int(a) - int(b)) for mine, other in pairs for a, b in zip(mine, other, strict=True)]
+    if kind in VERDICTS:
+        mine, others = ours[VERDICTS[kind]], theirs[VERDICTS[kind]]
+        pairs = [(mine[p], others[p]) for p in ([part] if part else mine)]
+        return [float(int(a) - int(b)) for one, other in pairs for a, b in zip(one, other, strict=True)]
     return [ours["scores"][name] - theirs["scores"][name]]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report import page as report
+from ..plan import TURNS
 from .results import failed_cells, taken_over
 
 DISTANCES = (
@@ -15,6 +16,7 @@ DISTANCES = (
     ("student_states/total_variation", "total variation, student states"),
 )
 NOTHING = "–"
+OF_CALLS = "Calls of an episode, and those of them that could not be made or were answered with an error."
 INTERVAL = (
     "its 95% interval (accuracy: bootstrap over seeds and problems; divergences: Student's t over seeds), * where that "
     "excludes zero; of one seed it is of problems alone, and has no *."
@@ -58,6 +60,11 @@ def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[
         tables.append(report.Table("Accuracy on test problems (%)", *accuracy_table(setting, reference)))
         if (endings := ending_table(setting)) is not None:
             tables.append(report.Table("How responses to test problems end (greedy)", *endings))
+    if any("sampled" in scores for _, scores in _before(setting)):
+        title = "Success on test problems at temperature 1 (%)"
+        tables.append(report.Table(title, *accuracy_table(setting, reference, "sampled"), note=OF_CALLS))
+        note = "1 − TV, exact, of the same episodes; a turn that few episodes have is of few tokens."
+        tables.append(report.Table("Trust by turn", *trust_table(setting), note=note))
     if (distances := distance_table(setting)) is not None:
         note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
         tables.append(report.Table("Distance to the teacher", *distances, note=note))
@@ -74,18 +81,40 @@ def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[
 Table = tuple[list[str], list[list[str]]]
 
 
-def accuracy_table(setting: Mapping[str, Any], reference: str) -> Table:
-    """A column for each domain, the average, and its difference to the reference."""
-    names = [f"accuracy/{part}" for part in setting["parts"]]
-    columns = [*names, "accuracy"] if len(names) > 1 else names
-    head = ["method", *setting["parts"], *(["average"] if len(names) > 1 else []), f"Δ to {reference}"]
+def accuracy_table(setting: Mapping[str, Any], reference: str, score: str = "accuracy") -> Table:
+    """A column for each domain, the average, and its difference to the reference; calls where episodes have them."""
+    names = [f"{score}/{part}" for part in setting["parts"]]
+    columns = [*names, score] if len(names) > 1 else names
+    more = ["calls", "failures"] if score == "sampled" else []
+    head = ["method", *setting["parts"], *(["average"] if len(names) > 1 else []), f"Δ to {reference}", *more]
     rows = [
-        [name, *(_plain(scores.get(column), 100, 1) for column in columns), ""] for name, scores in _before(setting)
+        [
+            name,
+            *(_plain(scores.get(column), 100, 1) for column in columns),
+            "",
+            *(_plain(scores.get(column), 1, 2) for column in more),
+        ]
+        for name, scores in _before(setting)
     ]
     for label, method in setting["methods"].items():
         values = [_mean(method["metrics"].get(column), 100, 1) for column in columns]
-        rows.append([_row_name(label, method), *values, _difference(method["differences"].get(columns[-1]), 100, 1)])
+        difference = _difference(method["differences"].get(columns[-1]), 100, 1)
+        counts = [_mean(method["metrics"].get(column), 1, 2) for column in more]
+        rows.append([_row_name(label, method), *values, difference, *counts])
     return head, rows
+
+
+def trust_table(setting: Mapping[str, Any]) -> Table:
+    """A column for each turn that episodes of all levels have."""
+    names = [
+        name
+        for turn in range(1, TURNS + 1)
+        if any((name := f"trust_{turn}") in scores for _, scores in _before(setting))
+    ]
+    rows = [[name, *(_plain(scores.get(column), 1, 3) for column in names)] for name, scores in _before(setting)]
+    for label, method in setting["methods"].items():
+        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(column), 1, 3) for column in names)])
+    return ["method", *(f"turn {name.removeprefix('trust_')}" for name in names)], rows
 
 
 def ending_table(setting: Mapping[str, Any]) -> Table | None:
