@@ -85,11 +85,8 @@ def _about(setting: Mapping[str, Any]) -> str:
     who = _name(student) if layers is None else f"the teacher's layers {layers}"
     teachers = setting["teachers"]
     whom = "; ".join(f"{part}: {_name(of)}" for part, of in teachers.items()) or _name(setting["teacher"])
-    what = (
-        ", ".join(setting["domains"])
-        or setting["environment"]
-        or ("the teacher's own texts" if setting["stories"] else "prompts from files")
-    )
+    source = "the teacher's own texts" if setting["stories"] else "prompts from files"
+    what = ", ".join(setting["domains"]) or setting["environment"] or source
     return f"Student: {who}. Teacher{'s' if teachers else ''}: {whom}. Prompts: {what}."
 
 

@@ -106,11 +106,8 @@ def accuracy_table(setting: Mapping[str, Any], reference: str, score: str = "acc
 
 def trust_table(setting: Mapping[str, Any]) -> Table:
     """A column for each turn that episodes of all levels have."""
-    names = [
-        name
-        for turn in range(1, TURNS + 1)
-        if any((name := f"trust_{turn}") in scores for _, scores in _before(setting))
-    ]
+    every = [f"trust_{turn}" for turn in range(1, TURNS + 1)]
+    names = [name for name in every if any(name in scores for _, scores in _before(setting))]
     rows = [[name, *(_plain(scores.get(column), 1, 3) for column in names)] for name, scores in _before(setting)]
     for label, method in setting["methods"].items():
         rows.append([_row_name(label, method), *(_mean(method["metrics"].get(column), 1, 3) for column in names)])
