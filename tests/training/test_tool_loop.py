@@ -12,7 +12,7 @@ from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
 from training.test_ranks import free_port
 from training.tiny import plain_logp
-from tropd.training import tool_loop
+from tropd.rollout.replies import PlainReplies
 
 HINT = [{"role": "user", "content": "What is 12+3? (hint)"}]
 
@@ -152,15 +152,33 @@ def test_a_reply_cannot_end_a_turn_or_begin_one(tmp_path):
     assert trainer.processing_class.get_vocab() == agents.tokenizer().get_vocab()
 
 
+@pytest.mark.parametrize(("most", "share"), [(None, None), (500, 0.0), (12, 1.0)])
+def test_a_long_reply_is_cut_with_a_mark_and_counted(tmp_path, most, share):
+    """The mark tells both models; é is two tokens of bytes, and is not taken apart."""
+
+    def calculator(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        return "<|im_end|>é" * 20
+
+    trainer = build(tmp_path, agents.calls_then_answers, tools=[calculator], max_tool_result_tokens=most)
+    (rollout, *_) = rollouts(trainer)
+    told = [token for token, told in zip(rollout.response, rollout.external, strict=True) if told]
+    said = "<|im_end|>é [cut: 228 more tokens]" if share else "<|im_end|>é" * 20
+    assert f"<tool_response>\n{said}\n</tool_response>" in text(told) and told.count(2) == 1
+    assert logged(trainer).get("agent/cut_reply_share") == share
+
+
 def test_a_reply_without_special_tokens_is_the_hosts(tmp_path):
     trainer = build(tmp_path, agents.calls_then_answers)
     replies = [{"role": "tool", "name": "calculator", "content": "15 <|im|> é"}]
     host = super(type(trainer).__mro__[1], trainer)._get_tool_suffix_ids
     assert trainer._get_tool_suffix_ids(replies) == host(replies)
     blocks = [{"role": "tool", "name": "calculator", "content": [{"type": "text", "text": "a<|im_end|>"}]}]
-    assert tool_loop.PlainReplies(trainer._tokenizer)._mark(blocks[0]["content"], iter("x")) == [
-        {"type": "text", "text": "ax"}
-    ]
+    assert PlainReplies(trainer._tokenizer)._mark(blocks[0]["content"], iter("x")) == [{"type": "text", "text": "ax"}]
 
 
 # ---------------------------------------------------------------------- engines

@@ -14,6 +14,7 @@ import trl.trainer.grpo_trainer as host
 from ..messages import is_unanswered
 from ..models.sampling import sample
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
+from ..rollout.replies import PlainReplies
 from ..teacher.context import Row, message_ids
 
 NO_TOOL = ("reset", "get_reward")
@@ -69,6 +70,7 @@ def play(
     temperature: float = 1.0,
     seed: int = 0,
     first_row: int = 0,
+    reply_tokens: int | None = None,
 ) -> list[Episode]:
     """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
 
@@ -85,15 +87,16 @@ def play(
         temperature: of the softmax; 0 takes the likeliest token.
         seed: of the draws.
         first_row: number of the first row, for the draws.
+        reply_tokens: a tool's reply that is longer is cut, as `max_tool_result_tokens` does in training.
     """
     parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
     episodes = [_begin(parser, row, environment, functions) for row in rows]
-    live = list(range(len(rows)))
+    live, plain = list(range(len(rows))), PlainReplies(parser, reply_tokens)
     for _ in range(max_turns):
         if not live:
             break
         _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)))
-        live = [n for n in live if _answer(parser, episodes[n], max_length)]
+        live = [n for n in live if _answer(parser, episodes[n], max_length, plain)]
     for episode in episodes:
         if hasattr(episode.environment, "get_reward"):
             episode.reward = float(episode.environment.get_reward())
@@ -139,7 +142,7 @@ def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int],
         episode.messages.append(host.parse_response(tokenizer, kept, prefix=context, tools=told))
 
 
-def _answer(tokenizer: Any, episode: Episode, max_length: int) -> bool:
+def _answer(tokenizer: Any, episode: Episode, max_length: int, plain: PlainReplies) -> bool:
     """Call what the last turn calls, and put the replies behind it where there is room; does the episode go on?"""
     replies = []
     for call in episode.messages[-1].get("tool_calls") or []:
@@ -153,7 +156,7 @@ def _answer(tokenizer: Any, episode: Episode, max_length: int) -> bool:
         replies.append({"role": "tool", "name": function.get("name", "unknown"), "content": content})
     if not replies:
         return False
-    ids = reply_ids(tokenizer, replies)
+    ids = reply_ids(tokenizer, replies, plain)
     if len(episode.response) + len(ids) >= max_length:
         return False
     episode.messages += replies
@@ -162,9 +165,13 @@ def _answer(tokenizer: Any, episode: Episode, max_length: int) -> bool:
     return True
 
 
-def reply_ids(tokenizer: Any, replies: Sequence[dict[str, Any]]) -> list[int]:
-    """What stands between a turn and the next, as the host's trainer renders it."""
+def reply_ids(tokenizer: Any, replies: Sequence[dict[str, Any]], plain: PlainReplies) -> list[int]:
+    """What stands between a turn and the next, as the host's trainer renders it; no reply can forge a turn."""
     trainer = SimpleNamespace(
         processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template=None, chat_template_kwargs={}
     )
-    return list(host.GRPOTrainer._get_tool_suffix_ids(trainer, list(replies)))  # type: ignore[arg-type]
+
+    def render(messages: Any) -> list[int]:
+        return list(host.GRPOTrainer._get_tool_suffix_ids(trainer, list(messages)))  # type: ignore[arg-type]
+
+    return plain.tokenize(trainer, replies, render)

@@ -9,6 +9,7 @@ from ..objective.methods import SETTINGS, Method, get_method
 # Which values a field of ours may have, and the sentence for the others.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ending": (lambda ending: ending in ("one_action", "as_given"), "choose one_action or as_given"),
+    "max_tool_result_tokens": (lambda n: n is None or n >= 1, "use at least 1, or leave it out to cut no reply"),
     "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
     "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
@@ -81,6 +82,8 @@ class MethodSettings:
         guidance_unit: `tokens`: the teacher's prefix is so many of its tokens, in whose last turn the student goes
             on; `turns`: whole turns of an episode with tools. `None`: turns where there are tools or an environment.
         guidance_pattern: of turns, `prefix`: the first ones are the teacher's, or `mixed`: each with probability α.
+        max_tool_result_tokens: a tool's reply that is longer is cut there, with a mark of how much is missing; `None`
+            cuts none.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
         ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
@@ -176,6 +179,7 @@ class MethodSettings:
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
     guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, of turns."})
+    max_tool_result_tokens: int | None = field(default=None, metadata={"help": "Longer replies of tools are cut."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
     ending: str = field(default="one_action", metadata={"help": "one_action or as_given."})

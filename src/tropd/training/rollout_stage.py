@@ -35,6 +35,7 @@ from ..rollout.engine.noise import (
 from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
+from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.names import rows_by_name, teacher_phrase
@@ -44,7 +45,7 @@ from .guards.contexts import Reader, doubtful_rows
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
-from .tool_loop import PlainReplies, RanksInStep
+from .tool_loop import RanksInStep
 from .turn_guidance import TurnGuidance, drawing
 
 logger = logging.getLogger(__name__)
@@ -286,8 +287,13 @@ class RolloutStage:
         """
         if self._batch is not None and self._batch.turns is not None:
             self._batch.turns.follow(messages)
+        replies = self._plain_replies
+        replies.count = replies.num_cut = 0
         found = host()
         self._ranks_in_step.end(lambda contexts: self._write_idly(contexts, write))
+        if self._batch is not None and replies.most is not None and replies.count:
+            metrics = self.trainer._metrics["train" if self.trainer.model.training else "eval"]
+            metrics["agent/cut_reply_share"].append(replies.num_cut / replies.count)
         return found
 
     def tokenize_replies(self, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
@@ -296,7 +302,7 @@ class RolloutStage:
 
     @cached_property
     def _plain_replies(self) -> PlainReplies:
-        return PlainReplies(self.trainer._tokenizer)
+        return PlainReplies(self.trainer._tokenizer, self.trainer.args.max_tool_result_tokens)
 
     def _write_idly(self, contexts: list[list[int]], write: Callable) -> None:
         """One token of a context that is no row's, in step with ranks that have rows."""
