@@ -155,6 +155,7 @@ def generate(
     file: ResponseFile,
     advance: Callable[[int], None],
     tools: RunTools = NO_TOOLS,
+    template: dict[str, Any] | None = None,
 ) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
@@ -167,6 +168,7 @@ def generate(
         file: the output.
         advance: told how many responses were added.
         tools: what it may call: then its episodes are written, as messages.
+        template: keyword arguments of the chat template, of episodes.
     """
     if isinstance(model, PreTrainedModel):
         model.eval()
@@ -175,7 +177,7 @@ def generate(
         contexts = [file.prompts.contexts[row] for row in rows]
         try:
             if tools.are_there:
-                records, count = _episodes(model, teacher, file, rows, tools)
+                records, count = _episodes(model, teacher, file, rows, tools, template)
                 file.append(records)
                 tokens += count
                 advance(len(records))
@@ -197,7 +199,12 @@ def generate(
 
 
 def _episodes(
-    model: Any, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int], tools: RunTools
+    model: Any,
+    teacher: ModelFiles,
+    file: ResponseFile,
+    rows: Sequence[int],
+    tools: RunTools,
+    template: dict[str, Any] | None,
 ) -> tuple[list[Row], int]:
     """The records of a batch of episodes, and the tokens that the teacher wrote in them."""
     from .evaluation.episodes import play
@@ -215,6 +222,7 @@ def _episodes(
         temperature=file.settings.temperature,
         seed=file.settings.seed % 2**64,
         first_row=file.done,
+        template=template,
     )
     records = []
     for row, episode in zip(chosen, episodes, strict=True):

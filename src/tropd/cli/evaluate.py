@@ -34,13 +34,14 @@ examples:
   tropd evaluate --list --data benchmarks/
   tropd evaluate run --benchmarks aime24,aime25,amc23 --data benchmarks/ --out eval/tropd
   tropd evaluate run --benchmarks math500,own.jsonl --data benchmarks/ --samples 4 --out eval/tropd
+  tropd evaluate run --environment my_module.Shop --data orders.jsonl --out eval/shop
   tropd evaluate --regrade eval/tropd --data benchmarks/ --trained_on prompts.jsonl
   tropd evaluate --compare eval/tropd eval/gkd --reference eval/opd
   tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
 
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "benchmarks": (None, "names with commas between them, or paths of JSONL files of your own"),
-    "data": (None, "folder of the benchmarks' files"),
+    "data": (None, "folder of the benchmarks' files; of episodes, the prompts"),
     "out": (None, "folder to write, or to go on with"),
     "samples": (0, "responses to each problem (default: the benchmark's own, see --list)"),
     "max_problems": (0, "ask only so many problems of each benchmark, evenly spaced (default: all)"),
@@ -54,6 +55,9 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "dtype": ("auto", "auto (as stored, the default), bfloat16, float16 or float32"),
     "system_prompt": ("", "a system message before every problem"),
     "chat_template_kwargs": ("{}", "arguments of the chat template, as JSON: '{\"enable_thinking\": false}'"),
+    "environment": (None, "class whose methods the model may call, by a dotted path: plays the prompts of --data"),
+    "tools": (None, "functions that it may call, by dotted paths with commas between them"),
+    "max_turns": (64, "longest episode, in turns (default: 64)"),
     "trained_on": ([], "training data: problems that are in it are marked, and scored apart"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
     "trust_remote_code": (False, "run the code that a model folder brings along"),
@@ -98,6 +102,11 @@ def run(options: argparse.Namespace) -> int:
         return _list(settings)
     if options.regrade:
         return _regrade(options.regrade, settings)
+    if settings["environment"] or settings["tools"]:
+        from .evaluate_episodes import evaluate_episodes
+
+        _needed(settings, "model", "data", "out")
+        return evaluate_episodes(settings, _sampling(settings), _load)
     return _evaluate(settings)
 
 

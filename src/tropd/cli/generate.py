@@ -99,7 +99,7 @@ def served_fields() -> list[Field]:
 
 def run(options: argparse.Namespace) -> int:
     columns = _columns(options)
-    template_kwargs = _template_kwargs(options.chat_template_kwargs)
+    template_kwargs = options.found_template = _template_kwargs(options.chat_template_kwargs)
     if options.max_prompts is not None and options.max_prompts < 1:
         raise ValueError(
             f"max_prompts is {options.max_prompts}; use at least 1, or leave it out to answer all prompts."
@@ -110,7 +110,12 @@ def run(options: argparse.Namespace) -> int:
         _check_served(options)
     else:
         check_model_folder(options.teacher, "teacher")
-    options.found_tools = _tools(options)
+    options.found_tools = found_tools(options)
+    if options.found_tools.are_there and is_served(options.teacher):
+        raise ValueError(
+            "teacher is behind a server, and there are tools: episodes are written by a teacher in this process. Name "
+            "its folder."
+        )
     file, teacher, model = _open(options, columns, template_kwargs)
     if file.done == file.total:
         console.say(f"{file.path} is complete already.")
@@ -123,8 +128,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tools(options: argparse.Namespace) -> "RunTools":
-    """What the teacher may call."""
+def found_tools(options: argparse.Namespace) -> "RunTools":
+    """What a model may call, by `--tools` and `--environment`."""
     from ..run.tools import find_tools
 
     words = options.environment or []
@@ -134,13 +139,7 @@ def _tools(options: argparse.Namespace) -> "RunTools":
             f"environment is {' '.join(words)}; write one dotted path, or name=path of each of several: --environment "
             "shop=my_module.Shop store=my_module.Store."
         )
-    found = find_tools(options.tools or [], named or (words[0] if words else None))
-    if found.are_there and is_served(options.teacher):
-        raise ValueError(
-            "teacher is behind a server, and there are tools: episodes are written by a teacher in this process. Name "
-            "its folder."
-        )
-    return found
+    return find_tools(options.tools or [], named or (words[0] if words else None))
 
 
 def _check_served(options: argparse.Namespace) -> None:
@@ -293,7 +292,7 @@ def _generate(
         console.say(f"{served.served_name} at {options.teacher}{resumed}")
     started = time.monotonic()
     with console.progress("generate", file.total, "responses", file.done) as advance:
-        tokens = generate(model, teacher, file, advance, options.found_tools)
+        tokens = generate(model, teacher, file, advance, options.found_tools, options.found_template)
     return tokens / (time.monotonic() - started)
 
 

@@ -71,6 +71,7 @@ def play(
     seed: int = 0,
     first_row: int = 0,
     reply_tokens: int | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> list[Episode]:
     """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
 
@@ -88,15 +89,19 @@ def play(
         seed: of the draws.
         first_row: number of the first row, for the draws.
         reply_tokens: a tool's reply that is longer is cut, as `max_tool_result_tokens` does in training.
+        template: keyword arguments of the chat template, such as `{"enable_thinking": False}`.
     """
     parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
-    episodes = [_begin(parser, row, environment, functions) for row in rows]
-    live, plain = list(range(len(rows))), PlainReplies(parser, reply_tokens)
+    options = dict(template or {})
+    if not host.is_chat_template_prefix_preserving(parser):  # as the host's trainer does
+        options["chat_template"] = host.get_training_chat_template(parser)
+    episodes = [_begin(parser, row, environment, functions, options) for row in rows]
+    live, replies = list(range(len(rows))), Replies(parser, PlainReplies(parser, reply_tokens), options)
     for _ in range(max_turns):
         if not live:
             break
         _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)))
-        live = [n for n in live if _answer(parser, episodes[n], max_length, plain)]
+        live = [n for n in live if _answer(replies, episodes[n], max_length)]
     for episode in episodes:
         if hasattr(episode.environment, "get_reward"):
             episode.reward = float(episode.environment.get_reward())
@@ -107,7 +112,9 @@ def _has_no_parser(tokenizer: Any) -> bool:
     return all(getattr(tokenizer, name, None) is None for name in ("response_template", "response_schema"))
 
 
-def _begin(tokenizer: Any, row: Row, environment: Any, functions: Sequence[Callable]) -> Episode:
+def _begin(
+    tokenizer: Any, row: Row, environment: Any, functions: Sequence[Callable], template: dict[str, Any]
+) -> Episode:
     make = environment[row["environment"]] if isinstance(environment, Mapping) else environment
     prompt, made = list(row["prompt"]), make() if make else None
     given = {name: value for name, value in row.items() if name != "environment" or make is environment}
@@ -115,7 +122,8 @@ def _begin(tokenizer: Any, row: Row, environment: Any, functions: Sequence[Calla
         prompt[-1] = prompt[-1] | {"content": prompt[-1]["content"] + observation}
     names = [name for name in dir(type(made)) if made is not None and not name.startswith("_") and name not in NO_TOOL]
     tools = [*functions, *(getattr(made, name) for name in names if callable(getattr(made, name)))]
-    return Episode(message_ids(tokenizer, prompt, tools or None), made, {str(tool.__name__): tool for tool in tools})
+    ids = message_ids(tokenizer, prompt, tools or None, **template)
+    return Episode(ids, made, {str(tool.__name__): tool for tool in tools})
 
 
 def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...]) -> None:
@@ -142,7 +150,7 @@ def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int],
         episode.messages.append(host.parse_response(tokenizer, kept, prefix=context, tools=told))
 
 
-def _answer(tokenizer: Any, episode: Episode, max_length: int, plain: PlainReplies) -> bool:
+def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
     """Call what the last turn calls, and put the replies behind it where there is room; does the episode go on?"""
     replies = []
     for call in episode.messages[-1].get("tool_calls") or []:
@@ -156,7 +164,7 @@ def _answer(tokenizer: Any, episode: Episode, max_length: int, plain: PlainRepli
         replies.append({"role": "tool", "name": function.get("name", "unknown"), "content": content})
     if not replies:
         return False
-    ids = reply_ids(tokenizer, replies, plain)
+    ids = render.ids(replies)
     if len(episode.response) + len(ids) >= max_length:
         return False
     episode.messages += replies
@@ -165,13 +173,31 @@ def _answer(tokenizer: Any, episode: Episode, max_length: int, plain: PlainRepli
     return True
 
 
-def reply_ids(tokenizer: Any, replies: Sequence[dict[str, Any]], plain: PlainReplies) -> list[int]:
-    """What stands between a turn and the next, as the host's trainer renders it; no reply can forge a turn."""
-    trainer = SimpleNamespace(
-        processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template=None, chat_template_kwargs={}
-    )
+@dataclass(frozen=True)
+class Replies:
+    """What stands between a turn and the next, as the host's trainer renders it; no reply can forge a turn.
 
-    def render(messages: Any) -> list[int]:
-        return list(host.GRPOTrainer._get_tool_suffix_ids(trainer, list(messages)))  # type: ignore[arg-type]
+    Attributes:
+        tokenizer: of the model.
+        plain: keeps special tokens text, and cuts.
+        template: keyword arguments of the chat template.
+    """
 
-    return plain.tokenize(trainer, replies, render)
+    tokenizer: Any
+    plain: PlainReplies
+    template: Mapping[str, Any]
+
+    def ids(self, replies: Sequence[dict[str, Any]]) -> list[int]:
+        """The tokens behind a turn's calls."""
+        trainer = SimpleNamespace(
+            processing_class=self.tokenizer,
+            _tokenizer=self.tokenizer,
+            _is_vlm=False,
+            chat_template=self.template.get("chat_template"),
+            chat_template_kwargs={name: value for name, value in self.template.items() if name != "chat_template"},
+        )
+
+        def render(messages: Any) -> list[int]:
+            return list(host.GRPOTrainer._get_tool_suffix_ids(trainer, list(messages)))  # type: ignore[arg-type]
+
+        return self.plain.tokenize(trainer, replies, render)

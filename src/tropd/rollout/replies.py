@@ -70,10 +70,11 @@ class PlainReplies:
         found: list[Any] = []
         for part in parts:
             text = part if isinstance(part, str) else part.get("text")
-            if isinstance(text, str):
-                text, left = self._beginning(text, left)
-                part = text if isinstance(part, str) else part | {"text": text}
-            found.append(part)
+            if not isinstance(text, str):
+                found.append(part)
+                continue
+            text, left = self._beginning(text, left)
+            found.append(text if isinstance(part, str) else part | {"text": text})
         if found == parts:
             return reply
         self.num_cut += 1

@@ -1,0 +1,88 @@
+"""`tropd evaluate --environment`: episodes of the storeroom's student, their scores, and going on with them."""
+
+import doctest
+import json
+import re
+
+import pytest
+import torch
+
+from tropd.cli.main import main
+from tropd.evaluation import episode_scores
+from tropd.proving_ground.storeroom import Storeroom, model_path, orders
+
+
+def test_the_example_runs():
+    assert doctest.testmod(episode_scores).failed == 0
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads of small models wait for each other where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """The command on three orders, two episodes of each; options are added."""
+    file = tmp_path / "orders.jsonl"
+    found = orders("test", 3, seed=2, levels=(1, 2))
+    file.write_text("".join(json.dumps(order.row()) + "\n" for order in found))
+
+    def run(*words, environment="tropd.proving_ground.storeroom.Storeroom"):
+        options = ["--environment", environment, "--data", file, "--out", tmp_path / "out", "--samples", 2]
+        options += ["--max_new_tokens", 160, "--temperature", 1, "--batch_size", 4, "--use_cpu", *words]
+        return main(["evaluate", *map(str, [model_path("teacher"), *options])])
+
+    return run
+
+
+def replayed(record, order):
+    """The reward of the recorded calls."""
+    store = Storeroom()
+    store.reset(**order.row())
+    for message in record["messages"]:
+        for call in message.get("tool_calls") or []:
+            getattr(store, call["function"]["name"])(**call["function"]["arguments"])
+    return store.get_reward()
+
+
+def test_episodes_are_played_scored_and_gone_on_with(evaluate, tmp_path, capfd):
+    assert evaluate() == 0
+    said, out = capfd.readouterr().out, tmp_path / "out"
+    records = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    assert [record["row"] for record in records] == [0, 0, 1, 1, 2, 2]
+    found = orders("test", 3, seed=2, levels=(1, 2))
+    assert [record["reward"] for record in records] == [replayed(r, found[r["row"]]) for r in records]
+    scores = json.loads((out / "episode_scores.json").read_text())
+    share = sum(record["reward"] == 1 for record in records) / 6
+    assert scores["success"]["mean"] == pytest.approx(share) and share > 0.5 and scores["problems"] == 3
+    assert f"success       {100 * share:.2f}" in said and "failed calls" in said
+
+    whole = (out / "episodes.jsonl").read_bytes()
+    (out / "episodes.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    assert evaluate() == 0 and (out / "episodes.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--max_turns", 0], "max_turns is 0; an episode has at least 1"),
+        (["--top_p", 0.5], r"top_p is 0\.5; episodes know no such thing"),
+        (["--benchmarks", "aime24"], "evaluate one, then the other"),
+        (["--environment", "tropd.nothing.Store"], "environment has 'tropd.nothing.Store'"),
+    ],
+)
+def test_what_cannot_be_is_refused(evaluate, words, what, capfd):
+    assert evaluate(*words) == 2
+    assert re.search(what, " ".join(capfd.readouterr().err.split()))
+
+
+def test_episodes_of_other_settings_are_not_gone_on_with(evaluate, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "episodes.json").write_text(json.dumps({"model": str(model_path("student"))}))
+    assert evaluate() == 2
+    assert "Choose another --out" in " ".join(capfd.readouterr().err.split())
