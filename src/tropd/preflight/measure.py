@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..objective.regions import trust_probability
 from ..teacher.endings import PairEndings
+from .episodes import measure_episodes
 from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from .probe import Probe
 
@@ -58,6 +59,7 @@ def measure(probe: Probe) -> PairMeasurement:
         **_shared_and_prompts(probe),
         **_lengths(probe),
         endings=measure_endings(probe),
+        episodes=measure_episodes(probe.rollouts, rollout, tokens["position"], (trust, log_ratio), probe.call_opener),
     )
 
 

@@ -99,6 +99,26 @@ USED = 0.1
 
 
 @dataclass(frozen=True)
+class Episodes:
+    """Rollouts with tools.
+
+    Attributes:
+        mean_turns: of a rollout.
+        cut_share: of the rollouts, those that end in a call that nobody answered.
+        num_calls: turns in which the token stands that opens a call.
+        parsed_share: of these, in how many a call could be read; `None` where there are none, or the template shows no
+            such token.
+        turns: tokens, trust fraction and K1 of each turn, counted from 1.
+    """
+
+    mean_turns: float
+    cut_share: float
+    num_calls: int
+    parsed_share: float | None
+    turns: tuple[PositionBucket, ...]
+
+
+@dataclass(frozen=True)
 class GradientForecast:
     """What OPD's first gradient will be made of, before any backward pass; see `measure.forecast_gradient`.
 
@@ -154,6 +174,7 @@ class PairMeasurement:
         collapsed_share: rollouts that are empty or only repeat themselves.
         excluded_share: rollouts that the masking switches leave out of the loss.
         endings: how responses end.
+        episodes: where there are tools.
     """
 
     num_prompts: int
@@ -194,6 +215,7 @@ class PairMeasurement:
     collapsed_share: float
     excluded_share: float
     endings: Endings
+    episodes: Episodes | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite become `None`."""

@@ -24,6 +24,7 @@ from ..training.guards.memory import SCORING
 from ..training.records import Rollout, pack_for_student
 from ..training.step import make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
+from .episodes import call_opener
 from .no_trace import without_a_trace
 from .probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
 
@@ -76,6 +77,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
             topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
             vocab_size=_shared_vocabulary(trainer),
             temperature=trainer.temperature,
+            call_opener=call_opener(trainer) if trainer.tools else None,
         )
 
 

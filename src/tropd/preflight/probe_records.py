@@ -124,6 +124,7 @@ class Probe:
         topk_mass_curve: [K], the teacher's mean mass on its first 1, 2, … K tokens.
         vocab_size: entries that both models have.
         temperature: of sampling and scoring.
+        call_opener: the token that a call of a tool begins with; `None` without tools.
     """
 
     rollouts: list[Rollout]
@@ -135,3 +136,4 @@ class Probe:
     topk_mass_curve: Tensor
     vocab_size: int
     temperature: float
+    call_opener: int | None = None

@@ -17,6 +17,7 @@ from .verdict import Kind, Verdict
 
 WIDTH = 80
 BAR = 24
+TURNS_SHOWN = 10
 STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "refusal": "bold red"}
 KIND_STYLES: dict[Kind, str] = {
     "identical": "yellow",
@@ -58,7 +59,11 @@ def render_measurement(m: PairMeasurement, tokenizer: Any = None) -> Text:
     if m.positions:
         text.append("  trust by place in the response\n")
         for bucket in m.positions:
-            text.append(_bucket_line(bucket))
+            text.append(_bucket_line(bucket, f"{bucket.start}–{bucket.stop - 1}"))
+    if m.episodes is not None:
+        text.append("  trust by turn\n")
+        for bucket in m.episodes.turns[:TURNS_SHOWN]:
+            text.append(_bucket_line(bucket, f"turn {bucket.start}"))
     return _ended(text)
 
 
@@ -108,6 +113,10 @@ def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
     if m.gradient is not None:
         forecast = f"{m.gradient.outlier_share:.0%} from outliers, {m.gradient.ratio:.1f} × mask_outlier's"
         rows.insert(6, ("forecast of OPD's gradient", forecast))
+    if m.episodes is not None:
+        e = m.episodes
+        rows.append(("turns of a rollout, and cut ones", f"{e.mean_turns:.1f}   {_share(e.cut_share)}"))
+        rows.append(("calls that can be read", f"{_share(e.parsed_share)} of {e.num_calls} turns that open one"))
     if m.nonfinite_tokens:
         rows.append(("tokens without a teacher score", str(m.nonfinite_tokens)))
     return rows
@@ -117,9 +126,8 @@ def _endings(m: PairMeasurement) -> tuple[float, float, float]:
     return m.truncated_share, m.repetitive_share, m.collapsed_share
 
 
-def _bucket_line(bucket: PositionBucket) -> str:
+def _bucket_line(bucket: PositionBucket, place: str) -> str:
     blocks = round(BAR * bucket.trust_fraction)
-    place = f"{bucket.start}–{bucket.stop - 1}"
     return (
         f"    {place:>11}  {'█' * blocks}{'·' * (BAR - blocks)}  {bucket.trust_fraction:.2f}"
         f"  K1 {bucket.k1:6.2f}  {bucket.num_tokens:>8} tokens\n"
