@@ -316,6 +316,7 @@ class ServedTeacher:
         temperature: float,
         vocab_limit: int | None = None,
         seeds: Sequence[int] | None = None,
+        **reshaping: Any,
     ) -> list[list[int]]:
         """As `models.sampling.sample`: the server draws with each row's seed, whatever else it does beside.
 
@@ -337,6 +338,7 @@ class ServedTeacher:
                 temperature=temperature,
                 stop_ids=ends,
                 seed=None if seeds is None else seeds[number],
+                **reshaping,
             )
             written = read_written(self.client.ask(COMPLETIONS, request, 2**16 + room * 100), room)
             written = written[: len(until_eos(written, eos_ids)) + 1]
