@@ -66,7 +66,7 @@ def play(monkeypatch: Any, **settings: Any) -> Played:
     module.__spec__ = ModuleSpec("vllm", None)
     module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr("tropd.engines.vllm.vllm_version", lambda: "0.32.0")
+    monkeypatch.setattr("tropd.engines.vllm.installed", lambda: ("vllm", "0.32.0"))
     return played
 
 

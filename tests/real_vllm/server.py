@@ -41,6 +41,7 @@ class Vllm:
         command += ["--host", "127.0.0.1", "--port", str(self.port), *words.split()]
         with self._log.open("a") as log:
             environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | QUIET
+            environment["VLLM_SERVER_DEV_MODE"] = "1"  # it tells of itself, as TRL wants it
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,8 @@ from tropd.engines.drawing import Drawing
 from tropd.engines.server import ServerWriter
 from tropd.engines.transformers import TransformersWriter
 from tropd.rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise
+from tropd.rollout.engine.vllm import StudentEngine
+from tropd.rollout.engine.vllm_release import installed
 from tropd.teacher.served.address import ENGINE
 from tropd.teacher.served.connect import connect
 
@@ -158,6 +161,19 @@ def test_a_server_writes_what_the_engine_in_this_process_does(server, answers):
         # Ids beyond the tokenizer's are not taken from the softmax there; a response is cut before one.
         pairs = [(a, b) for a, b in zip(theirs, answers[name], strict=True) if a[-1:] and a[-1] in ENDINGS]
         assert len(pairs) > 3 and sum(a == b for a, b in pairs) / len(pairs) > 0.5
+
+
+def test_a_server_tells_its_precision_and_release(server):
+    engine = object.__new__(StudentEngine)
+    engine.mode, engine.temperature, engine.server_base_url = "server", 1.0, server.url.removesuffix("/v1")
+
+    def info():
+        with urllib.request.urlopen(f"{engine.server_base_url}/server_info?config_format=json", timeout=30) as answer:
+            return json.loads(answer.read())["vllm_config"]
+
+    engine._read_server(SimpleNamespace(get_server_info=info))
+    described = engine.describe()
+    assert described["dtype"] == "float32" and installed()[1].startswith(described["version"].split("+")[0])
 
 
 # ---------------------------------------------------------------------- the commands

