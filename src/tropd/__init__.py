@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._moved import find_moved
+from .extras import missing_part
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME_OF = {
     "TrOPDConfig": "training.config",
@@ -32,4 +33,9 @@ find_moved()
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    try:
+        return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if (sentence := missing_part(error)) is None:
+            raise
+        raise ModuleNotFoundError(f"{name}: {sentence}", name=error.name) from error

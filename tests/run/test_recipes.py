@@ -1,6 +1,7 @@
 """Every recipe loads and resolves, and the paper's settings hold every value of the paper."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,29 @@ def test_the_prompts_of_the_demo_are_those_of_the_generator():
     prompts = [row["prompt"] for rows in zip(*columns, strict=True) for row in rows][:512]
     lines = (RECIPES / "data/problems.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["prompt"] for line in lines] == prompts
+
+
+def test_a_recipe_is_found_by_name_wherever_one_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("recipe:lora_one_gpu").trainer == resolve(RECIPES / "lora_one_gpu.yaml").trainer
+    assert load_plan("recipe:proving_ground/demo") == load_plan(RECIPES / "proving_ground/demo.yaml")
+    settings = resolve("recipe:demo").settings
+    assert (Path(settings.student) / "model.safetensors").is_file() and Path(settings.data).is_file()
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: recipe:paper/setting1_math\nmax_steps: 3\n")
+    assert resolve(own).trainer == {**resolve("recipe:paper/setting1_math").trainer, "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("recipe:lora_one_gpus", "is 'recipe:lora_one_gpus', which is no recipe. Did you mean 'lora_one_gpu'?"),
+        ("recipe:../pyproject", "which is no recipe. `tropd recipes` lists them."),
+        ("recipe:../pyproject.toml", "which is no recipe."),
+        ("shipped:teacher", "is 'shipped:teacher', which is not in this installation of tropd; it has generalist"),
+    ],
+)
+def test_what_did_not_come_with_the_package_is_refused(written, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        resolve(None, ["--student", "a", "--teacher", written, "--data", "c", "--output_dir", "out"])
+    assert str(caught.value).startswith("teacher is ")

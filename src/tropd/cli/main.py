@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..extras import missing_part
 from ..suggestions import hint
-from . import check, compare, console, evaluate, generate, methods, plan, student, train
+from . import check, compare, console, evaluate, generate, methods, plan, recipes, student, train
 
-COMMANDS = (check, train, generate, evaluate, compare, student, plan, methods)
+COMMANDS = (check, train, generate, evaluate, compare, student, plan, methods, recipes)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -101,6 +102,8 @@ def _sentence(error: Exception) -> str | None:
     """What to tell a person about `error`; `None` for a defect of ours, which needs its traceback."""
     from ..training.guards.errors import TrainingStopped
 
+    if (sentence := missing_part(error)) is not None:
+        return sentence
     if isinstance(error, TrainingStopped):
         return str(error)
     if isinstance(error, ValueError):

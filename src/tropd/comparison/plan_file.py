@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 from ..objective.methods import SETTINGS
 from ..proving_ground.domains import DOMAINS
 from ..run.configuration import Value, convert, read_file
+from ..shipped import locate
 from ..suggestions import hint
 from .plan import DIVERGENCES, SPLITS, STATES, Plan, Setting
 
@@ -29,11 +30,12 @@ RESERVED = {
 
 
 def load_plan(path: str | Path, teacher: str | None = None) -> Plan:
-    """Read a plan; `teacher` is for the settings that name none.
+    """Read a plan, a file or `recipe:NAME`; `teacher` is for the settings that name none.
 
     Raises:
         ValueError: what is wrong with it, with the file, and the line where one is to blame.
     """
+    path = locate(str(path))
     if not Path(path).is_file():
         raise ValueError(f"the plan is {str(path)!r}, but there is no such file.")
     written = read_file(Path(path))

@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ..objective.methods import SETTINGS, get_method
+from ..shipped import locate
 from ..suggestions import did_you_mean, hint
 from ..training.guards.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
@@ -85,7 +86,7 @@ def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise:
     """Read `file` and the overrides, check names, types and the method, and give the configuration.
 
     Args:
-        file: YAML, or `None` where the overrides say everything.
+        file: YAML, `recipe:NAME` for one of ours, or `None` where the overrides say everything.
         overrides: `["--learning_rate", "1e-5", "--chat", "--columns.prompt", "question"]`.
         otherwise: fields for where nothing else names them.
 
@@ -97,7 +98,7 @@ def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise:
             "there is no configuration. Give a file, `--config recipes/stories260k_train.yaml`, or the fields "
             "themselves: `--student A --teacher B --data prompts.jsonl --output_dir out`."
         )
-    written = read_file(Path(file)) if file is not None else {}
+    written = read_file(Path(locate(str(file)))) if file is not None else {}
     written = merge(written, read_overrides(overrides))
     return build({name: Value(value, "") for name, value in otherwise.items()} | written)
 
@@ -108,6 +109,7 @@ def build(written: Mapping[str, Value]) -> Configuration:
     types = _field_types()
     _refuse_unknown(written, types)
     typed = {name: convert(name, value, types[name]) for name, value in written.items()}
+    typed |= {name: _located(name, written[name].place, typed[name]) for name in _MAY_BE_SHIPPED & typed.keys()}
     places = {name: value.place for name, value in written.items()}
     ours = {f.name for f in fields(RunSettings)}
     settings = RunSettings(**{name: value for name, value in typed.items() if name in ours})
@@ -118,6 +120,21 @@ def build(written: Mapping[str, Value]) -> Configuration:
             "--output_dir out"
         )
     return Configuration(settings, trainer, places)
+
+
+_MAY_BE_SHIPPED = {"student", "teacher", "data", "eval_data"}
+
+
+def _located(field_name: str, place: str, value: Any) -> Any:
+    """Names of shipped files and models as paths, wherever they stand in the value."""
+    if isinstance(value, dict):
+        return {name: _located(field_name, place, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_located(field_name, place, part) for part in value]
+    try:
+        return locate(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(_said(place, f"{field_name} is {error}")) from error
 
 
 # ---------------------------------------------------------------------- reading
@@ -131,7 +148,7 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
         return values
     if not str(base.value or "").strip() or not isinstance(base.value, str):
         raise ValueError(f"{base.place}: extends names no file; write one, such as `extends: base.yaml`, or remove it.")
-    other = (path.parent / str(base.value)).resolve()
+    other = (path.parent / locate(str(base.value))).resolve()
     if other in extended_by or other == path.resolve():
         raise ValueError(f"{base.place}: extends is {str(base.value)!r}, which extends this file in turn; remove one.")
     if not other.is_file():

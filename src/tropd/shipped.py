@@ -1,0 +1,48 @@
+"""Files that come with the package, by name: `recipe:lora_one_gpu`, `shipped:student`. Every layer may import it."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+RECIPES = next(
+    (folder for folder in (PACKAGE / "_recipes", PACKAGE.parents[1] / "recipes") if folder.is_dir()),
+    PACKAGE / "_recipes",
+)
+"""The recipes: inside an installed package, at the top of a checkout."""
+MODELS = PACKAGE / "proving_ground" / "models" / "family"
+
+
+def recipe_names() -> list[str]:
+    """Every recipe and launch file, as `recipe:` takes it: without `.yaml`.
+
+    >>> "lora_one_gpu" in recipe_names() and "accelerate/fsdp2_8gpu" in recipe_names()
+    True
+    """
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def locate(name: str) -> str:
+    """The path of what comes with the package; any other name is given back as it is.
+
+    Args:
+        name: `recipe:NAME` for a file among the recipes (`.yaml` may be left out), `shipped:NAME` for a model.
+
+    Raises:
+        ValueError: nothing of that name is in this installation; the sentence says what is.
+
+    >>> locate("shipped:student").endswith("family/student"), locate("my/model")
+    (True, 'my/model')
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon or kind not in ("recipe", "shipped"):
+        return name
+    if kind == "shipped":
+        weights = [path.parent.name for path in sorted(MODELS.glob("*/model.safetensors"))]
+        if rest not in weights:
+            raise ValueError(f"{name!r}, which is not in this installation of tropd; it has {', '.join(weights)}.")
+        return str(MODELS / rest)
+    path = next((path for path in (RECIPES / rest, RECIPES / f"{rest}.yaml") if path.is_file()), None)
+    if path is None or not path.resolve().is_relative_to(RECIPES.resolve()):
+        meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(rest, recipe_names(), 1))
+        raise ValueError(f"{name!r}, which is no recipe.{meant} `tropd recipes` lists them.")
+    return str(path)
