@@ -133,6 +133,7 @@ def _check_served(options: argparse.Namespace) -> None:
         )
     if options.engine != "hf":
         raise ValueError(f"engine is {options.engine!r}, but the teacher is behind a server, which writes. Remove it.")
+    writers.say_idle("server", vars(options))
     MethodSettings(**{field.name: getattr(options, field.name) for field in served_fields()}).check_ranges()
 
 

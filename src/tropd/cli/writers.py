@@ -72,8 +72,12 @@ def check(settings: Mapping[str, Any]) -> None:
             f"vllm_gpu_memory_utilization is {settings['vllm_gpu_memory_utilization']}; it is a share of each GPU, in "
             "(0, 1]."
         )
-    idle = [*(VLLM if kind != "vllm" else ()), *(SERVER if kind != "server" else ())]
-    for name in idle:
+    say_idle(kind, settings)
+
+
+def say_idle(kind: str, settings: Mapping[str, Any]) -> None:
+    """Warn of options that are given and have no effect on this engine."""
+    for name in [*(VLLM if kind != "vllm" else ()), *(SERVER if kind != "server" else ())]:
         if name in settings and settings[name] != (VLLM | SERVER)[name][0]:
             console.warn(f"{name} has no effect with engine {kind}.")
     if kind != "hf" and settings["use_cpu"]:
