@@ -157,7 +157,8 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
     for work in ("tropd", "k1"):
         for row in (figures(found.get(f"head {work}")) or {}).get("rows", []):
             own = row["seconds"].get("fused")
-            made |= {f"head, {work}, fused ÷ {peer}": round(own / row["seconds"][peer], 3) for peer in row["seconds"]}
+            peers = {peer: seconds for peer, seconds in row["seconds"].items() if peer != "fused"}
+            made |= {f"head, {work}, fused ÷ {peer}": round(own / seconds, 3) for peer, seconds in peers.items()}
     for method, ratio in (figures(found.get("step")) or {}).get("ratios", {}).items():
         made[f"step, {method} ÷ TRL"] = round(ratio, 3)
     return made
