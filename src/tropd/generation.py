@@ -4,18 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedModel
 
 from .data.refusals import BadRow, refusal
+from .engines.drawing import Drawing, Writer
 from .models.chat_templates import render
 from .models.files import ModelFiles
-from .models.sampling import sample, until_eos
+from .models.sampling import until_eos
 from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
-from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
+from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise
 from .teacher.context import check_renders_tools, text_ids, tools_of
-from .teacher.served.asked import AskedTeacher
 
 
 @dataclass(frozen=True)
@@ -144,32 +142,30 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
         )
 
 
-def generate(
-    model: PreTrainedModel | AskedTeacher, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]
-) -> int:
+def generate(writer: Writer, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
     What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
     global generators stay as they were.
 
     Args:
-        model: the teacher; put in evaluation mode. One behind a server draws with a seed for each line.
+        writer: an engine with the teacher.
         teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
     """
-    if isinstance(model, PreTrainedModel):
-        model.eval()
     tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
-    for number, rows in file.missing_batches():
+    drawing = Drawing(
+        max_new_tokens=file.settings.max_new_tokens,
+        eos_ids=tuple(eos_ids),
+        vocab_limit=max(tokenizer.get_vocab().values()) + 1,
+        temperature=file.settings.temperature,
+    )
+    for rows in file.missing_batches():
         contexts = [file.prompts.contexts[row] for row in rows]
-        try:
-            responses = _sample(model, contexts, file.settings, tokenizer, eos_ids, first_line=file.done)
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"batch {number} does not fit on {model.device} ({error}). Use a smaller batch_size, and another "
-                "output file, since batches belong to their file."
-            ) from error
+        places = [(file.done + number, 0) for number in range(len(rows))]
+        noise = AddressedNoise(seed=file.settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
+        responses = writer.write(contexts, noise, drawing)
         records = [
             {**file.prompts.rows[row], **_as_columns(response, tokenizer, eos_ids)}
             for row, response in zip(rows, responses, strict=True)
@@ -189,29 +185,6 @@ def summarise(file: ResponseFile) -> Summary:
         ended += record["teacher_response_ended"]
         empty += record["teacher_response"] is None
     return Summary(count, tokens, ended, empty)
-
-
-def _sample(
-    model: PreTrainedModel | AskedTeacher,
-    contexts: list[list[int]],
-    settings: GenerationSettings,
-    tokenizer: Any,
-    eos_ids: list[int],
-    first_line: int,
-) -> list[list[int]]:
-    places = [(first_line + number, 0) for number in range(len(contexts))]
-    noise = AddressedNoise(seed=settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
-    asked: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "eos_ids": eos_ids,
-        "temperature": settings.temperature,
-        "vocab_limit": max(tokenizer.get_vocab().values()) + 1,
-    }
-    asked["pad_id"] = eos_ids[0]  # the tokenizer's own may lie beyond the embeddings
-    if isinstance(model, AskedTeacher):
-        return model.sample(contexts, draws=noise.address, **asked)
-    with decoding_through(model, noise):
-        return sample(model, contexts, **asked)
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:
