@@ -116,7 +116,7 @@ def hybrid_jsd(states: States, beta: float = 0.5) -> Gradient:
 def scalar(states: States, accept: Tensor, k: int) -> Gradient:
     """K1 with probability `accept` of the drawn token, else with minus the state's forward KL on the teacher's top-k,
     renormalised there, as its advantage."""
-    top = states.teacher.topk(k, -1)
+    top = states.teacher.topk(min(k, states.teacher.shape[-1]), -1)
     teacher = top.values - top.values.logsumexp(-1, keepdim=True)
     value = (teacher.exp() * (teacher - states.student.gather(-1, top.indices))).sum(-1, keepdim=True)
     parts = policy_gradient(states, states.log_ratio, accept), policy_gradient(states, -value, 1 - accept)
@@ -129,7 +129,7 @@ def support(states: States, k: int, floor: float = -math.inf) -> Gradient:
     A token outside of the top-k adds −r (e_y − π_S) − b to what every token gives; see docs/equations.md.
     """
     p, q = states.student.exp(), states.teacher.exp()
-    outside = torch.ones_like(p).scatter(-1, states.teacher.topk(k, -1).indices, 0.0)
+    outside = torch.ones_like(p).scatter(-1, states.teacher.topk(min(k, p.shape[-1]), -1).indices, 0.0)
     tail = (p * outside).sum(-1, keepdim=True).clamp_min(1e-300)
     bucket = (tail / (q * outside).sum(-1, keepdim=True).clamp_min(1e-300)).log().clamp(max=-floor)
     weight = p * torch.where(outside > 0, bucket, -states.log_ratio)  # Σ weight ∇log p: exact, but for the bucket
@@ -166,7 +166,7 @@ GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "mixture_opd": with_advantage("mixture_opd"),
     "tv_opd": with_advantage("tv_opd"),
     "power_opd": with_advantage("power_opd"),
-    "tropd_released": lambda s: scalar(s, trust_probability(s.log_ratio), min(64, s.student.shape[-1])),
+    "tropd_released": lambda s: scalar(s, trust_probability(s.log_ratio), 64),
     "resopd": lambda s: support(s, get_method("resopd").fkl_top_k),
     "resopd, k = 16": lambda s: support(s, 16),
     "tropd_support": lambda s: support(s, get_method("tropd_support").fkl_top_k, OUTLIER),

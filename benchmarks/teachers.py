@@ -34,6 +34,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tropd.shipped import locate
 from tropd.teacher.local import LocalTeacher, TopKRequest
 from tropd.teacher.served import http
 from tropd.teacher.served.connect import connect
@@ -237,7 +238,7 @@ def train(options: argparse.Namespace) -> None:
     Scoring while the student still writes could hide so much of a step, and no more.
     """
     recipe = yaml.safe_load(options.recipe.read_text())
-    options.teacher = str(Path(recipe["teacher"]).resolve())
+    options.teacher = str(Path(locate(recipe["teacher"])).resolve())
     with own_server(options) as (url, _), tempfile.TemporaryDirectory() as folder:
         for name, teacher in (("in process", options.teacher), ("tropd serve", url)):
             out = Path(folder) / name.replace(" ", "_")

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
 
 from .data.refusals import BadRow, refusal
 from .engines.drawing import Drawing, Writer
+from .engines.transformers import TransformersWriter, enough_memory
 from .models.chat_templates import render
 from .models.files import ModelFiles
 from .models.sampling import until_eos
-from .response_file import COLUMNS, GenerationSettings, Prompts, ResponseFile, Row
+from .response_file import COLUMNS, REWARD, GenerationSettings, Prompts, ResponseFile, Row
 from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise
+from .run.tools import NO_TOOLS, RunTools
 from .teacher.context import check_renders_tools, text_ids, tools_of
 
 
@@ -25,12 +28,16 @@ class Summary:
         tokens: of all responses, without the ends of sequence.
         ended: responses that the teacher ended; the others were cut at `max_new_tokens`.
         empty: responses without a token.
+        messages: of all episodes, where there are tools.
+        rewards: of the episodes that an environment has judged.
     """
 
     responses: int
     tokens: int
     ended: int
     empty: int
+    messages: int = 0
+    rewards: tuple[float, ...] = ()
 
 
 def read_prompts(
@@ -142,7 +149,13 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
         )
 
 
-def generate(writer: Writer, teacher: ModelFiles, file: ResponseFile, advance: Callable[[int], None]) -> int:
+def generate(
+    writer: Writer,
+    teacher: ModelFiles,
+    file: ResponseFile,
+    advance: Callable[[int], None],
+    tools: RunTools = NO_TOOLS,
+) -> int:
     """Write the responses that `file` misses; returns the number of their tokens.
 
     What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
@@ -153,38 +166,82 @@ def generate(writer: Writer, teacher: ModelFiles, file: ResponseFile, advance: C
         teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
+        tools: what it may call: then its episodes are written, as messages, by a model in this process.
     """
-    tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
+    tokens = 0
+    for rows in file.missing_batches():
+        write = partial(_episodes, tools=tools) if tools.are_there else _responses
+        records, count = write(writer, teacher, file, rows)
+        file.append(records)
+        tokens += count
+        advance(len(records))
+    return tokens
+
+
+def _responses(writer: Writer, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int]) -> tuple[list[Row], int]:
+    """The records of a batch of responses, and the number of their tokens."""
+    tokenizer, eos_ids = teacher.tokenizer, teacher.eos_ids
     drawing = Drawing(
         max_new_tokens=file.settings.max_new_tokens,
         eos_ids=tuple(eos_ids),
         vocab_limit=max(tokenizer.get_vocab().values()) + 1,
         temperature=file.settings.temperature,
     )
-    for rows in file.missing_batches():
-        contexts = [file.prompts.contexts[row] for row in rows]
-        places = [(file.done + number, 0) for number in range(len(rows))]
-        noise = AddressedNoise(seed=file.settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
-        responses = writer.write(contexts, noise, drawing)
-        records = [
-            {**file.prompts.rows[row], **_as_columns(response, tokenizer, eos_ids)}
-            for row, response in zip(rows, responses, strict=True)
-        ]
-        file.append(records)
-        tokens += sum(len(record["teacher_response"] or []) for record in records)
-        advance(len(records))
-    return tokens
+    places = [(file.done + number, 0) for number in range(len(rows))]
+    noise = AddressedNoise(seed=file.settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
+    responses = writer.write([file.prompts.contexts[row] for row in rows], noise, drawing)
+    records = [
+        {**file.prompts.rows[row], **_as_columns(response, tokenizer, eos_ids)}
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    return records, sum(len(record["teacher_response"] or []) for record in records)
+
+
+def _episodes(
+    writer: Writer, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int], *, tools: RunTools
+) -> tuple[list[Row], int]:
+    """The records of a batch of episodes, and the tokens that the teacher wrote in them."""
+    from .evaluation.episodes import play
+
+    chosen = [file.prompts.rows[row] for row in rows]
+    asked = [row if row.get("teacher_prompt") is None else row | {"prompt": row["teacher_prompt"]} for row in chosen]
+    assert isinstance(writer, TransformersWriter)  # others are refused with tools
+    with enough_memory(len(rows), writer.model):
+        episodes = play(
+            writer.model,
+            teacher.tokenizer,
+            asked,
+            environment=tools.environments,
+            functions=tools.functions,
+            eos_ids=teacher.eos_ids,
+            max_length=file.settings.max_new_tokens,
+            temperature=file.settings.temperature,
+            seed=file.settings.seed % 2**64,
+            first_row=file.done,
+        )
+    records = []
+    for row, episode in zip(chosen, episodes, strict=True):
+        ended = not episode.is_cut and bool(episode.response) and episode.response[-1] in teacher.eos_ids
+        columns = (episode.messages, teacher.tokenizer.decode(episode.response), ended)
+        judged = {} if episode.reward is None else {REWARD: episode.reward}
+        records.append({**row, **dict(zip(COLUMNS, columns, strict=True)), **judged})
+    return records, sum(told.count(False) for told in (episode.external for episode in episodes))
 
 
 def summarise(file: ResponseFile) -> Summary:
     """Count what is on the disk."""
-    count = tokens = ended = empty = 0
+    count = tokens = ended = empty = messages = 0
+    rewards = []
     for record in file.records():
         count += 1
-        tokens += len(record["teacher_response"] or [])
+        response = record["teacher_response"] or []
+        is_episode = bool(response) and isinstance(response[0], dict)
+        messages += len(response) if is_episode else 0
+        tokens += 0 if is_episode else len(response)
         ended += record["teacher_response_ended"]
         empty += record["teacher_response"] is None
-    return Summary(count, tokens, ended, empty)
+        rewards += [record[REWARD]] if REWARD in record else []
+    return Summary(count, tokens, ended, empty, messages, tuple(rewards))
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:

@@ -3,6 +3,7 @@ imports none.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 TOOLS = "tools"
@@ -51,3 +52,15 @@ def without_nulls(value: Any) -> Any:
         for name, item in value.items()
         if item is not None or (name == "content" and "role" in value)
     }
+
+
+def is_unanswered(messages: Sequence[dict[str, Any]]) -> bool:
+    """Was an episode cut: are there calls at its end that no tool has answered, or a reply that nobody went on from?
+
+    >>> call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    >>> reply, end = {"role": "tool", "content": "3"}, {"role": "assistant", "content": "It is 3."}
+    >>> is_unanswered([call]), is_unanswered([call, reply]), is_unanswered([call, reply, end])
+    (True, True, False)
+    """
+    last = messages[-1]
+    return last.get("role") == "tool" or bool(last.get("tool_calls"))

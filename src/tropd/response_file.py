@@ -15,6 +15,8 @@ Row = dict[str, Any]
 
 COLUMNS = ("teacher_response", "teacher_response_text", "teacher_response_ended")
 """What is added to a row."""
+REWARD = "teacher_reward"
+"""Added beside them to an episode in an environment that judges it."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class ResponseFile:
     def _check_is_ours(self, record: Row, number: int) -> None:
         place = number // self.settings.responses_per_prompt
         row = json.loads(as_json(self.prompts.rows[place], self.prompts.places[place])) if number < self.total else None
-        if {name: value for name, value in record.items() if name not in COLUMNS} != row:
+        if {name: value for name, value in record.items() if name not in (*COLUMNS, REWARD)} != row:
             raise ValueError(
                 f"{self.path}:{number + 1} is not the row that belongs there: the file was edited or sorted. Choose "
                 "another output file."

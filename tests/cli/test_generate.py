@@ -158,3 +158,70 @@ def test_the_stories_model_tells_stories(stories260k, tmp_path, capfd):
     assert run("--teacher", stories260k, "--data", prompts, "--out", out, "--max_new_tokens", "100", "--use_cpu") == 0
     texts = [json.loads(line)["teacher_response_text"] for line in out.read_text().splitlines()]
     assert len(set(" ".join(texts).split()) & {"a", "and", "her", "to", "the", "was", "with"}) > 2
+
+
+# ---------------------------------------------------------------------- episodes
+
+
+@pytest.fixture
+def orders_file(tmp_path):
+    from tropd.proving_ground.storeroom import orders
+
+    path = tmp_path / "orders.jsonl"
+    path.write_text("".join(json.dumps(order.row()) + "\n" for order in orders("train", 6, seed=2, levels=(1, 2))))
+    return path
+
+
+def store_words(orders_file, name="teacher"):
+    from tropd.proving_ground.storeroom import model_path
+
+    environment = "tropd.proving_ground.storeroom.Storeroom"
+    words = ["--teacher", model_path(name), "--data", orders_file, "--environment", environment, "--use_cpu"]
+    return [*words, "--max_new_tokens", 160, "--batch_size", 4]
+
+
+def test_episodes_are_written_as_messages_with_their_reward_and_guide_a_run(orders_file, tmp_path, capfd):
+    from tropd.proving_ground.storeroom import model_path
+
+    out = tmp_path / "episodes.jsonl"
+    assert run(*store_words(orders_file), "--out", out) == 0
+    said = capfd.readouterr().out
+    assert "success      " in said and "of the episodes have the reward 1" in said and "messages" in said
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum(record["teacher_reward"] for record in records) >= 4
+    for record in records:
+        roles = [message["role"] for message in record["teacher_response"]]
+        assert roles[::2] == ["assistant"] * len(roles[::2]) and set(roles[1::2]) == {"tool"}
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    assert run(*store_words(orders_file), "--out", out) == 0 and out.read_bytes() == whole, "it goes on where it was"
+
+    words = ["--student", model_path("student"), "--teacher", model_path("teacher"), "--data", out]
+    words += ["--environment", "tropd.proving_ground.storeroom.Storeroom", "--output_dir", tmp_path / "run"]
+    words += [
+        "--guidance_length",
+        "share",
+        "--max_steps",
+        1,
+        "--per_device_train_batch_size",
+        8,
+        "--preflight_prompts",
+        0,
+    ]
+    words += ["--max_completion_length", 160, "--save_strategy", "no", "--logging_steps", 1]
+    assert main(["train", *map(str, words)]) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert log[0]["guidance/turns"] >= 1 and log[0]["guidance/stale_share"] == 0 and log[0]["agent/turns"] > 2
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--environment", "a.B", "c.D"], "write one dotted path, or name=path of each of several"),
+        (["--environment", "tropd.nowhere.Store"], "environment has 'tropd.nowhere.Store', but"),
+        (["--engine", "vllm"], "engine is 'vllm', and there are tools: episodes are written with Transformers"),
+    ],
+)
+def test_environments_that_cannot_be_are_refused(orders_file, tmp_path, capfd, more, what):
+    assert run(*store_words(orders_file), *more, "--out", tmp_path / "x.jsonl") == 2
+    assert what in capfd.readouterr().err

@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 from training import tiny
 from training.tiny import EOS, PAD, ids
 from tropd.rollout.engine import noise as engine_noise
-from tropd.rollout.engine.noise import AddressedNoise, Turns, decoding_through, run_race
+from tropd.rollout.engine.noise import AddressedNoise, decoding_through, run_race
+from tropd.rollout.turns import Turns
 
 LARGE = 151_936
 

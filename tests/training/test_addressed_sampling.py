@@ -21,7 +21,7 @@ from training import tiny
 from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
-from tropd.rollout.engine.noise import Turns
+from tropd.rollout.turns import Turns
 from tropd.training import trl_contract
 from tropd.training.rollout_stage import _Batch
 
@@ -344,7 +344,7 @@ def test_rows_that_come_back_from_a_tool_keep_their_address(tmp_path, monkeypatc
 def test_a_context_of_no_row_falls_back_in_words(tmp_path, caplog):
     trainer = made(tmp_path)
     trainer.model.train()
-    trainer.rollout_stage._batch = _Batch([], None, Turns(first_row=0), None)
+    trainer.rollout_stage._batch = _Batch([], 0, None, Turns(first_row=0), None)
     trainer._generate_single_turn([ids("ab="), ids("g=")], None, {}, 1)
     trainer._generate_single_turn([ids("hi+j")], None, {}, 1)
     assert "continues no response of its batch" in caplog.text

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..generation import Summary
     from ..models.files import ModelFiles
     from ..response_file import ResponseFile
+    from ..run.tools import RunTools
 
 NAME = "generate"
 
@@ -75,6 +76,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("system_prompt", "a system message before every conversation", metavar="TEXT")
     option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
     option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
+    option("tools", "functions that it may call, by dotted paths: its episodes are written", nargs="+", metavar="PATH")
+    option("environment", "class whose methods it may call, by a dotted path, or name=path of several", nargs="+",
+           metavar="PATH")  # fmt: skip
     option("rows_of", "answer only the rows whose teacher column has this name", metavar="NAME")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("engine", "what writes: hf (the default) or vllm", default="hf", choices=writers.HERE)
@@ -106,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.teacher is None:
         raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
+    options.found_tools = _tools(options)
     if is_served(options.teacher):
         _check_served(options)
     else:
@@ -121,6 +126,31 @@ def run(options: argparse.Namespace) -> int:
 
     _report(summarise(file), file, speed)
     return 0
+
+
+def _tools(options: argparse.Namespace) -> "RunTools":
+    """What the teacher may call."""
+    from ..run.tools import find_tools
+
+    words = options.environment or []
+    named = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(words) > 1 and len(named) < len(words):
+        raise ValueError(
+            f"environment is {' '.join(words)}; write one dotted path, or name=path of each of several: --environment "
+            "shop=my_module.Shop store=my_module.Store."
+        )
+    found = find_tools(options.tools or [], named or (words[0] if words else None))
+    if found.are_there and is_served(options.teacher):
+        raise ValueError(
+            "teacher is behind a server, and there are tools: episodes are written by a teacher in this process. Name "
+            "its folder."
+        )
+    if found.are_there and options.engine != "hf":
+        raise ValueError(
+            f"engine is {options.engine!r}, and there are tools: episodes are written with Transformers. Leave engine "
+            "out."
+        )
+    return found
 
 
 def _check_served(options: argparse.Namespace) -> None:
@@ -221,6 +251,9 @@ def _open(
     )
     for note in data.notes:
         console.say(note)
+    from ..run.tools import check_rows_of_tools
+
+    check_rows_of_tools(options.found_tools, data)
     rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
         console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
@@ -235,7 +268,8 @@ def _open(
         teacher, served = connected.files(options.teacher), ServerWriter(connected.teacher, options.teacher)
     else:
         teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
-    prompts = read_prompts(rows, places, teacher.tokenizer, template_kwargs)
+    told = read_prompts(options.found_tools.told(rows), places, teacher.tokenizer, template_kwargs)
+    prompts = replace(told, rows=rows)
     check_fit(prompts, settings, teacher)
     if served is None:
         check_weights(options.teacher, "teacher", options.trust_remote_code)
@@ -272,7 +306,7 @@ def _generate(
         console.say(f"{writers.described(options.teacher, writer)}{resumed}")
         started = time.monotonic()
         with console.progress("generate", file.total, "responses", file.done) as advance:
-            tokens = generate(writer, teacher, file, advance)
+            tokens = generate(writer, teacher, file, advance, options.found_tools)
         return tokens / (time.monotonic() - started)
     finally:
         writer.close()
@@ -282,10 +316,15 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
     count, limit = summary.responses, file.settings.max_new_tokens
     lines = [
         f"responses    {count} to {len(file.prompts.rows)} prompts",
-        f"mean length  {summary.tokens / count:.1f} tokens",
+        f"mean length  {summary.messages / count:.1f} messages"
+        if summary.messages
+        else f"mean length  {summary.tokens / count:.1f} tokens",
         f"ended        {summary.ended / count:.1%} by the teacher",
         f"cut          {1 - summary.ended / count:.1%} at max_new_tokens = {limit}",
     ]
+    if summary.rewards:
+        successes = sum(reward == 1 for reward in summary.rewards)
+        lines.append(f"success      {successes / len(summary.rewards):.1%} of the episodes have the reward 1")
     lines += [] if speed is None else [f"speed        {speed:.0f} tokens/s"]
     lines += [
         f"written      {file.path}",

@@ -1,7 +1,7 @@
 """Transformers as an engine: tropd's decoding loop where it can be used, and its addressed noise."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,22 @@ from ..models.hidden_states import language_model_class
 from ..models.sampling import sample
 from ..rollout.engine.noise import AddressedNoise, decoding_through
 from .drawing import Drawing, Responses
+
+
+@contextmanager
+def enough_memory(responses: int, model: Any) -> Iterator[None]:
+    """Say in a sentence that so many responses are too many at once.
+
+    Raises:
+        ValueError: memory has run out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{responses} responses at once do not fit on {model.device} ({error}). Use a smaller batch_size, and "
+            "another output, since batches belong to their file."
+        ) from error
 
 
 class TransformersWriter:
@@ -40,23 +56,17 @@ class TransformersWriter:
     def write(self, contexts: Sequence[list[int]], noise: AddressedNoise, drawing: Drawing) -> Responses:
         """See `Writer.write`."""
         through = decoding_through(self.model, noise) if drawing.temperature > 0 else nullcontext()
-        try:
-            with through:
-                return sample(
-                    self.model,
-                    contexts,
-                    max_new_tokens=drawing.max_new_tokens,
-                    eos_ids=drawing.eos_ids,
-                    pad_id=drawing.eos_ids[0],  # the tokenizer's own may lie beyond the embeddings
-                    temperature=drawing.temperature,
-                    vocab_limit=drawing.vocab_limit,
-                    **drawing.reshaping(),
-                )
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{len(contexts)} responses at once do not fit on {self.model.device} ({error}). Use a smaller "
-                "batch_size, and another output, since batches belong to their file."
-            ) from error
+        with enough_memory(len(contexts), self.model), through:
+            return sample(
+                self.model,
+                contexts,
+                max_new_tokens=drawing.max_new_tokens,
+                eos_ids=drawing.eos_ids,
+                pad_id=drawing.eos_ids[0],  # the tokenizer's own may lie beyond the embeddings
+                temperature=drawing.temperature,
+                vocab_limit=drawing.vocab_limit,
+                **drawing.reshaping(),
+            )
 
     def describe(self) -> dict[str, Any]:
         """See `Writer.describe`."""

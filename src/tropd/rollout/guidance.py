@@ -7,9 +7,11 @@ and never decoded and tokenised again.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ..models.chat_templates import render
 from ..models.sampling import until_eos
 from ..objective.schedules import prefix_length
 
@@ -52,6 +54,69 @@ def response_ids(
         f"teacher_response is {value!r:.80}; give text, a list of token ids, or (for conversational prompts) a list "
         "of messages."
     )
+
+
+@dataclass(frozen=True)
+class RecordedTurn:
+    """One turn of a teacher's episode in the data.
+
+    Attributes:
+        ids: without an ending.
+        ending: the id that ends it as it is rendered; `None` where it is given without one.
+        replies: what tools had said before it, over all turns.
+    """
+
+    ids: list[int]
+    ending: int | None
+    replies: tuple[str, ...] = ()
+
+
+def recorded_turns(
+    value: Any, prompt: Any, prompt_ids: list[int], tokenizer: Any, eos_ids: Sequence[int], **template
+) -> list[RecordedTurn]:
+    """A teacher's episode: the assistant's messages of a list, each by itself; text and ids are one turn.
+
+    Args:
+        value: see `response_ids`; among messages there may be tools' replies.
+        prompt: the row's prompt, with what an environment said first.
+        prompt_ids: its ids as the student sees them.
+        tokenizer: the student's.
+        eos_ids: every id that ends a response.
+        template: keyword arguments of the chat template, the row's tools among them.
+
+    Raises:
+        ValueError: as `response_ids`; or text or ids that go on behind their ending.
+    """
+    if isinstance(value, str) or not value or not isinstance(value[0], dict):
+        ids = response_ids(value, prompt, prompt_ids, tokenizer, eos_ids, **template)
+        whole = _behind(prompt, prompt_ids, value, tokenizer, template) if isinstance(value, str) else list(value)
+        if tokenizer.decode(whole[len(ids) + 1 :], skip_special_tokens=True).strip():
+            raise ValueError(
+                f"teacher_response is {value!r:.80} and goes on behind its first ending, so it is an episode of "
+                "several turns. Give it as messages: the assistant's, with their tool_calls, and the tools'."
+            )
+        return [RecordedTurn(ids, None)]
+    turns: list[RecordedTurn] = []
+    replies: list[str] = []
+    for number, message in enumerate(value):
+        if message.get("role") == "assistant":
+            before = [*prompt, *value[:number]]
+            rendered = render(
+                tokenizer, before, add_generation_prompt=True, tokenize=True, return_dict=True, **template
+            )
+            start = prompt_ids if not number else list(rendered["input_ids"])
+            whole = render(tokenizer, [*before, message], tokenize=True, return_dict=True, **template)["input_ids"]
+            if list(whole[: len(start)]) != list(start):
+                raise ValueError(
+                    f"teacher_response is a list of messages, but the chat template renders its message {number + 1} "
+                    "so that the conversation no longer starts with what was before it. Use a template that keeps it."
+                )
+            ids = until_eos(whole[len(start) :], eos_ids)
+            ending = next(iter(whole[len(start) + len(ids) :]), None)
+            turns.append(RecordedTurn(ids, ending, tuple(replies)))
+        elif message.get("role") != "user":
+            replies.append(str(message.get("content")))
+    return turns
 
 
 def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, template: dict[str, Any]) -> list[int]:

@@ -24,6 +24,8 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
                 name: files.tokenizer for name, files in inputs.teachers.items() if not is_served(files.name)
             },
             reward_funcs=inputs.rewards or None,
+            tools=inputs.tools.functions or None,
+            environment_factory=inputs.tools.environments,
             peft_config=adapter(settings) if settings.use_peft else None,
             callbacks=list(callbacks),
         )

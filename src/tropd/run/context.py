@@ -13,6 +13,7 @@ from ..teacher.context import TeacherContexts, message_ids, text_ids, tools_of
 from ..teacher.names import Name, field_of
 from ..teacher.per_teacher_settings import args_of
 from .sources import rows_of_teacher
+from .tools import ENVIRONMENT, NO_TOOLS, RunTools
 
 BATCH = 1000
 """Rows rendered at once."""
@@ -27,12 +28,14 @@ class ContextFit:
         teachers: likewise, by name; each reads its own rows.
         args: the `TrOPDConfig`.
         overlong: `refuse` or `drop`.
+        tools: what each prompt is told may be called, beside the data's own.
     """
 
     student: ModelFiles
     teachers: dict[Name, ModelFiles]
     args: Any
     overlong: str
+    tools: RunTools = NO_TOOLS
 
     def of(self, data: PromptData) -> tuple[PromptData, list[int]]:
         """The data that fit the contexts, and the tokens of each of their prompts as the student sees them."""
@@ -63,8 +66,7 @@ class ContextFit:
         budget = self._budget(field_of(name), teacher, seen)
         return self._fit(data, lengths, read, budget, "prompt" if same else "teacher_prompt")
 
-    @staticmethod
-    def _seen(contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
+    def _seen(self, contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
         """Tokens of each prompt as a teacher sees it.
 
         Raises:
@@ -75,7 +77,7 @@ class ContextFit:
         try:
             return [
                 len(ids)
-                for start, rows in _batches(dataset)
+                for start, rows in _batches(dataset, self.tools)
                 for ids in contexts.of(rows, [[0] * length for length in lengths[start : start + len(rows)]])
             ]
         except TemplateError as error:
@@ -97,7 +99,7 @@ class ContextFit:
         tokenizer = self.student.tokenizer
         return [
             len(ids)
-            for _, rows in _batches(data.dataset)
+            for _, rows in _batches(data.dataset, self.tools)
             for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs, [tools_of(row) for row in rows])
         ]
 
@@ -155,9 +157,9 @@ def tokenize(
     return rendered["input_ids"]
 
 
-def _batches(dataset: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _batches(dataset: Any, tools: RunTools) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Rows with the number of their first; a batch at a time, so that a large data set is never whole in memory."""
-    columns = [name for name in ("prompt", "teacher_prompt", TOOLS) if name in dataset.column_names]
+    columns = [name for name in ("prompt", "teacher_prompt", TOOLS, ENVIRONMENT) if name in dataset.column_names]
     read = dataset.select_columns(columns)
     for start in range(0, len(dataset), BATCH):
-        yield start, read.select(range(start, min(start + BATCH, len(dataset)))).to_list()
+        yield start, tools.told(read.select(range(start, min(start + BATCH, len(dataset)))).to_list())

@@ -33,6 +33,7 @@ from .sources import (
     rows_of_teacher,
     teacher_findings,
 )
+from .tools import NO_TOOLS, RunTools, check_rows_of_tools, find_tools
 
 ROWS_COMPARED = 16
 """Rows whose prompts are rendered with both chat templates, beside the longest."""
@@ -48,6 +49,7 @@ class RunInputs:
         data: training prompts.
         evaluation: evaluation prompts, or `None`.
         rewards: reward functions.
+        tools: what may be called.
         student: tokenizer and configurations of the student, no weights.
         teachers: likewise, by name; one teacher has the name `None`.
         findings: what was noticed about the pair and the data.
@@ -60,6 +62,7 @@ class RunInputs:
     data: PromptData
     evaluation: PromptData | None
     rewards: list[Callable]
+    tools: RunTools
     student: ModelFiles
     teachers: dict[Name, ModelFiles]
     findings: list[Finding]
@@ -95,6 +98,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     check_hub(args)
     check_benchmarks(args, configuration)
     rewards = [reward_function(name) for name in settings.reward_funcs]
+    tools = find_tools(settings.tools, settings.environment)
     student = read_model_files(settings.student, trust_remote_code=args.trust_remote_code, role="student")
     teachers = {name: read_teacher(name, settings.teachers, args, student) for name in settings.teachers}
     kept_in_memory = _settled_checkpointing(student, args, configuration)
@@ -102,18 +106,20 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
         check_vocabulary(student, teacher_name, teacher)
     say(f"reading {settings.data}")
     data, evaluation = load_training(configuration), load_evaluation(configuration)
-    fit = ContextFit(student, teachers, args, settings.overlong_prompts)
+    check_rows_of_tools(tools, data)
+    fit = ContextFit(student, teachers, args, settings.overlong_prompts, tools)
     data, lengths = fit.of(data)
     if evaluation is not None:
         evaluation, _ = fit.of(evaluation)
     longest_row = lengths.index(max(lengths)) if lengths else 0
-    findings = compare(student, teachers, data, longest_row, args) + kept_in_memory
+    findings = compare(student, teachers, data, longest_row, args, tools) + kept_in_memory
     check_enough_prompts(len(data), args)
     check_reward_columns(rewards, data.dataset.column_names)
     findings += teacher_findings(data, settings.teacher_names)
     findings += guidance_findings(data, args, bool(own_bases(settings, args)))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
-    return RunInputs(configuration, args, data, evaluation, rewards, student, teachers, findings, mean, longest)
+    read = (data, evaluation, rewards, tools)
+    return RunInputs(configuration, args, *read, student, teachers, findings, mean, longest)
 
 
 def check_benchmarks(args: Any, configuration: Configuration) -> None:
@@ -193,7 +199,12 @@ def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> No
 
 
 def compare(
-    student: ModelFiles, teachers: dict[Name, ModelFiles], data: PromptData, longest_row: int, args: Any
+    student: ModelFiles,
+    teachers: dict[Name, ModelFiles],
+    data: PromptData,
+    longest_row: int,
+    args: Any,
+    tools: RunTools = NO_TOOLS,
 ) -> list[Finding]:
     """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused.
 
@@ -201,7 +212,7 @@ def compare(
         ValueError: every refusal, one a line.
     """
     found = {
-        name: _compared(student, teacher, _rows_for(data, name, longest_row), args_of(args, name, teachers))
+        name: _compared(student, teacher, tools.told(_rows_for(data, name, longest_row)), args_of(args, name, teachers))
         for name, teacher in teachers.items()
     }
     shared = [finding for finding in next(iter(found.values())) if all(finding in each for each in found.values())]

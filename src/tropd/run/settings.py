@@ -30,6 +30,9 @@ class RunSettings:
         overlap_with: evaluation files; how many of their problems are in `data` is reported before training.
         reward_funcs: names of `trl.rewards`, or dotted paths such as `my_module.my_reward`; monitored only, until
             `reward_mixing_weight` is above 0.
+        tools: functions that the student may call, by dotted paths such as `my_module.my_tool`; see docs/agents.md.
+        environment: a class with `reset` and methods that the student may call, likewise; or `{name: path}`, and each
+            row of the data names its own in an `environment` column.
         preflight_prompts: prompts that both models score before training; 0 compares tokenizers and sizes only.
         use_peft: train a LoRA adapter instead of the whole student.
         lora_r: its rank.
@@ -64,6 +67,12 @@ class RunSettings:
     )
     reward_funcs: list[str] = field(
         default_factory=list, metadata={"help": "names of trl.rewards, or dotted paths; monitored only by default"}
+    )
+    tools: list[str] = field(
+        default_factory=list, metadata={"help": "functions that the student may call, by dotted paths"}
+    )
+    environment: str | dict[str, str] | None = field(
+        default=None, metadata={"help": "class whose methods it may call, by a dotted path; several: {name: path}"}
     )
     preflight_prompts: int = field(default=8, metadata={"help": "prompts both models score before training; 0 none"})
     use_peft: bool = field(default=False, metadata={"help": "train a LoRA adapter instead of the whole student"})
@@ -120,6 +129,7 @@ TRL_NAMES = {
     "train_dataset": "data",
     "dataset_train_split": "data_split",
     "reward_model_name_or_path": "reward_funcs",
+    "environment_factory": "environment",
     "max_prompt_length": "overlong_prompts",
     "lmbda": "method",
     "max_new_tokens": "max_completion_length",

@@ -97,6 +97,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train_sampling_strategy": ("random",),  # the order of prompts is shuffle_dataset's
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "scale_rewards": ("group", "batch", "none"),
+    "guidance_unit": ("tokens", "turns"),
+    "guidance_pattern": ("prefix", "mixed"),
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),
 }

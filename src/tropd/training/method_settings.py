@@ -78,6 +78,9 @@ class MethodSettings:
         guidance_beta: β of the prefix's term.
         guidance_term: `nll`, the prefix's negative log-likelihood, or `k1`, a detached advantage that pushes down.
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
+        guidance_unit: `tokens`: the teacher's prefix is so many of its tokens, in whose last turn the student goes
+            on; `turns`: whole turns of an episode with tools. `None`: turns where there are tools or an environment.
+        guidance_pattern: of turns, `prefix`: the first ones are the teacher's, or `mixed`: each with probability α.
         reduction: `shared`, `per_region` or `selected`.
         switch_at: fraction of training at which a two-stage method switches.
         ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
@@ -171,6 +174,8 @@ class MethodSettings:
     guidance_beta: float | None = field(default=None, metadata={"help": "Weight of the prefix's term."})
     guidance_term: str | None = field(default=None, metadata={"help": "nll or k1."})
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
+    guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
+    guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, of turns."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
     ending: str = field(default="one_action", metadata={"help": "one_action or as_given."})

@@ -6,6 +6,7 @@ N counts the response tokens of a micro-batch that are learned from or measured,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 
@@ -31,14 +32,19 @@ class Rollout:
         prompt_ids: what the student saw.
         teacher_context: what the teacher sees before the response.
         response: prefix ⊕ continuation, the end-of-sequence token included where there is one.
-        prefix_length: how many response tokens are the teacher's.
+        prefix_length: how many tokens at the start of the response are the teacher's.
+        is_cut: does it end in a call that no tool has answered, or in a reply? `None` without tools.
+        stale: did a tool answer otherwise than in the teacher's recorded episode, so that it could not be followed?
+            `None` without such an episode.
+        guided: for each response token, did the teacher write it? `None`: those of the prefix, and no others.
         external: for each response token, was it put there by a tool or an environment? `None`: none was.
         sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
             ids only.
         sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
         reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
-        ended_by: the end-of-sequence token that the student ended it with; `None` where it was cut.
-        repetitive: does it end in a repeating cycle?
+        ended_by: the end-of-sequence token that the student ended it with; `None` where it was cut, or where nobody
+            answered the calls in its last turn.
+        repetitive: does it end in a repeating cycle, of tokens or of whole turns?
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
         teacher: the name of the teacher that scores it; `None` where there is one, without a name.
@@ -58,6 +64,14 @@ class Rollout:
     collapsed: bool = False
     included: bool = True
     teacher: str | None = None
+    guided: list[bool] | None = None
+    stale: bool | None = None
+    is_cut: bool | None = None
+
+    @cached_property
+    def by_teacher(self) -> list[bool]:
+        """For each response token: did the teacher write it?"""
+        return self.guided or [position < self.prefix_length for position in range(len(self.response))]
 
     @property
     def ended(self) -> bool:
@@ -74,11 +88,20 @@ class Rollout:
     @cached_property
     def student_length(self) -> int:
         """Number of tokens the student wrote."""
-        return len(self.response) - self.prefix_length - sum(self.external or [])
+        return len(self.response) - sum(self.by_teacher) - sum(self.external or [])
+
+    @cached_property
+    def turns(self) -> list[range]:
+        """The positions of each turn; between two a tool or an environment has spoken."""
+        runs = groupby(range(len(self.response)), key=lambda position: bool(self.external and self.external[position]))
+        found = [list(positions) for told, positions in runs if not told]
+        return [range(positions[0], positions[-1] + 1) for positions in found]
 
     def wrote_any_of(self, token_ids: Sequence[int]) -> bool:
         """Did the student write one of these tokens?"""
-        return any(token in token_ids for token in self.response[self.prefix_length :])
+        external = self.external or [False] * len(self.response)
+        marked = zip(self.response, self.by_teacher, external, strict=True)
+        return any(token in token_ids for token, guided, told in marked if not guided and not told)
 
     def scored_positions(self) -> list[int]:
         return [position for position, marked in enumerate(self.scored) if marked]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers.generation import GenerationMode
 
-from ..messages import TOOLS, struct_columns, without_nulls
+from ..messages import TOOLS, is_unanswered, struct_columns, without_nulls
 from ..models.files import context_length, steady_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
@@ -28,22 +29,23 @@ from ..rollout.engine.noise import (
     THEIR_LOOP,
     AddressedNoise,
     Place,
-    Turns,
     decoding_through,
     drawing_without_address,
 )
 from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.guidance import prefixes, response_ids, splice
-from ..rollout.quality import is_collapsed, is_repetitive
+from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
+from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.names import rows_by_name, teacher_phrase
-from ..teacher.teacher import Teacher
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
 from .guards.contexts import Reader, doubtful_rows
 from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
+from .tool_loop import PlainReplies, RanksInStep
+from .turn_guidance import TurnGuidance, drawing
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +60,20 @@ class _Batch:
     Attributes:
         rows: as the data have them.
         starts: teacher prefixes that the first turn continues; `None` once it has.
-        turns: which row and position a turn's contexts go on at; `None` outside of a batch.
-        notes: what the sampler knows of its tokens, likewise.
+        first_row: number of the first of them in the whole step.
+        guidance: which turns are the teacher's, where there are several; `None` where none is.
+        turns: which row and position a turn's contexts go on at; `None` where there is one turn, of all rows.
+        notes: what the sampler knows of its tokens; `None` where nobody reads it.
         engines: which decoding loop has written, turn by turn.
         prompts: as the host has tokenised them, an environment's observations included.
     """
 
     rows: Sequence[Row]
+    first_row: int
     starts: list[list[int]] | None
     turns: Turns | None
     notes: SamplerNotes | None
+    guidance: TurnGuidance | None = None
     engines: list[float] = field(default_factory=list)
     prompts: Sequence[Any] | None = None
 
@@ -84,6 +90,7 @@ class RolloutStage:
         self.evaluated_rows = 0
         self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
+        self._guidance: TurnGuidance | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
         student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
@@ -91,6 +98,7 @@ class RolloutStage:
         self._teacher_readers = {name: self._reader_of(name) for name in trainer.teachers.by_name}
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
+        self._ranks_in_step = RanksInStep(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
@@ -123,6 +131,9 @@ class RolloutStage:
             method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
+        if self._has_turns:  # whose turns are guided one by one, when each is due
+            self._guidance = TurnGuidance(trainer, rows, first_row, fraction, method, self._every_ending)
+            return [[] for _ in rows]
         numbers = range(first_row, first_row + len(rows))
         firsts = [i for i, number in enumerate(numbers) if number % each == 0]
         responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction, method)
@@ -141,7 +152,9 @@ class RolloutStage:
         """The student's continuations of `prefixes`, through the host."""
         trainer = self.trainer
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
-        self._batch = batch = _Batch(rows, prefixes, Turns(first_row), notes)
+        turns = Turns(first_row) if self._has_turns else None
+        guidance, self._guidance = self._guidance, None
+        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance)
         try:
             with trainer.step_guards().writing():
                 host = trainer._generate_and_score_completions(rows)
@@ -168,6 +181,9 @@ class RolloutStage:
             mask_truncated=trainer.args.mask_truncated_completions,
             mask_repetitive=trainer.args.mask_repetitive_completions,
             notes=notes,
+            messages=turns.messages if turns else None,
+            guided=turns.guided if turns and guidance else None,
+            stale=[guidance.is_stale(row) for row in range(len(rows))] if guidance else None,
         )
 
     # ------------------------------------------------------------------ called back by the host
@@ -176,7 +192,9 @@ class RolloutStage:
         """The prompts' ids, with the tools that each row brings, and no ending that a tokenizer puts behind text."""
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
-            self._batch.prompts, rows = prompts, self._batch.rows
+            rows = self._batch.rows
+            # Copies: the host's tool loop appends calls and replies to these very lists, which are no part of a prompt.
+            self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
         self._student_reader.check(found[0], self.trainer.max_completion_length)
         return found
@@ -188,12 +206,58 @@ class RolloutStage:
             prompt_ids: each row's context.
             host: contexts to what was written behind them, and the sampler's log-probabilities.
         """
-        batch = self._batch or _Batch((), None, None, None)
+        batch = self._batch or _Batch((), 0, None, None, None)
+        if batch.turns is not None and batch.turns.messages is not None:
+            self._ranks_in_step.begin_turn()
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
+        places = self._places(batch, prompt_ids)
+        if batch.guidance is not None and batch.turns is not None and places is not None:
+            return self._guided_turn(batch, batch.guidance, batch.turns, prompt_ids, places, host)
+        written, logps = self._continue(batch, prompt_ids, starts, places, host)
+        if batch.turns is not None:
+            batch.turns.record(prompt_ids, written)
+        return written, logps
+
+    def _guided_turn(
+        self,
+        batch: _Batch,
+        guidance: TurnGuidance,
+        turns: Turns,
+        prompt_ids: list[list[int]],
+        places: list[Place],
+        host: Callable,
+    ) -> tuple[list[list[int]], Any]:
+        """A turn of which the teacher writes some rows, or the start of some; the student goes on with the others."""
+        if turns.messages is None:
+            guidance.begin(batch.prompts or (), prompt_ids)
+        starts = guidance.starts(turns.asked or [], prompt_ids, places, turns.messages)
+        mine = [i for i, start in enumerate(starts) if not start.is_whole]
+        written, logps = [start.ids for start in starts], None
+        if mine:
+            begun, where = [starts[i].ids for i in mine], [places[i] for i in mine]
+            texts, logps = self._continue(batch, [prompt_ids[i] for i in mine], begun, where, host)
+            written = _put(texts, mine, written)
+        elif self._ranks_in_step.is_needed:
+            self._ranks_in_step.write_idly(lambda contexts: self._write_idly(contexts, host))
+        if self.trainer.use_vllm:
+            logps = _put(logps or [], mine, [[None] * len(start.ids) for start in starts])
+        turns.record(prompt_ids, written, [len(start.ids) for start in starts])
+        return written, logps
+
+    def _continue(
+        self,
+        batch: _Batch,
+        prompt_ids: list[list[int]],
+        starts: list[list[int]],
+        places: list[Place] | None,
+        host: Callable,
+    ) -> tuple[list[list[int]], Any]:
+        """What the student writes behind `starts`, and those before it."""
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         budget = self.trainer.max_completion_length
         contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
-        places = None if batch.turns is None else self._places(batch.turns, prompt_ids, starts)
+        if places is not None:
+            places = [(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)]
         if self.trainer.use_vllm:
             with self._asking_vllm(places, budget, starts):
                 written, logps = host(contexts)
@@ -210,9 +274,36 @@ class RolloutStage:
             pairs = [splice(start, continuation, values, budget) for start, continuation, values in columns]
             written = [ids for ids, _ in pairs]
             logps = None if logps is None else [values for _, values in pairs]
-        if batch.turns is not None:
-            batch.turns.record(prompt_ids, written)
         return written, logps
+
+    def call_tools(self, messages: Sequence[list[Any]], host: Callable[[], Any], write: Callable) -> Any:
+        """The host's tool loop, whose further turns come back to `generate_turn`.
+
+        Args:
+            messages: each row's, behind its prompt; the loop appends to them.
+            host: the loop.
+            write: the host's sampler, behind contexts.
+        """
+        if self._batch is not None and self._batch.turns is not None:
+            self._batch.turns.follow(messages)
+        found = host()
+        self._ranks_in_step.end(lambda contexts: self._write_idly(contexts, write))
+        return found
+
+    def tokenize_replies(self, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
+        """What stands between a call and the next turn: special tokens in a tool's words are text."""
+        return self._plain_replies.tokenize(self.trainer, replies, host)
+
+    @cached_property
+    def _plain_replies(self) -> PlainReplies:
+        return PlainReplies(self.trainer._tokenizer)
+
+    def _write_idly(self, contexts: list[list[int]], write: Callable) -> None:
+        """One token of a context that is no row's, in step with ranks that have rows."""
+        batch = _Batch((), 0, None, None, None)
+        student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        with self._generation_budget(1), as_asked(student), self._addressed(batch, student, [(0, 0)]):
+            write(contexts)
 
     def give_rewards(self, host: Callable[[], Tensor]) -> Tensor:
         """The host's rewards [B, F]; a reward function that fails stops the run in a sentence."""
@@ -225,6 +316,12 @@ class RolloutStage:
         return rewards.masked_fill(rewards.isinf(), torch.nan)  # which the host leaves out, as it does None
 
     # ------------------------------------------------------------------ rows
+
+    @property
+    def _has_turns(self) -> bool:
+        """May a rollout have more than one turn, or a prompt that is made only now?"""
+        host = self.trainer
+        return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
 
     def _first_row(self, count: int) -> int:
         """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
@@ -327,7 +424,7 @@ class RolloutStage:
             self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
             asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
             noise = self._prefix_noise([numbers[missing[i]] for i in mine])
-            with asked, naming(name), _drawing(teacher, noise):
+            with asked, naming(name), drawing(teacher, noise):
                 written = teacher.write(
                     [contexts[i] for i in mine],
                     pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
@@ -352,9 +449,11 @@ class RolloutStage:
         step = self.trainer.state.global_step
         return AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
 
-    def _places(self, turns: Turns, prompt_ids: list[list[int]], starts: list[list[int]]) -> list[Place] | None:
-        """Row and position at which each context goes on, behind its teacher prefix; `None` where one has none."""
-        places = turns.places(prompt_ids)
+    def _places(self, batch: _Batch, prompt_ids: list[list[int]]) -> list[Place] | None:
+        """Row and position at which each context goes on; `None` where one has none."""
+        if batch.turns is None:
+            return [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
+        places = batch.turns.places(prompt_ids)
         if places is None:
             if not self._is_addressed:
                 return None
@@ -364,7 +463,7 @@ class RolloutStage:
                 "draw others."
             )
             return None
-        return [(row, position + len(start)) for (row, position), start in zip(places, starts, strict=True)]
+        return places
 
     def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
@@ -377,7 +476,7 @@ class RolloutStage:
         noise = AddressedNoise(
             seed=trainer.args.seed,
             step=trainer.state.global_step,
-            stream=self._sampling_stream,
+            stream=SAMPLING_STREAM if trainer.model.training else EVALUATION_SAMPLING_STREAM,
             places=places,
             synced_gpus=self._weights_are_sharded,
             rows_at_once=trainer.args.rollout_batch_size,
@@ -386,16 +485,13 @@ class RolloutStage:
         )
         return decoding_through(student, noise)
 
-    @property
-    def _sampling_stream(self) -> int:
-        return SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
-
     @contextmanager
     def _asking_vllm(self, places: list[Place] | None, budget: int, starts: list[list[int]]) -> Iterator[None]:
         """Inside, vLLM gives each row what is left of its budget, and draws by row and position."""
         from ..rollout.engine.vllm import RowRequest, row_seed
 
         args, step = self.trainer.args, self.trainer.state.global_step
+        stream = SAMPLING_STREAM if self.trainer.model.training else EVALUATION_SAMPLING_STREAM
         if places is None:
             rows = [RowRequest(budget - len(start), None) for start in starts]
         else:
@@ -403,7 +499,7 @@ class RolloutStage:
             rows = [
                 RowRequest(
                     max(budget - position, 1),
-                    row_seed(args.seed, step, row, position, self._sampling_stream) if addressed else None,
+                    row_seed(args.seed, step, row, position, stream) if addressed else None,
                 )
                 for row, position in places
             ]
@@ -477,16 +573,6 @@ def notes_suffice(trainer: Any) -> bool:
 # ---------------------------------------------------------------------- from the host's tensors to records
 
 
-def _drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:
-    """Inside, a teacher of this process draws by row and position; another engine is told seeds.
-
-    With any engine of the student's: such a teacher writes with Transformers' `generate` in all of them.
-    """
-    if noise is None or teacher.model is None:
-        return nullcontext()
-    return decoding_through(teacher.model, noise)
-
-
 def read_rollouts(
     host: dict[str, Any],
     contexts: Sequence[list[int]],
@@ -498,6 +584,9 @@ def read_rollouts(
     mask_truncated: bool,
     mask_repetitive: bool,
     notes: SamplerNotes | None = None,
+    messages: Sequence[list[Any]] | None = None,
+    guided: Sequence[list[slice]] | None = None,
+    stale: Sequence[bool | None] | None = None,
 ) -> list[Rollout]:
     """One record for each row of what TRL's rollout returns.
 
@@ -511,15 +600,28 @@ def read_rollouts(
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
         notes: what our own sampler knew of the tokens.
+        messages: each row's, behind its prompt, where tools may have answered.
+        guided: where each row's teacher wrote, over turns; `None`: in its start alone.
+        stale: could a row's recorded episode not be followed? `None` where there is none.
     """
     prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
     responses = unpad(host["completion_ids"], host["completion_mask"])
     tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
-        written = response[len(start) :]
-        ended_by = written[-1] if written and written[-1] in eos_ids else None
-        repetitive = is_repetitive(written)
+        external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
+        told = external or [False] * len(response)
+        if guided is None and external is None:
+            marks, turns = [True] * len(start) + [False] * (len(response) - len(start)), [response[len(start) :]]
+        else:
+            marks = marked(guided[i] if guided else [slice(0, len(start))], len(response))
+            turns = own_turns(response, [one or other for one, other in zip(marks, told, strict=True)])
+        written = [token for turn in turns for token in turn]
+        is_cut = None if messages is None else is_unanswered(messages[i])
+        goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
+        ended_by = None if goes_on else response[-1]
+        again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
+        repetitive = is_repetitive(written) or again
         noted = None
         if notes is not None and sampler is None:
             noted = notes.of(first_row + i, prompt_ids[i], response)
@@ -529,19 +631,49 @@ def read_rollouts(
                 prompt_ids=prompt_ids[i],
                 teacher_context=contexts[i],
                 response=response,
-                prefix_length=len(start),
-                external=None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist(),
+                prefix_length=next((n for n, mark in enumerate(marks) if not mark), len(marks)),
+                guided=marks if guided else None,
+                stale=stale[i] if stale else None,
+                is_cut=is_cut,
+                external=external,
                 sampler_logps=noted.logps if noted else _logps_of(sampler, i, len(response)),
                 sampler_entropies=noted.entropies if noted else None,
                 reward_advantage=float(host["advantages"][i]),
                 ended_by=ended_by,
                 repetitive=repetitive,
-                collapsed=is_collapsed(written, eos_ids, guided=bool(start)),
+                collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
                 included=not (mask_truncated and ended_by is None) and not (mask_repetitive and repetitive),
                 teacher=teachers[i],
             )
         )
     return rollouts
+
+
+def marked(stretches: Sequence[slice], length: int) -> list[bool]:
+    """For each of `length` tokens, does it lie in one of the stretches?"""
+    marks = [False] * length
+    for stretch in stretches:
+        stop = min(stretch.stop, length)
+        marks[stretch.start : stop] = [True] * max(stop - stretch.start, 0)
+    return marks
+
+
+def own_turns(response: Sequence[int], others: Sequence[bool]) -> list[list[int]]:
+    """What the student wrote, turn by turn: what a tool put there, or the teacher, lies in between.
+
+    >>> own_turns([5, 6, 2, 9, 7, 2], [True, False, False, True, False, False])
+    [[6, 2], [7, 2]]
+    """
+    runs = groupby(zip(response, others, strict=True), key=lambda pair: pair[1])
+    return [[token for token, _ in run] for other, run in runs if not other]
+
+
+def _put(values: Sequence[Any], places: Sequence[int], among: Sequence[Any]) -> list[Any]:
+    """A list with some entries replaced."""
+    found = list(among)
+    for place, value in zip(places, values, strict=True):
+        found[place] = value
+    return found
 
 
 def _logps_of(sampler: Tensor | None, row: int, length: int) -> list[float] | None:

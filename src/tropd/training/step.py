@@ -296,8 +296,8 @@ def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], de
 
 
 def student_tokens(rollouts: Sequence[Rollout], device: Any) -> Tensor:
-    """bool [N]: the tokens that the student wrote; the others are the teacher's prefix."""
-    marks = [position >= rollout.prefix_length for rollout in rollouts for position in rollout.scored_positions()]
+    """bool [N]: the tokens that the student wrote; the others are the teacher's."""
+    marks = [not rollout.by_teacher[position] for rollout in rollouts for position in rollout.scored_positions()]
     return torch.tensor(marks, dtype=torch.bool, device=device)
 
 

@@ -449,6 +449,14 @@ class TrOPDTrainer(GRPOTrainer):
         rest, host = (images, multimodal_fields, num_generations, has_tool_images), super()._generate_single_turn
         return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest))
 
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
+        given = (prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields)
+        loop, write = super()._tool_call_loop, super()._generate_single_turn
+        return self.rollout_stage.call_tools(completions, lambda: loop(*given), lambda ids: write(ids, None, {}, 1))
+
+    def _get_tool_suffix_ids(self, tool_messages):
+        return self.rollout_stage.tokenize_replies(tool_messages, super()._get_tool_suffix_ids)
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
         if self.use_vllm and self.vllm_importance_sampling_correction:

@@ -61,17 +61,15 @@ def check_arguments(
         _check_adapter(teacher_phrase(name), teacher, learns=False)
         check_no_adapter_beside(field_of(name), teacher)
     _check_columns(train_dataset, options)
+    _check_engine_of_tools(args, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
         raise ValueError(
             f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
             "Set guidance_schedule='none', or leave rollout_func out."
         )
-    if guided and options.get("environment_factory") is not None:
-        raise ValueError(
-            f"method {args.method!r} starts rollouts from teacher prefixes, but an environment makes its prompts only "
-            "while rolling out. Set guidance_schedule='none', or leave environment_factory out."
-        )
+    has_turns = bool(options.get("tools") or options.get("environment_factory"))
+    _check_guidance_of_turns(args, guided, has_turns)
     if args.cast_lm_head_to_fp32:
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
@@ -134,6 +132,38 @@ def _check_apart(role: str, model: Any, output_dir: str) -> None:
         raise ValueError(
             f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would be written "
             "over. Choose another folder."
+        )
+
+
+def _check_guidance_of_turns(args: TrOPDConfig, guided: bool, has_turns: bool) -> None:
+    """Refuse settings of guidance over turns where there is none, or where there is one turn alone."""
+    by_turns = args.guidance_unit == "turns" or args.guidance_pattern == "mixed"
+    if by_turns and not (guided and has_turns):
+        name = "guidance_unit" if args.guidance_unit == "turns" else "guidance_pattern"
+        why = "there are no tools and no environment, so that an episode is one turn"
+        why = why if guided else f"method {args.method!r} is not guided"
+        raise ValueError(f"{name} is {getattr(args, name)!r}, but {why}. Remove it.")
+    if args.guidance_pattern == "mixed" and args.guidance_unit == "tokens":
+        raise ValueError(
+            "guidance_pattern is 'mixed', which draws who writes a turn, but guidance_unit is 'tokens'. Remove one."
+        )
+
+
+def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
+    """Refuse engines in which processes need turns of as many rows as each other, which a tool loop does not have."""
+    if not args.use_vllm or not (options.get("tools") or options.get("environment_factory")):
+        return
+    if args.vllm_mode == "server" and args.world_size > 1:
+        raise ValueError(
+            f"vllm_mode is 'server' with {args.world_size} processes, and there are tools: each process asks again for "
+            "as many rows as called one, and the host would hand one process responses of another. Use one process, "
+            "vllm_mode: colocate, or Transformers' generate (use_vllm: false)."
+        )
+    if args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
+        raise ValueError(
+            f"vllm_tensor_parallel_size is {args.vllm_tensor_parallel_size}, and there are tools: the processes of one "
+            "vLLM would have to ask for as many rows as each other in every turn. Set it to 1, or use Transformers' "
+            "generate (use_vllm: false)."
         )
 
 

@@ -41,6 +41,8 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     totals.add_speed("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
     totals.add_speed("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
     rollout_metrics(totals, step.rollouts, endings.unheeded)
+    if any(rollout.is_cut is not None for rollout in step.rollouts):
+        episode_metrics(totals, step.rollouts, step.signals)
     batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
     ending_metrics(totals, step.rollouts, step.signals, own_ending)
 
@@ -68,7 +70,7 @@ def ended_share(
         rollout.ended and not rollout.wrote_any_of(unheeded)
         for rollout in rollouts
         if rollout.ended
-        or rollout.prefix_length == 0
+        or not any(rollout.by_teacher)
         or rollout.student_length >= min(ROOM_TO_END, budget // 8)
         or rollout.wrote_any_of(unheeded)
     ]
@@ -93,7 +95,35 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Seque
     totals.add("response/repetitive_share", sum(rollout.repetitive for rollout in rollouts), count)
     totals.add("response/collapsed_share", sum(rollout.collapsed for rollout in rollouts), count)
     totals.add("response/excluded_share", sum(not rollout.included for rollout in rollouts), count)
-    totals.add("guidance/prefix_length", sum(rollout.prefix_length for rollout in rollouts), count)
+    totals.add("guidance/prefix_length", sum(sum(rollout.by_teacher) for rollout in rollouts), count)
+
+
+def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals) -> None:
+    """Turns, how they end and who wrote them, and the trust in the student's first and last.
+
+    Args:
+        totals: added to.
+        rollouts: of the batch.
+        signals: of its N tokens.
+    """
+    count = len(rollouts)
+    totals.add("agent/turns", sum(len(rollout.turns) for rollout in rollouts), count)
+    totals.add("agent/cut_share", sum(bool(rollout.is_cut) for rollout in rollouts), count)
+    taught = [sum(rollout.by_teacher[turn.start] for turn in rollout.turns) for rollout in rollouts]
+    totals.add("guidance/turns", sum(taught), count)
+    recorded = [rollout.stale for rollout in rollouts if rollout.stale is not None]
+    totals.add("guidance/stale_share", sum(recorded), len(recorded))
+    trust, on_policy = trust_probability(signals.log_ratio), signals.trust_weight + signals.outlier_weight
+    first, last = torch.zeros(2, len(trust), dtype=torch.bool, device=trust.device)
+    start = 0
+    for rollout in rollouts:
+        number = {position: start + n for n, position in enumerate(rollout.scored_positions())}
+        own = [turn for turn in rollout.turns if not rollout.by_teacher[turn.stop - 1]]
+        for marks, turns in ((first, own[:1]), (last, own[1:][-1:])):
+            marks[[number[position] for turn in turns for position in turn if position in number]] = True
+        start += len(number)
+    totals.add_mean("agent/trust_first_turn", trust, on_policy * first)
+    totals.add_mean("agent/trust_last_turn", trust, on_policy * last)
 
 
 def ending_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals, own: int | None) -> None:

@@ -54,6 +54,12 @@ response/collapsed_share | share | rollouts that are empty or only repeat themse
 response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted
 guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
+guidance/turns | turns | mean number of turns of a rollout that the teacher wrote or began; absent without tools | follows the schedule to 0 | 0 from the start: the teacher's turns do not fit, or call nothing
+guidance/stale_share | share | of the rollouts with a recorded episode, those in which a tool answered otherwise than recorded, so that it was left | near 0 | near 1: the recordings are of another environment
+agent/turns | turns | mean number of turns of a rollout, those of the teacher included; absent without tools, as all of its kind | settles | grows to the limit: the student goes round in circles
+agent/cut_share | share | rollouts that end in a call that nobody answered, or in a reply: out of turns, or of room | near 0 | grows: raise max_completion_length or max_tool_calling_iterations, or see repetition
+agent/trust_first_turn | probability | trust/fraction in the first turn that the student wrote | rises towards 1 | see trust/fraction
+agent/trust_last_turn | probability | trust/fraction in the last turn of rollouts of several turns | comes near that of the first turn | stays far below it: errors add up over turns
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states
 sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent with continuous batching, and where a `rollout_func` returns none | below 0.02 | grows: wrong temperature, stale weights or precision
 teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher

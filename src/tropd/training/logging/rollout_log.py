@@ -1,6 +1,7 @@
 """Sampled rollouts on disk: every token with its region, its log-probabilities and its part of the loss."""
 
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,19 @@ def _record(
         "prefix_length": rollout.prefix_length,
         "included": rollout.included,
         "ended_by": rollout.ended_by,
+        **({} if rollout.external is None else {"episode": _episode(rollout, tokenizer)}),
         "tokens": tokens,
     }
+
+
+def _episode(rollout: Rollout, tokenizer: Any) -> list[dict[str, str]]:
+    """Who said what, one after the other: the student, its teacher, or a tool."""
+    authors = [
+        "tool" if told else "teacher" if taught else "student"
+        for told, taught in zip(rollout.external or [], rollout.by_teacher, strict=True)
+    ]
+    runs = groupby(zip(authors, rollout.response, strict=True), key=lambda pair: pair[0])
+    return [{"author": author, "text": tokenizer.decode([token for _, token in run])} for author, run in runs]
 
 
 def text_after(before: int, token: int, tokenizer: Any) -> str:

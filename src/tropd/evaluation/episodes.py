@@ -1,0 +1,170 @@
+"""Episodes of a model with tools or in an environment, outside of a training step: how often it succeeds, and how.
+
+The turns are those of a training step: the host's parser reads the calls, and its templates write the replies.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import trl.trainer.grpo_trainer as host
+
+from ..messages import is_unanswered
+from ..models.sampling import sample
+from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
+from ..teacher.context import Row, message_ids
+
+NO_TOOL = ("reset", "get_reward")
+"""Methods of an environment that are no tools."""
+
+
+@dataclass
+class Episode:
+    """One episode.
+
+    Attributes:
+        prompt_ids: what the model read first.
+        response: all behind it, what tools said included.
+        external: for each token of it, did a tool say it?
+        messages: the same behind the prompt; the model's, with their calls, and the tools'.
+        calls: how many tools were called.
+        failures: calls that raised something, or that named no tool.
+        reward: the environment's own, at the end; `None` where it has none.
+    """
+
+    prompt_ids: list[int]
+    environment: Any = None
+    tools: dict[str, Callable] = field(default_factory=dict)
+    response: list[int] = field(default_factory=list)
+    external: list[bool] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    calls: int = 0
+    failures: int = 0
+    reward: float | None = None
+
+    @property
+    def turns(self) -> int:
+        """How many the model wrote."""
+        return sum(message["role"] == "assistant" for message in self.messages)
+
+    @property
+    def is_cut(self) -> bool:
+        """Does it end in a call that nobody answered?"""
+        return is_unanswered(self.messages)
+
+
+def play(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    environment: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+    functions: Sequence[Callable] = (),
+    eos_ids: Sequence[int],
+    max_length: int,
+    max_turns: int = 64,
+    turn_tokens: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    first_row: int = 0,
+) -> list[Episode]:
+    """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its own, with a chat template that renders tools and a `response_template` that reads calls.
+        rows: with `prompt`, as messages; an environment's `reset` gets all columns.
+        environment: makes one; each row has its own. Several by name: a row's column `environment` says which.
+        functions: tools beside its methods.
+        eos_ids: every id that ends a turn.
+        max_length: tokens of an episode behind its prompt, replies included.
+        max_turns: of an episode.
+        turn_tokens: longest turn; `max_length` by default.
+        temperature: of the softmax; 0 takes the likeliest token.
+        seed: of the draws.
+        first_row: number of the first row, for the draws.
+    """
+    parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
+    episodes = [_begin(parser, row, environment, functions) for row in rows]
+    live = list(range(len(rows)))
+    for _ in range(max_turns):
+        if not live:
+            break
+        _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)))
+        live = [n for n in live if _answer(parser, episodes[n], max_length)]
+    for episode in episodes:
+        if hasattr(episode.environment, "get_reward"):
+            episode.reward = float(episode.environment.get_reward())
+    return episodes
+
+
+def _has_no_parser(tokenizer: Any) -> bool:
+    return all(getattr(tokenizer, name, None) is None for name in ("response_template", "response_schema"))
+
+
+def _begin(tokenizer: Any, row: Row, environment: Any, functions: Sequence[Callable]) -> Episode:
+    make = environment[row["environment"]] if isinstance(environment, Mapping) else environment
+    prompt, made = list(row["prompt"]), make() if make else None
+    given = {name: value for name, value in row.items() if name != "environment" or make is environment}
+    if made is not None and (observation := made.reset(**given)) is not None:
+        prompt[-1] = prompt[-1] | {"content": prompt[-1]["content"] + observation}
+    names = [name for name in dir(type(made)) if made is not None and not name.startswith("_") and name not in NO_TOOL]
+    tools = [*functions, *(getattr(made, name) for name in names if callable(getattr(made, name)))]
+    return Episode(message_ids(tokenizer, prompt, tools or None), made, {str(tool.__name__): tool for tool in tools})
+
+
+def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...]) -> None:
+    """The next turn of each episode that goes on."""
+    eos_ids, max_length, turn_tokens, temperature, (seed, first_row) = how
+    contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
+    room = [max_length - len(episodes[n].response) for n in live]
+    noise = AddressedNoise(seed, 0, BENCHMARK_STREAM, [(first_row + n, len(episodes[n].response)) for n in live])
+    with decoding_through(model, noise) if temperature > 0 else nullcontext():
+        texts = sample(
+            model,
+            contexts,
+            max_new_tokens=min(max(room), turn_tokens or max_length),
+            eos_ids=eos_ids,
+            pad_id=tokenizer.pad_token_id,
+            temperature=temperature,
+            vocab_limit=max(tokenizer.get_vocab().values()) + 1,
+        )
+    for n, context, ids, most in zip(live, contexts, texts, room, strict=True):
+        episode, kept = episodes[n], ids[:most]
+        episode.response += kept
+        episode.external += [False] * len(kept)
+        told: list[Any] = list(episode.tools.values())
+        episode.messages.append(host.parse_response(tokenizer, kept, prefix=context, tools=told))
+
+
+def _answer(tokenizer: Any, episode: Episode, max_length: int) -> bool:
+    """Call what the last turn calls, and put the replies behind it where there is room; does the episode go on?"""
+    replies = []
+    for call in episode.messages[-1].get("tool_calls") or []:
+        episode.calls += 1
+        function = call.get("function", {})
+        try:
+            content = str(episode.tools[function["name"]](**function["arguments"]))
+        except Exception as error:  # the host tells the model so, too
+            episode.failures += 1
+            content = str({"error": str(error)})
+        replies.append({"role": "tool", "name": function.get("name", "unknown"), "content": content})
+    if not replies:
+        return False
+    ids = reply_ids(tokenizer, replies)
+    if len(episode.response) + len(ids) >= max_length:
+        return False
+    episode.messages += replies
+    episode.response += ids
+    episode.external += [True] * len(ids)
+    return True
+
+
+def reply_ids(tokenizer: Any, replies: Sequence[dict[str, Any]]) -> list[int]:
+    """What stands between a turn and the next, as the host's trainer renders it."""
+    trainer = SimpleNamespace(
+        processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template=None, chat_template_kwargs={}
+    )
+    return list(host.GRPOTrainer._get_tool_suffix_ids(trainer, list(replies)))  # type: ignore[arg-type]

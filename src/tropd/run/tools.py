@@ -1,0 +1,136 @@
+"""Tools and environments by name."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data import PromptData
+from ..messages import TOOLS
+
+ENVIRONMENT = "environment"
+"""The column that names each row's environment, where there are several."""
+
+NO_TOOL = ("reset", "get_reward")
+"""Methods of an environment that are no tools."""
+
+
+@dataclass(frozen=True)
+class RunTools:
+    """What a student may call. Made by `find_tools`, handed to the trainer.
+
+    Attributes:
+        functions: called as they are.
+        environments: what makes one, such as its class, or several by name; `None` where there is none.
+        schemas: the JSON schemas that a prompt is told, by the name of its environment.
+    """
+
+    functions: list[Callable] = field(default_factory=list)
+    environments: Callable | dict[str, Callable] | None = None
+    schemas: dict[str | None, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def are_there(self) -> bool:
+        """Is there any?"""
+        return bool(self.schemas)
+
+    def told(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with the tools in their column, as a chat template renders them."""
+        if not self.are_there:
+            return list(rows)
+        several = isinstance(self.environments, dict)
+        return [row | {TOOLS: self.schemas[row[ENVIRONMENT] if several else None]} for row in rows]
+
+
+NO_TOOLS = RunTools()
+
+
+def find_tools(names: Sequence[str], environment: str | Mapping[str, str] | None) -> RunTools:
+    """What `tools` and `environment` name.
+
+    Raises:
+        ValueError: something that cannot be imported, of which no schema can be made, or that is no environment.
+    """
+    functions = [imported("tools", name, "my_module.my_tool") for name in names]
+    shared = [_schema("tools", name, function) for name, function in zip(names, functions, strict=True)]
+    if not environment:
+        return RunTools(functions, None, {None: shared} if shared else {})
+    named = {None: environment} if isinstance(environment, str) else dict(environment)
+    made = {name: imported(ENVIRONMENT, path, "my_module.MyEnvironment") for name, path in named.items()}
+    schemas = {name: shared + _schemas_of(path, made[name]) for name, path in named.items()}
+    return RunTools(functions, made[None] if isinstance(environment, str) else made, schemas)  # type: ignore
+
+
+def _schemas_of(path: str, make: Callable) -> list[dict[str, Any]]:
+    """The schemas of an environment's methods, of one that is made and thrown away."""
+    environment = make()
+    if not callable(getattr(environment, "reset", None)):
+        raise ValueError(f"environment is {path!r}, which has no method `reset`; see docs/agents.md.")
+    members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
+    return [
+        _schema(ENVIRONMENT, f"{path}.{name}", getattr(environment, name))
+        for name, _ in members
+        if name not in NO_TOOL and not name.startswith("_")
+    ]
+
+
+def imported(field: str, name: str, example: str) -> Any:
+    """What a dotted path names, from the working directory too.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    module, _, attribute = name.rpartition(".")
+    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{field} has {name!r}, but {error}. Name a dotted path that Python can import from here, such as "
+            f"{example}."
+        ) from error
+
+
+def _schema(field: str, name: str, function: Any) -> dict[str, Any]:
+    from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
+
+    try:
+        return get_json_schema(function)
+    except (DocstringParsingException, TypeHintParsingException, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{field} has {name!r}, of which no schema can be made: {str(error).splitlines()[0]}. Give it type hints, "
+            "and a docstring of Google's style with an Args section."
+        ) from error
+
+
+def check_rows_of_tools(tools: RunTools, data: PromptData) -> None:
+    """Refuse data that tools cannot go with.
+
+    Raises:
+        ValueError: with what to type.
+    """
+    columns = data.dataset.column_names
+    if not tools.are_there:
+        return
+    if isinstance(data.dataset[0]["prompt"], str):
+        raise ValueError(
+            "tools (or environment) is set, but the prompts are text, to which no tool can be told. Make them "
+            "messages: chat: true."
+        )
+    if TOOLS in columns:
+        raise ValueError(
+            f"tools (or environment) is set, and the data has a column {TOOLS!r}: a prompt would tell of one or of the "
+            "other. Remove one of the two."
+        )
+    if isinstance(tools.environments, dict):
+        values = data.dataset[ENVIRONMENT] if ENVIRONMENT in columns else [None]
+        for row, value in enumerate(values):
+            if value not in tools.environments:
+                raise ValueError(
+                    f"environment has the names {', '.join(tools.environments)}, but row {row} of the data (counted "
+                    f"from 0) has {value!r} in its column {ENVIRONMENT!r}. Give each row one of the names there."
+                )

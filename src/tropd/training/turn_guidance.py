@@ -1,0 +1,321 @@
+"""Guidance over turns: which turns of an episode the teacher writes, and what it writes there.
+
+The host's tool loop takes any ids for a turn: it parses them, runs their calls in the row's own environment and goes
+on. So a teacher's turn is handed to it in the place of the student's, and nothing is simulated.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import trl.trainer.grpo_trainer as host
+
+from ..objective.methods import Method
+from ..objective.randomness import addressed_uniforms
+from ..rollout.engine.noise import PREFIX_STREAM, AddressedNoise, Place, decoding_through
+from ..rollout.guidance import RecordedTurn, recorded_turns
+from ..teacher.context import Row, with_observation
+from ..teacher.names import rows_by_name
+from ..teacher.teacher import Teacher
+from ..teacher.teachers import naming
+from .distributed.sharding import shards_teacher
+from .guards.faults import teacher_asked
+
+TURN_STREAM = 7
+"""Addressed draws of who writes a turn, where each is the teacher's with some probability."""
+
+
+@dataclass
+class _Episode:
+    """What guidance knows of one row.
+
+    Attributes:
+        recorded: the teacher's episode of the data; empty where there is none.
+        tokens: how many more the teacher may write; `None` where they are not counted.
+        turns: likewise whole turns.
+        turn: number of the next one.
+        follows: is every turn so far the recorded one?
+        stale: has a tool answered otherwise than in the recording?
+        is_over: the student writes all turns from here on.
+    """
+
+    recorded: list[RecordedTurn]
+    tokens: int | None = None
+    turns: int | None = None
+    turn: int = 0
+    follows: bool = True
+    stale: bool = False
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """The teacher's tokens that a turn begins with; with `is_whole` they are all of it."""
+
+    ids: list[int] = field(default_factory=list)
+    is_whole: bool = False
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A turn as the teacher would write it.
+
+    Attributes:
+        ids: without an ending.
+        ending: how it ends; `None` where it was cut.
+        is_last: it calls no tool.
+    """
+
+    ids: list[int]
+    ending: int | None
+    is_last: bool
+
+
+class TurnGuidance:
+    """Guidance of one batch's rows.
+
+    `prefix`: the teacher begins each episode, and from its first turn (or token) on the student goes on alone.
+    `mixed`: each turn is the teacher's with probability α, whoever wrote the others. The last turn, which calls no
+    tool, is begun by the teacher at most: where turns are counted it is all the student's, where tokens are,
+    `guidance_min_tail` of it are.
+
+    Args:
+        trainer: a built `TrOPDTrainer`.
+        rows: as the data have them.
+        first_row: number of the first of them in the whole step.
+        fraction: α of the schedule, above 0.
+        method: the stage in force.
+        ending_ids: every id that ends a response of either model.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        rows: Sequence[Row],
+        first_row: int,
+        fraction: float,
+        method: Method,
+        ending_ids: Sequence[int],
+    ):
+        self.trainer, self.rows, self.first_row, self.fraction = trainer, rows, first_row, fraction
+        self.method, self.ending_ids = method, ending_ids
+        self.by_turns = guidance_unit(trainer) == "turns"
+        self.is_mixed = trainer.args.guidance_pattern == "mixed"
+        self._episodes: list[_Episode] = []
+        self._teacher_contexts: list[list[int]] = []
+        self._prompt_lengths: list[int] = []
+
+    def begin(self, prompts: Sequence[Any], prompt_ids: Sequence[list[int]]) -> None:
+        """Know the prompts, which an environment makes only now."""
+        rows = [with_observation(row, prompt) for row, prompt in zip(self.rows, prompts, strict=True)]
+        self._teacher_contexts = self.trainer.teachers.contexts_for(rows, prompt_ids)
+        self._prompt_lengths = [len(ids) for ids in prompt_ids]
+        self._episodes = [self._episode(row, list(ids)) for row, ids in zip(rows, prompt_ids, strict=True)]
+
+    def starts(
+        self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place], messages: Any
+    ) -> list[Start]:
+        """What the teacher writes of this turn, row by row.
+
+        Args:
+            asked: the rows of this turn, counted from 0 in the batch.
+            contexts: theirs.
+            places: row in the step, and position in the response, of each.
+            messages: of all rows, behind their prompts; `None` in the first turn.
+        """
+        guided = [i for i, row in enumerate(asked) if self._is_teachers(row)]
+        proposals: dict[int, _Proposal] = {}
+        for i in guided:
+            recorded = self._recorded(asked[i], messages)
+            if recorded is not None:
+                proposals[i] = recorded
+        missing = [i for i in guided if i not in proposals]
+        if missing:
+            rows, read = [asked[i] for i in missing], [contexts[i] for i in missing]
+            proposals |= dict(zip(missing, self._write(rows, read, [places[i] for i in missing]), strict=True))
+        starts = [
+            self._take(self._episodes[row], proposals[i], places[i][1]) if i in proposals else Start()
+            for i, row in enumerate(asked)
+        ]
+        for i, row in enumerate(asked):
+            self._episodes[row].turn += 1
+            self._episodes[row].follows &= starts[i].is_whole
+        return starts
+
+    def is_stale(self, row: int) -> bool | None:
+        """Has a tool answered otherwise than in the row's recording? `None` where there is none to follow."""
+        episode = self._episodes[row]
+        return episode.stale if len(episode.recorded) > 1 else None
+
+    # ------------------------------------------------------------------ who
+
+    def _is_teachers(self, row: int) -> bool:
+        episode = self._episodes[row]
+        if self.is_mixed:
+            trainer, number = self.trainer, self.first_row + row
+            draws = addressed_uniforms(
+                trainer.args.seed, trainer.state.global_step, [number], episode.turn + 1, TURN_STREAM
+            )
+            return bool(draws[0, -1] < self.fraction)
+        return not episode.is_over and episode.tokens != 0 and episode.turns != 0
+
+    def _episode(self, row: Row, prompt_ids: list[int]) -> _Episode:
+        """A row at its first turn, with how much of it is the teacher's."""
+        trainer, response = self.trainer, row.get("teacher_response")
+        recorded: list[RecordedTurn] = []
+        if response is not None:
+            own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
+            options = trainer.chat_template_kwargs | own
+            recorded = recorded_turns(
+                response, row["prompt"], prompt_ids, trainer._tokenizer, self.ending_ids, **options
+            )
+            self._check(recorded, row)
+        if self.is_mixed:
+            return _Episode(recorded)
+        # The epsilon undoes rounding, as in `prefix_length`.
+        if self.method.guidance_length == "cap":
+            return _Episode(recorded, tokens=int(self.fraction * trainer.max_completion_length + 1e-9))
+        if not recorded:
+            if self.by_turns:
+                raise ValueError(
+                    f"guidance_length is 'share', but prompt {row['prompt']!r:.60} has no teacher_response whose turns "
+                    "could be counted. Give it one, set guidance_length: cap (of max_completion_length tokens), or "
+                    "guidance_pattern: mixed."
+                )
+            return _Episode(recorded)
+        if self.by_turns:
+            return _Episode(recorded, turns=int(self.fraction * len(recorded) + 1e-9))
+        length = sum(len(turn.ids) + 1 for turn in recorded) - 1
+        return _Episode(recorded, tokens=int(self.fraction * length + 1e-9))
+
+    def _check(self, recorded: Sequence[RecordedTurn], row: Row) -> None:
+        limit, ids = self.trainer._student_vocab_size, [token for turn in recorded for token in turn.ids]
+        if ids and not 0 <= min(ids) <= max(ids) < limit:
+            raise ValueError(
+                f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
+                f"but the student's vocabulary has {limit} entries; use the student's tokenizer."
+            )
+
+    # ------------------------------------------------------------------ what
+
+    def _recorded(self, row: int, messages: Any) -> _Proposal | None:
+        """The recorded turn, if all before it went as in the recording."""
+        episode = self._episodes[row]
+        if not episode.follows or episode.turn >= len(episode.recorded):
+            return None
+        turn = episode.recorded[episode.turn]
+        told = [] if messages is None else [str(m["content"]) for m in messages[row] if m.get("role") == "tool"]
+        if told != list(turn.replies):
+            episode.stale, episode.follows = True, False
+            return None
+        is_last = episode.turn == len(episode.recorded) - 1
+        ending = None if is_last else (self.trainer._tokenizer.eos_token_id if turn.ending is None else turn.ending)
+        return _Proposal(list(turn.ids), ending, is_last)
+
+    def _write(self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place]) -> list[_Proposal]:
+        """Turns that the teachers write now; rollouts of a prompt share them as long as they have read the same."""
+        trainer = self.trainer
+        if shards_teacher(trainer):
+            raise ValueError(
+                f"prompt {self.rows[asked[0]].get('prompt')!r:.60} has no recorded turn of a teacher to go on with "
+                "(teacher_response), and a sharded teacher cannot write while training. Record episodes before "
+                "(docs/agents.md), or set shard_teacher: false."
+            )
+        each = 1 if self.is_mixed else trainer.num_generations
+        keys = [
+            ((place[0] // each * each, place[1]), tuple(context))
+            for place, context in zip(places, contexts, strict=True)
+        ]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        names = [trainer.teachers.name_for(self.rows[row]) for row in asked]
+        written: dict[Any, _Proposal] = {}
+        for name, mine in rows_by_name([names[i] for i in sorted(first.values())]).items():
+            of_name = [sorted(first.values())[n] for n in mine]
+            budget = max(self._room(self._episodes[asked[i]], places[i][1]) for i in of_name)
+            read = [
+                [*self._teacher_contexts[asked[i]], *contexts[i][self._prompt_lengths[asked[i]] :]] for i in of_name
+            ]
+            texts = self._ask(name, read, [keys[i][0] for i in of_name], budget)
+            for i, ids in zip(of_name, texts, strict=True):
+                written[keys[i]] = self._as_proposal(ids, contexts[i], asked[i], budget)
+        return [written[key] for key in keys]
+
+    def _ask(self, name: Any, contexts: list[list[int]], places: list[Place], budget: int) -> list[list[int]]:
+        trainer, args = self.trainer, self.trainer.args
+        teacher, noise = trainer.teachers.by_name[name], None
+        if args.addressed_sampling is not False:
+            noise = AddressedNoise(
+                args.seed, trainer.state.global_step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size
+            )
+        with (
+            teacher_asked(trainer.moment(), args.output_dir),
+            naming(name),
+            drawing(teacher, noise),
+        ):
+            return teacher.write(  # type: ignore[no-any-return]
+                contexts,
+                pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
+                eos_ids=self.ending_ids,
+                max_new_tokens=budget,
+                temperature=trainer.temperature,
+                vocab_limit=trainer._student_vocab_size,
+                draws=None if noise is None else noise.address,
+            )
+
+    def _as_proposal(self, ids: list[int], context: list[int], row: int, budget: int) -> _Proposal:
+        if len(ids) >= budget:
+            return _Proposal(ids, None, is_last=False)
+        ending = int(self.trainer._tokenizer.eos_token_id)
+        return _Proposal(ids, ending, is_last=not self._calls([*ids, ending], context, row))
+
+    def _calls(self, ids: list[int], context: list[int], row: int) -> bool:
+        """Does the host read a call of a tool in a turn?"""
+        trainer, tools = self.trainer, self.trainer.tools
+        if trainer.environment_factories is not None:
+            tools = trainer._env_tools[trainer._batch_environments[row]]
+        if not tools:
+            return False
+        return bool(host.parse_response(trainer._tokenizer, ids, prefix=context, tools=tools).get("tool_calls"))
+
+    # ------------------------------------------------------------------ how much of it
+
+    def _room(self, episode: _Episode, position: int) -> int:
+        """Tokens that a turn of the teacher's may take."""
+        room = int(self.trainer.max_completion_length) - position
+        if self.by_turns or episode.tokens is None:
+            return room
+        return min(room, episode.tokens + int(self.trainer.args.guidance_min_tail))
+
+    def _take(self, episode: _Episode, proposal: _Proposal, position: int) -> Start:
+        tail, room = self.trainer.args.guidance_min_tail, self.trainer.max_completion_length - position
+        size = len(proposal.ids) + 1
+        ends = proposal.ending is not None and not proposal.is_last and size <= room - tail
+        if self.by_turns:
+            if not ends:
+                episode.is_over = True
+                return Start()
+            episode.tokens = None if episode.tokens is None else max(episode.tokens - size, 0)
+            episode.turns = None if episode.turns is None else episode.turns - 1
+            return Start([*proposal.ids, proposal.ending], is_whole=True)  # type: ignore[list-item]
+        allowed = int(self.fraction * len(proposal.ids) + 1e-9) if episode.tokens is None else episode.tokens
+        if ends and episode.tokens is not None and size <= allowed:
+            episode.tokens -= size
+            return Start([*proposal.ids, proposal.ending], is_whole=True)  # type: ignore[list-item]
+        episode.is_over = True
+        return Start(proposal.ids[: max(0, min(allowed, len(proposal.ids) - tail, room - tail))])
+
+
+def guidance_unit(trainer: Any) -> str:
+    """`tokens` or `turns`: as set, else turns where there are tools."""
+    return str(trainer.args.guidance_unit or ("turns" if trainer.tools else "tokens"))
+
+
+def drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:
+    """Inside, a teacher of this process draws by row and position; another engine is told seeds.
+
+    With any engine of the student's: such a teacher writes with Transformers' `generate` in all of them.
+    """
+    if noise is None or teacher.model is None:
+        return nullcontext()
+    return decoding_through(teacher.model, noise)
