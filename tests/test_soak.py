@@ -77,6 +77,7 @@ def test_steps_beside_another_load_are_not_compared(soak):
 
 
 def test_a_short_run_measures_everything(soak, tmp_path, monkeypatch, capsys):
+    """Between the steps 1, 11, 21 and 31, whose logged rollouts hold some tensors more."""
     arguments = [
         "--out",
         str(tmp_path),
