@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights
-from . import console
+from . import console, writers
 
 if TYPE_CHECKING:
     from ..evaluation.responses import Sampling
@@ -28,13 +28,12 @@ ROWS = (
 )
 
 
-def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling", load: Any) -> int:
+def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
     """Play what is missing, write it and its scores, and print them.
 
     Args:
         settings: options of `tropd evaluate`.
         sampling: what they say of drawing.
-        load: from settings, sampling and the model's files to the model.
     """
     from ..data import load_prompts
     from ..evaluation.episode_scores import scores_of
@@ -56,9 +55,10 @@ def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling", load: Any)
     records = _begin(folder, settings)
     rows = [row for row in data.dataset for _ in range(settings["samples"] or 1)]
     if len(records) < len(rows):
-        model = load(settings, sampling, files)
+        writer: Any = writers.begin(files, "model", settings, 0)
+        console.say(writers.described(settings["model"], writer))
         with console.progress("episodes", len(rows), "episodes", len(records)) as advance:
-            _play(model.eval(), files, tools, rows, (folder, settings, sampling), records, advance)
+            _play(writer.model, files, tools, rows, (folder, settings, sampling), records, advance)
     scores = scores_of(records)
     _write(folder / SCORES, scores)
     _print(scores, folder)
@@ -76,6 +76,11 @@ def _check(settings: dict[str, Any]) -> None:
     for name in ("top_p", "top_k", "min_p", "system_prompt"):
         if settings[name] != DEFAULTS[name][0]:
             raise ValueError(f"{name} is {settings[name]}; episodes know no such thing. Leave it out.")
+    if settings["engine"] != "hf":
+        raise ValueError(
+            f"engine is {settings['engine']!r}, and there are tools: episodes are written with Transformers. Leave "
+            "engine out."
+        )
     if settings["benchmarks"]:
         raise ValueError("benchmarks and environment (or tools) are set; evaluate one, then the other.")
 

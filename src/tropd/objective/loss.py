@@ -301,6 +301,17 @@ def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | Non
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
+def reads_tail(method: Method) -> bool:
+    """Does `method` compare the mass on all tokens outside of the top-k, too?
+
+    >>> from tropd import get_method
+    >>> reads_tail(get_method("tropd")), reads_tail(get_method("tropd", fkl_truncation="tail"))
+    (False, True)
+    """
+    truncated = method.outlier_uses_fkl and method.fkl_truncation == "tail"
+    return truncated or method.trust == "rkl_direct" or method.baseline == "top_k"
+
+
 def topk_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on the teacher's top-k tokens; see `TopKTerm`.
 
@@ -330,14 +341,12 @@ def topk_term(
     >>> term.reads_tail, term.outside
     (True, tensor([True]))
     """
-    reads_tail = method.outlier_uses_fkl and method.fkl_truncation == "tail"
-    reads_tail = reads_tail or method.trust == "rkl_direct" or method.baseline == "top_k"
     outside = None
     if method.gate == "support":
         # What the teacher gives no probability is one of the others.
         token_ids_MK = torch.where(teacher_logp_MK == -torch.inf, token_ids_MK[:, :1], token_ids_MK)
         outside = None if method.outlier == "mask" else signals.outlier_weight[index_M] > 0
-    return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail, outside)
+    return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail(method), outside)
 
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
@@ -485,7 +494,7 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
     if method.guidance_term == "k1":
         # A detached advantage, at ratio 1: its sign pushes teacher tokens down (docs/footguns.md).
         detached = student_logp_N.detach()
-        guided = (detached - signals.teacher_logp) * torch.exp(student_logp_N - detached)
+        guided = (detached - signals.teacher_logp.detach()) * torch.exp(student_logp_N - detached)
     guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * guided)
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
