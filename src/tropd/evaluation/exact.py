@@ -76,7 +76,8 @@ def exact_divergence(
     )
     if len(found) == 0:
         raise ValueError("there are no response tokens to measure a divergence on")
-    return ExactDivergence(*found.mean(0).tolist(), len(found))
+    reverse, forward, variation, entropy = found.mean(0).tolist()
+    return ExactDivergence(reverse, forward, variation, entropy, len(found))
 
 
 @torch.no_grad()
