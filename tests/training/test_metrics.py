@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training import tiny
+from training import agents, tiny
 from training.tiny import EOS, build, clone, groups, ids, plain_logp, plain_logps, recorded, replay, run
 from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
@@ -186,7 +186,11 @@ def test_every_metric_of_the_table_is_logged_by_some_run(tmp_path, student, teac
     other = clone(teacher)
     other.config.eos_token_id = 9
     apart = run(tmp_path / "apart", student, other, script=replay(recorded(8)), ending="as_given")
-    assert METRICS.keys() - set().union(*done.logs, *apart.logs) == set()
+    settings = {"turn_trust": "weight", "rows": agents.RECORDED, "guidance_length": "share", "max_steps": 4}
+    episodes = agents.build(tmp_path / "episodes", agents.calls_then_answers, "tropd", **settings)
+    episodes.train()
+    seen = set().union(*done.logs, *apart.logs, *episodes.state.log_history)
+    assert METRICS.keys() - seen == set()
 
 
 def test_the_parts_of_the_loss_add_up_to_it(tmp_path, student, teacher):

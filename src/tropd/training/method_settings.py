@@ -81,7 +81,8 @@ class MethodSettings:
         guidance_unit: `tokens`: the teacher's prefix is so many of its tokens, in whose last turn the student goes
             on; `turns`: whole turns of an episode with tools. `None`: turns where there are tools or an environment.
         guidance_pattern: of turns, `prefix`: the first ones are the teacher's, or `mixed`: each with probability α.
-        reduction: `shared`, `per_region` or `selected`.
+        reduction: `shared`, `per_region`, `per_turn` or `selected`.
+        turn_trust: `weight` lets a turn count by the mean acceptance of the episode before it (docs/agents.md).
         switch_at: fraction of training at which a two-stage method switches.
         ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
             stop at each; `as_given` scores each id by itself, and rollouts stop at the student's (docs/endings.md).
@@ -176,7 +177,8 @@ class MethodSettings:
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
     guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, of turns."})
-    reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
+    reduction: str | None = field(default=None, metadata={"help": "shared, per_region, per_turn or selected."})
+    turn_trust: str | None = field(default=None, metadata={"help": "none or weight."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
     ending: str = field(default="one_action", metadata={"help": "one_action or as_given."})
     ending_ids: list[int] | None = field(

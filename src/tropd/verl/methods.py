@@ -31,6 +31,8 @@ def why_not(method: Method) -> str | None:
         return "it ranks the tokens of the whole batch by entropy, and verl's loss sees one micro-batch"
     if method.reduction != "shared":
         return f"its reduction is {method.reduction!r}, and verl divides by the number of response tokens"
+    if method.turn_trust != "none":
+        return "it weighs each turn by the episode before it, and verl's loss does not know where turns begin"
     return None
 
 
