@@ -34,7 +34,7 @@ EVALUATION, SCORES, TABLES, PAGE = "evaluation.json", "scores.json", "tables.md"
 GRADER_VERSION = 2
 """Raised when a verdict of ours may change."""
 
-PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructions.VERSIONS)
+PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructions.VERSIONS, "reasoning-gym")
 
 
 def versions() -> dict[str, str | None]:
