@@ -154,7 +154,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
         def complete(self, body: dict[str, Any]) -> None:
             with fake._lock:
                 fake.asked.append(body | {"headers": dict(self.headers)})
-                act = fake.script.pop(0) if fake.script and "prompt_logprobs" in body else "answer"
+                act = fake.script.pop(0) if fake.script and {"prompt_logprobs", "seed"} & body.keys() else "answer"
             if hasattr(self, act):
                 getattr(self, act)(body)
             else:

@@ -2,8 +2,10 @@
 
 import doctest
 import importlib.util
+import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,62 @@ def test_reverse_kl_pulls_at_what_the_teacher_excludes_and_masking_does_not(pull
     pulls = {name: pull.pull(states, of(states)) for name, of in pull.GRADIENTS.items()}
     assert pulls["gkd"] > pulls["opd"] > pulls["mask_outlier"], "one mean with and without noise; no such token"
     assert pull.signal(pull.GRADIENTS["gkd"](states)) == pytest.approx(1)
+
+
+# ---------------------------------------------------------------------- gpu_engines.py
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    made = load("gpu_engines")
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    return made
+
+
+def test_what_engines_cost_each_other_is_reckoned_as_its_example_says(engines):
+    assert doctest.testmod(engines) == (0, 3)
+
+
+WRITES = "import json, pathlib, sys; pathlib.Path(sys.argv[2]).write_text(json.dumps({'steps': [1]}))"
+
+
+def test_a_phase_over_its_budget_is_ended_and_what_it_had_measured_is_kept(engines, tmp_path):
+    endless = [
+        engines.Phase("slow", 3.0, ["-c", f"{WRITES}; import time; time.sleep(600)"]),
+        engines.Phase("fails", 60.0, ["-c", f"{WRITES}; raise SystemExit('no such device')"]),
+        engines.Phase("fine", 60.0, ["-c", WRITES]),
+    ]
+    record, kept = {"phases": {}, "ratios": {}}, tmp_path / "kept.json"
+    began = time.monotonic()
+    engines.measure(endless, record, kept, began + 300)
+    assert time.monotonic() - began < 60
+    found = json.loads(kept.read_text())["phases"]
+    assert [one["status"] for one in found.values()] == ["ended after 3 s, its budget", "failed", "done"]
+    assert [one["figures"] for one in found.values()] == [{"steps": [1]}] * 3
+    assert "no such device" in found["fails"]["said"] and "said" not in found["fine"]
+    engines.measure(endless[2:], record, kept, time.monotonic() + 1)
+    assert json.loads(kept.read_text())["phases"]["fine"]["status"] == "no time left"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_a_run_with_the_own_engine_is_measured_step_by_step(engines, tmp_path):
+    assert engines.make_models(engines.TINY, tmp_path)["parameters"] > 0
+    engines.train(engines.TINY, tmp_path, "own", "tropd", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["engine"] is None and len(found["steps"]) == engines.TINY.steps
+    for one in found["steps"]:
+        assert 0 < one["rollout"] < one["step"] and one["sampler/logp_gap"] == pytest.approx(0.0, abs=1e-4)
+        assert one["tokens"] == engines.TINY.rows * (engines.TINY.response - one["guidance/prefix_length"])
+    assert set(engines.per_token({"figures": found})) == {"step", "rollout"}
+
+
+def test_its_phases_are_commands_of_its_scripts_and_fit_into_their_time(engines, tmp_path, monkeypatch, capsys):
+    whole = engines.phases(engines.Sizes(), False, tmp_path)
+    assert sum(phase.seconds for phase in whole) <= 60 * engines.MINUTES
+    for phase in whole:
+        script, *options = phase.command
+        monkeypatch.setattr(sys, "argv", [script, *options, "--json", "x", "--help"])
+        with pytest.raises(SystemExit) as left:
+            load(Path(script).stem).main()
+        assert left.value.code == 0, phase.name

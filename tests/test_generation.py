@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import shipped
 from shipped import teacher_path
+from tropd.engines.transformers import TransformersWriter
 from tropd.generation import Summary, check_fit, generate, read_prompts, summarise
 from tropd.models.files import ModelFiles, read_model_files
 from tropd.proving_ground.domains import grade
@@ -54,7 +55,9 @@ def write(teacher, files, tmp_path):
         settings = GenerationSettings(**({"teacher": "models/teacher"} | SETTINGS | changes))
         file = ResponseFile(tmp_path / name, read_prompts(rows, PLACES[: len(rows)], files.tokenizer), settings)
         added = []
-        generate(model, replace(files, generation_config=model.generation_config), file, added.append)
+        generate(
+            TransformersWriter(model), replace(files, generation_config=model.generation_config), file, added.append
+        )
         return file, sum(added)
 
     return written

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
-from transformers import PreTrainedModel
 
 from .data.refusals import BadRow, refusal
+from .engines.drawing import Drawing, Writer
+from .engines.transformers import TransformersWriter, enough_memory
 from .models.chat_templates import render
 from .models.files import ModelFiles
-from .models.sampling import sample, until_eos
+from .models.sampling import until_eos
 from .response_file import COLUMNS, REWARD, GenerationSettings, Prompts, ResponseFile, Row
-from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise, decoding_through
+from .rollout.engine.noise import RESPONSE_STREAM, AddressedNoise
 from .run.tools import NO_TOOLS, RunTools
 from .teacher.context import check_renders_tools, text_ids, tools_of
-from .teacher.served.asked import AskedTeacher
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
 
 
 def generate(
-    model: PreTrainedModel | AskedTeacher,
+    writer: Writer,
     teacher: ModelFiles,
     file: ResponseFile,
     advance: Callable[[int], None],
@@ -162,60 +162,63 @@ def generate(
     global generators stay as they were.
 
     Args:
-        model: the teacher; put in evaluation mode. One behind a server draws with a seed for each line.
+        writer: an engine with the teacher.
         teacher: its tokenizer, and what ends a response.
         file: the output.
         advance: told how many responses were added.
-        tools: what it may call: then its episodes are written, as messages.
+        tools: what it may call: then its episodes are written, as messages, by a model in this process.
     """
-    if isinstance(model, PreTrainedModel):
-        model.eval()
-    tokenizer, eos_ids, tokens = teacher.tokenizer, teacher.eos_ids, 0
-    for number, rows in file.missing_batches():
-        contexts = [file.prompts.contexts[row] for row in rows]
-        try:
-            if tools.are_there:
-                records, count = _episodes(model, teacher, file, rows, tools)
-                file.append(records)
-                tokens += count
-                advance(len(records))
-                continue
-            responses = _sample(model, contexts, file.settings, tokenizer, eos_ids, first_line=file.done)
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"batch {number} does not fit on {model.device} ({error}). Use a smaller batch_size, and another "
-                "output file, since batches belong to their file."
-            ) from error
-        records = [
-            {**file.prompts.rows[row], **_as_columns(response, tokenizer, eos_ids)}
-            for row, response in zip(rows, responses, strict=True)
-        ]
+    tokens = 0
+    for rows in file.missing_batches():
+        write = partial(_episodes, tools=tools) if tools.are_there else _responses
+        records, count = write(writer, teacher, file, rows)
         file.append(records)
-        tokens += sum(len(record["teacher_response"] or []) for record in records)
+        tokens += count
         advance(len(records))
     return tokens
 
 
+def _responses(writer: Writer, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int]) -> tuple[list[Row], int]:
+    """The records of a batch of responses, and the number of their tokens."""
+    tokenizer, eos_ids = teacher.tokenizer, teacher.eos_ids
+    drawing = Drawing(
+        max_new_tokens=file.settings.max_new_tokens,
+        eos_ids=tuple(eos_ids),
+        vocab_limit=max(tokenizer.get_vocab().values()) + 1,
+        temperature=file.settings.temperature,
+    )
+    places = [(file.done + number, 0) for number in range(len(rows))]
+    noise = AddressedNoise(seed=file.settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
+    responses = writer.write([file.prompts.contexts[row] for row in rows], noise, drawing)
+    records = [
+        {**file.prompts.rows[row], **_as_columns(response, tokenizer, eos_ids)}
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    return records, sum(len(record["teacher_response"] or []) for record in records)
+
+
 def _episodes(
-    model: Any, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int], tools: RunTools
+    writer: Writer, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int], *, tools: RunTools
 ) -> tuple[list[Row], int]:
     """The records of a batch of episodes, and the tokens that the teacher wrote in them."""
     from .evaluation.episodes import play
 
     chosen = [file.prompts.rows[row] for row in rows]
     asked = [row if row.get("teacher_prompt") is None else row | {"prompt": row["teacher_prompt"]} for row in chosen]
-    episodes = play(
-        model,
-        teacher.tokenizer,
-        asked,
-        environment=tools.environments,
-        functions=tools.functions,
-        eos_ids=teacher.eos_ids,
-        max_length=file.settings.max_new_tokens,
-        temperature=file.settings.temperature,
-        seed=file.settings.seed % 2**64,
-        first_row=file.done,
-    )
+    assert isinstance(writer, TransformersWriter)  # others are refused with tools
+    with enough_memory(len(rows), writer.model):
+        episodes = play(
+            writer.model,
+            teacher.tokenizer,
+            asked,
+            environment=tools.environments,
+            functions=tools.functions,
+            eos_ids=teacher.eos_ids,
+            max_length=file.settings.max_new_tokens,
+            temperature=file.settings.temperature,
+            seed=file.settings.seed % 2**64,
+            first_row=file.done,
+        )
     records = []
     for row, episode in zip(chosen, episodes, strict=True):
         ended = not episode.is_cut and bool(episode.response) and episode.response[-1] in teacher.eos_ids
@@ -239,29 +242,6 @@ def summarise(file: ResponseFile) -> Summary:
         empty += record["teacher_response"] is None
         rewards += [record[REWARD]] if REWARD in record else []
     return Summary(count, tokens, ended, empty, messages, tuple(rewards))
-
-
-def _sample(
-    model: PreTrainedModel | AskedTeacher,
-    contexts: list[list[int]],
-    settings: GenerationSettings,
-    tokenizer: Any,
-    eos_ids: list[int],
-    first_line: int,
-) -> list[list[int]]:
-    places = [(first_line + number, 0) for number in range(len(contexts))]
-    noise = AddressedNoise(seed=settings.seed % 2**64, step=0, stream=RESPONSE_STREAM, places=places)
-    asked: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "eos_ids": eos_ids,
-        "temperature": settings.temperature,
-        "vocab_limit": max(tokenizer.get_vocab().values()) + 1,
-    }
-    asked["pad_id"] = eos_ids[0]  # the tokenizer's own may lie beyond the embeddings
-    if isinstance(model, AskedTeacher):
-        return model.sample(contexts, draws=noise.address, **asked)
-    with decoding_through(model, noise):
-        return sample(model, contexts, **asked)
 
 
 def _as_columns(response: list[int], tokenizer: Any, eos_ids: list[int]) -> Row:

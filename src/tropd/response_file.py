@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic_files import append_jsonl, write_whole
+from .teacher.served.address import is_served
 
 Row = dict[str, Any]
 
@@ -30,6 +31,7 @@ class GenerationSettings:
         batch_size: responses sampled together; a batch cut short is sampled again as a whole.
         seed: of the whole file.
         dtype: in which the teacher computes; `auto` is the stored one.
+        engine: what writes: `hf`, `vllm` or `server`; they draw other responses with one seed.
     """
 
     teacher: str
@@ -39,6 +41,7 @@ class GenerationSettings:
     batch_size: int = 16
     seed: int = 42
     dtype: str = "auto"
+    engine: str = "hf"
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "responses_per_prompt", "batch_size"):
@@ -115,11 +118,11 @@ class ResponseFile:
             self._drop_what_was_cut()
         write_whole(settings_path, json.dumps(described, indent=2) + "\n")
 
-    def missing_batches(self) -> Iterator[tuple[int, list[int]]]:
-        """The number of each batch that is not done yet, and which row each of its responses answers."""
+    def missing_batches(self) -> Iterator[list[int]]:
+        """Of each batch that is not done yet, which row each of its responses answers."""
         size, each = self.settings.batch_size, self.settings.responses_per_prompt
         for start in range(self.done, self.total, size):
-            yield start // size, [line // each for line in range(start, min(start + size, self.total))]
+            yield [line // each for line in range(start, min(start + size, self.total))]
 
     def append(self, records: Sequence[Row]) -> None:
         """Add a batch; it is on the disk when this returns."""
@@ -140,7 +143,8 @@ class ResponseFile:
                 f"{self.path} exists, and there is no {settings_path.name} beside it to say how it was made. Choose "
                 "another output file, or remove it."
             )
-        begun = json.loads(settings_path.read_text(encoding="utf-8"))
+        begun = {"engine": "server" if is_served(described["teacher"]) else "hf"}  # before there was a choice
+        begun |= json.loads(settings_path.read_text(encoding="utf-8"))
         changed = [
             f"{name} was {begun.get(name)} and is {value}"
             for name, value in described.items()

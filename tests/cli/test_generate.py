@@ -219,6 +219,7 @@ def test_episodes_are_written_as_messages_with_their_reward_and_guide_a_run(orde
     [
         (["--environment", "a.B", "c.D"], "write one dotted path, or name=path of each of several"),
         (["--environment", "tropd.nowhere.Store"], "environment has 'tropd.nowhere.Store', but"),
+        (["--engine", "vllm"], "engine is 'vllm', and there are tools: episodes are written with Transformers"),
     ],
 )
 def test_environments_that_cannot_be_are_refused(orders_file, tmp_path, capfd, more, what):

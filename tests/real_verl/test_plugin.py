@@ -14,6 +14,7 @@ if importlib.util.find_spec("verl") is None:
     pytest.skip("verl is not installed: make test-verl", allow_module_level=True)
 
 import torch
+import verl
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from verl.experimental.teacher_loop.teacher_manager import AsyncTeacherLLMServerManager
@@ -21,7 +22,6 @@ from verl.trainer.distillation.losses import DISTILLATION_LOSS_REGISTRY
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import DistillationLossConfig
 
-import verl
 from tropd.verl import arming
 from tropd.verl.config import TropdLossConfig
 from tropd.verl.losses import method_loss

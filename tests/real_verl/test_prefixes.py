@@ -10,13 +10,13 @@ if importlib.util.find_spec("verl") is None:
     pytest.skip("verl is not installed: make test-verl", allow_module_level=True)
 
 import torch
+import verl  # noqa: F401  arms tropd
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap, _agent_loop_registry
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.workers.rollout.replica import TokenOutput
 
-import verl  # noqa: F401  arms tropd
 from shipped import student_path
 from tropd.cli.export import write_parquet
 from tropd.objective import get_method

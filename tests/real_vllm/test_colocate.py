@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tropd.rollout.engine.vllm_release import installed
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm"),
 ]
 ROOT = Path(__file__).parents[2]
 STEPS, BUDGET = 3, 24
+_, RELEASE = installed() or ("", "")
 
 
 def run(folder: Path, **settings) -> dict:
@@ -56,7 +59,8 @@ METHODS = ("tropd", "opd", "tropd_share", "gkd")
 def test_weights_follow_and_numbers_agree(runs, method):
     """At a rate of 1e-3 an engine with stale weights would be 0.2 nats away by the third step."""
     seen = runs(method, method=method)
-    assert seen["failure"] is None and seen["dtype"] == "float32"
+    assert seen["failure"] is None
+    assert seen["engine"] == {"name": "vllm", "mode": "colocate", "version": RELEASE, "dtype": "float32"}
     assert [step["rollout/engine"] for step in steps_of(seen)] == [2.0] * STEPS
     assert all(step["sampler/logp_gap"] < 1e-3 for step in steps_of(seen))
 
@@ -85,7 +89,7 @@ def test_draws_belong_to_the_row_and_not_to_the_run_before_it(runs):
 
 def test_a_half_precision_run_has_a_half_precision_engine(runs):
     seen = runs("half", method="opd", bf16=True)
-    assert seen["dtype"] == "bfloat16"
+    assert seen["engine"]["dtype"] == "bfloat16"
     assert max(step["sampler/logp_gap"] for step in steps_of(seen)) < 0.2
 
 

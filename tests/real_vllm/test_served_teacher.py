@@ -1,20 +1,13 @@
 """A teacher behind a real vLLM on a CPU: its scores, the training, a kill, another model. `make test-vllm` runs it."""
 
-import contextlib
 import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
+from real_vllm.server import Vllm, save_model
 from teacher.test_served import settings
 from training import tiny
 from training.test_served_teacher import logged, regions, trained
@@ -27,76 +20,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm"),
 ]
-QUIET = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-
-
-class Vllm:
-    """A server process, always at one port."""
-
-    def __init__(self, log):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self._log, self._process = f"http://127.0.0.1:{self.port}/v1", log, None
-
-    def start(self, folder):
-        words = "--served-model-name teacher --dtype float32 --enforce-eager --max-logprobs 64 --max-model-len 200"
-        words += " --enable-scale-out"
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *words.split()]
-        with self._log.open("a") as log:
-            environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | QUIET
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-
-    def wait(self):
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
-                return
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
-            time.sleep(1)
-        raise TimeoutError(self._log.read_text()[-3000:])
-
-    def kill(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two random models with one tokenizer; vLLM's CPU attention wants heads of 32 or more."""
-    made = []
-    for seed in (5, 6):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=tiny.VOCABULARY_ROWS,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=256,
-            initializer_range=0.25,
-            bos_token_id=tiny.BOS,
-            eos_token_id=tiny.EOS,
-            pad_token_id=tiny.PAD,
-        )
-        folder = tmp_path_factory.mktemp("teacher")
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tiny.tokenizer().save_pretrained(folder)
-        made.append(folder)
-    return made
+    """Two random models with one tokenizer."""
+    return [save_model(tmp_path_factory.mktemp("teacher"), seed) for seed in (5, 6)]
 
 
 @pytest.fixture(scope="module")

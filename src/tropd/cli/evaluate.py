@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights
 from ..suggestions import hint
-from . import console
+from . import console, writers
 
 if TYPE_CHECKING:
+    from ..engines.drawing import Writer
     from ..evaluation.benchmarks.problem import Problem
     from ..evaluation.benchmarks.registry import Benchmark, Found
-    from ..evaluation.responses import Sampling
+    from ..evaluation.responses import ResponseLog, Sampling
     from ..models.files import ModelFiles
 
 NAME = "evaluate"
@@ -34,6 +35,8 @@ examples:
   tropd evaluate --list --data benchmarks/
   tropd evaluate run --benchmarks aime24,aime25,amc23 --data benchmarks/ --out eval/tropd
   tropd evaluate run --benchmarks math500,own.jsonl --data benchmarks/ --samples 4 --out eval/tropd
+  tropd evaluate run --benchmarks aime24 --data benchmarks/ --engine vllm --out eval/tropd
+  tropd evaluate run --benchmarks aime24 --data benchmarks/ --engine http://127.0.0.1:8000/v1 --out eval/tropd
   tropd evaluate --regrade eval/tropd --data benchmarks/ --trained_on prompts.jsonl
   tropd evaluate --compare eval/tropd eval/gkd --reference eval/opd
   tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
@@ -42,6 +45,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "benchmarks": (None, "names with commas between them, or paths of JSONL files of your own"),
     "data": (None, "folder of the benchmarks' files"),
     "out": (None, "folder to write, or to go on with"),
+    "engine": ("hf", "what writes: hf (the default), vllm, or the address of vLLM's server"),
     "samples": (0, "responses to each problem (default: the benchmark's own, see --list)"),
     "max_problems": (0, "ask only so many problems of each benchmark, evenly spaced (default: all)"),
     "temperature": (0.6, "of the softmax; 0 takes the likeliest token (default: 0.6)"),
@@ -49,7 +53,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "top_k": (0, "draw among so many tokens (default: 0, all)"),
     "min_p": (0.0, "draw among tokens at least this likely beside the likeliest (default: 0, all)"),
     "max_new_tokens": (8192, "length at which a response is cut (default: 8192)"),
-    "batch_size": (16, "responses sampled together (default: 16)"),
+    "batch_size": (None, "responses sampled together (default: 16; 256 with vllm or a server)"),
     "seed": (42, "the same seed draws the same responses (default: 42)"),
     "dtype": ("auto", "auto (as stored, the default), bfloat16, float16 or float32"),
     "system_prompt": ("", "a system message before every problem"),
@@ -57,8 +61,13 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "trained_on": ([], "training data: problems that are in it are marked, and scored apart"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
     "trust_remote_code": (False, "run the code that a model folder brings along"),
+    **writers.VLLM,
+    **writers.SERVER,
 }
 """Every option that a file of --config may hold."""
+
+WRITTEN_BY = "written_by"
+"""In evaluation.json: the engine that wrote, or went on with, the responses to a benchmark."""
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -75,7 +84,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
     for name, (default, help) in DEFAULTS.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        kind: dict[str, Any] = {"metavar": "…", "type": str if default is None else type(default)}
+        kind: dict[str, Any] = {"metavar": "…", "type": _type_of(name, default)}
         if isinstance(default, list):
             kind = {"metavar": "FILE", "nargs": "+"}
         if isinstance(default, bool):
@@ -112,7 +121,7 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
     for name, default in {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}.items():
         given = getattr(options, name)
         value = from_file.get(name, default) if given is None else given
-        wanted = str if default is None else type(default)
+        wanted = _type_of(name, default)
         value = float(value) if wanted is float and type(value) is int else value
         if value is not default and type(value) is not wanted:
             raise ValueError(f"{name} is {value!r} in {options.config}; it takes {_kind(wanted)}.")
@@ -120,6 +129,13 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {settings['dtype']!r}; choose one of {', '.join(DTYPES)}.")
     return settings
+
+
+def _type_of(name: str, default: Any) -> type:
+    """Of an option's value; one without a default is text, but for a number that the engine decides."""
+    if default is None:
+        return int if name == "batch_size" else str
+    return type(default)
 
 
 def _kind(wanted: type) -> str:
@@ -225,13 +241,15 @@ def _evaluate(settings: dict[str, Any]) -> int:
     _needed(settings, "model", "benchmarks", "data", "out")
     quiet_libraries()
     check_model_folder(settings["model"], "model")
+    writers.check(settings)
     sampling, folder = _sampling(settings), Path(settings["out"])
     names = [name.strip() for name in settings["benchmarks"].split(",") if name.strip()]
     asked = [_problems(name, settings) for name in names]
     for one, _, _ in asked:
         check_gradable(one)
     files = read_model_files(settings["model"], trust_remote_code=settings["trust_remote_code"])
-    check_weights(settings["model"], "model", settings["trust_remote_code"])
+    if sampling.engine != "server":
+        check_weights(settings["model"], "model", settings["trust_remote_code"])
     work = []
     for one, found, problems in asked:
         prompted = read_prompts(problems, files.tokenizer, sampling)
@@ -243,7 +261,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
         log = ResponseLog(responses_path(folder, one.name), problems, samples, described, sampling.batch_size)
         work.append((one, log, prompted, described))
     _write_evaluation(folder, work)
-    _answer(settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
+    _answer(folder, settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
     asked_now = {one.name: (log.problems, prompted.thinking_opened) for one, log, prompted, _ in work}
     return _grade_all(folder, asked_now, settings["trained_on"])
 
@@ -260,8 +278,11 @@ def _sampling(settings: dict[str, Any]) -> "Sampling":
             f"chat_template_kwargs is {settings['chat_template_kwargs']!r}; write a JSON object, in single quotes for "
             "the shell: --chat_template_kwargs '{\"enable_thinking\": false}'."
         )
-    taken = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "batch_size", "seed", "dtype")
+    taken = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed", "dtype")
+    engine = writers.kind_of(settings["engine"])
     return Sampling(
+        engine=engine,
+        batch_size=writers.BATCH_SIZES[engine] if settings["batch_size"] is None else settings["batch_size"],
         model=str(Path(settings["model"])) if Path(settings["model"]).is_dir() else settings["model"],
         system_prompt=settings["system_prompt"] or None,
         chat_template_kwargs=template,
@@ -284,41 +305,55 @@ def _write_evaluation(folder: Path, work: list[Any]) -> None:
             "first_prompt": log.problems[0].prompt,
             "thinking_opened": prompted.thinking_opened,
             "versions": versions(),
+            WRITTEN_BY: before["benchmarks"].get(one.name, {}).get(WRITTEN_BY),
         }
     write_whole(path, json.dumps(before, indent=2, ensure_ascii=False) + "\n")
 
 
-def _answer(settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles", work: list[Any]) -> None:
-    """Write what is missing; the weights are loaded only where something is."""
+def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles", work: list[Any]) -> None:
+    """Write what is missing; the engine is begun only where something is."""
     from ..evaluation.responses import write_responses
 
     missing = [(one, log, prompted) for one, log, prompted in work if log.done < log.total]
     if not missing:
         console.say("all responses are there already.")
         return
-    model = _load(settings, sampling, files)
-    for one, log, prompted in missing:
-        resumed = f", {log.done} of {log.total} responses are there already" if log.done else ""
-        console.say(f"{one.title}: {len(log.problems)} problems{resumed}")
-        with console.progress(one.name, log.total, "responses", log.done) as advance:
-            write_responses(model, files.tokenizer, files.eos_ids, prompted, log, sampling, one.name, advance)
+    longest = max(len(context) for _, _, prompted in missing for context in prompted.contexts)
+    writer = writers.begin(files, "model", settings, longest)
+    try:
+        console.say(writers.described(sampling.model, writer))
+        _note_writer(folder, writer, {one.name: log for one, log, _ in missing})
+        for one, log, prompted in missing:
+            resumed = f", {log.done} of {log.total} responses are there already" if log.done else ""
+            console.say(f"{one.title}: {len(log.problems)} problems{resumed}")
+            with console.progress(one.name, log.total, "responses", log.done) as advance:
+                write_responses(writer, files.tokenizer, files.eos_ids, prompted, log, sampling, one.name, advance)
+    finally:
+        writer.close()
 
 
-def _load(settings: dict[str, Any], sampling: "Sampling", files: "ModelFiles") -> Any:
-    import torch
+def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]") -> None:
+    """Put the engine into `evaluation.json`.
 
-    from ..models.files import explained
-    from ..models.hidden_states import language_model_class
+    Raises:
+        ValueError: a server answers as another model than the one that wrote the first responses.
+    """
+    from ..atomic_files import write_whole
+    from ..evaluation.results import EVALUATION
+    from ..teacher.served.served import is_same_model
 
-    device = "cuda" if torch.cuda.is_available() and not settings["use_cpu"] else "cpu"
-    with explained(sampling.model, "model"):
-        loaded_by = language_model_class(files.config, f"model is {sampling.model!r}")
-        model = loaded_by.from_pretrained(
-            sampling.model, dtype=sampling.dtype, trust_remote_code=settings["trust_remote_code"]
-        )
-    model.to(device)
-    console.say(f"{sampling.model} on {device} in {str(model.dtype).removeprefix('torch.')}")
-    return model
+    path, now = folder / EVALUATION, writer.describe()
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for name, log in logs.items():
+        before = record["benchmarks"][name][WRITTEN_BY]
+        known = before.get("fingerprint") if log.done and before else None
+        if known is not None and not is_same_model(known, now["fingerprint"]):
+            raise ValueError(
+                f"the server at {now['address']} answers as another model than the one that wrote {log.path}: a fixed "
+                "text has other log-probabilities. Serve that model again, or choose another --out."
+            )
+        record["benchmarks"][name][WRITTEN_BY] = now
+    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str], again: bool = False) -> int:

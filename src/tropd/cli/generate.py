@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
 from ..teacher.served.address import is_served
-from . import console
+from . import console, writers
 
 if TYPE_CHECKING:
     from ..data import PromptData
+    from ..engines.drawing import Writer
     from ..generation import Summary
     from ..models.files import ModelFiles
     from ..response_file import ResponseFile
     from ..run.tools import RunTools
-    from ..teacher.served.asked import AskedTeacher
 
 NAME = "generate"
 
@@ -68,7 +68,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("max_new_tokens", "longest response (default: 512)", type=int, default=512, metavar="N")
     option("temperature", "of the teacher's softmax (default: 1.0)", type=float, default=1.0, metavar="T")
     option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
-    option("batch_size", "responses sampled together (default: 16)", type=int, default=16, metavar="N")
+    option("batch_size", "responses sampled together (default: 16; 256 with vllm)", type=int, metavar="N")
     option("seed", "the same seed writes the same file (default: 42)", type=int, default=42, metavar="N")
     option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
     option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
@@ -81,11 +81,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
            metavar="PATH")  # fmt: skip
     option("rows_of", "answer only the rows whose teacher column has this name", metavar="NAME")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
+    option("engine", "what writes: hf (the default) or vllm", default="hf", choices=writers.HERE)
+    for name, (default, help) in writers.VLLM.items():
+        shown: dict[str, Any] = {"type": type(default), "metavar": "N"}
+        option(name, help, default=default, **({"action": "store_true"} if default is False else shown))
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
     for field in served_fields():
         kind = {"int": int, "float": float}.get(str(getattr(field.type, "__name__", field.type)).split(" ")[0], str)
-        shown: dict[str, Any] = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
+        shown = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
         option(field.name, field.metadata["help"], default=field.default, **shown)
     parser.set_defaults(run=run, takes_fields=True, overrides=[])
 
@@ -106,17 +110,18 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.teacher is None:
         raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
+    options.found_tools = _tools(options)
     if is_served(options.teacher):
         _check_served(options)
     else:
         check_model_folder(options.teacher, "teacher")
-    options.found_tools = _tools(options)
-    file, teacher, model = _open(options, columns, template_kwargs)
+        writers.check(vars(options))
+    file, teacher, served = _open(options, columns, template_kwargs)
     if file.done == file.total:
         console.say(f"{file.path} is complete already.")
         speed = None
     else:
-        speed = _generate(options, file, teacher, model)
+        speed = _generate(options, file, teacher, served)
     from ..generation import summarise
 
     _report(summarise(file), file, speed)
@@ -140,6 +145,11 @@ def _tools(options: argparse.Namespace) -> "RunTools":
             "teacher is behind a server, and there are tools: episodes are written by a teacher in this process. Name "
             "its folder."
         )
+    if found.are_there and options.engine != "hf":
+        raise ValueError(
+            f"engine is {options.engine!r}, and there are tools: episodes are written with Transformers. Leave engine "
+            "out."
+        )
     return found
 
 
@@ -151,6 +161,9 @@ def _check_served(options: argparse.Namespace) -> None:
         raise ValueError(
             f"dtype is {options.dtype!r}, but the teacher is behind a server, which has its own. Remove it."
         )
+    if options.engine != "hf":
+        raise ValueError(f"engine is {options.engine!r}, but the teacher is behind a server, which writes. Remove it.")
+    writers.say_idle("server", vars(options))
     MethodSettings(**{field.name: getattr(options, field.name) for field in served_fields()}).check_ranges()
 
 
@@ -207,7 +220,7 @@ def _json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] |
 
 def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
-) -> "tuple[ResponseFile, ModelFiles, AskedTeacher | None]":
+) -> "tuple[ResponseFile, ModelFiles, Writer | None]":
     """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
     from ..data import load_prompts
     from ..generation import check_fit, read_prompts
@@ -223,9 +236,10 @@ def _open(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         responses_per_prompt=options.responses_per_prompt,
-        batch_size=options.batch_size,
+        batch_size=writers.BATCH_SIZES[options.engine] if options.batch_size is None else options.batch_size,
         seed=options.seed,
         dtype=options.dtype,
+        engine="server" if is_served(options.teacher) else options.engine,
     )
     data = load_prompts(
         options.data,
@@ -243,22 +257,23 @@ def _open(
     rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
         console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
-    model: AskedTeacher | None = None
+    served: Writer | None = None
     teacher: ModelFiles
     if is_served(options.teacher):
+        from ..engines.server import ServerWriter
         from ..teacher.served.connect import connect
 
         options.teacher_chat_template = "teacher"
         connected = connect(options.teacher, options)
-        teacher, model = connected.files(options.teacher), connected.teacher
+        teacher, served = connected.files(options.teacher), ServerWriter(connected.teacher, options.teacher)
     else:
         teacher = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
     told = read_prompts(options.found_tools.told(rows), places, teacher.tokenizer, template_kwargs)
     prompts = replace(told, rows=rows)
     check_fit(prompts, settings, teacher)
-    if model is None:
+    if served is None:
         check_weights(options.teacher, "teacher", options.trust_remote_code)
-    return ResponseFile(options.out, prompts, settings), teacher, model
+    return ResponseFile(options.out, prompts, settings), teacher, served
 
 
 def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -279,38 +294,22 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
 
 
 def _generate(
-    options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles", served: "AskedTeacher | None"
+    options: argparse.Namespace, file: "ResponseFile", teacher: "ModelFiles", served: "Writer | None"
 ) -> float:
     """Write what is missing; tokens per second."""
     from ..generation import generate
 
-    resumed = f", {file.done} of {file.total} responses are there already" if file.done else ""
-    if served is None:
-        model = load_model(options, teacher)
-        console.say(f"{options.teacher} on {model.device} in {str(model.dtype).removeprefix('torch.')}{resumed}")
-    else:
-        model = served
-        console.say(f"{served.served_name} at {options.teacher}{resumed}")
-    started = time.monotonic()
-    with console.progress("generate", file.total, "responses", file.done) as advance:
-        tokens = generate(model, teacher, file, advance, options.found_tools)
-    return tokens / (time.monotonic() - started)
-
-
-def load_model(options: argparse.Namespace, teacher: "ModelFiles") -> Any:
-    """The teacher on its device, as `--dtype`, `--use_cpu` and `--trust_remote_code` say."""
-    import torch
-
-    from ..models.files import explained
-    from ..models.hidden_states import language_model_class
-
-    device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
-    with explained(options.teacher, "teacher"):
-        loaded_by = language_model_class(teacher.config, f"teacher is {options.teacher!r}")
-        model = loaded_by.from_pretrained(
-            options.teacher, dtype=options.dtype, trust_remote_code=options.trust_remote_code
-        )
-    return model.to(device)  # type: ignore[arg-type]
+    resumed = f"; {file.done} of {file.total} responses are there already" if file.done else ""
+    longest = max(map(len, file.prompts.contexts))
+    writer = served or writers.begin(teacher, "teacher", vars(options), longest)
+    try:
+        console.say(f"{writers.described(options.teacher, writer)}{resumed}")
+        started = time.monotonic()
+        with console.progress("generate", file.total, "responses", file.done) as advance:
+            tokens = generate(writer, teacher, file, advance, options.found_tools)
+        return tokens / (time.monotonic() - started)
+    finally:
+        writer.close()
 
 
 def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> None:

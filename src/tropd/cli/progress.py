@@ -56,7 +56,9 @@ class TrainingProgress(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self._advance is None or not metrics:  # asked for outside of a training
             return
-        clock = next(name for name in metrics if name.endswith("_runtime"))  # of several data sets each has its own
+        clock = next((name for name in metrics if name.endswith("_runtime")), None)  # of several sets each has its own
+        if clock is None:  # benchmarks beside several data sets, or none: `on_log` says them
+            return
         self._pace.evaluated(seconds := metrics[clock])
         prefix = clock.removesuffix("runtime")
         logged = next((entry for entry in reversed(state.log_history) if f"{prefix}loss" in entry), metrics)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
 from . import console
-from .generate import DTYPES, load_model
+from .generate import DTYPES
 
 if TYPE_CHECKING:
     from ..models.files import ModelFiles
@@ -83,13 +83,13 @@ def _key(options: argparse.Namespace) -> str | None:
     Raises:
         ValueError: the field and what to type.
     """
-    from ..teacher.served.address import DEFAULT_KEY_VARIABLE, read_key
+    from ..teacher.served.address import TEACHER, read_key
 
-    key = read_key(options.api_key_env, "api_key_env")
+    key = read_key(options.api_key_env, field="api_key_env")
     if key is None and not _is_loopback(options.host):
         raise ValueError(
             f"host is {options.host!r}, which lets other machines ask, and there is no key. Export one "
-            f"({DEFAULT_KEY_VARIABLE}=…) here and for the trainers, or listen to 127.0.0.1 and use a tunnel."
+            f"({TEACHER.key_variable}=…) here and for the trainers, or listen to 127.0.0.1 and use a tunnel."
         )
     return key
 
@@ -102,6 +102,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(options: argparse.Namespace, key: str | None, at: socket.socket) -> Any:
+    from ..engines.transformers import TransformersWriter
     from ..models.files import read_model_files
     from ..serving.app import Served, make_app
     from ..teacher.local import LocalTeacher
@@ -111,7 +112,14 @@ def _load(options: argparse.Namespace, key: str | None, at: socket.socket) -> An
     files: ModelFiles = read_model_files(options.teacher, role="teacher", trust_remote_code=options.trust_remote_code)
     check_weights(options.teacher, "teacher", options.trust_remote_code)
     console.say(f"loading {options.teacher}")
-    model = load_model(options, files)
+    writer = TransformersWriter.load(
+        files,
+        "teacher",
+        dtype=options.dtype,
+        use_cpu=options.use_cpu,
+        trust_remote_code=options.trust_remote_code,
+    )
+    model = writer.model
     app = make_app(
         Served(
             LocalTeacher(model),

@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import append_jsonl, write_whole
 from .benchmarks.problem import Problem
+
+if TYPE_CHECKING:
+    from ..engines.drawing import Writer
 
 MOST_SAMPLES = 2**16
 """Of one problem; a row of noise is `problem · MOST_SAMPLES + sample`, so more samples leave the first as they were."""
@@ -28,7 +31,8 @@ class Sampling:
         max_new_tokens: length at which a response is cut.
         batch_size: responses sampled together.
         seed: of all draws.
-        dtype: in which the model computes; `auto` is the stored one.
+        dtype: in which the model computes; `auto` is the stored one, or the server's.
+        engine: what writes: `hf`, `vllm` or `server`; they draw other responses with one seed.
         system_prompt: a message before every problem.
         chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": false}`.
     """
@@ -42,6 +46,7 @@ class Sampling:
     batch_size: int = 16
     seed: int = 42
     dtype: str = "auto"
+    engine: str = "hf"
     system_prompt: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -57,13 +62,6 @@ class Sampling:
             raise ValueError(f"min_p is {self.min_p:g}; it is a share below 1, and 0 draws from all tokens.")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it is a number of tokens, and 0 draws from all.")
-
-    def reshaping(self) -> dict[str, Any]:
-        """What `models.sampling.sample` is told beside the temperature; without effect on the likeliest token."""
-        if self.temperature == 0:
-            return {}
-        asked = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0), "min_p": (self.min_p, 0.0)}
-        return {name: value for name, (value, off) in asked.items() if value != off}
 
 
 @dataclass(frozen=True)
@@ -253,7 +251,7 @@ def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
 
 
 def write_responses(
-    model: Any,
+    writer: "Writer",
     tokenizer: Any,
     eos_ids: Sequence[int],
     prompted: Prompted,
@@ -265,7 +263,7 @@ def write_responses(
     """Draw what the log misses, batch by batch.
 
     Args:
-        model: with its weights; put in evaluation mode.
+        writer: an engine with the model.
         tokenizer: the model's.
         eos_ids: what ends a response.
         prompted: the prompts.
@@ -274,11 +272,24 @@ def write_responses(
         name: the benchmark's, which makes its draws independent of another's.
         advance: told how many responses were added.
     """
-    model.eval()
-    limit = max(tokenizer.get_vocab().values()) + 1
+    from ..engines.drawing import Drawing
+    from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise
+
+    drawing = Drawing(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_ids=tuple(eos_ids),
+        vocab_limit=max(tokenizer.get_vocab().values()) + 1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+    )
+    seed = seed_of(sampling.seed, name)
     for batch in log.missing_batches():
         contexts = [prompted.contexts[request.number] for request in batch]
-        responses = _draw(model, contexts, batch, sampling, eos_ids, limit, seed_of(sampling.seed, name))
+        places = [(request.number * MOST_SAMPLES + request.sample, 0) for request in batch]
+        noise = AddressedNoise(seed=seed, step=0, stream=BENCHMARK_STREAM, places=places)
+        responses = writer.write(contexts, noise, drawing)
         log.append(
             [
                 _record(log.problems[request.number].id, request.sample, response, tokenizer, eos_ids)
@@ -291,35 +302,6 @@ def write_responses(
 def seed_of(seed: int, name: str) -> int:
     """The seed of one benchmark's draws."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
-
-
-def _draw(
-    model: Any,
-    contexts: list[list[int]],
-    batch: list[Request],
-    sampling: Sampling,
-    eos_ids: Sequence[int],
-    limit: int,
-    seed: int,
-) -> list[list[int]]:
-    from contextlib import nullcontext
-
-    from ..models.sampling import sample
-    from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
-
-    places = [(request.number * MOST_SAMPLES + request.sample, 0) for request in batch]
-    noise = AddressedNoise(seed=seed, step=0, stream=BENCHMARK_STREAM, places=places)
-    with decoding_through(model, noise) if sampling.temperature > 0 else nullcontext():
-        return sample(
-            model,
-            contexts,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_ids=eos_ids,
-            pad_id=eos_ids[0],  # the tokenizer's own may lie beyond the embeddings
-            temperature=sampling.temperature,
-            vocab_limit=limit,
-            **sampling.reshaping(),
-        )
 
 
 def _record(problem: str, sample: int, response: list[int], tokenizer: Any, eos_ids: Sequence[int]) -> dict[str, Any]:

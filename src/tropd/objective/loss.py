@@ -303,6 +303,17 @@ def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | Non
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
+def reads_tail(method: Method) -> bool:
+    """Does `method` compare the mass on all tokens outside of the top-k, too?
+
+    >>> from tropd import get_method
+    >>> reads_tail(get_method("tropd")), reads_tail(get_method("tropd", fkl_truncation="tail"))
+    (False, True)
+    """
+    truncated = method.outlier_uses_fkl and method.fkl_truncation == "tail"
+    return truncated or method.trust == "rkl_direct" or method.baseline == "top_k"
+
+
 def topk_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on the teacher's top-k tokens; see `TopKTerm`.
 
@@ -332,14 +343,12 @@ def topk_term(
     >>> term.reads_tail, term.outside
     (True, tensor([True]))
     """
-    reads_tail = method.outlier_uses_fkl and method.fkl_truncation == "tail"
-    reads_tail = reads_tail or method.trust == "rkl_direct" or method.baseline == "top_k"
     outside = None
     if method.gate == "support":
         # What the teacher gives no probability is one of the others.
         token_ids_MK = torch.where(teacher_logp_MK == -torch.inf, token_ids_MK[:, :1], token_ids_MK)
         outside = None if method.outlier == "mask" else signals.outlier_weight[index_M] > 0
-    return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail, outside)
+    return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail(method), outside)
 
 
 def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:

@@ -57,7 +57,7 @@ def expect(function: Callable[..., Any], parameters: tuple[str, ...]) -> None:
         )
 
 
-def _change_losses(losses: ModuleType) -> None:
+def _change_losses(losses: Any) -> None:
     from . import losses as ours
 
     expect(losses.compute_topk_loss, ("config", "distillation_config", "data", "student_logits", "data_format"))
@@ -74,7 +74,7 @@ def _change_teacher_client(manager: ModuleType) -> None:
     client.compute_teacher_logprobs_single = checked(client.compute_teacher_logprobs_single)
 
 
-def _change_vllm_server(utils: ModuleType) -> None:
+def _change_vllm_server(utils: Any) -> None:
     from .sampled_score import with_sampled
 
     expect(utils.extract_prompt_logprobs, ("output", "num_prompt_logprobs", "result_dict"))

@@ -29,6 +29,8 @@ def why_not(method: Method) -> str | None:
         return "it changes during training, and verl does not tell a loss how far training is"
     if method.gate == "student_entropy":
         return "it ranks the tokens of the whole batch by entropy, and verl's loss sees one micro-batch"
+    if method.gate == "support":
+        return "its regions are the teacher's top-k itself, which tropd's loss in verl does not divide by"
     if method.reduction != "shared":
         return f"its reduction is {method.reduction!r}, and verl divides by the number of response tokens"
     if method.turn_trust != "none":

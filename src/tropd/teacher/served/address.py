@@ -13,11 +13,43 @@ SCHEMES = {"http": 80, "https": 443, "tropd": 8001, "tropds": 443}
 
 OWN = ("tropd", "tropds")
 
-DEFAULT_KEY_VARIABLE = "TROPD_TEACHER_API_KEY"
-
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 EXAMPLE = "http://127.0.0.1:8000/v1"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a server is here for, in the words of sentences.
+
+    Attributes:
+        noun: what it is called.
+        field: where its address is written.
+        prefix: how the fields about it begin.
+    """
+
+    noun: str
+    field: str
+    prefix: str
+
+    def option(self, name: str) -> str:
+        """A field about it.
+
+        >>> TEACHER.option("timeout")
+        'teacher_timeout'
+        """
+        return f"{self.prefix}_{name}"
+
+    @property
+    def key_variable(self) -> str:
+        """Where its key is, unless another variable is named."""
+        return f"TROPD_{self.prefix.upper()}_API_KEY"
+
+
+TEACHER = Role("the teacher", "teacher", "teacher")
+
+ENGINE = Role("the server", "engine", "server")
+"""Writes responses for an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -98,70 +130,73 @@ def join_replicas(model: Any) -> Any:
     return ",".join(model)
 
 
-def read_addresses(model: str, allow_remote: bool = False) -> tuple[Address, ...]:
-    """The addresses of a served teacher.
+def read_addresses(model: str, allow_remote: bool = False, role: Role = TEACHER) -> tuple[Address, ...]:
+    """The addresses of a server and its replicas.
 
     Args:
         model: one address, or several with commas between.
         allow_remote: take unencrypted addresses of other machines.
+        role: for sentences.
 
     Raises:
         ValueError: an address that is none, that holds a password, or that is another machine's without encryption.
     """
-    addresses = tuple(_read(one.strip(), allow_remote) for one in model.split(","))
+    addresses = tuple(_read(one.strip(), allow_remote, role) for one in model.split(","))
     if len(set(addresses)) < len(addresses):
-        raise ValueError("teacher names one address twice; name each replica once.")
+        raise ValueError(f"{role.field} names one address twice; name each replica once.")
     if len({address.scheme in OWN for address in addresses}) > 1:
         raise ValueError(
-            "teacher has replicas behind `tropd serve` (tropd://) and behind another server (http://), whose scores "
-            "differ by rounding. Give replicas of one kind."
+            f"{role.field} has replicas behind `tropd serve` (tropd://) and behind another server (http://), whose "
+            "scores differ by rounding. Give replicas of one kind."
         )
     return addresses
 
 
-def _read(text: str, allow_remote: bool) -> Address:
+def _read(text: str, allow_remote: bool, role: Role) -> Address:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"teacher has an address that is none ({error}). Write it like {EXAMPLE}.") from error
+        raise ValueError(f"{role.field} has an address that is none ({error}). Write it like {EXAMPLE}.") from error
     if parts.username is not None or parts.password is not None:
         raise ValueError(
-            "teacher has an address with a user or a password in it, which logs and records would keep. Leave it out; "
-            f"a key comes from the environment: export {DEFAULT_KEY_VARIABLE}=…"
+            f"{role.field} has an address with a user or a password in it, which logs and records would keep. Leave it "
+            f"out; a key comes from the environment: export {role.key_variable}=…"
         )
     if parts.scheme not in SCHEMES or not host or parts.query or parts.fragment or not text.isprintable():
-        raise ValueError(f"teacher is {text!r:.200}, which is no address of a server. Write it like {EXAMPLE}.")
+        raise ValueError(f"{role.field} is {text!r:.200}, which is no address of a server. Write it like {EXAMPLE}.")
     address = Address(
         parts.scheme, host, port or SCHEMES[parts.scheme], parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     )
     if not address.is_encrypted and not address.is_loopback and not allow_remote:
         raise ValueError(
-            f"teacher is {text!r}, another machine over http: whoever sits between could read the prompts and change "
-            f"the scores. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to 127.0.0.1 (ssh -L "
-            "8000:127.0.0.1:8000 HOST), or, in a network that you trust, teacher_allow_remote: true."
+            f"{role.field} is {text!r}, another machine over http: whoever sits between could read the prompts and "
+            f"change the answers. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to 127.0.0.1 (ssh -L "
+            "8000:127.0.0.1:8000 HOST), or, in a network that you trust, "
+            f"{role.option('allow_remote')}: true."
         )
     return address
 
 
-def read_key(variable: str | None, field: str = "teacher_api_key_env") -> str | None:
+def read_key(variable: str | None, role: Role = TEACHER, field: str | None = None) -> str | None:
     """The key of the server, from the environment; `None` where there is none.
 
     Args:
-        variable: its name; `None` is `DEFAULT_KEY_VARIABLE`.
-        field: what names it, for sentences.
+        variable: its name; `None` is `role.key_variable`.
+        role: of the server, for sentences.
+        field: what names the variable, where that is not the role's own option.
 
     Raises:
         ValueError: a variable that was asked for by name and is not set, or that no header can carry.
     """
-    name = variable or DEFAULT_KEY_VARIABLE
+    name, field = variable or role.key_variable, field or role.option("api_key_env")
     if not VARIABLE.fullmatch(name):
         raise ValueError(
-            f"{field} is not the name of an environment variable (it is not shown, in case it is the key "
-            f"itself). Export the key, and name the variable: {DEFAULT_KEY_VARIABLE}."
+            f"{field} is not the name of an environment variable (it is not shown, in case it is the key itself). "
+            f"Export the key, and name the variable: {role.key_variable}."
         )
     key = os.environ.get(name, "").strip()
-    if not key and name != DEFAULT_KEY_VARIABLE:
+    if not key and name != role.key_variable:
         raise ValueError(f"{field} is {name!r:.100}, but there is no such environment variable. Export it.")
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"the environment variable {name} holds characters that no key has. Export it again.")

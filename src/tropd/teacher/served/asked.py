@@ -48,6 +48,10 @@ class AskedTeacher(ABC):
         self._threads = ThreadPoolExecutor(concurrency, "teacher")
 
     @abstractmethod
+    def fingerprint(self) -> Any:
+        """By which the model is known again."""
+
+    @abstractmethod
     def sample(
         self,
         contexts: Sequence[list[int]],

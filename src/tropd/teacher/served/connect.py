@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from ...models.files import GENERATION_CONFIG, ModelFiles, explained
 from ...objective.methods import Method
 from ..names import Name, field_of, teacher_phrase
-from .address import Address, is_own, is_served, read_addresses, read_key
+from .address import TEACHER, Address, Role, is_own, is_served, read_addresses, read_key
 from .http import Client, ServerRefused
 from .scorer import ScorerTeacher
 from .served import ServedTeacher
@@ -21,6 +21,9 @@ from .tensors import VERSION
 from .wire import COMPLETIONS, MODELS, TOKENIZE, read_models, read_scores, scoring_question
 
 logger = logging.getLogger(__name__)
+
+FIELDS = ("model_name", "api_key_env", "concurrency", "timeout", "patience", "allow_remote")
+"""About a server; `Role.option` has their whole names."""
 
 START_PATIENCE = 5.0
 """Seconds that a server may be silent before a run begins."""
@@ -143,17 +146,19 @@ def connect(
     student_tokenizer: Any | None = None,
     student_rows: int | None = None,
     device: "torch.device | None" = None,
+    role: Role = TEACHER,
 ) -> Connected:
-    """Find the teacher behind an address.
+    """Find the model behind an address.
 
     Args:
         model: the address, or several with commas between.
-        args: with the fields `teacher_…` of `MethodSettings` and `trust_remote_code`.
+        args: with the fields `teacher_…` (or as `role` begins them) of `MethodSettings` and `trust_remote_code`.
         name: of the teacher, where there are several.
-        tokenizer: the teacher's, where it is at hand.
+        tokenizer: the model's, where it is at hand, as it is for every role but the teacher's.
         student_tokenizer: stands in where the teacher's own is not to be had.
         student_rows: of its head; ids beyond these and the tokenizer's are of no interest.
         device: where the scores go.
+        role: what the server is here for.
 
     Raises:
         ValueError: nobody answers, the model is not there, or its tokenizer is another than the one given.
@@ -163,24 +168,28 @@ def connect(
             f"teacher_model_init_kwargs is set, but {field_of(name)} is behind a server, which has loaded it. Remove "
             "it."
         )
-    addresses = read_addresses(model, args.teacher_allow_remote)
-    key = read_key(args.teacher_api_key_env)
-    client = Client(addresses, key, args.teacher_timeout, args.teacher_patience)
+    field = field_of(name) if role is TEACHER else role.field
+    given = {option: getattr(args, role.option(option)) for option in FIELDS}
+    addresses = read_addresses(model, given["allow_remote"], role)
+    key = read_key(given["api_key_env"], role)
+    client = Client(addresses, key, given["timeout"], given["patience"], role)
     try:
-        card = _find_card(client, args.teacher_model_name, field_of(name))
+        card = _find_card(client, given["model_name"], field, role)
         if is_own(model) and OWN_CARD not in card:
             raise ValueError(
-                f"{field_of(name)} is {addresses[0]}, but no `tropd serve` answers there. Start it (`tropd serve "
+                f"{field} is {addresses[0]}, but no `tropd serve` answers there. Start it (`tropd serve "
                 f"--teacher DIR`), or, for a vLLM server, write http://{addresses[0].host}:{addresses[0].port}/v1."
             )
         root = str(card.get("root") or card["id"])
-        tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
-        _compare_tokenizers(client, card["id"], tokenizer, field_of(name))
+        is_stand_in, generation_config = False, GenerationConfig.from_dict({})
+        if tokenizer is None or role is TEACHER:
+            tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
+        _compare_tokenizers(client, card["id"], tokenizer, field, role)
         settings = {
             "name": root,
             "generation_config": generation_config,
             "device": device or torch.device("cpu"),
-            "concurrency": args.teacher_concurrency,
+            "concurrency": given["concurrency"],
         }
         teacher: ServedTeacher | ScorerTeacher
         if OWN_CARD in card:
@@ -189,7 +198,7 @@ def connect(
             rows = max(student_rows or 0, max(tokenizer.get_vocab().values()) + 1)
             teacher = _vllm_teacher(client, card, tokenizer, rows, settings)
     except ConnectionError as error:
-        raise ValueError(_nobody(field_of(name), error, is_own(model))) from error
+        raise ValueError(_nobody(field, error, is_own(model), role)) from error
     return Connected(teacher, tokenizer, is_stand_in)
 
 
@@ -223,23 +232,24 @@ def _vllm_teacher(
     )
 
 
-def _nobody(field: str, error: Exception, is_own: bool) -> str:
+def _nobody(field: str, error: Exception, is_own: bool, role: Role) -> str:
     if is_own:
         return f"{field}: {error}. Start it, for example: tropd serve --teacher DIR --port 8001."
+    length = "max_completion_length" if role is TEACHER else "max_new_tokens"
     return (
         f"{field}: {error}. Start it, for example: python -m vllm.entrypoints.openai.api_server --model DIR --host "
-        "127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + max_completion_length "
-        "+ 1."
+        "127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + "
+        f"{length} + 1."
     )
 
 
-def _find_card(client: Client, wanted: str | None, field: str) -> dict[str, Any]:
+def _find_card(client: Client, wanted: str | None, field: str, role: Role) -> dict[str, Any]:
     """The model's card; every replica has to have it."""
-    cards = [_card_at(client, address, wanted, field) for address in client.addresses]
+    cards = [_card_at(client, address, wanted, field, role) for address in client.addresses]
     if len({card["id"] for card in cards}) > 1:
         raise ValueError(
             f"{field} has replicas that offer different models ({', '.join(card['id'] for card in cards)}); a list is "
-            "for replicas of one. Set teacher_model_name to a model that each of them has."
+            f"for replicas of one. Set {role.option('model_name')} to a model that each of them has."
         )
     if len({str(card.get(OWN_CARD)) for card in cards}) > 1:
         raise ValueError(f"{field} has replicas with different weights or settings; a list is for replicas of one.")
@@ -247,17 +257,18 @@ def _find_card(client: Client, wanted: str | None, field: str) -> dict[str, Any]
     return cards[0] | ({"max_model_len": min(lengths)} if lengths else {})
 
 
-def _card_at(client: Client, address: Address, wanted: str | None, field: str) -> dict[str, Any]:
+def _card_at(client: Client, address: Address, wanted: str | None, field: str, role: Role) -> dict[str, Any]:
     cards = read_models(client.ask(MODELS, patience=START_PATIENCE, only=address))
     for card in cards.values():
         _check_own_card(card.get(OWN_CARD), address)
+    option = role.option("model_name")
     if wanted is None and len(cards) != 1:
         raise ValueError(
-            f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; say which with teacher_model_name."
+            f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; say which with {option}."
         )
     if wanted is not None and wanted not in cards:
         raise ValueError(
-            f"teacher_model_name is {wanted!r}, but {address} offers {', '.join(cards) or 'no model'}. Correct it, or "
+            f"{option} is {wanted!r}, but {address} offers {', '.join(cards) or 'no model'}. Correct it, or "
             "serve that model."
         )
     return next(iter(cards.values())) if wanted is None else cards[wanted]
@@ -325,7 +336,7 @@ def _generation_config(source: str) -> GenerationConfig:
         return GenerationConfig.from_dict({})  # a name of the Hub without the file
 
 
-def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field: str) -> None:
+def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field: str, role: Role) -> None:
     """Refuse a server that reads a fixed text as other token ids; one that reads none for others is let through.
 
     Raises:
@@ -339,8 +350,9 @@ def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field:
         if refusal.status not in ABSENT:
             raise
         logger.warning(
-            "The teacher's server has no %s, so that its token ids cannot be compared; the preflight's NLL of the "
-            "prompts tells whether it reads the same.",
+            "The server in %s has no %s, so that its token ids cannot be compared: it has to read texts as the "
+            "tokenizer here does.",
+            field,
             TOKENIZE,
         )
         return
@@ -348,14 +360,15 @@ def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field:
     if theirs == ours:
         return
     if not isinstance(theirs, list):
-        raise ServerRefused(f"the teacher's {TOKENIZE} gives no token ids")
+        raise ServerRefused(f"the server's {TOKENIZE} gives no token ids")
     pairs = [*zip(ours, theirs, strict=False)]
     first = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
     shown = tokenizer.decode(ours[max(first - 3, 0) : first + 3])
+    other = f", or set {role.option('tokenizer')} to its own" if role is TEACHER else ""
     raise ValueError(
         f"{field} reads a text as other token ids than its tokenizer here: near {shown!r} they are "
-        f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. The teacher would score other "
-        "words than the student wrote; serve a model with the same tokenizer, or set teacher_tokenizer to its own."
+        f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. One would read other words "
+        f"than the other writes; serve a model with the same tokenizer{other}."
     )
 
 

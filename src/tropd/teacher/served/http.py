@@ -20,7 +20,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from .address import Address
+from .address import TEACHER, Address, Role
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,19 @@ class Client:
         key: sent with each question, and never shown.
         timeout: seconds that one answer may take.
         patience: seconds from the first failure of a question to giving it up.
+        role: what sentences call them.
     """
 
-    def __init__(self, addresses: Sequence[Address], key: str | None, timeout: float, patience: float):
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        key: str | None,
+        timeout: float,
+        patience: float,
+        role: Role = TEACHER,
+    ):
         self.addresses, self.timeout, self.patience = tuple(addresses), timeout, patience
+        self._role = role
         self._key = key
         self._turn = count()
         self._lock = threading.Lock()
@@ -139,7 +148,7 @@ class Client:
                 pause = self._pause(attempt // len(addresses), attempt % len(addresses) + 1 < len(addresses), failure)
                 if now + pause > began + patience:
                     raise ConnectionError(
-                        f"the teacher at {address} does not answer ({failure}); waited {now - began:.0f} s"
+                        f"{self._role.noun} at {address} does not answer ({failure}); waited {now - began:.0f} s"
                     ) from failure
                 self._say_waiting(address, failure, began + patience - now)
                 if self._stop.wait(pause):
@@ -250,7 +259,9 @@ class Client:
             parts.append(part)
             size += len(part)
             if size > most_bytes:
-                raise ServerRefused(f"the teacher's answer is longer than the {most_bytes} bytes that it can have")
+                raise ServerRefused(
+                    f"{self._role.noun}'s answer is longer than the {most_bytes} bytes that it can have"
+                )
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no whole answer within {self.timeout:g} s")
         response.read()  # nothing more; an answer that was cut is found out here, and the connection is free again
@@ -262,15 +273,17 @@ class Client:
             raise _Unanswered(f"{status} {said}", _retry_after(response.headers.get("Retry-After")))
         if 300 <= status < 400:
             to = f" to {response.headers.get('Location', 'nowhere')!r:.200}"
-            raise ServerRefused(f"the teacher at {address} sends on{to}; give the address that answers itself", status)
+            raise ServerRefused(
+                f"{self._role.noun} at {address} sends on{to}; give the address that answers itself", status
+            )
         if status in (401, 403):
             own = "the key in the environment is not the server's" if self._key else "it wants a key"
             raise ServerRefused(
-                f"the teacher at {address} refuses ({status}): {own}. Export the variable that teacher_api_key_env "
-                "names",
+                f"{self._role.noun} at {address} refuses ({status}): {own}. Export the variable that "
+                f"{self._role.option('api_key_env')} names",
                 status,
             )
-        raise ServerRefused(f"the teacher at {address} refuses {response.status}: {said}", status)
+        raise ServerRefused(f"{self._role.noun} at {address} refuses {response.status}: {said}", status)
 
     def _shown(self, raw: bytes) -> str:
         """The beginning of a server's words, or of the message in them, without the key."""
@@ -293,14 +306,18 @@ class Client:
             if now < self._next_word:
                 return
             self._next_word = now + NEXT_WORD
-        logger.warning("The teacher at %s does not answer (%s); waiting, %.0f s left.", address, failure, left)
+        logger.warning("%s at %s does not answer (%s); waiting, %.0f s left.", self._named(), address, failure, left)
 
     def _say_answered(self, address: Address) -> None:
         with self._lock:
             since, self._silent_since = self._silent_since, None
             was_said = since is not None and self._next_word > since + FIRST_WORD
         if since is not None and was_said:
-            logger.warning("The teacher at %s answers again, after %.0f s.", address, time.monotonic() - since)
+            logger.warning("%s at %s answers again, after %.0f s.", self._named(), address, time.monotonic() - since)
+
+    def _named(self) -> str:
+        """At the beginning of a sentence."""
+        return self._role.noun[0].upper() + self._role.noun[1:]
 
 
 def read_json(raw: bytes) -> dict[str, Any]:

@@ -277,8 +277,9 @@ class ServedTeacher(AskedTeacher):
         temperature: float,
         vocab_limit: int | None = None,
         draws: DrawAddress | None = None,
+        **reshaping: Any,
     ) -> list[list[int]]:
-        """See `AskedTeacher`: the server draws with a seed for each row.
+        """See `AskedTeacher`, and for `reshaping` `models.sampling.sample`: the server draws with a seed for each row.
 
         A response is cut before the first id of `vocab_limit` or more, and where the server's context ends.
         """
@@ -299,6 +300,7 @@ class ServedTeacher(AskedTeacher):
                 temperature=temperature,
                 stop_ids=ends,
                 seed=None if seeds is None else seeds[number],
+                **reshaping,
             )
             written = read_written(self.client.ask(COMPLETIONS, request, 2**16 + room * 100), room)
             written = written[: len(until_eos(written, eos_ids)) + 1]

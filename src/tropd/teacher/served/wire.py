@@ -58,18 +58,18 @@ def read_scores(answer: dict[str, Any], token_ids: Sequence[int], places: Sequen
     given = choice.get("prompt_logprobs", answer.get("prompt_logprobs"))
     if not isinstance(given, list):
         raise ServerRefused(
-            "the teacher answers without prompt_logprobs, which a server leaves out that does not know them; it has to "
+            "the server answers without prompt_logprobs, which a server leaves out that does not know them; it has to "
             "be vLLM's OpenAI-compatible one"
         )
     if len(given) != len(token_ids):
-        raise ServerRefused(f"the teacher gave {len(given)} prompt_logprobs for {len(token_ids)} tokens")
+        raise ServerRefused(f"the server gave {len(given)} prompt_logprobs for {len(token_ids)} tokens")
     found = []
     for place in places:
         entries = _read_entries(given[place])
         if token_ids[place] not in entries:
-            raise ServerRefused(f"the teacher's prompt_logprobs {place} do not hold their own token {token_ids[place]}")
+            raise ServerRefused(f"the server's prompt_logprobs {place} do not hold their own token {token_ids[place]}")
         if len(entries) < k:
-            raise ServerRefused(f"the teacher gave {len(entries)} of {k} log-probabilities for token {place}")
+            raise ServerRefused(f"the server gave {len(entries)} of {k} log-probabilities for token {place}")
         found.append(entries)
     return found
 
@@ -78,10 +78,10 @@ def _read_entries(given: Any) -> Entries:
     try:
         entries = {int(token): float(entry["logprob"]) for token, entry in given.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ServerRefused(f"the teacher gave prompt_logprobs that cannot be read: {given!r:.200}") from error
+        raise ServerRefused(f"the server gave prompt_logprobs that cannot be read: {given!r:.200}") from error
     for token, logp in entries.items():
         if not logp <= SLACK or token < 0:
-            raise ServerRefused(f"the teacher gave token {token} the log-probability {logp}, which none can have")
+            raise ServerRefused(f"the server gave token {token} the log-probability {logp}, which none can have")
     return {token: -math.inf if logp <= NOTHING else logp for token, logp in entries.items()}
 
 
@@ -93,16 +93,19 @@ def writing_request(
     temperature: float,
     stop_ids: Sequence[int],
     seed: int | None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> dict[str, Any]:
-    """Ask for a response from the whole softmax: what the server's own generation_config says is overruled."""
+    """Ask for a response; what the server's own generation_config says of the softmax is overruled."""
     return {
         "model": model,
         "prompt": list(token_ids),
         "max_tokens": max_new_tokens,
         "temperature": temperature,
-        "top_p": 1.0,
-        "top_k": -1,
-        "min_p": 0.0,
+        "top_p": top_p,
+        "top_k": top_k or -1,  # which is all
+        "min_p": min_p,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
@@ -119,7 +122,7 @@ def read_written(answer: dict[str, Any], max_new_tokens: int) -> list[int]:
     """
     ids = _only_choice(answer).get("token_ids")
     if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids) or len(ids) > max_new_tokens:
-        raise ServerRefused("the teacher answers without the token_ids of what it wrote (return_token_ids of vLLM)")
+        raise ServerRefused("the server answers without the token_ids of what it wrote (return_token_ids of vLLM)")
     return ids
 
 
@@ -131,12 +134,12 @@ def read_models(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     cards = answer.get("data")
     if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
-        raise ServerRefused(f"the teacher's {MODELS} lists no models; it has to be an OpenAI-compatible server")
+        raise ServerRefused(f"the server's {MODELS} lists no models; it has to be an OpenAI-compatible server")
     return {card["id"]: card for card in cards}
 
 
 def _only_choice(answer: dict[str, Any]) -> dict[str, Any]:
     choices = answer.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise ServerRefused(f"the teacher's answer has no single choice: {str(answer)[:200]}")
+        raise ServerRefused(f"the server's answer has no single choice: {str(answer)[:200]}")
     return choices[0]

@@ -67,14 +67,17 @@ class Checkpointing:
             raise ValueError(
                 f"resume_from_checkpoint is {resume_from_checkpoint!r:.100}; give True (the last one), or a folder."
             )
-        if resume_from_checkpoint and trainer.accelerator.is_main_process:
-            check_checkpoint(resume_from_checkpoint)
-            _check_goes_on(Path(resume_from_checkpoint))
-            check_unchanged(trainer, str(resume_from_checkpoint))
+        folder: str | None = None
+        if resume_from_checkpoint and not isinstance(resume_from_checkpoint, bool):
+            folder = os.fspath(resume_from_checkpoint)
+        if folder is not None and trainer.accelerator.is_main_process:
+            check_checkpoint(folder)
+            _check_goes_on(Path(folder))
+            check_unchanged(trainer, folder)
             if self.tells_changes:
-                for change in changed_settings(trainer.args, Path(resume_from_checkpoint).parent):
+                for change in changed_settings(trainer.args, Path(folder).parent):
                     logger.warning("%s", change)
-        self.resumed_from = resume_from_checkpoint or None
+        self.resumed_from = folder
         self._check_steps_left()
         self._summed_before = 0
         return resume_from_checkpoint

@@ -53,8 +53,9 @@ def check_arguments(
     check_served(args.resolved_method(), args, teachers)
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
-    for name, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
-        _check_apart(name, model, args.output_dir)
+    assert args.output_dir is not None  # the host names one where nobody has
+    for role, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
+        _check_apart(role, model, args.output_dir)
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)

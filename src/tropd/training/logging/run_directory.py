@@ -19,12 +19,17 @@ def write_run_description(
     method: Method,
     teacher: Any = None,
     endings: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
 ) -> None:
-    """Write `run.json`: the resolved method, teachers, what ends a response, configuration, versions, platform."""
+    """Write `run.json`: the resolved method, teachers, what ends a response, configuration, versions, platform.
+
+    `engine` is what writes the rollouts; `None` is the student in the trainer's process.
+    """
     description = {
         "method": describe(method),
         "teacher": teacher,
         "endings": endings,
+        "engine": engine,
         "configuration": configuration,
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
