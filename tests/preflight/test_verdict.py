@@ -199,7 +199,7 @@ def test_unbounded_k1_is_a_poor_choice_once_outliers_matter(name):
     assert has_unbounded_k1(method)
     assert judged(method).method == name
     found = judged(method, trust_fraction=0.7)
-    assert found.method == "tropd" and f"{name} is a poor choice" in " ".join(found.sentences)
+    assert found.method == "tropd_support" and f"{name} is a poor choice" in " ".join(found.sentences)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,12 @@ def test_a_close_pair_needs_no_prefixes():
     assert "simpler" not in " ".join(judged(OPD).sentences)
 
 
+@pytest.mark.parametrize(("name", "told"), [("opd", True), ("tropd", True), ("gkd", False), ("tropd_support", False)])
+def test_what_learned_more_on_close_pairs_is_named_and_not_set(name, told):
+    found = judged(get_method(name))
+    assert ("tropd_support learned more" in " ".join(found.sentences)) == told and found.method == name
+
+
 # ---------------------------------------------------------------------- settings
 
 
@@ -235,7 +241,9 @@ def test_a_top_k_that_misses_the_teacher_is_widened():
     assert "fkl_top_k" not in judged(teacher_topk_mass=advice.LOW_TOPK_MASS).settings
     assert "fkl_top_k" not in judged(OPD, teacher_topk_mass=0.5).settings
     assert "fkl_top_k" not in judged(get_method("tropd_support"), teacher_topk_mass=0.5).settings, "it samples the rest"
-    assert judged(OPD, teacher_topk_mass=0.5, trust_fraction=0.6).settings["fkl_top_k"] == 256
+    assert "fkl_top_k" not in judged(OPD, teacher_topk_mass=0.5, trust_fraction=0.6).settings, "nor does what follows"
+    masks = get_method("mask_outlier")
+    assert judged(masks, teacher_topk_mass=0.5, trust_fraction=0.3).settings["fkl_top_k"] == 256
 
 
 def test_a_small_k_that_suffices_is_said():
@@ -273,7 +281,8 @@ def test_rollouts_that_do_not_end_want_a_longer_budget_unless_they_repeat():
 
 
 def test_advised_settings_are_accepted_by_the_advised_method():
-    found = judged(OPD, 1000, [90], trust_fraction=0.4, teacher_topk_mass=0.5, truncated_share=0.9)
+    masks = get_method("mask_outlier")
+    found = judged(masks, 1000, [90], trust_fraction=0.3, teacher_topk_mass=0.5, truncated_share=0.9)
     settings = {name: value for name, value in found.settings.items() if name != "max_completion_length"}
     assert settings.keys() == {"fkl_top_k", "guidance_length"}
     assert get_method(found.method, **settings).fkl_top_k == 256

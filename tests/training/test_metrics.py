@@ -186,11 +186,18 @@ def test_every_metric_of_the_table_is_logged_by_some_run(tmp_path, student, teac
     other = clone(teacher)
     other.config.eos_token_id = 9
     apart = run(tmp_path / "apart", student, other, script=replay(recorded(8)), ending="as_given")
-    settings = {"turn_trust": "weight", "rows": agents.RECORDED, "guidance_length": "share", "max_steps": 4}
-    episodes = agents.build(tmp_path / "episodes", agents.calls_then_answers, "tropd", **settings)
-    episodes.train()
-    seen = set().union(*done.logs, *apart.logs, *episodes.state.log_history)
-    assert METRICS.keys() - seen == set()
+    call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12+3"}}}
+    episode = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "calculator", "content": "15"},
+        {"role": "assistant", "content": "It is 15."},
+    ]
+    rows = [{"prompt": agents.ASK, "teacher_response": episode}] * 4
+    guided = {"guidance_schedule": "linear", "guidance_length": "share", "turn_trust": "weight", "max_steps": 4}
+    turns = agents.build(tmp_path / "turns", agents.calls_then_answers, "tropd", rows=rows, **guided)
+    turns.train()
+    logged = set().union(*done.logs, *apart.logs, *turns.state.log_history)
+    assert METRICS.keys() - logged == set()
 
 
 def test_the_parts_of_the_loss_add_up_to_it(tmp_path, student, teacher):

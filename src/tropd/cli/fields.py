@@ -47,7 +47,7 @@ def fields_help() -> str:
 
 
 def _lines(settings: Any) -> str:
-    return "".join(f"  {field.name:<30}{_default(field)}{field.metadata['help']}\n" for field in fields(settings))
+    return "".join(f"  {field.name + ' ':<30}{_default(field)}{field.metadata['help']}\n" for field in fields(settings))
 
 
 def _default(field: Field) -> str:

@@ -496,7 +496,7 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
     if method.guidance_term == "k1":
         # A detached advantage, at ratio 1: its sign pushes teacher tokens down (docs/footguns.md).
         detached = student_logp_N.detach()
-        guided = (detached - signals.teacher_logp) * torch.exp(student_logp_N - detached)
+        guided = (detached - signals.teacher_logp.detach()) * torch.exp(student_logp_N - detached)
     guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * guided)
     if signals.turn_weight is not None:
         trust, outlier, guidance = (_weigh(signals.turn_weight, part) for part in (trust, outlier, guidance))

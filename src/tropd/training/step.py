@@ -354,7 +354,7 @@ class Gate:
         −∞ where none is needed whatever the teacher says, +∞ where this gate does not tell by it.
         """
         method, logp = self.method, self.student.rollout_logp.float()
-        if _reads_topk_everywhere(method):
+        if method.trust != "k1" or method.baseline != "none":
             bound = torch.full_like(logp, torch.inf)
         elif self.uniforms is not None:
             bound = logp + self.uniforms.clamp_min(SMALLEST_DRAW).log().float()
@@ -373,11 +373,6 @@ class Gate:
         """Move the tokens at the positions `tokens` out of the trust region."""
         self.outlier[tokens] += self.trust[tokens]
         self.trust[tokens] = 0.0
-
-
-def _reads_topk_everywhere(method: Method) -> bool:
-    """Is the teacher's top-k read of trusted tokens too?"""
-    return method.trust != "k1" or method.baseline != "none"
 
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
@@ -427,7 +422,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     method = setup.method
     needed = torch.zeros_like(gate.student_mask)
     noted = tokens_noted(setup, rollouts, needed) if setup.noted_rows else None
-    everywhere = _reads_topk_everywhere(method)
+    everywhere = method.trust != "k1" or method.baseline != "none"  # of trusted tokens, too
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
