@@ -151,10 +151,8 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
     assert m.outlier_share is not None
     error = f" ± {100 * m.trust_standard_error:.0f}" if m.trust_standard_error is not None else ""
     words = {
-        "safe": "They are close: plain OPD is safe here, and a trust region costs nothing but has little to protect "
-        "against.",
-        "endings": "They end a response with different ids, which are one action here. Apart from that they are close, "
-        "and a trust region has little to protect against.",
+        "safe": "They are close: plain OPD is safe here, so that no trust region is needed to survive.",
+        "endings": "They end a response with different ids, which are one action here. Apart from that they are close.",
         "endings_apart": "They end a response with different ids, and each is scored by itself: the teacher finds the "
         "student's ending nearly impossible, so the student unlearns to stop, or ends where its rollouts go on.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
