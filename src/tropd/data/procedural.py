@@ -156,7 +156,7 @@ def split_of(question: str) -> str:
     """One question in ten belongs to validation, one to test: a function of the question alone.
 
     >>> [split_of(f"What is {n} + 1?") for n in range(4)]
-    ['train', 'test', 'train', 'train']
+    ['train', 'train', 'train', 'test']
     """
     bucket = int.from_bytes(hashlib.blake2b(question.encode(), digest_size=8).digest(), "big") % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
