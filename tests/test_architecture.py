@@ -28,6 +28,7 @@ OURS = {
     "training": {"training", "evaluation", "objective", "rollout", "teacher", "models"},
     "serving": {"serving", "teacher", "rollout", "objective", "models"},
     "data": {"data"},
+    "environments": {"environments"},
     "engines": {"engines", "rollout", "teacher", "objective", "models"},
     "evaluation": {"evaluation", "data", "report", "engines", "rollout", "teacher", "objective", "models"},
     "planning": {"planning", "training", "teacher", "objective", "models"},

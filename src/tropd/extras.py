@@ -8,6 +8,7 @@ _MODULES = {
     "eval": "math_verify antlr4 latex2sympy2_extended if_verifiable langdetect nltk",
     "vllm": "vllm",
     "serve": "starlette uvicorn",
+    "gym": "reasoning_gym",
 }
 EXTRA_OF = {module: extra for extra, modules in _MODULES.items() for module in modules.split()}
 """Top-level module → the extra that brings it. A test holds it to pyproject.toml."""

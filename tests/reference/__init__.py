@@ -50,6 +50,7 @@ from .regions import (
     trust_weight,
 )
 from .schedules import SCHEDULES, prefix_length, prefix_share
+from .turns import per_turn_mean, turn_trusts
 from .vocabulary import Array, entropy, final_logits, head_logp, log_softmax, logp_of, mixture_logp, top_k
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "mixture_logp",
     "pair",
     "per_region_mean",
+    "per_turn_mean",
     "policy_gradient",
     "prefix_length",
     "prefix_share",
@@ -112,4 +114,5 @@ __all__ = [
     "total_variation",
     "trust_probability",
     "trust_weight",
+    "turn_trusts",
 ]

@@ -33,6 +33,7 @@ from reference import (
     logp_of,
     pair,
     per_region_mean,
+    per_turn_mean,
     policy_gradient,
     prefix_length,
     reopold_floor,
@@ -54,6 +55,7 @@ from reference import (
     total_variation,
     trust_probability,
     trust_weight,
+    turn_trusts,
 )
 
 V = 6
@@ -487,3 +489,10 @@ def test_other_schedules_and_the_room_left_for_the_student():
     assert prefix_length(0, 10, min_tail=4, response_length=100, max_length=10) == 6
     assert prefix_length(0, 10, min_tail=20, **room) == 0
     assert prefix_length(0, 10, ends_with_eos=True, response_length=0, max_length=10) == 0
+
+
+def test_a_mean_over_turns_and_the_trust_of_a_turn_by_hand():
+    episode, alone = [[1.0, 2.0, None], [6.0], [None]], [[4.0, 0.0]]
+    assert per_turn_mean([episode, alone]) == pytest.approx((3 * (1.5 + 6) / 2 + 2 * 2) / 5)
+    assert per_turn_mean([alone]) == 2.0 and per_turn_mean([]) == per_turn_mean([[[None]]]) == 0.0
+    assert turn_trusts([[1.0, 0.5, None], [0.0], [1.0]]) == pytest.approx([1.0, 0.75, 0.5])

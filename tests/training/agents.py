@@ -16,6 +16,20 @@ from tropd.training.records import Rollout
 ASK = [{"role": "user", "content": "What is 12+3?"}]
 CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "12+3"}}\n</tool_call><|im_end|>'
 ANSWER = "The answer is 15.<|im_end|>"
+RECORDED = [
+    {
+        "prompt": ASK,
+        "teacher_response": [
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "calculator", "arguments": {"expression": "12+3"}}}],
+            },
+            {"role": "tool", "name": "calculator", "content": "15"},
+            {"role": "assistant", "content": "The answer is 15."},
+        ],
+    }
+] * 4
+"""Rows with an episode of a teacher that did so."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
 

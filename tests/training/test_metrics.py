@@ -193,7 +193,8 @@ def test_every_metric_of_the_table_is_logged_by_some_run(tmp_path, student, teac
         {"role": "assistant", "content": "It is 15."},
     ]
     rows = [{"prompt": agents.ASK, "teacher_response": episode}] * 4
-    guided = {"guidance_schedule": "linear", "guidance_length": "share", "max_steps": 4, "max_tool_result_tokens": 9}
+    guided = {"guidance_schedule": "linear", "guidance_length": "share", "turn_trust": "weight", "max_steps": 4}
+    guided |= {"max_tool_result_tokens": 9}
     turns = agents.build(tmp_path / "turns", agents.calls_then_answers, "tropd", rows=rows, **guided)
     turns.train()
     logged = set().union(*done.logs, *apart.logs, *turns.state.log_history)

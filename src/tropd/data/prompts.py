@@ -74,7 +74,7 @@ def load_prompts(
 
     Args:
         source: a file (`.jsonl`, `.json`, `.csv`, each also `.gz`, or `.parquet`), a folder that `save_to_disk` wrote,
-            a name on the Hub, or a list of them.
+            a name on the Hub, `reasoning_gym:TASK` (see `procedural`), or a list of them.
         columns: our column to the source's, such as `{"prompt": "question", "teacher_response": "solution"}`.
         split: of a folder or a name on the Hub that has splits.
         chat: make one user message of every prompt and teacher prompt that is text. Messages stay as they are.
@@ -101,7 +101,8 @@ def load_prompts(
     bad: list[BadRow] = []
     for part in parts:
         there: dict[str, None] = {}
-        for read in _chunks(read_records(part, split), None if limit is None else limit - len(places)):
+        told: dict[str, str] = {}
+        for read in _chunks(read_records(part, split, told), None if limit is None else limit - len(places)):
             there.update(dict.fromkeys(name for record in read for name in record.values))
             records = [_prepared(record, wanted, chat, system_prompt) for record in read]
             places += [record.place for record in records]
@@ -109,7 +110,7 @@ def load_prompts(
             if not bad:
                 table.add(records)
         _check_columns(wanted, required, list(there), part)
-        notes += _column_notes(wanted, there, part)
+        notes += [*told.values(), *_column_notes(wanted, there, part)]
     if bad:
         raise refusal(bad, len(places), _ADVICE)
     dataset, left_out = table.dataset()

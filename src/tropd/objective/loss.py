@@ -48,6 +48,7 @@ class TokenSignals:
         outlier_weight: weight of the outlier region.
         guidance_mask: 1 on tokens of a teacher prefix.
         reward_advantage: weighted advantage of verifiable rewards, or `None`.
+        turn_weight: factor of what is learned from the teacher, by the token's turn; `None` is 1. See `turns`.
 
     Raises:
         ValueError: two of them differ in shape.
@@ -64,6 +65,7 @@ class TokenSignals:
     outlier_weight: Tensor
     guidance_mask: Tensor
     reward_advantage: Tensor | None = None
+    turn_weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_same_shape(**{field.name: getattr(self, field.name) for field in fields(self)})
@@ -496,6 +498,8 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         detached = student_logp_N.detach()
         guided = (detached - signals.teacher_logp.detach()) * torch.exp(student_logp_N - detached)
     guidance = _weigh(signals.guidance_mask, -(method.guidance_beta or 0.0) * guided)
+    if signals.turn_weight is not None:
+        trust, outlier, guidance = (_weigh(signals.turn_weight, part) for part in (trust, outlier, guidance))
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
         reward = policy_gradient(signals.reward_advantage, trust_weight + outlier_weight)

@@ -17,7 +17,8 @@ OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
 ADVANTAGES = ("log_ratio", "mixture", "power", "sign")
 BASELINES = ("none", "full", "top_k")
 GUIDANCE_TERMS = ("nll", "k1")
-REDUCTIONS = ("shared", "per_region", "selected")
+REDUCTIONS = ("shared", "per_region", "per_turn", "selected")
+TURN_TRUSTS = ("none", "weight")
 TRUNCATIONS = ("none", "teacher_renorm", "tail")
 SCHEDULES = ("cosine", "linear", "constant", "none")
 PREFIX_READINGS = ("cap", "share")
@@ -177,6 +178,7 @@ _TABLE = (
     ),
     Setting("guidance_term", lambda m: m.guided, _GUIDANCE, choices=GUIDANCE_TERMS, stages="both"),
     Setting("reduction", lambda m: True, choices=REDUCTIONS, stages="both"),
+    Setting("turn_trust", lambda m: True, choices=TURN_TRUSTS, stages="both"),
     Setting(
         "switch_at",
         lambda m: m.second_stage is not None,
@@ -268,7 +270,7 @@ def check_combination(method: "Method") -> None:
     if method.reduction == "selected" and method.guided:
         raise ValueError(
             "reduction is 'selected', a mean over trusted tokens alone, but guidance adds prefix tokens to the loss; "
-            "choose 'shared' or 'per_region', or guidance_schedule 'none'."
+            "choose 'shared', 'per_region' or 'per_turn', or guidance_schedule 'none'."
         )
     _check_stages(method)
 

@@ -66,7 +66,10 @@ class Method:
         guidance_term: of a prefix token: `nll`, its negative log-likelihood, or `k1`, a policy gradient with the
             detached advantage log π_S − log π_T.
         reduction: `shared` (one mean over student and prefix tokens), `per_region` (a mean for each region, summed),
-            `selected` (the mean over trusted tokens alone, REOPOLD).
+            `per_turn` (in each episode, the mean over its turns of their means), `selected` (the mean over trusted
+            tokens alone, REOPOLD).
+        turn_trust: `weight` multiplies what is learned from the teacher in a turn by the mean acceptance, min(ρ, 1), of
+            the episode before it; or `none`.
         second_stage: the method that takes over, or `None`.
         switch_at: fraction of training at which it does.
     """
@@ -94,6 +97,7 @@ class Method:
     guidance_beta: float | None = None
     guidance_term: str = "nll"
     reduction: str = "shared"
+    turn_trust: str = "none"
     second_stage: "Method | None" = None
     switch_at: float | None = None
 

@@ -56,6 +56,7 @@ def denominators(counts: RegionCounts, reduction: str = "shared") -> dict[str, f
     """
     by_reduction = {
         "shared": (counts.total, counts.total, counts.total, counts.total),
+        "per_turn": (counts.total, counts.total, counts.total, counts.total),
         "per_region": (counts.trust, counts.outlier, counts.guidance, counts.student),
         "selected": (counts.trust, counts.trust, counts.trust, counts.trust),
     }
@@ -68,8 +69,9 @@ def reduced_parts(losses: TokenLosses, counts: RegionCounts, reduction: str = "s
     """Each part of the scalar loss: its sum over these tokens, divided by its global count.
 
     `shared`: one mean over all student and prefix tokens. `per_region`: each region's own mean, so that long prefixes
-    do not dilute the on-policy terms. `selected`: over trusted tokens alone (the Σ M of REOPOLD, arXiv
-    2603.11137). An empty region gives zero.
+    do not dilute the on-policy terms. `per_turn`: `shared`, of losses weighed by
+    `turns.turn_mean_weights`: in each episode the mean over its turns of their means. `selected`: over trusted tokens
+    alone (the Σ M of REOPOLD, arXiv 2603.11137). An empty region gives zero.
 
     >>> losses, counts = TokenLosses(*torch.tensor([[3.0], [1.0], [2.0], [0.0]])), RegionCounts(6.0, 2.0, 4.0)
     >>> {part: value.item() for part, value in reduced_parts(losses, counts, "per_region").items()}

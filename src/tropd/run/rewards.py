@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from ..data.procedural import reasoning_gym_reward
+
 GIVEN_BY_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 """Arguments that every reward function gets; the others are columns of the data."""
 
@@ -13,9 +15,13 @@ GIVEN_BY_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "lo
 def reward_function(name: str) -> Callable:
     """A reward of `trl.rewards` by its name, or any function by its dotted path, from the working directory too.
 
+    `reasoning_gym` is the scorer of each row's task, see `data.procedural`.
+
     Raises:
         ValueError: there is no such function.
     """
+    if name == "reasoning_gym":
+        return reasoning_gym_reward
     module, _, function = name.rpartition(".")
     module = module or "trl.rewards"
     if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it

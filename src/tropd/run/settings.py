@@ -16,7 +16,7 @@ class RunSettings:
         teacher: folder or Hub name of the model that scores; it must share the student's token ids. Several:
             `{math: path, code: path}`, and each row of the data names its own in a `teacher` column. In the place of a
             model, the address of a server, or a list of addresses of its replicas; see docs/engines.md.
-        data: file, list of files, folder of a saved data set, or Hub name; see docs/data.md.
+        data: file, list of files, folder of a saved data set, Hub name, or `reasoning_gym:TASK`; see docs/data.md.
         data_split: which split of a data set that has several.
         eval_data: likewise, for `eval_strategy`; `None` evaluates nothing. All its rows are used, and `columns` other
             than the prompt may be missing there.
@@ -28,8 +28,8 @@ class RunSettings:
         overlong_prompts: prompts that leave no room for `max_completion_length` in a model's context: `refuse` the
             run, or `drop` them and say how many.
         overlap_with: evaluation files; how many of their problems are in `data` is reported before training.
-        reward_funcs: names of `trl.rewards`, or dotted paths such as `my_module.my_reward`; monitored only, until
-            `reward_mixing_weight` is above 0.
+        reward_funcs: names of `trl.rewards`, `reasoning_gym`, or dotted paths such as `my_module.my_reward`;
+            only logged, until `reward_mixing_weight` is above 0.
         tools: functions that the student may call, by dotted paths such as `my_module.my_tool`; see docs/agents.md.
         environment: a class with `reset` and methods that the student may call, likewise; or `{name: path}`, and each
             row of the data names its own in an `environment` column.
@@ -46,7 +46,7 @@ class RunSettings:
         default="", metadata={"help": "model or server that scores; several: {name: model}, by a teacher column"}
     )
     data: str | list[str] = field(
-        default="", metadata={"help": "prompts: file, list of files, saved data set, or Hub name"}
+        default="", metadata={"help": "prompts: file, list of files, saved data set, Hub name, or reasoning_gym:TASK"}
     )
     data_split: str = field(default="train", metadata={"help": "split of a data set that has several"})
     eval_data: str | list[str] | None = field(

@@ -84,7 +84,8 @@ class MethodSettings:
         guidance_pattern: of turns, `prefix`: the first ones are the teacher's, or `mixed`: each with probability α.
         max_tool_result_tokens: a tool's reply that is longer is cut there, with a mark of how much is missing; `None`
             cuts none.
-        reduction: `shared`, `per_region` or `selected`.
+        reduction: `shared`, `per_region`, `per_turn` or `selected`.
+        turn_trust: `weight` lets a turn count by the mean acceptance of the episode before it (docs/agents.md).
         switch_at: fraction of training at which a two-stage method switches.
         ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
             stop at each; `as_given` scores each id by itself, and rollouts stop at the student's (docs/endings.md).
@@ -180,7 +181,8 @@ class MethodSettings:
     guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
     guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, of turns."})
     max_tool_result_tokens: int | None = field(default=None, metadata={"help": "Longer replies of tools are cut."})
-    reduction: str | None = field(default=None, metadata={"help": "shared, per_region or selected."})
+    reduction: str | None = field(default=None, metadata={"help": "shared, per_region, per_turn or selected."})
+    turn_trust: str | None = field(default=None, metadata={"help": "none or weight."})
     switch_at: float | None = field(default=None, metadata={"help": "When a two-stage method switches."})
     ending: str = field(default="one_action", metadata={"help": "one_action or as_given."})
     ending_ids: list[int] | None = field(

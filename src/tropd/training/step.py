@@ -31,8 +31,9 @@ from ..objective.loss import (
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.reduce import RegionCounts, region_counts
-from ..objective.regions import in_support, top_share_threshold, trust_weight
+from ..objective.regions import in_support, top_share_threshold, trust_probability, trust_weight
 from ..objective.schedules import guidance_fraction
+from ..objective.turns import turn_mean_weights, turn_trust_weights
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
@@ -549,7 +550,7 @@ def make_signals(
     prefix = ~gate.student_mask
     if setup.method.guidance_term == "k1":
         prefix &= known
-    return TokenSignals(
+    signals = TokenSignals(
         # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
         rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
@@ -558,6 +559,23 @@ def make_signals(
         guidance_mask=prefix.to(gate.trust.dtype),
         reward_advantage=rewards,
     )
+    weighs_turns = setup.method.reduction == "per_turn" or setup.method.turn_trust != "none"
+    return weigh_turns(setup.method, rollouts, signals) if weighs_turns else signals
+
+
+def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSignals) -> TokenSignals:
+    """The signals with each token's factor by its turn; what rewards teach is not a matter of trust in the teacher."""
+    lengths = [[sum(rollout.scored[turn.start : turn.stop]) for turn in rollout.turns] for rollout in rollouts]
+    counted = signals.trust_weight + signals.outlier_weight + signals.guidance_mask > 0
+    weight, rewards = torch.ones_like(signals.trust_weight), signals.reward_advantage
+    if method.reduction == "per_turn":
+        weight = turn_mean_weights(counted, lengths)
+        rewards = None if rewards is None else rewards * weight
+    if method.turn_trust == "weight":
+        # What the teacher wrote itself it accepts.
+        accepted = torch.where(signals.guidance_mask > 0, 1.0, trust_probability(signals.log_ratio))
+        weight = weight * turn_trust_weights(accepted, counted, lengths)
+    return replace(signals, turn_weight=weight, reward_advantage=rewards)
 
 
 def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:

@@ -33,6 +33,8 @@ def why_not(method: Method) -> str | None:
         return "its regions are the teacher's top-k itself, which tropd's loss in verl does not divide by"
     if method.reduction != "shared":
         return f"its reduction is {method.reduction!r}, and verl divides by the number of response tokens"
+    if method.turn_trust != "none":
+        return "it weighs each turn by the episode before it, and verl's loss does not know where turns begin"
     return None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.procedural import procedural_records, reasoning_gym_reward
 from ..graders.choice import LETTERS
 from ..graders.code import Call, CallTests, FunctionTests, StreamTests, decode, equality_tests
 from ..graders.instructions import InstructionTests
@@ -275,6 +276,21 @@ def load_rewarded(name: str, function: Callable[..., Any], path: str, content: b
         column = _question_of(path, number, row)
         prompt, rest = str(row[column]), {name: value for name, value in row.items() if name != column}
         problems.append(Problem(str(row.get("id", number)), prompt, RewardTest(name, function, prompt, rest)))
+    return problems
+
+
+def load_procedural(spec: str) -> list[Problem]:
+    """Test items of reasoning-gym; only all of a scorer's points are right.
+
+    Raises:
+        ValueError: a task that does not exist, or whose scorer cannot be used.
+    """
+    problems = []
+    for number, record in enumerate(procedural_records(spec, "test")):
+        values = record.values
+        columns = {name: values[name] for name in ("task", "entry")}
+        test = RewardTest("reasoning_gym", reasoning_gym_reward, values["prompt"], columns)
+        problems.append(Problem(str(number), values["prompt"], test))
     return problems
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...data.procedural import Spec, is_procedural
 from ...shipped import locate
 from ...suggestions import hint
 from ..graders.reward import reward_function
@@ -40,6 +41,7 @@ class Benchmark:
         grader: in a few words.
         lacks: what a score from these files cannot be compared with, and why.
         needs_sandbox: its grading runs in the sandbox.
+        made_by: what its problems are made from where there are no files, as on the command line.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Benchmark:
     grader: str
     lacks: str = ""
     needs_sandbox: bool = False
+    made_by: str = ""
 
 
 MAA = "problems © MAA; no licence of the data is stated"
@@ -245,6 +248,8 @@ def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
     Raises:
         ValueError: there is none, with what was probably meant.
     """
+    if is_procedural(name):
+        return _procedural(name)
     path, at, function = name.partition(".jsonl@")
     if at:
         return _rewarded(locate(f"{path}.jsonl"), function, field)
@@ -253,9 +258,30 @@ def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(
             f"{field} has {name!r}, which is none{hint(name, list(BENCHMARKS))}. There are {', '.join(BENCHMARKS)}, "
-            "and JSONL files of your own (path/to/own.jsonl, or path/to/own.jsonl@package.module:function)."
+            "JSONL files of your own (path/to/own.jsonl, or path/to/own.jsonl@package.module:function), and tasks of "
+            "reasoning-gym (reasoning_gym:TASK)."
         )
     return BENCHMARKS[name]
+
+
+def _procedural(name: str) -> Benchmark:
+    """Test items of one task of reasoning-gym, which needs no files."""
+    spec = Spec.parse(name)
+    if len(spec.tasks) > 1:
+        raise ValueError(f"{name!r} has {len(spec.tasks)} tasks; a benchmark is one. Name each as reasoning_gym:TASK.")
+    (task,) = spec.tasks
+    return Benchmark(
+        task,
+        f"reasoning-gym {task}",
+        (),
+        partial(loaders.load_procedural, name),
+        spec.size,
+        1,
+        "Apache-2.0",
+        "",
+        "the task's own scorer, all points",
+        made_by=name,
+    )
 
 
 def _own(path: str) -> Benchmark:

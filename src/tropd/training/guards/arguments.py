@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers.utils import CONFIG_NAME
 
+from ...objective.methods import Method
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
 from ...teacher.per_teacher_settings import args_of
 from ...teacher.served.address import is_own, is_served
@@ -70,6 +71,7 @@ def check_arguments(
         )
     has_turns = bool(options.get("tools") or options.get("environment_factory"))
     _check_guidance_of_turns(args, guided, has_turns)
+    _check_weights_of_turns(args.resolved_method(), has_turns or options.get("rollout_func") is not None)
     if args.cast_lm_head_to_fp32:
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
@@ -147,6 +149,17 @@ def _check_guidance_of_turns(args: TrOPDConfig, guided: bool, has_turns: bool) -
         raise ValueError(
             "guidance_pattern is 'mixed', which draws who writes a turn, but guidance_unit is 'tokens'. Remove one."
         )
+
+
+def _check_weights_of_turns(method: Method, has_turns: bool) -> None:
+    """Refuse weights of turns where every episode is one turn, which they leave as it is."""
+    stages = [method] if method.second_stage is None else [method, method.second_stage]
+    for name, value in (("reduction", "per_turn"), ("turn_trust", "weight")):
+        if not has_turns and any(getattr(stage, name) == value for stage in stages):
+            raise ValueError(
+                f"{name} is {value!r}, but there are no tools, no environment and no rollout_func, so that an episode "
+                "is one turn and it would have no effect. Remove it."
+            )
 
 
 def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:

@@ -122,6 +122,8 @@ def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenS
         for marks, turns in ((first, own[:1]), (last, own[1:][-1:])):
             marks[[number[position] for turn in turns for position in turn if position in number]] = True
         start += len(number)
+    if signals.turn_weight is not None:
+        totals.add_mean("agent/turn_weight", signals.turn_weight, on_policy)
     totals.add_mean("agent/trust_first_turn", trust, on_policy * first)
     totals.add_mean("agent/trust_last_turn", trust, on_policy * last)
 

@@ -59,6 +59,7 @@ guidance/stale_share | share | of the rollouts with a recorded episode, those in
 agent/turns | turns | mean number of turns of a rollout, those of the teacher included; absent without tools, as all of its kind | settles | grows to the limit: the student goes round in circles
 agent/cut_share | share | rollouts that end in a call that nobody answered, or in a reply: out of turns, or of room | near 0 | grows: raise max_completion_length or max_tool_calling_iterations, or see repetition
 agent/cut_reply_share | share | tools' replies longer than max_tool_result_tokens, which were cut; logged where that is set | low | grows: what the student needs may be cut
+agent/turn_weight | factor | mean factor of a student token by its turn, under `turn_trust` and `reduction: per_turn`; 1 under the latter alone; absent without either | rises towards 1 | falls: the teacher trusts less of what came before
 agent/trust_first_turn | probability | trust/fraction in the first turn that the student wrote | rises towards 1 | see trust/fraction
 agent/trust_last_turn | probability | trust/fraction in the last turn of rollouts of several turns | comes near that of the first turn | stays far below it: errors add up over turns
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states

@@ -10,7 +10,7 @@ from typing import Any
 from ...atomic_files import lines_of, write_whole
 from ...objective.methods import Method, describe
 
-PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
+PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "reasoning-gym")
 
 
 def write_run_description(

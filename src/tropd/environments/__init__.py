@@ -1,0 +1,1 @@
+"""Environments of others, for agents; each needs a package that no extra brings."""
