@@ -229,7 +229,7 @@ def test_a_close_pair_needs_no_prefixes():
 @pytest.mark.parametrize(("name", "told"), [("opd", True), ("tropd", True), ("gkd", False), ("tropd_support", False)])
 def test_what_learned_more_on_close_pairs_is_named_and_not_set(name, told):
     found = judged(get_method(name))
-    assert ("tropd_support learned more" in " ".join(found.sentences)) == told and found.method == name
+    assert ("tropd_support, which reads" in " ".join(found.sentences)) == told and found.method == name
 
 
 # ---------------------------------------------------------------------- settings

@@ -77,8 +77,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
             )
         if method.trust not in ("gkd", "rkl_direct"):
             advice.add(
-                "At one budget of tokens tropd_support learned more than opd and tropd on the small pairs that were "
-                "measured, which are as close as this one (docs/results.md). It reads the teacher's top-16."
+                "tropd_support, which reads the teacher's top-16, learned more than opd and tropd at one budget of tokens "
+                "on some small pairs as close as this one, and as much on another (docs/results.md)."
             )
         return
     if has_unbounded_k1(method):
