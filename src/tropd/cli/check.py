@@ -1,4 +1,4 @@
-"""`tropd check`: do student and teacher fit, what is to be expected, what will it cost?"""
+"""`tropd check`: do student and teacher fit, what can you expect, what will it cost?"""
 
 import argparse
 import json
@@ -12,13 +12,13 @@ from .fields import add_configuration_arguments, fields_help
 NAME = "check"
 
 DESCRIPTION = """\
-Look at a student, a teacher and prompts before anything is trained.
+Check a student, a teacher and prompts before training.
 
 Compares the tokenizers id by id, special tokens, endings, chat templates, vocabulary sizes and context lengths; lets
 both models score a few real prompts; says whether OPD would be safe, whether outliers would dominate its gradient, or
-whether the pair cannot work, and which method and settings follow; estimates memory, time and disk.
-Exit code 2 where training would refuse the pair, the data or the configuration. (Whether output_dir is in use is not
-looked at.)
+whether the pair cannot work, and which method and settings to use; estimates memory, time and disk.
+Exit code 2 if training would refuse the pair, the data or the configuration. (It does not check whether
+output_dir is in use.)
 """
 
 EXAMPLES = """\
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_configuration_arguments(parser)
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="take N optimiser steps and throw them away")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
     parser.set_defaults(run=run)
 
 

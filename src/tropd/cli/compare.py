@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 NAME = "compare"
 
 DESCRIPTION = """\
-Compare methods in settings over seeds, all at one budget of student-written tokens.
+Compare methods in several settings over seeds, all at the same budget of student-written tokens.
 
-For one seed every method sees the same prompts in the same order. Each method's learning rate is the best of one small
-grid on validation prompts; test prompts are touched once, by the reported runs.
+With the same seed every method sees the same prompts in the same order. Each method's learning rate is the best of a
+small grid on validation prompts; test prompts are used once, by the reported runs.
 
-Every run is a process of one thread, and a folder that appears when it is whole: killed, the same command goes on. A
-run that fails is written down, and the others go on.
+Every run is a process with one thread, and its folder appears when it is complete: if it is killed, the same command
+resumes. A run that fails is recorded, and the others continue.
 
-It writes results.json (every cell, failures included), tables.md and report.html, one file that needs no other.
-Exit code 1 where runs failed: --retry-failed runs them again."""
+It writes results.json (every cell, failures included), tables.md and report.html, a self-contained page.
+Exit code 1 if runs failed: --retry-failed runs them again."""
 
 EPILOG = """\
 examples:
@@ -40,12 +40,12 @@ examples:
   tropd compare plan.yaml --out runs/plan --report-only
   tropd compare my-plan.yaml --out runs/mine --from docs/assets/proving-ground-methods.json --only my_method
 
-How the numbers are made: docs/compare.md."""
+How the numbers are computed: docs/compare.md."""
 
 
 SECONDS_BETWEEN_LINES = 20.0
 PREPARING = "preparing "
-"""So begin the words of a task that is not a cell."""
+"""The description of a task that is not a cell begins with this."""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -62,22 +62,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="where everything goes; a comparison that is there goes on",
+        help="folder for all output; a comparison that is already there is resumed",
     )
-    parser.add_argument("--teacher", metavar="DIR", help="the teacher of settings that name none")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, one thread each (default: the cores)")
+    parser.add_argument("--teacher", metavar="DIR", help="the teacher for settings that name none")
+    parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs, one thread each (default: all cores)")
     parser.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="NAME",
-        help="this setting, method or pattern such as 'multi-domain/*'; may be repeated",
+        help="only this setting, method or pattern such as 'multi-domain/*'; may be repeated",
     )
     parser.add_argument(
-        "--retry-failed", "--retry_failed", action="store_true", help="run cells that ended in an error again"
+        "--retry-failed", "--retry_failed", action="store_true", help="rerun cells that ended in an error"
     )
     parser.add_argument(
-        "--report-only", "--report_only", action="store_true", help="write tables and report of what is there"
+        "--report-only", "--report_only", action="store_true", help="write tables and report for the results so far"
     )
     parser.add_argument(
         "--from",
@@ -86,7 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="take runs over from this results.json instead of running them; may be repeated",
+        help="import runs from this results.json instead of running them; may be repeated",
     )
     parser.add_argument("--hardware", metavar="WORDS", help="the machine, in words for the report")
     parser.set_defaults(run=run)

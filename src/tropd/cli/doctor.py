@@ -21,8 +21,8 @@ from . import console
 NAME = "doctor"
 
 DESCRIPTION = """\
-Say which versions are installed and whether they work together, what this machine can run, and the command for what is
-missing. No model is needed and none is loaded. Exit code 1 where training cannot run as things are.
+Show which versions are installed and whether they work together, what this machine can run, and the commands to install
+what is missing. No model is needed and none is loaded. Exit code 1 if training cannot run here.
 """
 
 EXAMPLES = """\

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 NAME = "evaluate"
 
 DESCRIPTION = """\
-Ask a model the problems of benchmarks, grade what it says, and write scores with their errors.
+Run a model on benchmarks, grade its responses, and write scores with their standard errors.
 
-The files of the benchmarks are yours: --list says which are found in a folder, what they lack and where to get them.
-Generated programs and hostile answers are run in a sandbox that needs no root; where a machine cannot have one,
+You provide the benchmark files: --list says which are found in a folder, what is missing and where to get it.
+Generated programs and hostile answers run in a sandbox that needs no root; if a machine cannot have one,
 benchmarks that need it are refused.
 
-Killed, the same command goes on. Another benchmark can be added to the same --out later."""
+If it is killed, the same command resumes. You can add another benchmark to the same --out later."""
 
 EPILOG = """\
 examples:
@@ -43,17 +43,17 @@ examples:
   tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
 
 DEFAULTS: dict[str, tuple[Any, str]] = {
-    "benchmarks": (None, "names with commas between them, or paths of JSONL files of your own"),
-    "data": (None, "folder of the benchmarks' files; of episodes, the prompts"),
-    "out": (None, "folder to write, or to go on with"),
-    "engine": ("hf", "what writes: hf (the default), vllm, or the address of vLLM's server"),
+    "benchmarks": (None, "names separated by commas, or paths of your own JSONL files"),
+    "data": (None, "folder of the benchmarks' files; for episodes, the prompts"),
+    "out": (None, "folder to write, or to resume"),
+    "engine": ("hf", "what generates: hf (the default), vllm, or the address of a vLLM server"),
     "samples": (0, "responses to each problem (default: the benchmark's own, see --list)"),
-    "max_problems": (0, "ask only so many problems of each benchmark, evenly spaced (default: all)"),
+    "max_problems": (0, "use only this many problems of each benchmark, evenly spaced (default: all)"),
     "temperature": (0.6, "of the softmax; 0 takes the likeliest token (default: 0.6)"),
-    "top_p": (0.95, "draw among the likeliest tokens with this probability together (default: 0.95)"),
-    "top_k": (0, "draw among so many tokens (default: 0, all)"),
-    "min_p": (0.0, "draw among tokens at least this likely beside the likeliest (default: 0, all)"),
-    "max_new_tokens": (8192, "length at which a response is cut (default: 8192)"),
+    "top_p": (0.95, "sample from the likeliest tokens that together have this probability (default: 0.95)"),
+    "top_k": (0, "sample from this many likeliest tokens (default: 0, all)"),
+    "min_p": (0.0, "sample from tokens at least this likely relative to the likeliest (default: 0, all)"),
+    "max_new_tokens": (8192, "length at which a response is truncated (default: 8192)"),
     "batch_size": (None, "responses sampled together (default: 16; 256 with vllm or a server)"),
     "seed": (42, "the same seed draws the same responses (default: 42)"),
     "dtype": ("auto", "auto (as stored, the default), bfloat16, float16 or float32"),
@@ -62,16 +62,16 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "environment": (None, "class whose methods the model may call, by a dotted path: plays the prompts of --data"),
     "tools": (None, "functions that it may call, by dotted paths with commas between them"),
     "max_turns": (64, "longest episode, in turns (default: 64)"),
-    "trained_on": ([], "training data: problems that are in it are marked, and scored apart"),
+    "trained_on": ([], "training data: problems found in it are marked, and scored separately"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
     "trust_remote_code": (False, "run the code that a model folder brings along"),
     **writers.VLLM,
     **writers.SERVER,
 }
-"""Every option that a file of --config may hold."""
+"""Every option that a file given with --config may contain."""
 
 WRITTEN_BY = "written_by"
-"""In evaluation.json: the engine that wrote, or went on with, the responses to a benchmark."""
+"""In evaluation.json: the engine that wrote, or resumed, the responses to a benchmark."""
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -94,10 +94,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         if isinstance(default, bool):
             kind = {"action": "store_const", "const": True}
         parser.add_argument(*names, help=help, default=None, **kind)
-    parser.add_argument("--list", action="store_true", help="say what is found of each benchmark, and stop")
+    parser.add_argument("--list", action="store_true", help="say which benchmark files are found, and exit")
     parser.add_argument("--regrade", type=Path, metavar="DIR", help="grade the responses of an evaluation again")
     parser.add_argument(
-        "--compare", nargs="+", metavar="DIR", help="evaluations to compare; commas between seeds of one"
+        "--compare", nargs="+", metavar="DIR", help="evaluations to compare; separate the seeds of one by commas"
     )
     parser.add_argument("--reference", metavar="DIR", help="what they are compared with")
     parser.set_defaults(run=run)

@@ -20,12 +20,12 @@ NAME = "export"
 DESCRIPTION = """\
 Write a Parquet file that verl trains on with a method of tropd.
 
-Prompts are messages: verl puts them through the student's chat template. Guided methods (tropd, tropd_mask, tropd_clip,
-tropd_share) need a teacher_response in every row, as `tropd generate` writes it; each row holds the prefix of the step
-it is for, so the file is read in its own order, once. A row's teacher column becomes verl's data_source, by which it
-finds one of several teachers.
+Prompts must be messages: verl applies the student's chat template to them. Guided methods (tropd, tropd_mask,
+tropd_clip, tropd_share) need a teacher_response in every row, as `tropd generate` writes it; each row holds the prefix
+for the step in which it is used, so verl must read the file once and in order. A row's teacher column becomes verl's
+data_source, by which it selects one of several teachers.
 
-In verl the NLL of a prefix (guidance_beta) is not learned: prefixes only decide what the student goes on from."""
+In verl the NLL of a prefix (guidance_beta) is not trained on: prefixes only determine where the student continues."""
 
 EPILOG = """\
 examples:
@@ -61,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("max_response_length", "verl's data.max_response_length", type=int, metavar="N")
     option("answer_column", "column for verl's reward_model.ground_truth", metavar="NAME")
     option("validation", "write rows for data.val_files: each prompt once, no prefixes", action="store_true")
-    option("seed", "of the order (default: 42)", type=int, default=42, metavar="N")
+    option("seed", "seed of the order (default: 42)", type=int, default=42, metavar="N")
     option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
     option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
     option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")

@@ -9,7 +9,7 @@ from ..training.method_settings import MethodSettings
 
 TRAINER_FIELDS = """\
 trainer (every field of TRL's GRPOConfig and Transformers' TrainingArguments; the ones most often set):
-  output_dir                    where the run goes; must be empty, or be resumed
+  output_dir                    folder of the run; must be empty, or be resumed
   max_steps, num_train_epochs   length of the run
   learning_rate                 5e-06, constant, as in the paper
   num_generations               4 rollouts per prompt
@@ -17,10 +17,10 @@ trainer (every field of TRL's GRPOConfig and Transformers' TrainingArguments; th
   gradient_accumulation_steps   1; prompts per step = batch size x accumulation x processes / num_generations
   max_completion_length         512 tokens of prefix and response together
   temperature                   1.0
-  bf16, use_cpu                 set for you where there is no accelerator
+  bf16, use_cpu                 set for you if there is no accelerator
   model_init_kwargs             such as {dtype: bfloat16}, of an adapter's base; float32 by default, as in TRL
   logging_steps, save_steps     10, 500
-  resume_from_checkpoint        latest, or a checkpoint's folder
+  resume_from_checkpoint        latest, or the folder of a checkpoint
   use_vllm, vllm_mode           rollouts by vLLM (TRL's own)
   report_to                     wandb, tensorboard, …
   seed                          42

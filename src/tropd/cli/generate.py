@@ -27,15 +27,16 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 DESCRIPTION = """\
 Write the teacher's response to every prompt, one JSON line each.
 
-Guided methods (tropd and all that begin with it) start rollouts from the beginning of a teacher response. Responses in
-the data set save the teacher the writing in every step of every run.
+Guided methods (see `tropd methods`) start rollouts from the beginning of a teacher response. With responses in the
+data set, the teacher need not write them again in every step of every run.
 
-A line holds the prompt's own columns, teacher_response (token ids without the end of sequence; null where the teacher
-wrote nothing), teacher_response_text (for people) and teacher_response_ended (false: cut at max_new_tokens). Text
-prompts are tokenised as they stand, messages go through the teacher's chat template, and a teacher_prompt replaces the
-prompt. Where the response is null the teacher writes one while training; under FSDP it cannot, so remove these rows.
+A line holds the prompt's own columns, teacher_response (token ids without the end of sequence; null if the teacher
+wrote nothing), teacher_response_text (for human readers) and teacher_response_ended (false: truncated at
+max_new_tokens). Text prompts are tokenised verbatim, messages go through the teacher's chat template, and a
+teacher_prompt replaces the prompt. If the response is null the teacher writes one during training; under FSDP it
+cannot, so remove these rows.
 
-Killed, the same command goes on with the next batch, and the file ends up the same."""
+If it is killed, the same command resumes with the next batch, and the file ends up the same."""
 
 EPILOG = """\
 examples:
@@ -64,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
     option("teacher", "model folder of the teacher, its name on the Hub, or its server's address", metavar="DIR")
     option("data", "prompts: a file, a folder or a name that `tropd train` takes", required=True, metavar="FILE")
-    option("out", "JSON lines to write, or to go on with", required=True, metavar="FILE", type=Path)
+    option("out", "JSON lines file to write, or to resume", required=True, metavar="FILE", type=Path)
     option("max_new_tokens", "longest response (default: 512)", type=int, default=512, metavar="N")
     option("temperature", "of the teacher's softmax (default: 1.0)", type=float, default=1.0, metavar="T")
     option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
@@ -76,12 +77,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("system_prompt", "a system message before every conversation", metavar="TEXT")
     option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
     option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
-    option("tools", "functions that it may call, by dotted paths: its episodes are written", nargs="+", metavar="PATH")
-    option("environment", "class whose methods it may call, by a dotted path, or name=path of several", nargs="+",
+    option("tools", "functions that the teacher may call, by dotted paths; writes episodes", nargs="+", metavar="PATH")
+    option("environment", "class whose methods it may call, by a dotted path, or name=path for several", nargs="+",
            metavar="PATH")  # fmt: skip
     option("rows_of", "answer only the rows whose teacher column has this name", metavar="NAME")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
-    option("engine", "what writes: hf (the default) or vllm", default="hf", choices=writers.HERE)
+    option("engine", "what generates: hf (the default) or vllm", default="hf", choices=writers.HERE)
     for name, (default, help) in writers.VLLM.items():
         shown: dict[str, Any] = {"type": type(default), "metavar": "N"}
         option(name, help, default=default, **({"action": "store_true"} if default is False else shown))

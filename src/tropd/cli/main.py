@@ -49,22 +49,22 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 DESCRIPTION = """\
-tropd distils a teacher language model into a student that learns from its own answers.
+tropd distils a teacher language model into a student that learns from its own responses.
 
-The student writes, the teacher scores every token, and each token is learned from as its region deserves:
-trusted tokens by a reverse-KL policy gradient, outliers by a top-k forward KL, teacher prefixes by likelihood.
+The student writes, the teacher scores every token, and the loss of each token depends on its region:
+a reverse-KL policy gradient for trusted tokens, a top-k forward KL for outliers, likelihood for teacher prefixes.
 """
 
 EPILOG = """\
 From two models and a file of prompts to a distilled student:
 
   tropd check --student small/ --teacher large/ --data prompts.jsonl          do they fit? what will it cost?
-  tropd generate --teacher large/ --data prompts.jsonl --out answered.jsonl   teacher answers, for guided methods
+  tropd generate --teacher large/ --data prompts.jsonl --out answered.jsonl   teacher responses, for guided methods
   tropd train --student small/ --teacher large/ --data answered.jsonl --output_dir run
-  tropd report run                                                            what became of it, token by token
+  tropd report run                                                            the result, token by token
 
 `tropd doctor` says what this machine can run.
-The same from a file: `tropd train --config recipe.yaml`, and `--field value` changes a field of it.
+The same from a file: `tropd train --config recipe.yaml`; `--field value` overrides a field.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
 Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.
 """

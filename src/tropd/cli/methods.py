@@ -12,7 +12,7 @@ NAME = "methods"
 DESCRIPTION = """\
 List the methods, or explain one.
 
-Every student token is trusted or an outlier, as the method's gate decides from r = log π_T − log π_S of the token
+The method's gate decides from r = log π_T − log π_S of a student token whether it is trusted or an outlier
 (natural logs; ρ = e^r). K1 is the reverse-KL policy gradient with advantage r. τ is in nats of r.
 """
 

@@ -11,8 +11,8 @@ NAME = "plan"
 DESCRIPTION = """\
 Estimate memory, time and disk of a run on GPUs that are not here, from its configuration alone.
 
-The models may be folders, or names: of those that `known` lists no file is needed. One optimiser step holds the same
-sequences on every number of GPUs. Times are predictions from data-sheet peaks and assumed utilisations; no GPU was
+The models may be folders or names; names that `known` lists need no files. One optimiser step has the same number of
+sequences on any number of GPUs. Times are predictions from data-sheet peaks and assumed utilisations; no GPU was
 measured (docs/planning.md). On a machine that has the GPU, `tropd check --steps 2` measures.
 """
 
@@ -21,7 +21,7 @@ examples:
   tropd plan --config recipes/paper/setting1_math.yaml --gpus 1 8 64 --sequences_per_step 512 --response_tokens 5000
   tropd plan --student Llama-3.1-8B --teacher Llama-3.1-70B --gpus 8 64 --gpu h200 --max_steps 200
 
-fields of the configuration are given as in `tropd train`
+fields of the configuration are set as in `tropd train`
 """
 
 
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--sequences_per_step",
         type=int,
         metavar="N",
-        help="rollouts of a step, over all GPUs (default: what one process of the configuration takes)",
+        help="rollouts per step, over all GPUs (default: those of one process of the configuration)",
     )
     parser.add_argument("--prompt_tokens", type=int, default=200, metavar="N", help="mean length of a prompt (200)")
     parser.add_argument(

@@ -53,7 +53,7 @@ def show_plan(inputs: Any, disk: bool) -> Any:
 
 
 def check_costs(inputs: Any) -> None:
-    """Before a training: warn where memory may not do, refuse where the disk will not."""
+    """Before training: warn if memory may not suffice, refuse if the disk will not."""
     from ..run.costs import NoEstimate, check_room, memory_warning, plan_of
 
     try:

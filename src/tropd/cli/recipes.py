@@ -12,7 +12,7 @@ NAME = "recipes"
 DESCRIPTION = """\
 List the recipes that come with tropd, or print one.
 
-Wherever a configuration or a plan is asked for, `recipe:NAME` is one of them: nothing has to be copied.
+`recipe:NAME` can be used wherever a configuration or a plan is expected: there is no need to copy the file.
 """
 
 EPILOG = """\
@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("recipe", nargs="?", metavar="NAME", help="a recipe to print, as the list names it")
-    parser.add_argument("--path", action="store_true", help="print where it lies instead of what it says")
+    parser.add_argument("--path", action="store_true", help="print its path instead of its contents")
     parser.set_defaults(run=run)
 
 

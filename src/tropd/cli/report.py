@@ -8,12 +8,12 @@ from . import console
 NAME = "report"
 
 DESCRIPTION = """\
-Write one self-contained page of a run of `tropd train` or `TrOPDTrainer`, finished or not; of several, side by side:
-what became of it, curves, evaluations, regions over time, and an inspector of every logged token with its region, r,
-both models' probabilities, the teacher's likeliest tokens, and what it was learned by.
+Write one self-contained page about a run of `tropd train` or `TrOPDTrainer`, finished or not, or about several runs
+side by side: results, curves, evaluations, regions over time, and an inspector of every logged token with its region,
+r, both models' probabilities, the teacher's likeliest tokens, and the loss it was trained with.
 
-The page needs no other file and no network. `tropd train` writes it at its end. With --follow it is served to this
-machine alone while a run goes on, and asks for the run's news by itself.
+The page needs no other file and no network. `tropd train` writes it when it ends. With --follow it is served to this
+machine only, while the run continues, and updates itself.
 """
 
 EXAMPLES = """\
@@ -36,9 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html in the run's folder)")
-    parser.add_argument("--follow", action="store_true", help="serve the page while the run goes on")
-    parser.add_argument("--port", type=int, default=8765, metavar="N", help="of --follow (default 8765; 0: any)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: report.html in the run)")
+    parser.add_argument("--follow", action="store_true", help="serve the page while the run continues")
+    parser.add_argument("--port", type=int, default=8765, metavar="N", help="port for --follow (default 8765; 0: any)")
     parser.set_defaults(run=run)
 
 

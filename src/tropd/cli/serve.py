@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 NAME = "serve"
 
 DESCRIPTION = """\
-Serve a teacher: trainers ask it with `--teacher tropd://HOST:PORT`.
+Serve a teacher: trainers use it with `--teacher tropd://HOST:PORT`.
 
-It makes the passes that a teacher in the trainer's process would make, and answers with numbers: log-probability and
-entropy of each token, and the top-k of those alone that need it. So it scores at any temperature, several runs can
-share it, and it stays where it is when a run ends. On one kind of machine the numbers are those of the process, bit for
-bit.
+It runs the passes that a teacher in the trainer's process would run, and returns numbers: log-probability and
+entropy of each token, and the top-k only for tokens that need it. So it scores at any temperature, several runs can
+share it, and it keeps running when a run ends. On the same kind of machine the numbers are those of a teacher in the
+process, bit for bit.
 
-The key that each question has to bring is taken from the environment (TROPD_TEACHER_API_KEY). Without one only this
-machine is served. SIGTERM or Ctrl-C ends it, after the answers under way."""
+The key that each request must carry is read from the environment (TROPD_TEACHER_API_KEY). Without a key only this
+machine is served. SIGTERM or Ctrl-C ends it, after the answers in progress."""
 
 EPILOG = """\
 examples:
@@ -46,11 +46,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
 
     option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
-    option("host", "address to listen at (default: 127.0.0.1, this machine alone)", default="127.0.0.1")
-    option("port", "default: 8001; 0 takes any that is free", type=int, default=8001, metavar="N")
-    option("name", "what the model is called (default: its folder or name)", metavar="NAME")
+    option("host", "address to listen on (default: 127.0.0.1, this machine only)", default="127.0.0.1")
+    option("port", "default: 8001; 0 takes any free port", type=int, default=8001, metavar="N")
+    option("name", "name of the model (default: its folder or name)", metavar="NAME")
     option("api_key_env", "environment variable with the key (default: TROPD_TEACHER_API_KEY)", metavar="VARIABLE")
-    option("max_tokens", "of one question, all rows together (default: 262144)", type=int, default=2**18, metavar="N")
+    option("max_tokens", "limit of a request, over all rows (default: 262144)", type=int, default=2**18, metavar="N")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")

@@ -10,11 +10,11 @@ from . import console
 NAME = "show"
 
 DESCRIPTION = """\
-Print logged rollouts of a run with the region of every token. Regions are told apart by marks as well as by colour:
+Print logged rollouts of a run with the region of every token. Regions are shown by marks as well as by colour:
 
   «teacher prefix»  trusted  ⟦outlier r⟧  ~left out~
 
-r = log π_T − log π_S. Without --step, those of the last logged step. `tropd report` shows the same in a browser, with
+r = log π_T − log π_S. Without --step it shows the last logged step. `tropd report` shows the same in a browser, with
 probabilities and the teacher's likeliest tokens.
 """
 
@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--text", metavar="WORDS", help="rollouts whose prompt or response contains this")
     parser.add_argument("--region", choices=sorted(REGIONS), help="rollouts that have a token of this region")
     parser.add_argument("--below", type=float, metavar="R", help="rollouts that have such a token with r at most R")
-    parser.add_argument("--limit", type=int, default=4, metavar="N", help="rollouts at most (default 4)")
+    parser.add_argument("--limit", type=int, default=4, metavar="N", help="at most this many rollouts (default 4)")
     parser.set_defaults(run=run)
 
 

@@ -12,8 +12,8 @@ DESCRIPTION = """\
 Write a smaller student: the teacher with only some of its layers.
 
 The student shares the teacher's tokenizer, embeddings and chat template, so the two agree on every token id, which is
-what on-policy distillation needs. Keep the first and the last layers; what is lost least in between differs from model
-to model. Weights keep the dtype they are stored in."""
+what on-policy distillation needs. Keep the first and the last layers; which layers in between matter least differs from
+model to model. Weights keep the dtype they are stored in."""
 
 EPILOG = """\
 examples:
@@ -24,7 +24,7 @@ examples:
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         NAME,
-        help="make a smaller student by taking layers out of a teacher",
+        help="make a smaller student by removing layers from a teacher",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

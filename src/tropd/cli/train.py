@@ -14,11 +14,11 @@ from .fields import add_configuration_arguments, fields_help
 NAME = "train"
 
 DESCRIPTION = """\
-Distil a teacher into a student on the student's own answers.
+Distil a teacher into a student on the student's own responses.
 
-Before anything is trained the pair is looked at as `tropd check` does; a pair that cannot work is refused.
-The run's folder explains itself: run.json, metrics.jsonl, rollouts/, preflight.json, checkpoints, the model, and at the
-end report.html, a page of it all. `tropd report RUN --follow` serves that page while the run goes on.
+Before training, the pair is checked as by `tropd check`; a pair that cannot work is refused.
+The run's folder contains run.json, metrics.jsonl, rollouts/, preflight.json, checkpoints, the model, and at the
+end report.html, a page about the run. `tropd report RUN --follow` serves that page while the run continues.
 """
 
 EXAMPLES = """\

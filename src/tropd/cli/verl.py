@@ -13,10 +13,10 @@ from . import console
 NAME = "verl"
 
 DESCRIPTION = """\
-Say whether verl would run with tropd's methods on this machine, which they are, and what was not tried.
+Say whether verl would run with tropd's methods on this machine, which methods these are, and what was not tried.
 
 It imports verl, which takes a while, and changes nothing. Run it on every node: each has its own installation.
-Exit code 0: armed; 2: not, with the reason."""
+Exit code 0: armed; 2: not armed, with the reason."""
 
 EPILOG = """\
 examples:

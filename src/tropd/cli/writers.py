@@ -21,16 +21,16 @@ BATCH_SIZES = {"hf": 16, "vllm": 256, "server": 256}
 VLLM: dict[str, tuple[Any, str]] = {
     "vllm_gpu_memory_utilization": (0.9, "share of each GPU that vLLM takes (default: 0.9)"),
     "vllm_tensor_parallel_size": (1, "GPUs over which vLLM splits the weights (default: 1)"),
-    "vllm_enforce_eager": (False, "vLLM neither compiles nor captures graphs: it starts sooner and writes slower"),
+    "vllm_enforce_eager": (False, "vLLM neither compiles nor captures graphs: it starts sooner and runs slower"),
 }
 
 SERVER: dict[str, tuple[Any, str]] = {
     "server_model_name": ("", "what the server calls the model (default: the only one it offers)"),
     "server_api_key_env": ("", f"environment variable with the server's key (default: {ENGINE.key_variable})"),
-    "server_concurrency": (64, "questions under way at once (default: 64)"),
+    "server_concurrency": (64, "concurrent requests (default: 64)"),
     "server_timeout": (3600.0, "seconds that the server may take for one response (default: 3600)"),
-    "server_patience": (600.0, "seconds that a silent server is waited for (default: 600)"),
-    "server_allow_remote": (False, "ask another machine over http"),
+    "server_patience": (600.0, "seconds to keep retrying a server that does not answer (default: 600)"),
+    "server_allow_remote": (False, "allow unencrypted http to another machine"),
 }
 
 

@@ -115,6 +115,6 @@ def config_by_name(name: str) -> Any:
     except OSError as error:
         names = [*KNOWN, *ALIASES]
         raise ValueError(
-            f"{name!r} is no model folder, and its configuration is not to be had from the Hub."
+            f"{name!r} is no model folder, and its configuration could not be fetched from the Hub."
             f"{did_you_mean(short, names)} Known without files: {', '.join(names)}."
         ) from error

@@ -139,10 +139,10 @@ def check_benchmarks(args: Any, configuration: Configuration) -> None:
 
 
 def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: ModelFiles) -> ModelFiles:
-    """A teacher's small files, or what its server tells in their place.
+    """A teacher's small files, or what its server reports instead.
 
     Raises:
-        ValueError: it is not to be had, with what to type.
+        ValueError: the teacher cannot be read; the message says what to type.
     """
     model = teachers[name]
     if not is_served(model):

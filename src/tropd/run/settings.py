@@ -58,7 +58,7 @@ class RunSettings:
     )
     chat: bool = field(default=False, metadata={"help": "wrap text prompts as a user message, for the chat template"})
     system_prompt: str | None = field(default=None, metadata={"help": "a system message before every conversation"})
-    max_prompts: int | None = field(default=None, metadata={"help": "use the first so many rows"})
+    max_prompts: int | None = field(default=None, metadata={"help": "use only the first N rows"})
     overlong_prompts: Literal["refuse", "drop"] = field(
         default="refuse", metadata={"help": "prompts beyond the context: refuse or drop"}
     )

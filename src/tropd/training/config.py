@@ -69,7 +69,7 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 }
 
 
-# Of the host's fields: those whose nonsense would end in another place, without a name.
+# TRL's fields whose bad values would otherwise fail elsewhere, without the field's name.
 _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
     "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),

@@ -88,9 +88,9 @@ class MethodSettings:
         turn_trust: `weight` lets a turn count by the mean acceptance of the episode before it (docs/agents.md).
         switch_at: fraction of training at which a two-stage method switches.
         ending: `one_action` scores all ids that end a response, for student or teacher, as one action, and rollouts
-            stop at each; `as_given` scores each id by itself, and rollouts stop at the student's (docs/endings.md).
-        ending_ids: these ids, in the place of what generation_config, tokenizer and chat template of the models name;
-            with `as_given`, where rollouts stop.
+            stop at each; `as_given` scores each id separately, and rollouts stop at the student's (docs/endings.md).
+        ending_ids: these ids replace what generation_config, tokenizer and chat template of the models name;
+            with `as_given`, the ids at which rollouts stop.
         teacher_model_init_kwargs: keyword arguments of the teacher's `from_pretrained`. Of several teachers, for all of
             them or by name: `{"math": {"dtype": "bfloat16"}}`; likewise the two settings of their chat template.
         teacher_batch_size: sequences per teacher forward, of `tropd serve` too; `None` is
@@ -106,11 +106,11 @@ class MethodSettings:
             names, where it is on this machine, else the student's. Of several teachers, for all of them or by name.
         teacher_api_key_env: name of the environment variable with the server's key; `None`: `TROPD_TEACHER_API_KEY`,
             where it is set. The key itself is written nowhere.
-        teacher_concurrency: questions to a served teacher under way at once, of each process.
+        teacher_concurrency: concurrent requests of each process to a served teacher.
         teacher_timeout: seconds that a served teacher may take for one answer.
-        teacher_patience: seconds that a served teacher is waited for when it does not answer, fails or is restarted;
+        teacher_patience: seconds to keep retrying a served teacher that does not answer, fails or is restarted;
             the run then stops with its last checkpoint kept.
-        teacher_allow_remote: ask a served teacher on another machine over http, unencrypted.
+        teacher_allow_remote: allow a served teacher on another machine over unencrypted http.
         reward_mixing_weight: weight of the rewards' group-normalised advantage in the policy gradient; at 0 reward
             functions are only monitored.
         addressed_sampling: draw a rollout's tokens, and a prefix that the teacher writes, from noise that depends on
@@ -123,10 +123,10 @@ class MethodSettings:
         vllm_request_timeout: with `vllm_mode: server`, seconds that the server may take for one answer; the run then
             stops with its last checkpoint kept.
         rescore_rollouts: read each rollout in a pass of the student before the update, for log π_old and entropies.
-            `None`: only where what the sampler notes does not do; with Transformers' `generate`, addressed sampling
-            and a student that computes in float32 it does. `False`: not where the sampler notes anything, in half
-            precision too, where it is rounded (docs/performance.md). `True`: always.
-        mask_repetitive_completions: leave rollouts that end in a repeating cycle out of the loss (truncated ones:
+            `None`: only if the sampler's log-probs are not exact enough; with Transformers' `generate`, addressed
+            sampling and a student that computes in float32 they are. `False`: not if the sampler records any, even in
+            half precision, where they are rounded (docs/performance.md). `True`: always.
+        mask_repetitive_completions: exclude rollouts that end in a repeating cycle from the loss (truncated ones:
             TRL's `mask_truncated_completions`).
         collapse_share: a step counts as collapsed when this share of its rollouts is empty, only repeats itself, or no
             longer ends though most once did.
@@ -179,7 +179,7 @@ class MethodSettings:
     guidance_term: str | None = field(default=None, metadata={"help": "nll or k1."})
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
-    guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, of turns."})
+    guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, for turns."})
     max_tool_result_tokens: int | None = field(default=None, metadata={"help": "Longer replies of tools are cut."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region, per_turn or selected."})
     turn_trust: str | None = field(default=None, metadata={"help": "none or weight."})
@@ -208,10 +208,10 @@ class MethodSettings:
     teacher_api_key_env: str | None = field(
         default=None, metadata={"help": "Environment variable with its key; None: TROPD_TEACHER_API_KEY."}
     )
-    teacher_concurrency: int = field(default=16, metadata={"help": "Questions to it at once, per process."})
+    teacher_concurrency: int = field(default=16, metadata={"help": "Concurrent requests to it, per process."})
     teacher_timeout: float = field(default=300.0, metadata={"help": "Seconds that it may take for one answer."})
-    teacher_patience: float = field(default=600.0, metadata={"help": "Seconds it is waited for when it is silent."})
-    teacher_allow_remote: bool = field(default=False, metadata={"help": "Ask another machine over http."})
+    teacher_patience: float = field(default=600.0, metadata={"help": "Seconds to keep retrying if it does not answer."})
+    teacher_allow_remote: bool = field(default=False, metadata={"help": "Allow unencrypted http to another machine."})
     reward_mixing_weight: float = field(default=0.0, metadata={"help": "Weight of rewards; 0 only monitors."})
     addressed_sampling: bool | None = field(
         default=None, metadata={"help": "Noise by seed, step, row, position; None: where Transformers samples."}
@@ -219,9 +219,9 @@ class MethodSettings:
     rollout_batch_size: int | None = field(default=None, metadata={"help": "Rollouts written at once, per process."})
     vllm_request_timeout: float = field(default=3600.0, metadata={"help": "Seconds that a vLLM server may take."})
     rescore_rollouts: bool | None = field(
-        default=None, metadata={"help": "Read rollouts before the update; None: where the sampler's numbers do not do."}
+        default=None, metadata={"help": "Rescore rollouts before the update; None: only if the sampler's are inexact."}
     )
-    mask_repetitive_completions: bool = field(default=False, metadata={"help": "Leave repetitive rollouts out."})
+    mask_repetitive_completions: bool = field(default=False, metadata={"help": "Exclude repetitive rollouts."})
     collapse_share: float = field(default=0.9, metadata={"help": "Share of bad rollouts that means collapse."})
     collapse_patience: int | None = field(default=5, metadata={"help": "Collapsed steps before the run stops."})
     rollout_log_steps: int = field(default=10, metadata={"help": "Steps between logged rollouts; 0 never."})

@@ -117,7 +117,7 @@ class MicroBatch:
         signals: [N] each.
         direct: the divergence to differentiate directly, or `None`.
         counts: token counts of the whole optimiser step, over micro-batches and ranks.
-        from_notes: no pass had read these rollouts when the batch was built: the sampler's numbers stood in for it.
+        from_notes: no forward pass scored these rollouts when the batch was built; the sampler's log-probs were used.
         first_update: is this the update by which the student first moves away from the one that sampled?
         noted: the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them.
     """

@@ -306,7 +306,7 @@ def why_plain(
     config: GenerationConfig,
     given: dict[str, Any],
 ) -> str | None:
-    """What of a call needs Transformers' own loop, in words; `None` if nothing does.
+    """Why this call must fall back to Transformers' own loop, in words; `None` if it need not.
 
     Args:
         model: what is asked to generate.

@@ -155,7 +155,7 @@ def connect(
         args: with the fields `teacher_…` (or as `role` begins them) of `MethodSettings` and `trust_remote_code`.
         name: of the teacher, where there are several.
         tokenizer: the model's, where it is at hand, as it is for every role but the teacher's.
-        student_tokenizer: stands in where the teacher's own is not to be had.
+        student_tokenizer: the fallback if the teacher's own is not available.
         student_rows: of its head; ids beyond these and the tokenizer's are of no interest.
         device: where the scores go.
         role: what the server is here for.

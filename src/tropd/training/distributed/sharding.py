@@ -1,4 +1,4 @@
-"""How the models lie over the processes: the frozen teacher, and what FSDP2 does to outputs."""
+"""How models are distributed over the processes: the frozen teacher, and what FSDP2 does to outputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
 def shards_teacher(trainer: Any) -> bool:
     """Does each process hold only a part of the teacher?
 
-    Of DeepSpeed's stages, ZeRO-3 alone shards weights. A teacher that is the student's base lies as the student does.
+    Of DeepSpeed's stages, only ZeRO-3 shards weights. A teacher that is the student's base is sharded like the student.
     """
     if trainer.teachers_elsewhere:
         return False

@@ -231,7 +231,7 @@ def data_read(step: int, directory: str, which: str = "training") -> Iterator[No
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
     Args:
-        step: the one that is about to be taken, or behind which is evaluated.
+        step: the step about to be taken, or the one after which the evaluation runs.
         directory: of the run.
         which: `training` or `evaluation` data.
 

@@ -1,4 +1,4 @@
-"""Settings of the host whose nonsense would be obeyed in silence, or end elsewhere without the field's name."""
+"""TRL's settings whose bad values would be silently accepted, or fail elsewhere without the field's name."""
 
 import importlib.util
 import math
