@@ -77,8 +77,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
             )
         if method.trust not in ("gkd", "rkl_direct"):
             advice.add(
-                "tropd_support, which reads the teacher's top-16, learned more than opd and tropd at one budget of tokens "
-                "on some small pairs as close as this one, and as much on another (docs/results.md)."
+                "tropd_support, which reads the teacher's top-16, learned more than opd and tropd at one budget of "
+                "tokens on some small pairs as close as this one, and as much on another (docs/results.md)."
             )
         return
     if has_unbounded_k1(method):
