@@ -77,12 +77,12 @@ def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
 
 def test_a_file_of_ones_own_needs_no_folder_of_benchmarks(tmp_path, monkeypatch, capfd):
     (tmp_path / "own.jsonl").write_text('{"problem": "10+20=", "answer": "30"}\n')
-    (tmp_path / "length_grader.py").write_text(
+    (tmp_path / "own_grader.py").write_text(
         "def grade(completions, **row):\n    return [float(row['answer'] == ['30'])]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ("shipped:student", "--benchmarks", "own.jsonl@length_grader:grade", "--max_new_tokens", 4, "--use_cpu")
+    words = ("shipped:student", "--benchmarks", "own.jsonl@own_grader:grade", "--max_new_tokens", 4, "--use_cpu")
     assert run(*words, "--out", "eval") == 0
     assert json.loads(Path("eval/scores.json").read_text())["own"]["accuracy"] == 1.0
     assert run("--regrade", "eval") == 0

@@ -312,7 +312,7 @@ def _write_evaluation(folder: Path, work: list[Any]) -> None:
     for one, log, prompted, described in work:
         before["benchmarks"][one.name] = {
             **described,
-            "path": one.files[0].path if not one.source else None,
+            "path": one.again,
             "problems": [problem.id for problem in log.problems],
             "first_prompt": log.problems[0].prompt,
             "thinking_opened": prompted.thinking_opened,

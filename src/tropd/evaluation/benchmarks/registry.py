@@ -40,6 +40,7 @@ class Benchmark:
         grader: in a few words.
         lacks: what a score from these files cannot be compared with, and why.
         needs_sandbox: its grading runs in the sandbox.
+        again: what names a user's own another time, from any folder; `None` for those of the registry.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Benchmark:
     grader: str
     lacks: str = ""
     needs_sandbox: bool = False
+    again: str | None = None
 
 
 MAA = "problems © MAA; no licence of the data is stated"
@@ -272,12 +274,15 @@ def _own(path: str) -> Benchmark:
         "",
         "box, by math-verify",
         needs_sandbox=True,
+        again=where,
     )
 
 
 def _rewarded(path: str, function: str, field: str) -> Benchmark:
     load = partial(loaders.load_rewarded, function, reward_function(function, field), path)
-    return replace(_own(path), load=load, grader=f"your function {function}", needs_sandbox=False)
+    own = _own(path)
+    again = f"{own.again}@{function}"
+    return replace(own, load=load, grader=f"your function {function}", needs_sandbox=False, again=again)
 
 
 @dataclass(frozen=True)
