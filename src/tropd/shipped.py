@@ -46,3 +46,11 @@ def locate(name: str) -> str:
         meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(rest, recipe_names(), 1))
         raise ValueError(f"{name!r}, which is no recipe.{meant} `tropd recipes` lists them.")
     return str(path)
+
+
+def locate_field(field: str, name: str) -> str:
+    """`locate`, with the field that holds the name at the start of what is raised."""
+    try:
+        return locate(name)
+    except ValueError as error:
+        raise ValueError(f"{field} is {error}") from error

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
     assert run(*asked(data, out)) == 0
     again = capfd.readouterr()
     assert "all responses are there already" in again.err and "grade aime24" not in again.err
+
+
+def test_a_file_of_ones_own_needs_no_folder_of_benchmarks(tmp_path, monkeypatch, capfd):
+    (tmp_path / "own.jsonl").write_text('{"problem": "10+20=", "answer": "30"}\n')
+    (tmp_path / "own_grader.py").write_text(
+        "def grade(completions, **row):\n    return [float(row['answer'] == ['30'])]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("shipped:student", "--benchmarks", "own.jsonl@own_grader:grade", "--max_new_tokens", 4, "--use_cpu")
+    assert run(*words, "--out", "eval") == 0
+    assert json.loads(Path("eval/scores.json").read_text())["own"]["accuracy"] == 1.0
+    assert run("--regrade", "eval") == 0
+    assert run(*words, "--benchmarks", "own.jsonl,aime24", "--out", "both") == 2
+    assert "data is not set" in flat(capfd)
 
 
 @pytest.mark.parametrize("reshaping", [("--top_p", 1), ("--top_p", 0.8, "--top_k", 20, "--min_p", 0.01)])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from shipped import teacher_path
 from tropd.cli.main import main
 from tropd.data import load_prompts
+from tropd.shipped import locate
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +62,16 @@ def test_prompts_are_answered_and_the_file_is_one_that_training_reads(words, tmp
     assert run(*words, "--out", out, "--max_prompts", 6, "--max-new-tokens", 80, "--responses_per_prompt", 2) == 0
     again = capfd.readouterr()
     assert "complete already" in again.err and "responses    12 to 6 prompts" in again.out
+
+
+def test_what_comes_with_the_package_is_named_as_in_training(tmp_path):
+    out = tmp_path / "answered.jsonl"
+    words = ("--teacher", "shipped:generalist", "--data", "recipe:data/problems.jsonl", "--out", out, "--use_cpu")
+    assert run(*words, "--max_prompts", 2, "--max_new_tokens", 4) == 0
+    prompts = Path(locate("recipe:data/problems.jsonl")).read_text().splitlines()[:2]
+    assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == [
+        json.loads(line)["prompt"] for line in prompts
+    ]
 
 
 def test_killed_at_any_moment_the_same_command_completes_the_same_file(words, tmp_path, capfd):

@@ -22,7 +22,7 @@ def test_a_report_is_written_into_the_runs_folder_or_where_it_is_wanted(folder, 
 def test_show_prints_the_last_logged_step_with_its_regions(folder, tropd):
     outcome = tropd("show", "run")
     assert outcome.code == 0 and "step 3, row 0: ended, lowest r -2.50" in outcome.out
-    assert "⟦ 4 −2.5⟧" in outcome.out and "1 of 1 rollouts" in outcome.err
+    assert "⟦ 4 −2.5⟧" in outcome.out and "1 of 1 rollouts that match, of step 3" in outcome.err
     assert "\x1b" not in outcome.out and "\u202e" not in outcome.out and HOSTILE[:9] in outcome.out
 
 

@@ -103,6 +103,7 @@ def test_the_command_serves_until_it_is_told_to_end(workspace):
         (["--port", "99999"], "port 99999 of 127.0.0.1 cannot be served"),
         (["--max_tokens", "0"], "max_tokens is 0"),
         (["--teacher", "nowhere"], "nowhere"),
+        (["--teacher", "shipped:nothing"], "teacher is 'shipped:nothing', which is not in this installation"),
         (["--threads", "3"], "--threads is not an option"),
     ],
 )

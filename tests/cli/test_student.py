@@ -54,6 +54,8 @@ def test_a_teacher_that_is_nowhere_is_a_sentence(tmp_path, monkeypatch, capfd):
     said = " ".join(capfd.readouterr().err.split())
     assert "teacher is 'techer', but there is no folder of this name" in said
     assert said.endswith("Did you mean 'teacher'?") and "Traceback" not in said
+    assert main(["student", "--teacher", "shipped:techer", "--keep_layers", "0", "--out", "out"]) == 2
+    assert "teacher is 'shipped:techer', which is not in this installation" in capfd.readouterr().err
 
 
 def test_code_that_a_teacher_brings_runs_only_when_it_is_trusted(tmp_path, monkeypatch, capfd):

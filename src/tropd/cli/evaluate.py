@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights
+from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
 
@@ -228,7 +229,7 @@ def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, l
     from ..evaluation.benchmarks.registry import benchmark, evenly, find, load
 
     one = benchmark(name)
-    found = find(one, Path(settings["data"]))
+    found = find(one, Path(settings["data"] or "."))
     problems = load(one, found)
     most = settings["max_problems"]
     if most < 0:
@@ -239,6 +240,14 @@ def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, l
     return one, found, problems
 
 
+def _check_data(names: list[str], settings: dict[str, Any]) -> None:
+    """Benchmarks lie in the folder of data; a file of your own lies where its name says."""
+    from ..evaluation.benchmarks.registry import benchmark
+
+    if any(benchmark(name).source for name in names):
+        _needed(settings, "data")
+
+
 def _evaluate(settings: dict[str, Any]) -> int:
     """Everything that can be refused is, before the weights are loaded."""
     from ..evaluation.benchmarks.grading import check_gradable
@@ -247,12 +256,15 @@ def _evaluate(settings: dict[str, Any]) -> int:
     from ..models.files import read_model_files
     from .quiet import quiet_libraries
 
-    _needed(settings, "model", "benchmarks", "data", "out")
+    _needed(settings, "model", "benchmarks")
+    names = [name.strip() for name in settings["benchmarks"].split(",") if name.strip()]
+    _check_data(names, settings)
+    _needed(settings, "out")
     quiet_libraries()
+    settings["model"] = locate_field("model", settings["model"])
     check_model_folder(settings["model"], "model")
     writers.check(settings)
     sampling, folder = _sampling(settings), Path(settings["out"])
-    names = [name.strip() for name in settings["benchmarks"].split(",") if name.strip()]
     asked = [_problems(name, settings) for name in names]
     for one, _, _ in asked:
         check_gradable(one)
@@ -309,7 +321,7 @@ def _write_evaluation(folder: Path, work: list[Any]) -> None:
     for one, log, prompted, described in work:
         before["benchmarks"][one.name] = {
             **described,
-            "path": one.made_by or (one.files[0].path if not one.source else None),
+            "path": one.again,
             "problems": [problem.id for problem in log.problems],
             "first_prompt": log.problems[0].prompt,
             "thinking_opened": prompted.thinking_opened,
@@ -410,7 +422,6 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
     from ..evaluation.responses import sha256_of
     from ..evaluation.results import EVALUATION, responses_path
 
-    _needed(settings, "data")
     path = folder / EVALUATION
     if not path.is_file():
         raise ValueError(f"regrade is {folder}, and there is no {EVALUATION} in it. Name the --out of an evaluation.")
@@ -418,10 +429,12 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
     for name, described in json.loads(path.read_text(encoding="utf-8"))["benchmarks"].items():
         if not responses_path(folder, name).is_file():
             continue
-        _, _, problems = _problems(described["path"] or name, settings | {"max_problems": 0})
+        source = described["path"] or name
+        _check_data([source], settings)
+        _, _, problems = _problems(source, settings | {"max_problems": 0})
         by_id = {problem.id: problem for problem in problems}
         problems = [by_id[identity] for identity in described["problems"] if identity in by_id]
         if sha256_of(problems) != described["problems_sha256"]:
-            raise ValueError(f"{name} in {settings['data']} is not what {folder} was asked. Give the --data of before.")
+            raise ValueError(f"{source} is not what {folder} was asked. Give the --data of before.")
         asked[name] = (problems, described["thinking_opened"])
     return _grade_all(folder, asked, settings["trained_on"], again=True)

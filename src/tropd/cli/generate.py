@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
+from ..shipped import locate_field
 from ..teacher.served.address import is_served
 from . import console, writers
 
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.teacher is None:
         raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
+    options.teacher = locate_field("teacher", options.teacher)
+    options.data = locate_field("data", options.data)
     options.found_tools = _tools(options)
     if is_served(options.teacher):
         _check_served(options)

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if not out.absolute().parent.is_dir() and options.out is not None:
         raise ValueError(f"--out is {str(out)!r}, but there is no folder {out.absolute().parent}.")
     write_page(options.runs, out)
-    console.say(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    console.say(f"written: {out} ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
     return 0
 
 

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
+from ..shipped import locate_field
 from . import console
 from .generate import DTYPES
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     key = _key(options)
     if options.max_tokens < 1:
         raise ValueError(f"max_tokens is {options.max_tokens}; use at least 1.")
+    options.teacher = locate_field("teacher", options.teacher)
     check_model_folder(options.teacher, "teacher")
     at = bind(options.host, options.port)  # nobody is let in before the model is there
     try:

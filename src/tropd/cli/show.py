@@ -68,10 +68,14 @@ def run(options: argparse.Namespace) -> int:
         _print(record)
     rest = len(shown) - options.limit
     console.say(
-        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of steps {_listed(sorted(wanted))}"
+        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of {_listed_steps(sorted(wanted))}"
         + (f"; --limit {len(shown)} shows all" if rest > 0 else "")
     )
     return 0
+
+
+def _listed_steps(steps: list[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {_listed(steps)}"
 
 
 def _listed(steps: list[int]) -> str:

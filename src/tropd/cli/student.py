@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..models.folder import check_model_folder, check_weights
+from ..shipped import locate_field
 from . import console
 
 NAME = "student"
@@ -48,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    options.teacher = locate_field("teacher", options.teacher)
     check_model_folder(options.teacher, "teacher")
     from ..models.pruning import parse_layers, write_student
     from .quiet import quiet_libraries

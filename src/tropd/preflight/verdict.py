@@ -17,7 +17,8 @@ and its copy in bfloat16. Two different models this close have a TV of at most 0
 SAFE_TRUST = 0.85
 """Trust fraction from which plain OPD is safe. On the story model OPD ended 0.003 nats of reverse KL behind FKL Outlier
 from a start at 0.89, 0.023 behind from 0.73, 0.045 from 0.58 and 0.33 from 0.26 (docs/preflight.md, docs/results.md);
-on the shipped pair, at 0.95, it ended ahead of TrOPD. The line lies between the first two, nearer to the safe one."""
+the line lies between the first two. It is about reverse KL: on the shipped pair, at 0.95, OPD ended level with TrOPD in
+graded accuracy on one domain, and 7 points behind it on three."""
 FAR_TRUST = 0.5
 """Trust fraction below which the teacher refuses more than every second token. At 0.26 (story model, layers 0, 1 and 4)
 OPD ended 0.38 nats behind TrOPD, with gradient norms of 3 to 14 where TrOPD's stayed below 1: docs/results.md."""
@@ -151,7 +152,8 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
     assert m.outlier_share is not None
     error = f" ± {100 * m.trust_standard_error:.0f}" if m.trust_standard_error is not None else ""
     words = {
-        "safe": "They are close: plain OPD is safe here, so that no trust region is needed to survive.",
+        "safe": "They are close: plain OPD is safe here. A trust region has few tokens to act on, and may still end "
+        "ahead.",
         "endings": "They end a response with different ids, which are one action here. Apart from that they are close.",
         "endings_apart": "They end a response with different ids, and each is scored by itself: the teacher finds the "
         "student's ending nearly impossible, so the student unlearns to stop, or ends where its rollouts go on.",
@@ -170,10 +172,7 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
             "that of mask_outlier."
         )
     if m.endings.last_outlier_share:
-        said.append(
-            f"Of the responses that end, {m.endings.last_outlier_share:.0%} end with such a token: one a response, "
-            "whatever its share of all tokens."
-        )
+        said.append(f"Of the responses that end, {m.endings.last_outlier_share:.0%} have such a token as their ending.")
     if kind in ("outliers", "far") and len(m.positions) > 1:
         first, last = m.positions[0], m.positions[-1]
         if first.trust_fraction - last.trust_fraction > 0.1:

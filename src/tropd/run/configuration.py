@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ..objective.methods import SETTINGS, get_method
-from ..shipped import locate
+from ..shipped import locate, locate_field
 from ..suggestions import did_you_mean, hint
 from ..training.guards.field_types import kinds_of
 from .settings import TRL_NAMES, RunSettings
@@ -132,9 +132,9 @@ def _located(field_name: str, place: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_located(field_name, place, part) for part in value]
     try:
-        return locate(value) if isinstance(value, str) else value
+        return locate_field(field_name, value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(_said(place, f"{field_name} is {error}")) from error
+        raise ValueError(_said(place, str(error))) from error
 
 
 # ---------------------------------------------------------------------- reading

@@ -41,7 +41,7 @@ class Benchmark:
         grader: in a few words.
         lacks: what a score from these files cannot be compared with, and why.
         needs_sandbox: its grading runs in the sandbox.
-        made_by: what its problems are made from where there are no files, as on the command line.
+        again: what names a user's own another time, from any folder; `None` for those of the registry.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Benchmark:
     grader: str
     lacks: str = ""
     needs_sandbox: bool = False
-    made_by: str = ""
+    again: str | None = None
 
 
 MAA = "problems © MAA; no licence of the data is stated"
@@ -280,7 +280,7 @@ def _procedural(name: str) -> Benchmark:
         "Apache-2.0",
         "",
         "the task's own scorer, all points",
-        made_by=name,
+        again=name,
     )
 
 
@@ -298,12 +298,15 @@ def _own(path: str) -> Benchmark:
         "",
         "box, by math-verify",
         needs_sandbox=True,
+        again=where,
     )
 
 
 def _rewarded(path: str, function: str, field: str) -> Benchmark:
     load = partial(loaders.load_rewarded, function, reward_function(function, field), path)
-    return replace(_own(path), load=load, grader=f"your function {function}", needs_sandbox=False)
+    own = _own(path)
+    again = f"{own.again}@{function}"
+    return replace(own, load=load, grader=f"your function {function}", needs_sandbox=False, again=again)
 
 
 @dataclass(frozen=True)
