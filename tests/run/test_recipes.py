@@ -13,7 +13,11 @@ from tropd.proving_ground.domains import DOMAINS, records
 from tropd.run.configuration import resolve
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-COMPARISONS = [RECIPES / "stories260k.yaml", *sorted((RECIPES / "proving_ground").glob("*.yaml"))]
+COMPARISONS = [
+    RECIPES / "stories260k.yaml",
+    RECIPES / "smollm2.yaml",
+    *sorted((RECIPES / "proving_ground").glob("*.yaml")),
+]
 PARTS = [RECIPES / "paper/common.yaml", RECIPES / "baselines/unguided.yaml"]
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 RUNS = [path for path in sorted(RECIPES.rglob("*.yaml")) if path not in (*COMPARISONS, *PARTS, *LAUNCHES)]
