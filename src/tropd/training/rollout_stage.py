@@ -93,8 +93,6 @@ class RolloutStage:
         self._batch: _Batch | None = None
         self._guidance: TurnGuidance | None = None
         self._is_read_rightly = False
-        # May a rollout have more than one turn, or a prompt that is made only now?
-        self._has_turns = bool(trainer.tools or trainer.environment_factories is not None or trainer.rollout_func)
         self._warned_of_rewards: set[str] = set()
         student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
         self._student_reader = Reader("the student", context_length(student.config), steady_length(student.config))
@@ -324,6 +322,12 @@ class RolloutStage:
         return rewards.masked_fill(rewards.isinf(), torch.nan)  # which the host leaves out, as it does None
 
     # ------------------------------------------------------------------ rows
+
+    @cached_property
+    def _has_turns(self) -> bool:
+        """May a rollout have more than one turn, or a prompt that is made only now?"""
+        host = self.trainer
+        return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
 
     def _first_row(self, count: int) -> int:
         """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
