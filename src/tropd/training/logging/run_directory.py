@@ -10,7 +10,9 @@ from typing import Any
 from ...atomic_files import lines_of, write_whole
 from ...objective.methods import Method, describe
 
-PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "reasoning-gym")
+PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
+SOURCES = ("reasoning-gym",)
+"""What prompts may come from; they need not be installed."""
 
 
 def write_run_description(
@@ -31,7 +33,7 @@ def write_run_description(
         "endings": endings,
         "engine": engine,
         "configuration": configuration,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in (*PACKAGES, *SOURCES)},
         "python": platform.python_version(),
     }
     write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
