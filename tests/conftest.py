@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,13 @@ def stories260k() -> Path:
 def data_dir() -> Path:
     """The folder of the real data sets: `gsm8k/`, `math500/`, `humaneval/` and so on, a folder for each."""
     return _found_or_skipped("TROPD_DATA", BESIDE_THE_REPOSITORY / "data", "The folder of data sets")
+
+
+@pytest.fixture
+def signals_of_a_terminal():
+    """SIGINT and SIGHUP as a terminal's processes have them: `nohup` and a background ignore one."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

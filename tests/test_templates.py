@@ -56,6 +56,7 @@ def test_what_ends_is_rendered_as_ever_and_nothing_is_left_behind():
     assert state() == before
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_ctrl_c_stops_a_template_at_once(monkeypatch):
     """What the handler of SIGINT raises inside a rendering leaves it."""
     monkeypatch.setattr(templates, "SECONDS", 60)

@@ -143,6 +143,7 @@ def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monk
     assert "has no locks" in caplog.text
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_stops_a_run_in_python_with_a_checkpoint(number, tmp_path):
     whole = build(tmp_path / "whole", rows=ROWS, max_steps=4)
@@ -201,6 +202,7 @@ def test_a_signal_behind_the_last_step_is_handed_on_once_the_model_is_there(tmp_
     assert (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.usefixtures("signals_of_a_terminal")
 def test_a_closed_terminal_stops_a_run_as_sigterm_does_unless_it_is_to_go_on():
     with Signals().caught() as signals:
         os.kill(os.getpid(), signal.SIGHUP)
