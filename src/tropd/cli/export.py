@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from ..verl.methods import verl_methods, why_not
 from ..verl.rows import Order, Prompt, steps_of, training_rows, validation_rows
 from . import console
 from .generate import _columns, _template_kwargs
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..data import PromptData
@@ -43,9 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def option(name: str, help: str, **settings) -> None:
-        hyphenated = name.replace("_", "-")
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
+    option = partial(add_option, parser)
 
     option("to", "the program to write for: verl", required=True, choices=("verl",))
     option("student", "model folder of the student, or its name on the Hub", required=True, metavar="DIR")

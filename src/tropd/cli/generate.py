@@ -5,6 +5,7 @@ import json
 import os
 import time
 from dataclasses import Field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..models.folder import check_model_folder, check_weights, is_local
 from ..shipped import locate_field
 from ..teacher.served.address import is_served
 from . import console, writers
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..data import PromptData
@@ -60,9 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def option(name: str, help: str, **settings) -> None:
-        hyphenated = name.replace("_", "-")
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
+    option = partial(add_option, parser)
 
     option("teacher", "model folder of the teacher, its name on the Hub, or its server's address", metavar="DIR")
     option("data", "prompts: a file, a folder or a name that `tropd train` takes", required=True, metavar="FILE")

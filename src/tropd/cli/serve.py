@@ -4,12 +4,14 @@ import argparse
 import ipaddress
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..models.folder import check_model_folder, check_weights, is_local
 from ..shipped import locate_field
 from . import console
 from .generate import DTYPES
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..models.files import ModelFiles
@@ -42,9 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def option(name: str, help: str, **settings) -> None:
-        hyphenated = name.replace("_", "-")
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{hyphenated}")), help=help, **settings)
+    option = partial(add_option, parser)
 
     option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
     option("host", "address to listen on (default: 127.0.0.1, this machine only)", default="127.0.0.1")
