@@ -53,8 +53,8 @@ OURS = {
 }
 # What every layer may import, as it imports nothing of ours: how messages and tools are read from rows, which data,
 # teacher and trainer must agree about, what was probably meant by a name, how text of others is shown, what an extra
-# brings, and where the package's own files lie.
-LEAVES = {"atomic_files", "extras", "messages", "shipped", "suggestions", "visible"}
+# brings, where the package's own files lie, and how code of the user's own is imported.
+LEAVES = {"atomic_files", "extras", "messages", "own_code", "shipped", "suggestions", "visible"}
 # What the mathematics may import of others, and exceptions as "file: module" with the reason beside them.
 THEIRS_IN_OBJECTIVE = {"torch", "numpy"} | sys.stdlib_module_names
 EXCEPTIONS_IN_OBJECTIVE: set[str] = set()

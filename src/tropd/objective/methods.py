@@ -6,12 +6,10 @@ parts of one and refuses a change that would have no effect; `register_method` a
 no torch, so that listing is quick.
 """
 
-import importlib
-import os
-import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..own_code import import_own
 from ..suggestions import hint
 from .method_parts import BY_NAME, check_change, check_combination, check_parts, check_types
 
@@ -378,10 +376,8 @@ def _find(name: str) -> Method:
 def _import_method(path: str) -> Method:
     """The method at `package.module:NAME`, from the working directory too."""
     module, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
-        sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = import_own(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"method is {path!r}, but {error}. Write package.module:NAME, a module that Python can import from here "

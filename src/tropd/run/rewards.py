@@ -1,12 +1,10 @@
 """Reward functions by name."""
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Sequence
 
 from ..data.procedural import reasoning_gym_reward
+from ..own_code import import_own
 
 GIVEN_BY_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 """Arguments that every reward function gets; the others are columns of the data."""
@@ -24,10 +22,8 @@ def reward_function(name: str) -> Callable:
         return reasoning_gym_reward
     module, _, function = name.rpartition(".")
     module = module or "trl.rewards"
-    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
-        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
+        return import_own(module, function)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"reward_funcs has {name!r}, but {error}. Name a function of trl.rewards, such as accuracy_reward, or a "

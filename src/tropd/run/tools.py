@@ -1,15 +1,13 @@
 """Tools and environments by name."""
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..data import PromptData
 from ..messages import TOOLS
+from ..own_code import import_own
 
 ENVIRONMENT = "environment"
 """The column that names each row's environment, where there are several."""
@@ -84,10 +82,8 @@ def imported(field: str, name: str, example: str) -> Any:
         ValueError: there is no such thing.
     """
     module, _, attribute = name.rpartition(".")
-    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
-        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return import_own(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{field} has {name!r}, but {error}. Name a dotted path that Python can import from here, such as "

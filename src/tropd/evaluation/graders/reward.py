@@ -1,12 +1,10 @@
 """A user's own grader: a function that gives each response a reward, as those that TRL trains with."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...own_code import import_own
 from .verdict import RIGHT, UNDECIDED, WRONG, Verdict
 
 
@@ -35,10 +33,8 @@ def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
         ValueError: there is none.
     """
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # a console script starts without it, `python -m` with it
-        sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = import_own(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{field} has the reward function {name!r}, but {error}. Write package.module:function, a module that "
