@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ...teacher.per_teacher_settings import args_of
 from ...teacher.served.address import is_own, is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
+from ..checkpointing.place import check_place
 from ..config import TrOPDConfig
 from ..distributed.sharding import shards_teacher, uses_zero3
 from ..method_settings import SERVED, MethodSettings
@@ -35,7 +36,7 @@ OWN_BASE = (
 
 
 def check_arguments(
-    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], train_dataset: Any, options: dict[str, Any]
+    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]
 ) -> None:
     """Refuse arguments of `TrOPDTrainer` that contradict each other.
 
@@ -43,7 +44,6 @@ def check_arguments(
         args: the configuration.
         student: a folder, a name or a model.
         teachers: likewise, by name.
-        train_dataset: the training data.
         options: the remaining arguments, `reward_funcs` among them.
 
     Raises:
@@ -54,6 +54,7 @@ def check_arguments(
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
     assert args.output_dir is not None  # the host names one where nobody has
+    check_place(args.output_dir)
     for role, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
         _check_apart(role, model, args.output_dir)
     for name, teacher in teachers.items():
@@ -61,7 +62,6 @@ def check_arguments(
             _check_one_object(args_of(args, name, teachers), student, options)
         _check_adapter(teacher_phrase(name), teacher, learns=False)
         check_no_adapter_beside(field_of(name), teacher)
-    _check_columns(train_dataset, options)
     _check_engine_of_tools(args, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
@@ -88,8 +88,8 @@ def as_text(model: Any) -> Any:
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
-def check_given(args: Any, student: Any, teachers: Mapping[Name, Any], datasets: Mapping[str, Any]) -> None:
-    """Refuse what is no configuration, no model nor where one is, and data whose prompts are neither text nor messages.
+def check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse what is no configuration, no model nor where one is.
 
     Raises:
         ValueError: with what was given, and what can be.
@@ -104,15 +104,32 @@ def check_given(args: Any, student: Any, teachers: Mapping[Name, Any], datasets:
                 f"{name} is {model!r:.100} ({type(model).__name__}); give a folder or a Hub name as text, or a loaded "
                 "causal language model (AutoModelForCausalLM.from_pretrained)."
             )
-    for name, data in datasets.items():
-        _check_prompts(name, data)
 
+def check_data(name: str, data: Any, teachers: Collection[Name], has_environment: bool, what: str = "") -> None:
+    """Refuse data without prompts, whose prompts are neither text nor messages, or with columns that cannot be.
 
-def _check_prompts(name: str, data: Any) -> None:
-    for key, part in data.items() if isinstance(data, Mapping) else ():
-        _check_prompts(f"{name}[{key!r}]", part)
-    if not isinstance(data, Dataset):
+    Args:
+        name: of the argument, as the sentence begins.
+        data: a data set, several by name, or `None`; of a stream, what it says of itself.
+        teachers: their names, of which each row names one where there are several.
+        has_environment: do prompts come from an environment?
+        what: what to call the data; by the argument's name if empty.
+
+    Raises:
+        ValueError: with the argument, or what the data are, and what to do.
+    """
+    what = what or ("the training data" if name == "train_dataset" else "the evaluation data")
+    if isinstance(data, Mapping):
+        for key, part in data.items():
+            check_data(f"{name}[{key!r}]", part, teachers, has_environment, f"{what} {key!r}")
         return
+    _check_columns(what, data, has_environment)
+    if isinstance(data, Dataset):
+        _check_prompts(name, data)
+    check_teacher_column(data, teachers, what)
+
+
+def _check_prompts(name: str, data: Dataset) -> None:
     if not len(data):
         raise ValueError(f"{name} has no rows. Give some, or leave it out.")
     kind = data.features.get("prompt")
@@ -207,23 +224,19 @@ def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) 
         )
 
 
-def check_teacher_column(dataset: Any, teachers: Mapping[Name, Any], what: str) -> None:
+def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) -> None:
     """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
 
     With one teacher without a name, a column of that name is data like any other, which is said.
 
     Args:
-        dataset: the data set, several by name, or `None`.
-        teachers: by name.
+        dataset: the data set, or `None`.
+        teachers: their names.
         what: `the training data`, for the sentence.
 
     Raises:
         ValueError: with the first such row, its value, how many there are, and the names.
     """
-    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
-        for name, part in dataset.items():
-            check_teacher_column(part, teachers, f"{what} {name!r}")
-        return
     columns = getattr(dataset, "column_names", None) or ()
     if None in teachers:
         if COLUMN in columns:
@@ -273,19 +286,19 @@ PICTURES = ("image", "images")
 """Columns that the host takes for pictures."""
 
 
-def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
+def _check_columns(what: str, dataset: Any, has_environment: bool) -> None:
     columns = getattr(dataset, "column_names", None)
     for name in columns or ():
         if name in TAKEN + PICTURES:
             why = "the host gives reward functions something else by this name"
             why = "the host would take it for pictures, and the student reads text alone" if name in PICTURES else why
             raise ValueError(
-                f"the training data has a column {name!r}, but {why}. Rename it: "
+                f"{what} has a column {name!r}, but {why}. Rename it: "
                 f"dataset.rename_column({name!r}, 'my_{name}'), or in the file."
             )
-    if columns is not None and "prompt" not in columns and options.get("environment_factory") is None:
+    if columns is not None and "prompt" not in columns and not has_environment:
         raise ValueError(
-            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
+            f"{what} has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
             "dataset.rename_column('question', 'prompt')."
         )
 
