@@ -55,7 +55,7 @@ def fuzzed(places, call, part):
         try:
             call(method, argument, value)
         except Exception as error:
-            says_one_of(error, [argument, "Hub", "checkpoint"])
+            says_one_of(error, [argument, "Hub", "checkpoint", "template"])
 
     look()
 
@@ -99,14 +99,16 @@ def test_every_argument_of_the_trainer_is_looked_at():
         ("optimizers", (None,), r"optimizers is \(None,\); it takes a tuple of 2"),
         ("reward_funcs", [5], r"reward_funcs\[0\] is 5; it takes text or a function"),
         ("reward_funcs", "no/reward", r"reward_funcs\[0\] \('no/reward'\) cannot be loaded"),
+        ("reward_processing_classes", [], "reward_processing_classes has 0, but there are 0 reward_funcs"),
+        ("processing_class", None, "processing_class is None, and the student was loaded from nowhere"),
         ("processing_class", "no/name", r"processing_class is 'no/name'; it takes .*PreTrainedTokenizerBase"),
         ("teacher_processing_class", {"a": 5}, r"teacher_processing_class\.a is 5; it takes"),
         ("peft_config", {"r": 8}, r"peft_config is .*; it takes None or PeftConfig"),
         ("tools", 5, "tools is 5; it takes a list or None"),
         ("environment_factory", 5, "environment_factory is 5; it takes a mapping, a function or None"),
         ("rollout_func", 5, "rollout_func is 5; it takes a function or None"),
-        ("model", "no/model", r"model \('no/model'\) cannot be loaded: .*Give a folder"),
-        ("teacher_model", "no/model", r"teacher_model \('no/model'\) cannot be loaded: .*Give a folder"),
+        ("model", "no/model", r"model \('no/model'\) cannot be loaded: .*Name a folder"),
+        ("teacher_model", "no/model", r"teacher_model \('no/model'\) cannot be loaded: .*Name a folder"),
     ],
 )
 def test_what_an_argument_cannot_be_is_said_of_it(argument, value, sentence, tmp_path):

@@ -297,7 +297,7 @@ class TrOPDTrainer(GRPOTrainer):
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
-        trial: None = None,
+        trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         """Train; see `transformers.Trainer.train`.
@@ -612,9 +612,7 @@ class TrOPDTrainer(GRPOTrainer):
             metrics |= found
         return metrics  # type: ignore[no-any-return]
 
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> Any:
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Evaluate on other data, and log nothing; see `transformers.Trainer.predict`. There are metrics alone."""
         self._check_evaluated("test_dataset", test_dataset)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)

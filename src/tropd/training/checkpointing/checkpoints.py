@@ -223,7 +223,8 @@ def check_checkpoint(folder: str | Path) -> None:
 def checkpoints_in(directory: str | Path) -> list[Path]:
     """The visible checkpoints of an output directory, the earliest first."""
     return sorted(
-        (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and steps_in_name(path) >= 0), key=steps_in_name
+        (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and steps_in_name(path) >= 0),
+        key=steps_in_name,
     )
 
 

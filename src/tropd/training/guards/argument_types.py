@@ -7,9 +7,9 @@ itself are looked at in `arguments.check_given`, which knows what can be put in 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import datasets
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,11 +18,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .field_types import check_value, kinds_of
 
-T = TypeVar("T", bound=type)
-Data = datasets.Dataset | datasets.IterableDataset
-Tokenizer = PreTrainedTokenizerBase | ProcessorMixin
-Callback = TrainerCallback | type[TrainerCallback]
-Reward = str | Callable  # type: ignore[type-arg]
+Trainer = TypeVar("Trainer", bound=type)
+Data: TypeAlias = Dataset | IterableDataset
+Tokenizer: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+Callback: TypeAlias = TrainerCallback | type[TrainerCallback]
+Reward: TypeAlias = str | Callable  # type: ignore[type-arg]
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "__init__": {
@@ -40,7 +40,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "rollout_func": Callable | None,
         "environment_factory": Callable | dict[str, Callable] | None,  # type: ignore[type-arg]
     },
-    "train": {"resume_from_checkpoint": str | bool | None, "trial": type(None), "ignore_keys_for_eval": list[str] | None},
+    "train": {
+        "resume_from_checkpoint": str | bool | None,
+        "trial": type(None),
+        "ignore_keys_for_eval": list[str] | None,
+    },
     "evaluate": {
         "eval_dataset": str | Data | dict[str, Data] | None,
         "ignore_keys": list[str] | None,
@@ -67,7 +71,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 """Method → argument → its type. Their names are the host's."""
 
 
-def checks_arguments(trainer: T) -> T:
+def checks_arguments(trainer: Trainer) -> Trainer:
     """Look at what the methods of `ARGUMENTS` are given before they run. A class decorator.
 
     Raises:

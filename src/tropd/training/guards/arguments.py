@@ -35,9 +35,7 @@ OWN_BASE = (
 )
 
 
-def check_arguments(
-    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]
-) -> None:
+def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]) -> None:
     """Refuse arguments of `TrOPDTrainer` that contradict each other.
 
     Args:
@@ -76,11 +74,22 @@ def check_arguments(
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
         )
+    _check_one_for_each_reward(args, options)
     if args.reward_mixing_weight > 0 and not has_rewards(options):
         raise ValueError(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
             "reward_funcs, or remove it."
         )
+
+
+def _check_one_for_each_reward(args: TrOPDConfig, options: dict[str, Any]) -> None:
+    rewards = options.get("reward_funcs") or []
+    count = len(rewards) if isinstance(rewards, list) else 1
+    tokenizers = options.get("reward_processing_classes")
+    for name, given in (("reward_weights", args.reward_weights), ("reward_processing_classes", tokenizers)):
+        num = len(given) if isinstance(given, (list, tuple)) else 1
+        if given is not None and (num != count or not count):
+            raise ValueError(f"{name} has {num}, but there are {count} reward_funcs. Give one for each, or remove it.")
 
 
 def as_text(model: Any) -> Any:
@@ -104,6 +113,7 @@ def check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
                 f"{name} is {model!r:.100} ({type(model).__name__}); give a folder or a Hub name as text, or a loaded "
                 "causal language model (AutoModelForCausalLM.from_pretrained)."
             )
+
 
 def check_data(name: str, data: Any, teachers: Collection[Name], has_environment: bool, what: str = "") -> None:
     """Refuse data without prompts, whose prompts are neither text nor messages, or with columns that cannot be.

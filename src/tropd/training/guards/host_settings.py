@@ -263,7 +263,7 @@ def models_found(given: Mapping[str, Any]) -> Iterator[None]:
         if error.errno is not None or not named:  # of the file system, not of a library's search
             raise
         raise ValueError(
-            f"{named} cannot be loaded: {in_a_line(error)}. Give a folder with a model and its tokenizer, or a Hub name."
+            f"{named} cannot be loaded: {in_a_line(error)}. Name a folder with model and tokenizer, or a Hub name."
         ) from error
 
 
