@@ -80,11 +80,20 @@ def test_a_checkpoint_that_the_run_reads_is_not_moved_from_under_it(train, tmp_p
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "adapter_model.safetensors", "config.json", "trainer_state.json", "run.json", "preflight.json"],
+    [
+        "model.safetensors",
+        "adapter_model.safetensors",
+        "config.json",
+        "trainer_state.json",
+        "run.json",
+        "preflight.json",
+    ],
 )
 def test_a_folder_by_the_name_of_a_file_that_a_run_writes_is_refused_before_training(train, tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=rf"^output_dir is .*and '{name}' in it is no file, though a run writes a file"):
+    with pytest.raises(
+        ValueError, match=rf"^output_dir is .*and '{name}' in it is no file, though a run writes a file"
+    ):
         train(**SAVED)
 
 

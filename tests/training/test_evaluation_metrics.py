@@ -52,9 +52,7 @@ def test_the_loss_of_an_evaluation_is_the_sum_of_its_parts(tmp_path):
 
 
 def with_sets(folder, sets):
-    return tiny.build(
-        folder, tiny.llama(seed=1), tiny.llama(seed=2), "opd", trainer_options={"eval_dataset": sets}
-    )
+    return tiny.build(folder, tiny.llama(seed=1), tiny.llama(seed=2), "opd", trainer_options={"eval_dataset": sets})
 
 
 def test_each_of_several_evaluation_sets_has_its_own_metrics(tmp_path):

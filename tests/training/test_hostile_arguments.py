@@ -4,15 +4,20 @@ import inspect
 import os
 
 import pytest
-from datasets import Dataset
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback
 
 from hostile import PYTHON, says_one_of
 from training import tiny
 from tropd import TrOPDTrainer
 from tropd.training.guards.argument_types import ARGUMENTS
+from tropd.training.guards.errors import DataFailed
 
 PLACES = [(method, argument) for method, arguments in ARGUMENTS.items() for argument in arguments]
 NEEDED = {
@@ -138,3 +143,90 @@ def test_what_an_argument_cannot_be_is_said_of_it(argument, value, sentence, tmp
 def test_what_a_method_cannot_be_given_is_said_of_it(method, value, sentence, trainer):
     with pytest.raises(ValueError, match=rf"^{sentence}"):
         getattr(trainer, method)(value)
+
+
+# ---------------------------------------------------------------------- of the right type, and wrong all the same
+
+
+def stream(row):
+    return IterableDataset(ExamplesIterable(lambda: ((number, row) for number in range(8)), {}))
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"prompt": 1}, "a row has the prompt 1; a prompt is text, or messages"),
+        ({"prompt": None}, "a row has the prompt None"),
+        ({"q": "a="}, "a row has the prompt None"),
+        ({"prompt": [{"content": "a"}]}, "a row has the prompt .*messages with role and content"),
+        ({"prompt": "a=", "prompts": "b="}, "a row has a column 'prompts', but the host gives"),
+        ({"prompt": "a=", "images": "b"}, "a row has a column 'images', but the host would take it for pictures"),
+    ],
+)
+def test_a_row_of_a_stream_that_is_no_prompt_stops_the_run_in_a_sentence(row, why, tmp_path):
+    with pytest.raises(DataFailed, match=rf"^the training data cannot be read on at step 1 \(ValueError: {why}"):
+        make(tmp_path / "train", train_dataset=stream(row)).train()
+    with pytest.raises(DataFailed, match=rf"^the evaluation data cannot be read on after step 0 \(ValueError: {why}"):
+        make(tmp_path / "evaluate").evaluate(stream(row))
+
+
+def frozen():
+    model = tiny.llama(1)
+    model.requires_grad_(False)
+    return model
+
+
+def disabled():
+    model = get_peft_model(tiny.llama(1), LoraConfig(r=2, target_modules=["q_proj"]))
+    model.disable_adapter_layers()
+    return model
+
+
+@pytest.mark.parametrize("student", [frozen, disabled])
+def test_a_student_without_a_weight_to_train_is_refused(student, tmp_path):
+    with pytest.raises(ValueError, match=r"^the student \(model\) has no weight to train: all are frozen"):
+        make(tmp_path, model=student())
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+def test_weights_without_values_are_refused(role, tmp_path):
+    with torch.device("meta"):
+        model = tiny.llama(1)
+    with pytest.raises(ValueError, match=rf"^{role}.* has weights on the meta device"):
+        make(tmp_path, **{role: model})
+
+
+def test_an_optimiser_of_another_model_is_refused_and_of_a_part_is_told(tmp_path, caplog):
+    student = tiny.llama(1)
+    other, part = (torch.optim.SGD(of.parameters(), lr=0.1) for of in (tiny.llama(1), student.lm_head))
+    with pytest.raises(ValueError, match=r"^optimizers\[0\] holds no weight of the student"):
+        make(tmp_path, model=student, optimizers=(other, None))
+    with pytest.raises(ValueError, match=r"^optimizers\[1\] is a schedule of another optimiser"):
+        make(tmp_path, model=student, optimizers=(part, LambdaLR(other, lambda step: 1.0)))
+    make(tmp_path, model=student, optimizers=(part, LambdaLR(part, lambda step: 1.0)))
+    assert "optimizers[0] holds 1 of the student's 21 trainable weights; the others stay" in caplog.text
+
+
+def test_what_a_checkpoint_could_not_hold_is_refused_when_it_is_logged(trainer):
+    trainer.log({"a": 1.0, "b": float("nan"), "c": "text"})
+    with pytest.raises(ValueError, match=r"^logs has a value that is no number and no text \(.*Tensor"):
+        trainer.log({"a": torch.tensor(1.0)})
+
+
+def test_arguments_of_the_card_that_have_no_effect_are_told(trainer, caplog):
+    trainer.create_model_card(license="mit")
+    assert "create_model_card takes nothing here" in caplog.text
+
+
+def test_a_default_precision_of_double_changes_no_rollout(tmp_path):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        trainer = make(tmp_path / str(dtype))
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            trainer.train()
+        finally:
+            torch.set_default_dtype(before)
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

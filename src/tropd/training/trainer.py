@@ -4,6 +4,7 @@ This file is the switchboard: what is overridden of the host, in the order in wh
 is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
 """
 
+import json
 import logging
 import math
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -43,6 +45,7 @@ from .guards.arguments import (
     check_given,
     check_host_model,
     check_padding,
+    check_rows,
     check_teacher_apart,
     check_topk,
     has_rewards,
@@ -358,7 +361,11 @@ class TrOPDTrainer(GRPOTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step; see `transformers.Trainer`."""
         with data_read(self.state.global_step + 1, self.args.output_dir):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if isinstance(self.train_dataset, IterableDataset):
+                for rows in samples[0]:
+                    check_rows(rows, self.environment_factories is not None)
+            return samples
 
     # ------------------------------------------------------------------ a step
 
@@ -529,7 +536,15 @@ class TrOPDTrainer(GRPOTrainer):
     # ------------------------------------------------------------------ what is told of a step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps."""
+        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
+
+        Raises:
+            ValueError: a value that a checkpoint's record could not hold.
+        """
+        try:
+            json.dumps(logs)
+        except TypeError as error:
+            raise ValueError(f"logs has a value that is no number and no text ({error}). Give value.item().") from error
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
         super().log(logs, start_time)
@@ -635,7 +650,11 @@ class TrOPDTrainer(GRPOTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of an evaluation; see `transformers.Trainer`."""
         loader = super().get_eval_dataloader(eval_dataset)
-        return Reading(loader, lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"))
+        return Reading(
+            loader,
+            lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"),
+            lambda rows: check_rows(rows, self.environment_factories is not None),
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were.
@@ -702,6 +721,8 @@ class TrOPDTrainer(GRPOTrainer):
         return self.checkpointing.finalize(lambda: host(*args, **kwargs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Our card in the place of the host's, which knows no teacher."""
+        """Our card in the place of the host's, which knows no teacher. Arguments have no effect, which is said."""
+        if args or kwargs.keys() - {"model_name"}:
+            logger.warning("create_model_card takes nothing here; edit README.md when the run is over.")
         if self.is_world_process_zero():
             write_card(self)

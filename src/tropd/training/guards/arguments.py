@@ -55,6 +55,11 @@ def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any
     check_place(args.output_dir)
     for role, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
         _check_apart(role, model, args.output_dir)
+    for role, model in (("model", student), *((f"teacher_model ({n or 'teacher'})", t) for n, t in teachers.items())):
+        if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
+            raise ValueError(
+                f"{role} has weights on the meta device, which have no values. Load it, or name its folder."
+            )
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
@@ -137,6 +142,26 @@ def check_data(name: str, data: Any, teachers: Collection[Name], has_environment
     if isinstance(data, Dataset):
         _check_prompts(name, data)
     check_teacher_column(data, teachers, what)
+
+
+def check_rows(rows: Collection[Any], has_environment: bool) -> None:
+    """The same of a stream's rows, when they are met.
+
+    Raises:
+        ValueError: with the first row that cannot be.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"a row is {row!r:.100}; a row is a mapping with a prompt")
+        for name in (*TAKEN, *PICTURES):
+            if name in row:
+                raise ValueError(f"a row has a column {name!r}, {_why_not(name)}; rename it")
+        prompt = row.get("prompt")
+        is_messages = isinstance(prompt, list) and all(isinstance(m, Mapping) and "role" in m for m in prompt)
+        if not has_environment and not (isinstance(prompt, str) or (prompt and is_messages)):
+            raise ValueError(
+                f"a row has the prompt {prompt!r:.100}; a prompt is text, or messages with role and content"
+            )
 
 
 def _check_prompts(name: str, data: Dataset) -> None:
@@ -300,10 +325,8 @@ def _check_columns(what: str, dataset: Any, has_environment: bool) -> None:
     columns = getattr(dataset, "column_names", None)
     for name in columns or ():
         if name in TAKEN + PICTURES:
-            why = "the host gives reward functions something else by this name"
-            why = "the host would take it for pictures, and the student reads text alone" if name in PICTURES else why
             raise ValueError(
-                f"{what} has a column {name!r}, but {why}. Rename it: "
+                f"{what} has a column {name!r}, {_why_not(name)}. Rename it: "
                 f"dataset.rename_column({name!r}, 'my_{name}'), or in the file."
             )
     if columns is not None and "prompt" not in columns and not has_environment:
@@ -311,6 +334,12 @@ def _check_columns(what: str, dataset: Any, has_environment: bool) -> None:
             f"{what} has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
             "dataset.rename_column('question', 'prompt')."
         )
+
+
+def _why_not(column: str) -> str:
+    if column in PICTURES:
+        return "but the host would take it for pictures, and the student reads text alone"
+    return "but the host gives reward functions something else by this name"
 
 
 def check_host_model(trainer: Any) -> None:
@@ -321,6 +350,7 @@ def check_host_model(trainer: Any) -> None:
             "router_aux_loss_coef to 0."
         )
     _check_adapter("the student", trainer.model, learns=True)
+    _check_trains(trainer)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
@@ -332,6 +362,36 @@ def check_host_model(trainer: Any) -> None:
         raise ValueError(
             f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where it is sharded. With "
             "FSDP set shard_teacher: false; else use ZeRO-2 or DDP, or a method without a full-vocabulary divergence."
+        )
+
+
+def _check_trains(trainer: Any) -> None:
+    """Refuse a student of which nothing would be trained, and an optimiser or a schedule of something else."""
+    trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "the student (model) has no weight to train: all are frozen (requires_grad is False), or its adapter is "
+            "disabled. Unfreeze some, or give a peft_config."
+        )
+    optimizer, schedule = (getattr(trainer, name, None) for name in ("optimizer", "lr_scheduler"))
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & trained:
+        raise ValueError(
+            "optimizers[0] holds no weight of the student, so that nothing would be trained. Make it of the model that "
+            "is given, after its adapter is on it; or leave it out."
+        )
+    if not trained <= held:
+        logger.warning(
+            "optimizers[0] holds %d of the student's %d trainable weights; the others stay as they are.",
+            len(held & trained),
+            len(trained),
+        )
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError(
+            "optimizers[1] is a schedule of another optimiser than optimizers[0], whose learning rate it would never "
+            "change. Make it of optimizers[0]."
         )
 
 
