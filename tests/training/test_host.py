@@ -9,7 +9,7 @@ from trl import GRPOTrainer
 
 from tropd.training import rollout_stage, trainer, trl_contract
 from tropd.training.checkpointing import saving
-from tropd.training.trl_contract import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
+from tropd.training.trl_contract import ATTRIBUTES, CALLED, EXTENDED, OUTPUTS, OVERRIDDEN, check_host, no_reward
 
 HOOKS = OVERRIDDEN | CALLED
 
@@ -30,6 +30,20 @@ def test_a_hook_that_is_gone_is_reported_by_name(name):
     moved = type("MovedTrainer", (GRPOTrainer,), {name: None})
     with pytest.raises(RuntimeError, match=rf"MovedTrainer has no {name}.*trl>=1\.16,<1\.17"):
         check_host(moved)
+
+
+@pytest.mark.parametrize("name", EXTENDED)
+def test_a_method_to_extend_that_is_gone_is_reported_by_name(name):
+    moved = type("MovedTrainer", (GRPOTrainer,), {name: None})
+    with pytest.raises(RuntimeError, match=rf"MovedTrainer has no {name}, .*transformers>=5\.17,<5\.25"):
+        check_host(moved)
+
+
+def test_every_method_that_is_extended_is_one_of_the_contract():
+    """One that the host no longer has would never be called, and what it mends would be back without a word."""
+    ours = {n: m for n, m in vars(trainer.TrOPDTrainer).items() if inspect.isfunction(m) and n != "__init__"}
+    extending = {name for name, method in ours.items() if "super()" in inspect.getsource(method)}
+    assert extending - {"tokenize_as_host"} <= {*OVERRIDDEN, *EXTENDED}
 
 
 @pytest.mark.parametrize("renamed", ["another_name", "{name}_2"])

@@ -147,8 +147,12 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
     return Looked(found, probed.times, measurement.mean_length)
 
 
-def save_found(found: dict[str, Any], output_dir: str) -> None:
-    """Write `preflight.json` into a run's directory."""
+def save_found(found: dict[str, Any], trainer: Any) -> None:
+    """Write `preflight.json` into the run's directory; an earlier run's is set aside."""
     from ..atomic_files import write_whole
+    from ..training.checkpointing.earlier_run import set_aside
 
-    write_whole(Path(output_dir) / "preflight.json", json.dumps(found, indent=2) + "\n")
+    directory = Path(trainer.args.output_dir)
+    set_aside(directory, ("preflight.json",))
+    write_whole(directory / "preflight.json", json.dumps(found, indent=2) + "\n")
+    trainer.has_preflight = True

@@ -111,7 +111,7 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     def look() -> None:
         found.update(show_probe(trainer, inputs).found)
         if trainer.is_world_process_zero():
-            save_found(found, inputs.args.output_dir)
+            save_found(found, trainer)
 
     if checkpoint is None:
         look_when_ready(trainer, look)

@@ -153,12 +153,20 @@ def text_tokenizer(given: Any, model: "str | PreTrainedModel", args: Any) -> Any
         given: `processing_class`: a tokenizer, a processor, or `None`.
         model: the student.
         args: its `trust_remote_code` and `model_init_kwargs` say how the tokenizer is loaded.
+
+    Raises:
+        ValueError: the model was not loaded from a folder or the Hub, so that nothing says where its tokenizer is.
     """
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
     if given is None and name:
         revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
         options = {"truncation_side": "left", "padding_side": "left", "trust_remote_code": args.trust_remote_code}
         return AutoTokenizer.from_pretrained(name, revision=revision, **options)
+    if given is None:
+        raise ValueError(
+            "processing_class is None, and the student was loaded from nowhere that would hold its tokenizer. Give its "
+            "tokenizer as processing_class."
+        )
     if not isinstance(given, ProcessorMixin):
         return given
     given.tokenizer.chat_template = given.tokenizer.chat_template or getattr(given, "chat_template", None)

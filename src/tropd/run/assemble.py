@@ -13,6 +13,7 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
     from ..training.trainer import TrOPDTrainer
 
     settings = inputs.configuration.settings
+    tokenizers = {name: files.tokenizer for name, files in inputs.teachers.items() if not is_served(files.name)}
     with targets_named(settings):
         return TrOPDTrainer(
             settings.student,
@@ -20,9 +21,7 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
             args=inputs.args,
             train_dataset=inputs.data.dataset,
             eval_dataset=None if inputs.evaluation is None else inputs.evaluation.dataset,
-            teacher_processing_class={
-                name: files.tokenizer for name, files in inputs.teachers.items() if not is_served(files.name)
-            },
+            teacher_processing_class=tokenizers.get(None, tokenizers),
             reward_funcs=inputs.rewards or None,
             tools=inputs.tools.functions or None,
             environment_factory=inputs.tools.environments,

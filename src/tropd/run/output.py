@@ -9,9 +9,11 @@ from typing import Any
 from ..objective.methods import describe
 from ..training.checkpointing.checkpoints import read_record
 from ..training.checkpointing.directory_lock import LOCK
+from ..training.checkpointing.place import check_place
 
 RECORDS = re.compile(
-    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|rollouts(-\d+)?|README\.md|final_model\.json|report\.html|\.writing|\.lock"
+    r"(run|preflight|fingerprints)(-\d+)?\.json|metrics(-\d+)?\.jsonl|(rollouts|completions)(-\d+)?|_earlier-\d+"
+    r"|README\.md|final_model\.json|report(-\d+)?\.html|\.writing|\.lock"
 )
 """What a run leaves that ended before its first checkpoint; a new run in the folder sets its records aside."""
 
@@ -27,7 +29,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
         ValueError: with what is in the folder, and what to type.
     """
     directory = Path(os.path.expanduser(output_dir))  # as Transformers will read it
-    _check_place(directory)
+    check_place(directory)
     if resume is not None:
         return _checkpoint(directory, resume)
     if not directory.exists() or int(os.environ.get("RANK", "0")) > 0:
@@ -42,25 +44,6 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
             "with the run in it: --resume_from_checkpoint latest"
         )
     return None
-
-
-def _check_place(directory: Path) -> None:
-    """Refuse a name under which no folder can be, or be made."""
-    start = f"output_dir is {str(directory)!r:.200}"
-    if "\0" in str(directory):
-        raise ValueError(f"{start}, which has a NUL character in it. Choose another name.")
-    try:
-        directory.exists()
-        there = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
-        is_folder = there.stat() and there.is_dir()
-    except OSError as error:  # a link to nothing or to itself, a name too long, a folder that may not be looked into
-        target = f" and a link to {os.readlink(directory)!r}" if os.path.islink(directory) else ""
-        raise ValueError(f"{start}{target}, which cannot be used ({error.strerror}). Choose another name.") from error
-    if not is_folder:
-        what = "which" if there == directory else f"where {str(there)!r}"
-        raise ValueError(f"{start}, {what} is a file. Choose another name.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{start}, and {str(there)!r} may not be written to. Choose another place.")
 
 
 def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:

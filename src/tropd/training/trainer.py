@@ -4,7 +4,9 @@ This file is the switchboard: what is overridden of the host, in the order in wh
 is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
 """
 
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -33,15 +36,17 @@ from .checkpointing.saving import Checkpointing, SaveBetweenCycles
 from .config import TrOPDConfig
 from .distributed.ranks import Ranks
 from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .guards.argument_types import checks_arguments
 from .guards.arguments import (
     as_text,
     check_arguments,
+    check_data,
     check_enough_prompts,
     check_given,
     check_host_model,
     check_padding,
+    check_rows,
     check_teacher_apart,
-    check_teacher_column,
     check_topk,
     has_rewards,
 )
@@ -49,7 +54,7 @@ from .guards.collapse import CollapseGuard
 from .guards.errors import RolloutsCollapsed
 from .guards.faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
 from .guards.finite import check_gradient_norm, check_loss
-from .guards.host_settings import named_by_field, settle_checkpointing
+from .guards.host_settings import models_found, named_by_field, settle_checkpointing
 from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .guards.reading import silence
 from .guards.step_guards import StepGuards
@@ -84,6 +89,7 @@ class Evaluation:
     log_ratios: list[Tensor] = field(default_factory=list)
 
 
+@checks_arguments
 class TrOPDTrainer(GRPOTrainer):
     """Distil `teacher_model` into `model` on the student's own rollouts.
 
@@ -132,6 +138,8 @@ class TrOPDTrainer(GRPOTrainer):
     _buffered_inputs: Any
     stops_at: tuple[int, ...]
     in_preflight = False
+    has_preflight = False
+    """Is the `preflight.json` in the output directory this run's?"""
 
     def __init__(
         self,
@@ -150,13 +158,13 @@ class TrOPDTrainer(GRPOTrainer):
         args = TrOPDConfig("tropd-output") if args is None else args
         check_names(teacher_model)
         model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
-        check_given(args, model, teachers, {"train_dataset": train_dataset, "eval_dataset": eval_dataset})
+        check_given(args, model, teachers)
         self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
         check_settings(args, teachers)
-        check_arguments(args, model, teachers, train_dataset, options)
-        check_teacher_column(train_dataset, teachers, "the training data")
-        check_teacher_column(eval_dataset, teachers, "the evaluation data")
+        for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            check_data(name, data, teachers, options.get("environment_factory") is not None)
+        check_arguments(args, model, teachers, options)
         asked = load_asked(args)
         self.monitors_rewards = has_rewards(options)
         self.own_bases = {
@@ -165,7 +173,9 @@ class TrOPDTrainer(GRPOTrainer):
             if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
         }
         self.teachers_elsewhere = are_all_served(teachers)
-        with named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
+        rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        read = {"model": model} | {f"reward_funcs[{place}]": reward for place, reward in enumerate(rewards)}
+        with models_found(read), named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
             super().__init__(
                 model,
                 reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -178,7 +188,8 @@ class TrOPDTrainer(GRPOTrainer):
             )
         self._prepare_student(teachers)
         self.ranks = Ranks(self.accelerator)
-        with named_by_field(vars(args), loading="teacher_model_init_kwargs"):
+        read = {"teacher_model" if n is None else f"teacher_model[{n!r}]": t for n, t in teachers.items()}
+        with models_found(read), named_by_field(vars(args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
         self.endings = self._find_endings()
         check_topk(self)
@@ -286,7 +297,12 @@ class TrOPDTrainer(GRPOTrainer):
 
     # ------------------------------------------------------------------ a run
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """Train; see `transformers.Trainer.train`.
 
         Raises:
@@ -310,7 +326,7 @@ class TrOPDTrainer(GRPOTrainer):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
             self.rollout_stage.check_prompts((self.train_dataset, self.eval_dataset))
             with stopping_at_signals(self), processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
-                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.guard.tripped:
             raise RolloutsCollapsed(self.guard.sentence(self.state.global_step, self.args.output_dir))
         return output._replace(training_loss=output.metrics["train_loss"])
@@ -345,7 +361,11 @@ class TrOPDTrainer(GRPOTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step; see `transformers.Trainer`."""
         with data_read(self.state.global_step + 1, self.args.output_dir):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if isinstance(self.train_dataset, IterableDataset):
+                for rows in samples[0]:
+                    check_rows(rows, self.environment_factories is not None)
+            return samples
 
     # ------------------------------------------------------------------ a step
 
@@ -516,7 +536,15 @@ class TrOPDTrainer(GRPOTrainer):
     # ------------------------------------------------------------------ what is told of a step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps."""
+        """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
+
+        Raises:
+            ValueError: a value that a checkpoint's record could not hold.
+        """
+        try:
+            json.dumps(logs)
+        except TypeError as error:
+            raise ValueError(f"logs has a value that is no number and no text ({error}). Give value.item().") from error
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
         super().log(logs, start_time)
@@ -586,6 +614,7 @@ class TrOPDTrainer(GRPOTrainer):
 
         The benchmarks of `eval_benchmarks` are asked once in it, whether there are several data sets, one or none.
         """
+        self._check_evaluated("eval_dataset", eval_dataset)
         self.rollout_stage.evaluated_rows = 0
         moment = f"the evaluation after step {self.state.global_step}"
         tracked = nullcontext() if self.is_in_train else untracked(self.args)
@@ -598,6 +627,21 @@ class TrOPDTrainer(GRPOTrainer):
             metrics |= found
         return metrics  # type: ignore[no-any-return]
 
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Evaluate on other data, and log nothing; see `transformers.Trainer.predict`. There are metrics alone."""
+        self._check_evaluated("test_dataset", test_dataset)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _check_evaluated(self, argument: str, data: Any) -> None:
+        known = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        if isinstance(data, str) and data not in known:
+            raise ValueError(
+                f"{argument} is {data!r}, which is none of the trainer's evaluation sets (they are: "
+                f"{', '.join(map(repr, known)) or 'one without a name, or none'})."
+            )
+        if not isinstance(data, str):
+            check_data(argument, data, self.teachers.by_name, self.environment_factories is not None)
+
     def _benchmark_metrics(self, prefix: str) -> dict[str, float]:
         if self.benchmarks is None or prefix != "eval":
             return {}
@@ -606,11 +650,19 @@ class TrOPDTrainer(GRPOTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of an evaluation; see `transformers.Trainer`."""
         loader = super().get_eval_dataloader(eval_dataset)
-        return Reading(loader, lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"))
+        return Reading(
+            loader,
+            lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"),
+            lambda rows: check_rows(rows, self.environment_factories is not None),
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were."""
+        """Evaluate; see `transformers.Trainer`. Means are over all tokens and rollouts, whatever the batches were.
+
+        The host calls every metric `eval_…`; those of one set of several, and of `predict`, get their own prefix.
+        """
         self._evaluated = Evaluation(Totals(self.teachers.names))
+        self._metrics["eval"].clear()  # of one that broke off
         output = super().evaluation_loop(*args, **kwargs)
         found = self._evaluated.totals.collect(self.ranks.sum)
         ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
@@ -619,7 +671,13 @@ class TrOPDTrainer(GRPOTrainer):
         parts = [value for name, value in found.items() if name.startswith("loss/")]
         metrics = output.metrics or {}
         metrics |= {name: sum(parts) for name in metrics if name.endswith("_loss") and parts}
-        metrics |= self._benchmark_metrics(kwargs.get("metric_key_prefix", "eval"))
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if prefix != "eval":
+            for name, values in self._metrics["eval"].items():
+                numbers = [value for value in values if not math.isnan(value)]
+                metrics |= {f"{prefix}_{name}": sum(numbers) / len(numbers)} if numbers else {}
+            self._metrics["eval"].clear()
+        metrics |= self._benchmark_metrics(prefix)
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -655,7 +713,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository to push to; see `transformers.Trainer`."""
-        with hub_asked():
+        with hub_asked("push_to_hub is True, but " if self.args.push_to_hub else ""):
             super().init_hf_repo(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -663,6 +721,8 @@ class TrOPDTrainer(GRPOTrainer):
         return self.checkpointing.finalize(lambda: host(*args, **kwargs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Our card in the place of the host's, which knows no teacher."""
+        """Our card in the place of the host's, which knows no teacher. Arguments have no effect, which is said."""
+        if args or kwargs.keys() - {"model_name"}:
+            logger.warning("create_model_card takes nothing here; edit README.md when the run is over.")
         if self.is_world_process_zero():
             write_card(self)

@@ -75,6 +75,22 @@ OVERRIDDEN: dict[str, tuple[str, ...]] = {
 }
 """Methods of `GRPOTrainer` that we replace, with the parameters we rely on."""
 
+EXTENDED = (
+    "train",
+    "evaluate",
+    "evaluation_loop",
+    "predict",
+    "init_hf_repo",
+    "create_model_card",
+    "_determine_best_metric",
+    "_get_output_dir",
+    "_save_checkpoint",
+    "_push_from_checkpoint",
+    "_finish_current_push",
+    "_finalize_training",
+)
+"""Methods that we extend and hand everything on to: they have to be there, or nothing would come by ours."""
+
 CALLED: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
 }
@@ -143,6 +159,12 @@ def check_host(host: Any = GRPOTrainer) -> None:
         found = tuple(inspect.signature(inspect.unwrap(method)).parameters)
         if found != expected:
             raise _moved_error(f"{host.__name__}.{name} takes {found}, but tropd was built on {expected}")
+    for name in EXTENDED:
+        if getattr(host, name, None) is None:
+            raise RuntimeError(
+                f"{host.__name__} has no {name}, of Transformers' Trainer, which tropd extends. Install "
+                "transformers>=5.17,<5.25, or a newer tropd."
+            )
     if not getattr(host, "loss_is_scaled_for_ga", False):
         raise _moved_error(f"{host.__name__} no longer says that its loss is scaled, which ours is")
     source = inspect.getsource(host.__init__)

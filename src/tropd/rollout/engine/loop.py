@@ -179,7 +179,9 @@ class _Loop:
         self.at_once = min(request.rows_at_once or rows, rows)
         self.ids = torch.full((rows, self.width + self.length), request.pad_id, device=self.device)
         self.ids[:, : self.width] = request.input_ids
-        self.logps, self.entropies = torch.full((2, rows, self.length), torch.nan, device=self.device)
+        self.logps, self.entropies = torch.full(
+            (2, rows, self.length), torch.nan, dtype=torch.float32, device=self.device
+        )
         self.scratch = Scratch()
         self.reads_ids = any(type(one) in READ_IDS for one in request.processors)
         # Taken from the end: the longest first, and those that are the same side by side.

@@ -223,16 +223,18 @@ def check_checkpoint(folder: str | Path) -> None:
 def checkpoints_in(directory: str | Path) -> list[Path]:
     """The visible checkpoints of an output directory, the earliest first."""
     return sorted(
-        (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and _step(path) >= 0), key=_step
+        (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and steps_in_name(path) >= 0),
+        key=steps_in_name,
     )
 
 
 def _checkpoints_before(folder: Path) -> list[Path]:
     """Checkpoints of earlier steps beside `folder`, the latest first."""
-    return [path for path in reversed(checkpoints_in(folder.parent)) if _step(path) < _step(folder)]
+    return [path for path in reversed(checkpoints_in(folder.parent)) if steps_in_name(path) < steps_in_name(folder)]
 
 
-def _step(folder: Path) -> int:
+def steps_in_name(folder: Path) -> int:
+    """The N of `checkpoint-N`; -1: it has none."""
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
 

@@ -52,8 +52,8 @@ def check_hub(args: Any) -> None:
 
 
 @contextmanager
-def hub_asked() -> Iterator[None]:
-    """Stop in a sentence where the Hub cannot be asked, or refuses.
+def hub_asked(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
+    """Stop in a sentence, which begins with `asked_by`, where the Hub cannot be asked, or refuses.
 
     Raises:
         ValueError: with what was raised, and what to type.
@@ -62,7 +62,7 @@ def hub_asked() -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            f"push_to_hub is True, but the Hub cannot be written to ({in_a_line(error)}). See that there is a network "
+            f"{asked_by}the Hub cannot be written to ({in_a_line(error)}). See that there is a network "
             "(HF_HUB_OFFLINE unset) and a token that may write (`hf auth login`, or hub_token) to hub_model_id; or set "
             "push_to_hub: false and upload the model later: `hf upload NAME output_dir`."
         ) from error

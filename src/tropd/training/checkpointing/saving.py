@@ -17,9 +17,11 @@ from ...atomic_files import write_whole
 from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
+from .earlier_run import check_stays
 from .ending_files import save_ending
 from .final_model import best_of, is_missing, make_from
 from .fingerprints import changed_settings, check_unchanged
+from .place import check_place
 from .stream_position import place_in_stream
 
 logger = logging.getLogger(__name__)
@@ -63,13 +65,9 @@ class Checkpointing:
         trainer = self.trainer
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
-        if not isinstance(resume_from_checkpoint, (str, os.PathLike, bool, type(None))):
-            raise ValueError(
-                f"resume_from_checkpoint is {resume_from_checkpoint!r:.100}; give True (the last one), or a folder."
-            )
-        folder: str | None = None
-        if resume_from_checkpoint and not isinstance(resume_from_checkpoint, bool):
-            folder = os.fspath(resume_from_checkpoint)
+        if resume_from_checkpoint == "":
+            raise ValueError("resume_from_checkpoint is ''; give True (the last one), a folder, or leave it out.")
+        folder = os.fspath(resume_from_checkpoint) if resume_from_checkpoint else None
         if folder is not None and trainer.accelerator.is_main_process:
             check_checkpoint(folder)
             _check_goes_on(Path(folder))
@@ -79,8 +77,18 @@ class Checkpointing:
                     logger.warning("%s", change)
         self.resumed_from = folder
         self._check_steps_left()
+        step = steps_of(folder) if folder is not None and self.goes_on_here else 0
+        read = {"teacher" if n is None else f"teacher {n}": t.name for n, t in trainer.teachers.by_name.items()}
+        check_stays(trainer.args.output_dir, step, {"student": trainer.model.config._name_or_path} | read)
         self._summed_before = 0
         return resume_from_checkpoint
+
+    @property
+    def goes_on_here(self) -> bool:
+        """Does the run under way go on in the folder of its checkpoint? Else what is there is another run's."""
+        if self.resumed_from is None:
+            return False
+        return Path(self.resumed_from).resolve().parent == Path(self.trainer.args.output_dir).resolve()
 
     def _last_checkpoint(self) -> str:
         found = checkpoints_in(self.trainer.args.output_dir)
@@ -208,9 +216,15 @@ class Checkpointing:
             trainer._push_from_checkpoint(os.path.join(directory, name))
 
     def save_model(self, output_dir: str | None, is_internal: bool, host: Callable[..., None]) -> None:
-        """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone."""
+        """A folder that `from_pretrained` loads, also where FSDP's checkpoints hold each process's part alone.
+
+        Raises:
+            ValueError: no folder can be there, or a name in it is taken.
+        """
         trainer = self.trainer
         aside = output_dir is not None and ASIDE in Path(output_dir).parts
+        if not is_internal and not aside and trainer.args.should_save:
+            check_place(trainer.args.output_dir if output_dir is None else output_dir)
         in_a_checkpoint = is_internal and output_dir is not None
         with nullcontext() if in_a_checkpoint else whole_weights(trainer.accelerator):
             host(output_dir, _internal_call=is_internal or aside)  # what is aside is not pushed

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ...teacher.per_teacher_settings import args_of
 from ...teacher.served.address import is_own, is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
+from ..checkpointing.place import check_place
 from ..config import TrOPDConfig
 from ..distributed.sharding import shards_teacher, uses_zero3
 from ..method_settings import SERVED, MethodSettings
@@ -34,16 +35,13 @@ OWN_BASE = (
 )
 
 
-def check_arguments(
-    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], train_dataset: Any, options: dict[str, Any]
-) -> None:
+def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]) -> None:
     """Refuse arguments of `TrOPDTrainer` that contradict each other.
 
     Args:
         args: the configuration.
         student: a folder, a name or a model.
         teachers: likewise, by name.
-        train_dataset: the training data.
         options: the remaining arguments, `reward_funcs` among them.
 
     Raises:
@@ -54,14 +52,19 @@ def check_arguments(
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
     assert args.output_dir is not None  # the host names one where nobody has
+    check_place(args.output_dir)
     for role, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
         _check_apart(role, model, args.output_dir)
+    for role, model in (("model", student), *((f"teacher_model ({n or 'teacher'})", t) for n, t in teachers.items())):
+        if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
+            raise ValueError(
+                f"{role} has weights on the meta device, which have no values. Load it, or name its folder."
+            )
     for name, teacher in teachers.items():
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
         _check_adapter(teacher_phrase(name), teacher, learns=False)
         check_no_adapter_beside(field_of(name), teacher)
-    _check_columns(train_dataset, options)
     _check_engine_of_tools(args, options)
     guided = args.resolved_method().guided
     if guided and options.get("rollout_func") is not None:
@@ -76,6 +79,7 @@ def check_arguments(
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
         )
+    _check_one_for_each_reward(args, options)
     if args.reward_mixing_weight > 0 and not has_rewards(options):
         raise ValueError(
             f"reward_mixing_weight is {args.reward_mixing_weight}, but there are no rewards to mix in; give "
@@ -83,13 +87,23 @@ def check_arguments(
         )
 
 
+def _check_one_for_each_reward(args: TrOPDConfig, options: dict[str, Any]) -> None:
+    rewards = options.get("reward_funcs") or []
+    count = len(rewards) if isinstance(rewards, list) else 1
+    tokenizers = options.get("reward_processing_classes")
+    for name, given in (("reward_weights", args.reward_weights), ("reward_processing_classes", tokenizers)):
+        num = len(given) if isinstance(given, (list, tuple)) else 1
+        if given is not None and (num != count or not count):
+            raise ValueError(f"{name} has {num}, but there are {count} reward_funcs. Give one for each, or remove it.")
+
+
 def as_text(model: Any) -> Any:
     """A path as text, which is what the host loads from; all else as it is."""
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
-def check_given(args: Any, student: Any, teachers: Mapping[Name, Any], datasets: Mapping[str, Any]) -> None:
-    """Refuse what is no configuration, no model nor where one is, and data whose prompts are neither text nor messages.
+def check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse what is no configuration, no model nor where one is.
 
     Raises:
         ValueError: with what was given, and what can be.
@@ -104,15 +118,53 @@ def check_given(args: Any, student: Any, teachers: Mapping[Name, Any], datasets:
                 f"{name} is {model!r:.100} ({type(model).__name__}); give a folder or a Hub name as text, or a loaded "
                 "causal language model (AutoModelForCausalLM.from_pretrained)."
             )
-    for name, data in datasets.items():
-        _check_prompts(name, data)
 
 
-def _check_prompts(name: str, data: Any) -> None:
-    for key, part in data.items() if isinstance(data, Mapping) else ():
-        _check_prompts(f"{name}[{key!r}]", part)
-    if not isinstance(data, Dataset):
+def check_data(name: str, data: Any, teachers: Collection[Name], has_environment: bool, what: str = "") -> None:
+    """Refuse data without prompts, whose prompts are neither text nor messages, or with columns that cannot be.
+
+    Args:
+        name: of the argument, as the sentence begins.
+        data: a data set, several by name, or `None`; of a stream, what it says of itself.
+        teachers: their names, of which each row names one where there are several.
+        has_environment: do prompts come from an environment?
+        what: what to call the data; by the argument's name if empty.
+
+    Raises:
+        ValueError: with the argument, or what the data are, and what to do.
+    """
+    what = what or ("the training data" if name == "train_dataset" else "the evaluation data")
+    if isinstance(data, Mapping):
+        for key, part in data.items():
+            check_data(f"{name}[{key!r}]", part, teachers, has_environment, f"{what} {key!r}")
         return
+    _check_columns(what, data, has_environment)
+    if isinstance(data, Dataset):
+        _check_prompts(name, data)
+    check_teacher_column(data, teachers, what)
+
+
+def check_rows(rows: Collection[Any], has_environment: bool) -> None:
+    """The same of a stream's rows, when they are met.
+
+    Raises:
+        ValueError: with the first row that cannot be.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"a row is {row!r:.100}; a row is a mapping with a prompt")
+        for name in (*TAKEN, *PICTURES):
+            if name in row:
+                raise ValueError(f"a row has a column {name!r}, {_why_not(name)}; rename it")
+        prompt = row.get("prompt")
+        is_messages = isinstance(prompt, list) and all(isinstance(m, Mapping) and "role" in m for m in prompt)
+        if not has_environment and not (isinstance(prompt, str) or (prompt and is_messages)):
+            raise ValueError(
+                f"a row has the prompt {prompt!r:.100}; a prompt is text, or messages with role and content"
+            )
+
+
+def _check_prompts(name: str, data: Dataset) -> None:
     if not len(data):
         raise ValueError(f"{name} has no rows. Give some, or leave it out.")
     kind = data.features.get("prompt")
@@ -207,23 +259,19 @@ def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) 
         )
 
 
-def check_teacher_column(dataset: Any, teachers: Mapping[Name, Any], what: str) -> None:
+def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) -> None:
     """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
 
     With one teacher without a name, a column of that name is data like any other, which is said.
 
     Args:
-        dataset: the data set, several by name, or `None`.
-        teachers: by name.
+        dataset: the data set, or `None`.
+        teachers: their names.
         what: `the training data`, for the sentence.
 
     Raises:
         ValueError: with the first such row, its value, how many there are, and the names.
     """
-    if isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
-        for name, part in dataset.items():
-            check_teacher_column(part, teachers, f"{what} {name!r}")
-        return
     columns = getattr(dataset, "column_names", None) or ()
     if None in teachers:
         if COLUMN in columns:
@@ -273,21 +321,25 @@ PICTURES = ("image", "images")
 """Columns that the host takes for pictures."""
 
 
-def _check_columns(dataset: Any, options: dict[str, Any]) -> None:
+def _check_columns(what: str, dataset: Any, has_environment: bool) -> None:
     columns = getattr(dataset, "column_names", None)
     for name in columns or ():
         if name in TAKEN + PICTURES:
-            why = "the host gives reward functions something else by this name"
-            why = "the host would take it for pictures, and the student reads text alone" if name in PICTURES else why
             raise ValueError(
-                f"the training data has a column {name!r}, but {why}. Rename it: "
+                f"{what} has a column {name!r}, {_why_not(name)}. Rename it: "
                 f"dataset.rename_column({name!r}, 'my_{name}'), or in the file."
             )
-    if columns is not None and "prompt" not in columns and options.get("environment_factory") is None:
+    if columns is not None and "prompt" not in columns and not has_environment:
         raise ValueError(
-            f"the training data has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
+            f"{what} has no `prompt` column (it has: {', '.join(columns) or 'none'}). Rename yours: "
             "dataset.rename_column('question', 'prompt')."
         )
+
+
+def _why_not(column: str) -> str:
+    if column in PICTURES:
+        return "but the host would take it for pictures, and the student reads text alone"
+    return "but the host gives reward functions something else by this name"
 
 
 def check_host_model(trainer: Any) -> None:
@@ -298,6 +350,7 @@ def check_host_model(trainer: Any) -> None:
             "router_aux_loss_coef to 0."
         )
     _check_adapter("the student", trainer.model, learns=True)
+    _check_trains(trainer)
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(
@@ -309,6 +362,36 @@ def check_host_model(trainer: Any) -> None:
         raise ValueError(
             f"method {trainer.args.method!r} reads the teacher's output layer in the loss, where it is sharded. With "
             "FSDP set shard_teacher: false; else use ZeRO-2 or DDP, or a method without a full-vocabulary divergence."
+        )
+
+
+def _check_trains(trainer: Any) -> None:
+    """Refuse a student of which nothing would be trained, and an optimiser or a schedule of something else."""
+    trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "the student (model) has no weight to train: all are frozen (requires_grad is False), or its adapter is "
+            "disabled. Unfreeze some, or give a peft_config."
+        )
+    optimizer, schedule = (getattr(trainer, name, None) for name in ("optimizer", "lr_scheduler"))
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & trained:
+        raise ValueError(
+            "optimizers[0] holds no weight of the student, so that nothing would be trained. Make it of the model that "
+            "is given, after its adapter is on it; or leave it out."
+        )
+    if not trained <= held:
+        logger.warning(
+            "optimizers[0] holds %d of the student's %d trainable weights; the others stay as they are.",
+            len(held & trained),
+            len(trained),
+        )
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError(
+            "optimizers[1] is a schedule of another optimiser than optimizers[0], whose learning rate it would never "
+            "change. Make it of optimizers[0]."
         )
 
 

@@ -268,10 +268,13 @@ class Reading:
     Args:
         loader: the host's; everything but reading is left to it.
         asking: what each batch is read in.
+        look: raises where a batch cannot be.
     """
 
-    def __init__(self, loader: Any, asking: Callable[[], AbstractContextManager[None]]):
-        self.loader, self.asking = loader, asking
+    def __init__(
+        self, loader: Any, asking: Callable[[], AbstractContextManager[None]], look: Callable[[Any], None]
+    ) -> None:
+        self.loader, self.asking, self.look = loader, asking, look
 
     def __iter__(self) -> Iterator[Any]:
         with self.asking():
@@ -279,6 +282,8 @@ class Reading:
         while True:
             with self.asking():
                 batch = next(batches, self)
+                if batch is not self:
+                    self.look(batch)
             if batch is self:
                 return
             yield batch

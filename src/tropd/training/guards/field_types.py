@@ -7,7 +7,7 @@ elsewhere, without the field's name, or trains something else. No heavy import h
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from enum import Enum
 from numbers import Integral, Real
@@ -32,6 +32,7 @@ _WORDS: dict[Any, str] = {
     str: "text",
     list: "a list",
     dict: "a mapping",
+    Callable: "a function",
     NoneType: "None",
 }
 
@@ -75,9 +76,9 @@ def check_value(name: str, value: Any, annotation: Any, known: Collection[str] =
     if known and not (value is None and NoneType in kinds) and not (isinstance(value, bool) and bool in kinds):
         _check_choice(name, value, known)
         return
-    if Any not in kinds and not _fits(value, kinds):
+    if Any not in kinds and not _fits(value, parts):
         text = ", and this is text" if _looks_like_a_number(value) else ""
-        raise ValueError(f"{name} is {_shown(value)}; it takes {_either(kinds)}{text}.")
+        raise ValueError(f"{name} is {_shown(value)}; it takes {_either(parts)}{text}.")
     _check_scalar(name, value, may_be_infinite=field in INFINITE)
     _check_inside(name, value, parts)
 
@@ -95,8 +96,9 @@ def _check_inside(name: str, value: Any, parts: list[Any]) -> None:
     """The items of a list, and the keys and values of a mapping, as far as the annotation says what they are."""
     if isinstance(value, (list, tuple)):
         inside = next((get_args(part)[0] for part in parts if get_origin(part) is list), Any)
+        each = next((get_args(part) for part in parts if _fits_tuple(value, part)), (inside,) * len(value))
         for place, item in enumerate(value):
-            check_value(f"{name}[{place}]", item, inside)
+            check_value(f"{name}[{place}]", item, each[place])
     if isinstance(value, Mapping):
         inside = next((get_args(part)[1] for part in parts if get_origin(part) is dict), Any)
         for key, item in value.items():
@@ -106,7 +108,8 @@ def _check_inside(name: str, value: Any, parts: list[Any]) -> None:
                 check_value(f"{name}.{key!r}" if not key.isidentifier() else f"{name}.{key}", item, inside)
 
 
-def _fits(value: Any, kinds: set[Any]) -> bool:
+def _fits(value: Any, parts: list[Any]) -> bool:
+    kinds = {get_origin(part) or part for part in parts}
     if value is None:
         return NoneType in kinds
     if isinstance(value, bool):
@@ -118,12 +121,18 @@ def _fits(value: Any, kinds: set[Any]) -> bool:
     if isinstance(value, (str, os.PathLike)):
         return str in kinds or Literal in kinds
     if isinstance(value, (list, tuple)):
-        return list in kinds
+        return list in kinds or any(_fits_tuple(value, part) for part in parts)
+    if isinstance(value, type) and type in kinds:
+        return any(get_origin(part) is type and issubclass(value, get_args(part)) for part in parts)
     if isinstance(value, Mapping):
         return dict in kinds
     if dict in kinds and hasattr(value, "to_dict"):  # such as Transformers' AcceleratorConfig
         return not isinstance(value, type)
     return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
+
+
+def _fits_tuple(value: Any, part: Any) -> bool:
+    return isinstance(value, tuple) and get_origin(part) is tuple and len(value) == len(get_args(part))
 
 
 def _mapping_of(name: str, value: Any) -> Any:
@@ -165,9 +174,13 @@ def _members(kinds: Iterable[Any]) -> list[str]:
     return [str(member.value) for member in found[0]] if found else []
 
 
-def _either(kinds: Iterable[Any]) -> str:
+def _either(parts: list[Any]) -> str:
+    """The types that are allowed, in words."""
+    kinds = {get_origin(part) or part for part in parts}
     words = [word for kind, word in _WORDS.items() if kind in kinds]
-    words += sorted(kind.__name__ for kind in kinds if kind not in _WORDS and isinstance(kind, type))
+    words += [f"a tuple of {len(get_args(part))}" for part in parts if get_origin(part) is tuple]
+    words += sorted(kind.__name__ for kind in kinds if kind not in {*_WORDS, tuple, type} and isinstance(kind, type))
+    words += ["a class of that kind"] * (type in kinds)
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
 
 

@@ -251,6 +251,27 @@ def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[N
         raise ValueError(sentence) from error
 
 
+@contextmanager
+def models_found(given: Mapping[str, Any]) -> Iterator[None]:
+    """Say by which argument a model, or its tokenizer, was named that is not there.
+
+    Args:
+        given: argument → what it was given; text is what is loaded.
+
+    Raises:
+        ValueError: with the argument, and the library's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = " or ".join(f"{name} ({text!r:.100})" for name, text in given.items() if isinstance(text, str))
+        if error.errno is not None or not named:  # of the file system, not of a library's search
+            raise
+        raise ValueError(
+            f"{named} cannot be loaded: {in_a_line(error)}. Name a folder with model and tokenizer, or a Hub name."
+        ) from error
+
+
 def _about_loading(error: Exception, field: str, value: Any) -> str | None:
     """Files and memory are not the field's fault; what else goes wrong in a loader that was given it probably is."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]

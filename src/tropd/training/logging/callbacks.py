@@ -10,11 +10,12 @@ from transformers import TrainerCallback
 
 from ...atomic_files import append_jsonl
 from ..checkpointing.checkpoints import ASIDE, FINAL, clear_aside, publish_model, room_on_disk
+from ..checkpointing.earlier_run import set_aside, set_later_checkpoints_aside, set_run_aside
 from ..checkpointing.fingerprints import write as write_fingerprints
 from ..guards.faults import log_written
 from ..guards.reading import check_weights
 from ..load_teachers import model_names
-from .run_directory import drop_after_step, set_aside, write_run_description
+from .run_directory import drop_after_step, write_run_description
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ class RunDirectoryCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             with log_written("run.json or metrics.jsonl", state.global_step, args.output_dir):
-                if state.global_step == 0:
-                    set_aside(args.output_dir, ("run.json", "metrics.jsonl", "rollouts"))
-                    write_fingerprints(self.trainer)
-                else:  # how the run began stays on record
+                if self.trainer.checkpointing.goes_on_here:  # how the run began stays on record
                     set_aside(args.output_dir, ("run.json",))
+                    set_later_checkpoints_aside(args.output_dir, state.global_step)
+                else:
+                    set_run_aside(args.output_dir, ("preflight.json",) if self.trainer.has_preflight else ())
+                    write_fingerprints(self.trainer)
                 write_run_description(
                     args.output_dir,
                     args.to_dict(),

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,6 @@ def write_run_description(
         "python": platform.python_version(),
     }
     write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
-
-
-def set_aside(directory: str | Path, names: Iterable[str]) -> None:
-    """Rename what an earlier run left under `names` to the first free `<stem>-<n><suffix>`; nothing is overwritten."""
-    for name in names:
-        path = Path(directory) / name
-        if path.exists():
-            number = 1
-            while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-                number += 1
-            path.rename(aside)
 
 
 def drop_after_step(path: str | Path, step: int) -> None:
