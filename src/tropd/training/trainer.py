@@ -132,6 +132,8 @@ class TrOPDTrainer(GRPOTrainer):
     _buffered_inputs: Any
     stops_at: tuple[int, ...]
     in_preflight = False
+    data_name = ""
+    """What the prompts are called in the model card; the data set itself does not say."""
 
     def __init__(
         self,
