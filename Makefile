@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself, once; it is redone when pyproject.toml or constraints.txt changes.
 # To start afresh, remove .venv.
 #
-#   PYTHON       the interpreter to build .venv with (3.11 or 3.12); found by itself when empty
+#   PYTHON       the interpreter to build .venv with (3.11 to 3.13); found by itself when empty
 #   TORCH        the requirement for PyTorch. Where the default fetches the CUDA build and no GPU is wanted, set
 #   TORCH_INDEX  to an index URL of PyTorch CPU wheels: make test TORCH_INDEX=...
 #   ARGS         further arguments of the demo or of pytest: make test ARGS="-k regions"
@@ -116,9 +116,9 @@ $(NEWEST)/.installed: pyproject.toml | $(STAMP)
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.
 define create_venv
 if $(PY) -m pip --version >/dev/null 2>&1; then exit 0; fi; \
-for candidate in $(or $(PYTHON),python3.11 python3.12 python3); do \
+for candidate in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
   version=$$($$candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
-  case $$version in 3.11|3.12) ;; *) continue ;; esac; \
+  case $$version in 3.11|3.12|3.13) ;; *) continue ;; esac; \
   $$candidate -m venv --clear $(VENV) >/dev/null 2>&1 && exit 0; \
   $$candidate -m venv --clear --without-pip $(VENV) >/dev/null 2>&1 \
     && $$candidate -m pip --python $(PY) install --quiet pip >/dev/null 2>&1 && exit 0; \
@@ -126,7 +126,7 @@ for candidate in $(or $(PYTHON),python3.11 python3.12 python3); do \
   echo "$$candidate cannot create a virtual environment; on Debian or Ubuntu: apt install python$$version-venv" >&2; \
   exit 1; \
 done; \
-echo "tropd needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3.11 python3.12 python3) is not that." \
+echo "tropd needs Python 3.11, 3.12 or 3.13, and $(or $(PYTHON),none of python3.11 python3.12 python3.13 python3) is not that." \
   "Install one (on Debian: apt install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
 exit 1
 endef

@@ -2,7 +2,7 @@
 # TrOPD under verl 0.9.x: Ray workers, FSDP for the student, vLLM for rollouts and for the teacher. docs/verl.md explains
 # every override. Its overrides have a test (make test-verl); the run itself was never made (no GPU was at hand).
 #
-#   STUDENT=Qwen/Qwen3-1.7B TEACHER=Qwen/Qwen3-8B TRAIN=train.parquet VAL=val.parquet bash recipes/verl/tropd.sh
+#   STUDENT=Qwen/Qwen3-1.7B TEACHER=Qwen/Qwen3-8B TRAIN=train.parquet VAL=val.parquet bash tropd.sh
 #
 # Data first, with the same numbers (STUDENT's tokenizer decides the prefixes):
 #   tropd generate --teacher "$TEACHER" --data prompts.jsonl --chat --max_new_tokens 4096 --out responses.jsonl

@@ -1,6 +1,7 @@
 """Files that come with the package, by name: `recipe:lora_one_gpu`, `shipped:student`. Every layer may import it."""
 
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -9,7 +10,8 @@ RECIPES = next(
     PACKAGE / "_recipes",
 )
 """The recipes: inside an installed package, at the top of a checkout."""
-MODELS = PACKAGE / "proving_ground" / "models" / "family"
+MODELS = PACKAGE / "proving_ground" / "models"
+NOT_IN_THE_WHEEL = ("pruned", "specialist-code", "specialist-instructions", "specialist-mathematics", "storeroom-*")
 
 
 def recipe_names() -> list[str]:
@@ -37,15 +39,27 @@ def locate(name: str) -> str:
     if not colon or kind not in ("recipe", "shipped"):
         return name
     if kind == "shipped":
-        weights = [path.parent.name for path in sorted(MODELS.glob("*/model.safetensors"))]
-        if rest not in weights:
-            raise ValueError(f"{name!r}, which is not in this installation of tropd; it has {', '.join(weights)}.")
-        return str(MODELS / rest)
+        return str(_model_folder(name, rest))
     path = next((path for path in (RECIPES / rest, RECIPES / f"{rest}.yaml") if path.is_file()), None)
     if path is None or not path.resolve().is_relative_to(RECIPES.resolve()):
         meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(rest, recipe_names(), 1))
         raise ValueError(f"{name!r}, which is no recipe.{meant} `tropd recipes` lists them.")
     return str(path)
+
+
+def _model_folder(written: str, name: str) -> Path:
+    found = {_model_name(path.parent): path.parent for path in sorted(MODELS.glob("*/*/model.safetensors"))}
+    if name in found:
+        return found[name]
+    missing = f"{written!r}, which is not in this installation of tropd; it has {', '.join(found)}."
+    if any(fnmatch(name, pattern) for pattern in NOT_IN_THE_WHEEL):
+        missing += " That model is in tropd's repository alone, to keep the package small: `pip install -e .` there."
+    raise ValueError(missing)
+
+
+def _model_name(folder: Path) -> str:
+    """`student` of the family, `storeroom-student` of another."""
+    return folder.name if folder.parent.name == "family" else f"{folder.parent.name}-{folder.name}"
 
 
 def locate_field(field: str, name: str) -> str:

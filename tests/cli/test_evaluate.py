@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from shipped import student_path, teacher_path
 from tropd.cli.main import main
@@ -73,6 +75,24 @@ def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
     assert run(*asked(data, out)) == 0
     again = capfd.readouterr()
     assert "all responses are there already" in again.err and "grade aime24" not in again.err
+
+
+def test_scores_go_into_the_model_card(data, tmp_path, capfd):
+    model = shutil.copytree(teacher_path(), tmp_path / "run")
+    words = asked(data, tmp_path / "eval", "--card")[1:]
+    (model / "README.md").unlink(missing_ok=True)
+    assert run(model, *words) == 2
+    assert "card is set, but" in capfd.readouterr().err and not (tmp_path / "eval").exists()
+    (model / "README.md").write_text("---\ntags:\n- tropd\n---\n# A student\n\nIts own words.\n")
+    for _ in range(2):
+        assert run(model, *words) == 0
+    card = (model / "README.md").read_text()
+    assert card.count("## Evaluation") == 1 and "| AIME 2024 | 6 × 2 | 0.0 | 0.0 | 0.0 |" in card
+    assert "# A student\n\nIts own words.\n" in card
+    read = ModelCard(card).data
+    assert read.tags == ["tropd"] and [one.metric_value for one in read.eval_results] == [0.0]
+    assert run("--regrade", tmp_path / "eval", "--data", data, "--card") == 2
+    assert "card is set beside regrade" in capfd.readouterr().err
 
 
 def test_a_file_of_ones_own_needs_no_folder_of_benchmarks(tmp_path, monkeypatch, capfd):

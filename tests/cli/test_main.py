@@ -1,6 +1,7 @@
 """The door: help that teaches and loads quickly, commands through the real executable."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def test_building_every_parser_imports_nothing_heavy():
 def test_the_help_of_a_command_shows_an_example(module, capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args([module.NAME, "--help"])
-    assert f"tropd {module.NAME}" in capsys.readouterr().out.split("usage:")[1].split("\n", 1)[1]
+    text = capsys.readouterr().out.split("usage:")[1].split("\n", 1)[1]
+    assert f"tropd {module.NAME}" in text
+    assert not re.search(r"(?<!\w)(recipes|src|tools|docs/assets)/", text)  # an installed package has no such folders
 
 
 def test_the_help_of_train_lists_every_field_of_ours(capsys):

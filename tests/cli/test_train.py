@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli.conftest import PROMPTS
 from tropd import TerminalReport, TrOPDConfig, TrOPDTrainer
+from tropd.evaluation.card import head_of
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -152,7 +153,9 @@ def test_the_card_of_a_run_names_its_models_and_its_method(workspace, tropd):
     card = (workspace.root / "out/README.md").read_text()
     for words in ("# student, distilled from teacher", "method `opd`", "| optimiser steps | 1 |", "run.json"):
         assert words in card
-    assert "None" not in card
+    assert "| prompts | 8 rows of prompts.jsonl |" in card and "AutoModelForCausalLM" in card
+    assert "None" not in card and "Evaluation" not in card
+    assert head_of(card) == {"library_name": "transformers", "tags": ["tropd", "on-policy-distillation", "opd"]}
 
 
 def test_an_adapter_is_trained_alone(workspace, tropd):
@@ -162,6 +165,8 @@ def test_an_adapter_is_trained_alone(workspace, tropd):
     assert saved and all("lora_" in name for name in saved)
     assert max(tensor.shape[0] for name, tensor in saved.items() if "lora_A" in name) == 2
     assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    card = (workspace.root / "out/README.md").read_text()
+    assert head_of(card)["library_name"] == "peft" and "merge_and_unload()" in card
 
 
 def test_evaluation_prompts_are_evaluated(workspace, tropd):

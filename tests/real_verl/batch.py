@@ -14,15 +14,14 @@ from verl.utils import tensordict_utils as tu
 from tropd.objective import (
     Head,
     TokenSignals,
-    TopKTerm,
     addressed_uniforms,
     student_terms,
     token_losses,
-    topk_function,
     trust_weight,
 )
 from tropd.objective.endings import events_of, one_action
-from tropd.objective.loss import reads_tail
+from tropd.objective.loss import topk_term
+from tropd.objective.regions import in_support
 from tropd.verl.config import TropdLossConfig
 from tropd.verl.losses import row_number
 
@@ -147,17 +146,18 @@ def by_tropd(config: TropdLossConfig, batch: Batch, old: Tensor | None = None) -
     selected = None
     if method.teacher_entropy_tau is not None:
         selected = -(teacher.exp() * teacher).sum(-1) <= method.teacher_entropy_tau
+    top = teacher.topk(method.fkl_top_k or 1, -1)
+    if method.gate == "support":
+        selected = in_support(event.squeeze(-1), top.indices, top.values)
     ratio = (teacher_logp - old_logp).float()
     trust = trust_weight(method.gate, ratio, uniforms=draws(config, batch), tau=method.outlier_tau, selected=selected)
     trust, nothing = trust.double(), torch.zeros(len(rows), dtype=torch.float64)
-    direct = None
+    signals, direct = TokenSignals(old_logp, teacher_logp, trust, 1 - trust, nothing), None
     if method.needs_topk:
-        top = teacher.topk(method.fkl_top_k, -1)
-        everywhere = torch.arange(len(rows))
-        direct = TopKTerm(everywhere, top.indices, top.values, topk_function(method), reads_tail(method))
+        direct = topk_term(method, signals, torch.arange(len(rows)), top.indices, top.values)
     head = Head(torch.eye(VOCABULARY, dtype=torch.float64), endings=endings)
     student, values, _ = student_terms(logits[rows], head, tokens, direct)
-    losses = token_losses(method, TokenSignals(old_logp, teacher_logp, trust, 1 - trust, nothing), student, values)
+    losses = token_losses(method, signals, student, values)
     loss = (losses.trust + losses.outlier).sum() / len(rows)
     loss.backward()
     return loss.detach(), logits.grad

@@ -45,11 +45,17 @@ def test_loss_and_gradient_are_those_of_tropds_objective(name, padded):
         {"loss_mode": "fkl_outlier", "outlier": "fkl_scalar"},
         {"loss_mode": "tropd", "ratio_clip": 0.2, "gate_seed": 7},
         {"loss_mode": "reopold", "outlier_tau": -1.0},
+        {"loss_mode": "tropd_support", "outlier": "mask"},
+        {"loss_mode": "tropd_support", "outlier_tau": -0.5},
+        {"loss_mode": "vopd", "baseline": "top_k"},
+        {"loss_mode": "opd", "advantage": "power", "advantage_alpha": 2.0},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
 def test_a_part_that_is_changed_is_changed_in_both(fields):
     fields = {**fields, **fields_of(fields["loss_mode"])}
+    if "baseline" in fields:
+        fields["fkl_top_k"] = READ
     config, batch = settings(fields.pop("loss_mode"), **fields), Batch(seed=1)
     loss, gradient, _ = by_verl(config, batch)
     expected, expected_gradient = by_tropd(config, batch)
@@ -57,7 +63,7 @@ def test_a_part_that_is_changed_is_changed_in_both(fields):
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["tropd", "opd", "aopd", "jsd"])
+@pytest.mark.parametrize("name", ["tropd", "opd", "aopd", "jsd", "resopd", "tropd_support"])
 def test_endings_are_one_action_before_the_first_update_exactly(name):
     """π_old of an ending comes from verl, by its own id; it is made that of the set with the share of now."""
     config, batch = settings(name, endings=list(ENDINGS), **fields_of(name)), Batch(seed=2)

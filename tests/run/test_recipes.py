@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tropd.comparison.plan_file import load_plan
 from tropd.objective.methods import METHODS
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.run.configuration import resolve
+from tropd.shipped import MODELS, NOT_IN_THE_WHEEL, locate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COMPARISONS = [
@@ -48,6 +50,18 @@ def test_a_recipe_says_what_it_shows_costs_and_expects(path):
     text = path.read_text(encoding="utf-8")
     told = ("# Expects",) if path.parent.name in ("baselines", "ablations") else ("# Shows:", "# Costs:", "# Expects:")
     assert all(word in text for word in told)
+
+
+COMMENTED = [*sorted(RECIPES.rglob("*.yaml")), RECIPES / "verl/tropd.sh"]
+
+
+@pytest.mark.parametrize("path", COMMENTED, ids=by_name)
+def test_what_a_recipe_says_holds_where_there_is_no_checkout(path):
+    """Its commands name recipes and shipped models as an installed package has them."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])(recipes|src|tools|tests|benchmarks|docs/assets)/", text)
+    for name in re.findall(r"recipe:([\w/.]+)", text) + re.findall(r"--path ([\w/]+)", text):
+        assert Path(locate(f"recipe:{name}")).is_file()
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=by_name)
@@ -125,6 +139,28 @@ def test_a_recipe_is_found_by_name_wherever_one_stands(monkeypatch, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("extends: recipe:paper/setting1_math\nmax_steps: 3\n")
     assert resolve(own).trainer == {**resolve("recipe:paper/setting1_math").trainer, "max_steps": 3}
+
+
+def test_a_model_that_the_package_leaves_out_says_where_it_is(monkeypatch, tmp_path):
+    family = tmp_path / "family" / "student"
+    family.mkdir(parents=True)
+    (family / "model.safetensors").touch()
+    assert Path(locate("shipped:storeroom-student")) == MODELS / "storeroom" / "student"
+    monkeypatch.setattr("tropd.shipped.MODELS", tmp_path)
+    assert Path(locate("shipped:student")) == family
+    with pytest.raises(ValueError, match=r"teacher is .*it has student\. That model is in tropd's repository alone"):
+        resolve("recipe:storeroom")
+    with pytest.raises(ValueError, match=r"'shipped:pupil', which is not in this installation .* it has student\.$"):
+        locate("shipped:pupil")
+
+
+def test_the_models_that_the_wheel_leaves_out_are_those_that_have_the_sentence():
+    written = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    excluded = written["tool"]["hatch"]["build"]["targets"]["wheel"]["exclude"]
+    found = [path for one in excluded for path in RECIPES.parent.glob(f"{one[1:]}/model.safetensors")]
+    left_out = {path.parent.name for path in found}
+    assert {name for name in NOT_IN_THE_WHEEL if "*" not in name} == left_out
+    assert "/src/tropd/proving_ground/models/storeroom" in excluded
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_module_that_fails_is_changed_when_it_is_imported_again(module):
 
 def test_every_method_is_run_or_refused_with_a_reason():
     refused = {name for name, method in METHODS.items() if why_not(method)}
-    assert refused == {"gkd", "vopd", "entropy_opd", "reopold_2stage", "resopd", "tropd_support"}
+    assert refused == {"gkd", "vopd", "entropy_opd", "reopold_2stage"}
     assert set(verl_methods()) == set(METHODS) - refused
 
 
@@ -123,6 +123,9 @@ def test_a_method_that_verl_cannot_run_is_refused_with_those_that_it_can():
         verl_method("gkd")
     with pytest.raises(ValueError, match="tau"):
         verl_method("opd", outlier_tau=-1.0)
+    with pytest.raises(ValueError, match=r"'vopd' cannot run in verl: .*with baseline=top_k it can"):
+        verl_method("vopd")
+    assert verl_method("vopd", baseline="top_k").needs_topk
 
 
 @without_verl

@@ -34,11 +34,11 @@ Exit code 1 if runs failed: --retry-failed runs them again."""
 
 EPILOG = """\
 examples:
-  tropd compare recipes/proving_ground/demo.yaml --out runs/demo
-  tropd compare recipes/stories260k.yaml --teacher STORIES --out runs/stories --jobs 2
+  tropd compare recipe:proving_ground/demo --out runs/demo
+  tropd compare recipe:stories260k --teacher STORIES --out runs/stories --jobs 2
   tropd compare plan.yaml --out runs/plan --only 'multi-domain/*' --only opd
   tropd compare plan.yaml --out runs/plan --report-only
-  tropd compare my-plan.yaml --out runs/mine --from docs/assets/proving-ground-methods.json --only my_method
+  tropd compare my-plan.yaml --out runs/mine --from runs/others/results.json --only my_method
 
 How the numbers are computed: docs/compare.md."""
 
@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file, such as recipes/proving_ground/demo.yaml")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file, such as recipe:proving_ground/demo")
     parser.add_argument(
         "--out",
         type=Path,

@@ -39,6 +39,7 @@ examples:
   tropd evaluate run --environment my_module.Shop --data orders.jsonl --out eval/shop
   tropd evaluate run --benchmarks aime24 --data benchmarks/ --engine vllm --out eval/tropd
   tropd evaluate run --benchmarks aime24 --data benchmarks/ --engine http://127.0.0.1:8000/v1 --out eval/tropd
+  tropd evaluate run --benchmarks gsm8k --data benchmarks/ --out eval/tropd --card
   tropd evaluate --regrade eval/tropd --data benchmarks/ --trained_on prompts.jsonl
   tropd evaluate --compare eval/tropd eval/gkd --reference eval/opd
   tropd evaluate --compare eval/tropd-1,eval/tropd-2 --reference eval/opd-1,eval/opd-2   (two seeds each)"""
@@ -64,6 +65,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "tools": (None, "functions that it may call, by dotted paths with commas between them"),
     "max_turns": (64, "longest episode, in turns (default: 64)"),
     "trained_on": ([], "training data: problems found in it are marked, and scored separately"),
+    "card": (False, "write the scores into the model card, README.md in the model's folder"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
     "trust_remote_code": (False, "run the code that a model folder brings along"),
     **writers.VLLM,
@@ -110,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
     settings = _resolved(options)
     if options.list:
         return _list(settings)
+    if settings["card"]:
+        _check_card(settings, options.regrade)
     if options.regrade:
         return _regrade(options.regrade, settings)
     if settings["environment"] or settings["tools"]:
@@ -183,6 +187,18 @@ def _needed(settings: dict[str, Any], *names: str) -> None:
         if settings[name] is None:
             example = "tropd evaluate MODEL --benchmarks aime24 --data benchmarks/ --out eval/first"
             raise ValueError(f"{name} is not set; for instance: {example}")
+
+
+def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
+    """Refuse scores for a card that cannot have them, before anything is computed."""
+    from ..evaluation.card import check_card
+
+    if settings["environment"] or settings["tools"]:
+        raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Leave --card out.")
+    if regraded is not None:
+        raise ValueError("card is set beside regrade. Regrade, then repeat the evaluation's own command with --card.")
+    _needed(settings, "model")
+    check_card(locate_field("model", settings["model"]))
 
 
 def _list(settings: dict[str, Any]) -> int:
@@ -284,7 +300,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
     _write_evaluation(folder, work)
     _answer(folder, settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
     asked_now = {one.name: (log.problems, prompted.thinking_opened) for one, log, prompted, _ in work}
-    return _grade_all(folder, asked_now, settings["trained_on"])
+    return _grade_all(folder, asked_now, settings)
 
 
 def _sampling(settings: dict[str, Any]) -> "Sampling":
@@ -377,7 +393,9 @@ def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]")
     write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str], again: bool = False) -> int:
+def _grade_all(
+    folder: Path, asked: "dict[str, tuple[Any, bool]]", settings: dict[str, Any], again: bool = False
+) -> int:
     """Grade what is not, and print the tables of all that is."""
     from ..evaluation.results import grade, graded_benchmarks, is_graded, read_graded, responses_path, write_scores
 
@@ -388,12 +406,22 @@ def _grade_all(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
             total = sum(1 for _ in stream)
         with _timed(name), console.progress(f"grade {name}", total, "responses") as advance:
             grade(folder, name, problems, opened, advance)
-    if trained_on:
-        _mark_seen(folder, asked, trained_on)
+    if settings["trained_on"]:
+        _mark_seen(folder, asked, settings["trained_on"])
     text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
     console.out().print(text, markup=False)
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
+    if settings["card"]:
+        _write_card(settings["model"], folder)
     return 0
+
+
+def _write_card(model: str, folder: Path) -> None:
+    from ..evaluation.card import write_scores_to_card
+    from ..evaluation.results import SCORES
+
+    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    console.say(f"the scores are in the model card: {write_scores_to_card(model, scores)}")
 
 
 def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str]) -> None:
@@ -437,4 +465,4 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
         if sha256_of(problems) != described["problems_sha256"]:
             raise ValueError(f"{source} is not what {folder} was asked. Give the --data of before.")
         asked[name] = (problems, described["thinking_opened"])
-    return _grade_all(folder, asked, settings["trained_on"], again=True)
+    return _grade_all(folder, asked, settings, again=True)

@@ -66,7 +66,8 @@ From two models and a file of prompts to a distilled student:
 `tropd doctor` says what this machine can run.
 The same from a file: `tropd train --config recipe.yaml`; `--field value` overrides a field.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
-Several GPUs: `accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml`.
+Several GPUs: `accelerate launch --config_file "$(tropd recipes --path accelerate/fsdp2_8gpu)" -m tropd train ...`.
+A page such as docs/engines.md is one of the documentation, in tropd's repository.
 """
 
 

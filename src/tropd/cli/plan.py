@@ -18,7 +18,7 @@ measured (docs/planning.md). On a machine that has the GPU, `tropd check --steps
 
 EPILOG = """\
 examples:
-  tropd plan --config recipes/paper/setting1_math.yaml --gpus 1 8 64 --sequences_per_step 512 --response_tokens 5000
+  tropd plan --config recipe:paper/setting1_math --gpus 1 8 64 --sequences_per_step 512 --response_tokens 5000
   tropd plan --student Llama-3.1-8B --teacher Llama-3.1-70B --gpus 8 64 --gpu h200 --max_steps 200
 
 fields of the configuration are set as in `tropd train`

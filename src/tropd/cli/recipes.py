@@ -19,6 +19,7 @@ EPILOG = """\
 examples:
   tropd recipes                                     the list, with what each shows
   tropd recipes lora_one_gpu > mine.yaml            a copy to change
+  tropd recipes README.md                           what each costs, and what to expect of it
   tropd train --config recipe:lora_one_gpu --student small/ --teacher large/ --data prompts.jsonl
   tropd compare recipe:proving_ground/demo --out runs/demo
   accelerate launch --config_file "$(tropd recipes --path accelerate/fsdp2_8gpu)" -m tropd train --config mine.yaml

@@ -24,9 +24,9 @@ end report.html, a page about the run. `tropd report RUN --follow` serves that p
 EXAMPLES = """\
 examples:
   tropd train --student small/ --teacher large/ --data prompts.jsonl --output_dir run
-  tropd train --config recipes/lora_one_gpu.yaml --learning_rate 1e-5 --method fkl_outlier
+  tropd train --config recipe:lora_one_gpu --learning_rate 1e-5 --method fkl_outlier
   tropd train --config recipe.yaml --resume_from_checkpoint latest
-  accelerate launch --config_file recipes/accelerate/fsdp2_8gpu.yaml -m tropd train --config recipe.yaml
+  accelerate launch --config_file "$(tropd recipes --path accelerate/fsdp2_8gpu)" -m tropd train --config recipe.yaml
 
 """
 

@@ -22,7 +22,7 @@ EPILOG = """\
 examples:
   tropd verl
   tropd export --to verl --help     the data of a run
-The overrides of a run are in recipes/verl/tropd.sh, and docs/verl.md explains them."""
+  tropd recipes verl/tropd.sh       the script of a run, whose overrides docs/verl.md explains"""
 
 NOT_TRIED = (
     "Ray with GPUs, FSDP on CUDA, vLLM as a real server: no run of verl from end to end",

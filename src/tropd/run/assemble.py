@@ -1,6 +1,7 @@
 """The trainer from what `prepare` found: models, adapter, rewards."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..teacher.served.address import is_served
@@ -15,7 +16,7 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
     settings = inputs.configuration.settings
     tokenizers = {name: files.tokenizer for name, files in inputs.teachers.items() if not is_served(files.name)}
     with targets_named(settings):
-        return TrOPDTrainer(
+        trainer = TrOPDTrainer(
             settings.student,
             settings.teacher,
             args=inputs.args,
@@ -28,3 +29,11 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
             peft_config=adapter(settings) if settings.use_peft else None,
             callbacks=list(callbacks),
         )
+    trainer.data_name = _data_name(settings.data)
+    return trainer
+
+
+def _data_name(data: str | Sequence[str]) -> str:
+    """Files by their last part, as a card is read on other machines; names on the Hub whole."""
+    names = [data] if isinstance(data, str) else data
+    return ", ".join(Path(name).name if Path(name).exists() else name for name in names)

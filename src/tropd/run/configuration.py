@@ -23,7 +23,7 @@ from .settings import TRL_NAMES, RunSettings
 
 @dataclass(frozen=True)
 class Value:
-    """A value and where it was written, such as `recipes/lora.yaml, line 7`; `""` for the command line.
+    """A value and where it was written, such as `lora.yaml, line 7`; `""` for the command line.
 
     Text that is not quoted stays text until the type of its field is known: `007` may be a name, and `5e-6` a number.
     `inside` has the places of a mapping's own names, in full: `methods.tropd.gate`.
@@ -95,7 +95,7 @@ def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise:
     """
     if file is None and not overrides:
         raise ValueError(
-            "there is no configuration. Give a file, `--config recipes/stories260k_train.yaml`, or the fields "
+            "there is no configuration. Give a file, `--config recipe:demo`, or the fields "
             "themselves: `--student A --teacher B --data prompts.jsonl --output_dir out`."
         )
     written = read_file(Path(locate(str(file)))) if file is not None else {}

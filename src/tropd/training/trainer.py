@@ -140,6 +140,8 @@ class TrOPDTrainer(GRPOTrainer):
     in_preflight = False
     has_preflight = False
     """Is the `preflight.json` in the output directory this run's?"""
+    data_name = ""
+    """What the prompts are called in the model card; the data set itself does not say."""
 
     def __init__(
         self,

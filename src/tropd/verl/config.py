@@ -20,8 +20,9 @@ class TropdLossConfig(DistillationLossConfig):
     Attributes:
         loss_mode: name of the method (`tropd verl` lists them), or `package.module:NAME`.
         topk: tokens that the teacher sends at each position; at least the method's `fkl_top_k`.
-        gate, outlier, outlier_tau, advantage_floor, fkl_top_k, fkl_truncation, fkl_weight, teacher_entropy_tau,
-            jsd_beta, ratio_clip: parts of the method, see `tropd methods NAME`; null keeps its own.
+        gate, outlier, outlier_tau, advantage_floor, advantage, advantage_alpha, baseline, fkl_top_k, fkl_truncation,
+            fkl_weight, teacher_entropy_tau, jsd_beta, ratio_clip: parts of the method, see `tropd methods NAME`; null
+            keeps its own.
         endings: ids that end a response for either model, scored as one action; the first stands for all.
         gate_seed: of the draws of the `bernoulli` gate.
 
@@ -40,6 +41,9 @@ class TropdLossConfig(DistillationLossConfig):
     outlier: str | None = None
     outlier_tau: float | None = None
     advantage_floor: float | None = None
+    advantage: str | None = None
+    advantage_alpha: float | None = None
+    baseline: str | None = None
     fkl_top_k: int | None = None
     fkl_truncation: str | None = None
     fkl_weight: float | None = None
@@ -51,7 +55,7 @@ class TropdLossConfig(DistillationLossConfig):
 
     def __post_init__(self) -> None:
         method = self.method
-        if ":" in self.loss_mode and self.loss_mode not in verl_losses.DISTILLATION_LOSS_REGISTRY:
+        if self.loss_mode not in verl_losses.DISTILLATION_LOSS_REGISTRY:  # one of your own, or one with other parts
             register(verl_losses, [self.loss_mode])
         super().__post_init__()
         self._check_fields(method)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from ..objective.endings import events_of, one_action
-from ..objective.loss import TokenSignals, TopKTerm, reads_tail, token_losses, topk_function
+from ..objective.loss import TokenSignals, token_losses, topk_term
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
-from ..objective.regions import trust_weight
+from ..objective.regions import in_support, trust_weight
 from .sampled_score import is_ours, no_slot
 
 DIRECT, STUDENT_LOGP, ENDING_SHIFT = "distillation_losses", "tropd_student_logp", "tropd_ending_shift"
-STUDENT_MASS, TEACHER_MASS = "student_mass", "teacher_mass"
+STUDENT_MASS, TEACHER_MASS, SUPPORT = "student_mass", "teacher_mass", "tropd_support"
 
 Outputs = dict[str, Tensor]
 
@@ -91,16 +91,17 @@ def _of_rows(
     logits = logits if logits.dtype == torch.float64 else logits.float()
     sampled = teacher_ids[:, topk]
     shift = ending_shift(logits.detach(), sampled, endings)
-    logps = one_action(logits, endings).log_softmax(-1)
-    student_logp = logps.gather(-1, events_of(sampled, endings).unsqueeze(-1)).squeeze(-1)
+    logps, sampled = one_action(logits, endings).log_softmax(-1), events_of(sampled, endings)
+    student_logp = logps.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
     top_ids, top_logp = merge_topk(teacher_ids[:, :topk], teacher_logp[:, :topk].to(logps.dtype), endings)
     kept = top_logp.topk(min(method.fkl_top_k or topk, topk), dim=-1)
     everywhere = torch.arange(len(sampled), device=logits.device)
     ids = top_ids.gather(-1, kept.indices)
+    inside = in_support(sampled, ids, kept.values).to(logps.dtype)
     if method.needs_topk:
-        direct, mass = TopKTerm(everywhere, ids, kept.values, topk_function(method), reads_tail(method))(
-            logps, slice(0, len(sampled))
-        )
+        nothing = torch.zeros_like(inside)
+        regions = TokenSignals(nothing, nothing, inside, 1.0 - inside, nothing)  # only gate `support` asks
+        direct, mass = topk_term(method, regions, everywhere, ids, kept.values)(logps, slice(0, len(sampled)))
     else:
         mass = logps.detach().gather(-1, ids).exp().sum(-1)
         direct = torch.zeros_like(mass)
@@ -110,6 +111,7 @@ def _of_rows(
         ENDING_SHIFT: shift,
         STUDENT_MASS: mass,
         TEACHER_MASS: kept.values.exp().sum(-1),
+        SUPPORT: inside,
     }
 
 
@@ -180,6 +182,7 @@ def method_loss(config: Any, distillation_config: Any, model_output: Any, data: 
         rollout_logp.detach(),
         sampled_score(top_ids, top_logp, settings.topk, tuple(settings.endings)),
         top_logp[:, : settings.topk],
+        of_tokens(model_output[SUPPORT]) > 0,
         uniforms(settings, tokens, mask, data) if settings.method.gate == "bernoulli" else None,
     )
     losses = token_losses(settings.method, signals, logp, of_tokens(model_output[DIRECT]))
@@ -203,11 +206,20 @@ def sampled_score(ids: Tensor, logp: Tensor, topk: int, endings: tuple[int, ...]
 
 
 def divide(
-    method: Method, rollout_logp: Tensor, teacher_logp: Tensor, top_logp: Tensor, draws: Tensor | None
+    method: Method,
+    rollout_logp: Tensor,
+    teacher_logp: Tensor,
+    top_logp: Tensor,
+    inside: Tensor,
+    draws: Tensor | None,
 ) -> TokenSignals:
-    """The tokens' regions; one without a finite score on either side is left out of both."""
+    """The tokens' regions; one without a finite score on either side is left out of both.
+
+    Args:
+        inside: bool [N], is the token among the top-k that the method reads?
+    """
     log_ratio = (teacher_logp - rollout_logp).float()
-    selected = None
+    selected = inside if method.gate == "support" else None
     if method.teacher_entropy_tau is not None:
         selected = least_entropy(top_logp) <= method.teacher_entropy_tau
     trust = trust_weight(method.gate, log_ratio, uniforms=draws, tau=method.outlier_tau, selected=selected)

@@ -7,6 +7,9 @@ LOSS_SETTINGS = (
     "outlier",
     "outlier_tau",
     "advantage_floor",
+    "advantage",
+    "advantage_alpha",
+    "baseline",
     "fkl_top_k",
     "fkl_truncation",
     "fkl_weight",
@@ -24,13 +27,12 @@ def why_not(method: Method) -> str | None:
     (None, "it reads the teacher's whole distribution, and verl's teacher sends its top-k")
     """
     if method.needs_full_teacher:
-        return "it reads the teacher's whole distribution, and verl's teacher sends its top-k"
+        other = "; with baseline=top_k it can" if method.baseline == "full" else ""
+        return f"it reads the teacher's whole distribution, and verl's teacher sends its top-k{other}"
     if method.second_stage is not None:
         return "it changes during training, and verl does not tell a loss how far training is"
     if method.gate == "student_entropy":
         return "it ranks the tokens of the whole batch by entropy, and verl's loss sees one micro-batch"
-    if method.gate == "support":
-        return "its regions are the teacher's top-k itself, which tropd's loss in verl does not divide by"
     if method.reduction != "shared":
         return f"its reduction is {method.reduction!r}, and verl divides by the number of response tokens"
     if method.turn_trust != "none":

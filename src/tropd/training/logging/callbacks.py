@@ -15,6 +15,7 @@ from ..checkpointing.fingerprints import write as write_fingerprints
 from ..guards.faults import log_written
 from ..guards.reading import check_weights
 from ..load_teachers import model_names
+from .model_card import step_of_model
 from .run_directory import drop_after_step, write_run_description
 
 logger = logging.getLogger(__name__)
@@ -75,19 +76,13 @@ class RunDirectoryCallback(TrainerCallback):
                 self.trainer.save_model(str(Path(args.output_dir) / ASIDE / "model"))
                 self.trainer.accelerator.wait_for_everyone()
                 if args.should_save:
-                    publish_model(args.output_dir, "model", _step_of_model(args, state))
+                    publish_model(args.output_dir, "model", step_of_model(args, state))
             with log_written("README.md", state.global_step, args.output_dir):
                 self.trainer.create_model_card()
 
     @staticmethod
     def _metrics_file(args) -> Path:
         return Path(args.output_dir) / "metrics.jsonl"
-
-
-def _step_of_model(args: Any, state: Any) -> int:
-    """The step that the model at the end of a training is of."""
-    best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-    return state.best_global_step if best else state.global_step
 
 
 def _is_finite_number(value: Any) -> bool:
