@@ -1,4 +1,4 @@
-"""The runs we publish: they go on under their plans, and the tables of docs/results.md are made of them."""
+"""The runs we publish: they go on under their plans, and the tables of docs/results_in_detail.md are made of them."""
 
 import dataclasses
 import functools
@@ -62,15 +62,43 @@ def beside(tmp_path_factory):
     return settings
 
 
-def table_under(heading):
-    """The rows of the first table under a heading of the page, without its head."""
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    blocks = page[page.index(f"\n{heading}\n") :].split("\n\n")
-    table = next(block for block in blocks if block.startswith("|"))
+def table_under(heading, page="docs/results_in_detail.md", head=False):
+    """The rows of the first table under a heading of the page, without its head unless that is asked for."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = text[text.index(f"\n{heading}\n") :].split("\n\n")
+    table = next(block for block in blocks if block.startswith("|")).splitlines()
     return [
         [cell.strip(" `").replace("−", "-").replace("\u00a0", " ") for cell in line.strip("|").split("|")]
-        for line in table.splitlines()[2:]
+        for line in [*table[:head], *table[2:]]
     ]
+
+
+SHORT_NAMES = {
+    "one domain": "single-domain",
+    "three domains": "multi-domain",
+    "a pruned student": "from pruning",
+    "three specialists": "three specialists",
+    "three specialist teachers": "three specialists",
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("docs/results.md", "## The answer"), ("README.md", "## Measured results")]
+)
+def test_the_short_tables_have_the_published_accuracies(page, heading):
+    settings = published("methods")[1]["settings"] | published("pairs")[1]["settings"]
+    candidate = published("support")[1]["settings"]
+    (_, untrained, *methods), *rows = table_under(heading, page, head=True)
+    assert untrained == "student" and len(rows) == len(settings)
+    for name_and_seeds, student, *cells in rows:
+        short, seeds = re.fullmatch(r"(.+) \((\d)\)", name_and_seeds).groups()
+        name = SHORT_NAMES[short]
+        assert student == f"{100 * settings[name]['before']['student']['accuracy']:.1f}"
+        found = settings[name]["methods"] | {"tropd_support": candidate[name]["methods"]["tropd_support"]}
+        for heading_cell, cell in zip(methods, cells, strict=True):
+            method = found.get(heading_cell.split("`")[0], {"seeds": []})
+            assert cell == (_shown(method["metrics"]["accuracy"], 100, 1) if method["seeds"] else "–")
+            assert len(method["seeds"]) in (0, int(seeds))
 
 
 @pytest.mark.parametrize("heading", TABLES)
@@ -109,7 +137,7 @@ def test_the_page_of_results_has_every_part_as_published(beside):
 
 def test_the_page_of_results_is_beside_the_paper_with_what_was_published(beside):
     columns = [("methods", "single-domain"), ("methods", "multi-domain"), *(("pairs", name) for name in PAIRS)]
-    for _, label, _, *shown in table_under("### Beside the paper"):
+    for _, label, _, *shown in table_under("### Comparison with the paper"):
         for cell, (name, setting) in zip(shown, columns, strict=True):
             method = beside(name, "opd")[setting]["methods"].get(label)
             if method is None and setting == "single-domain":  # three seeds
@@ -187,7 +215,7 @@ def _difference(method):
 
 
 def test_the_page_of_results_says_what_was_learned_from_as_published():
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/results_in_detail.md").read_text(encoding="utf-8")
     table = page[page.index("| | third |") :].split("\n\n")[0].splitlines()[2:]
     published_rows = {
         (label, third): [tokens, f"{outliers}%", *rest]

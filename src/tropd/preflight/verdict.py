@@ -16,12 +16,13 @@ IDENTICAL_GAP = 0.02
 and its copy in bfloat16. Two different models this close have a TV of at most 0.01, and as little to learn."""
 SAFE_TRUST = 0.85
 """Trust fraction from which plain OPD is safe. On the story model OPD ended 0.003 nats of reverse KL behind FKL Outlier
-from a start at 0.89, 0.023 behind from 0.73, 0.045 from 0.58 and 0.33 from 0.26 (docs/preflight.md, docs/results.md);
-the line lies between the first two. It is about reverse KL: on the shipped pair, at 0.95, OPD ended level with TrOPD in
-graded accuracy on one domain, and 7 points behind it on three."""
+from a start at 0.89, 0.023 behind from 0.73, 0.045 from 0.58 and 0.33 from 0.26 (docs/preflight.md and
+docs/results_in_detail.md); the threshold is between the first two. It is about reverse KL: on the shipped pair,
+at 0.95, OPD ended level with TrOPD in graded accuracy on one domain, and 7 points behind it on three."""
 FAR_TRUST = 0.5
 """Trust fraction below which the teacher refuses more than every second token. At 0.26 (story model, layers 0, 1 and 4)
-OPD ended 0.38 nats behind TrOPD, with gradient norms of 3 to 14 where TrOPD's stayed below 1: docs/results.md."""
+OPD ended 0.38 nats behind TrOPD, with gradient norms of 3 to 14 where TrOPD's stayed below 1
+(docs/results_in_detail.md)."""
 MAX_NONFINITE_SHARE = 0.5
 """Tokens without a finite teacher score are left out; where they are most tokens, the teacher is broken."""
 MAX_COLLAPSED_SHARE = 0.9
