@@ -53,6 +53,23 @@ def test_steps_count_whose_rollouts_end_no_longer_though_most_once_did(ended, tr
     assert observed(*ended).tripped is tripped
 
 
+@pytest.mark.parametrize(
+    ("ended", "tripped"),
+    [
+        pytest.param([0.0, 0.5, 0.0, 0.0, 0.0, 0.0], False, id="two of four by chance"),
+        pytest.param([1.0, 1.0, 0.0, 0.0, 0.0, 0.0], True, id="eight of sixteen"),
+        pytest.param([1.0, 0.75, 0.0, 0.0, 0.0, 0.0], False, id="seven of sixteen"),
+        pytest.param([1.0, 0.0, 0.0, 0.0], False, id="fewer than sixteen say nothing"),
+        pytest.param([0.0] * 9 + [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0], True, id="of the last sixteen, not of all"),
+    ],
+)
+def test_steps_of_few_rollouts_are_taken_together(ended, tripped):
+    guard = CollapseGuard(0.9, 3)
+    for share in ended:
+        guard.observe(0.0, share, rollouts=4)
+    assert guard.tripped is tripped
+
+
 def test_what_was_seen_before_training_counts_as_having_ended():
     assert observed(0.0, 0.0, 0.0, before=0.5).tripped
     assert not observed(0.0, 0.0, 0.0, before=0.49).tripped

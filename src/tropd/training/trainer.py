@@ -570,6 +570,7 @@ class TrOPDTrainer(GRPOTrainer):
             ended_share(step.rollouts, self.endings.unheeded, self.max_completion_length, self.ranks.sum),
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
+            len(step.rollouts) * self.accelerator.num_processes,
         )
 
     def _logs_rollouts(self, steps: int = 1) -> bool:

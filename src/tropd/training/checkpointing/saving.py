@@ -152,6 +152,7 @@ class Checkpointing:
         trainer.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
         trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
+        trainer.guard.recent = [(share, count) for share, count in state["guard"].get("recent", [])]
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -165,6 +166,7 @@ class Checkpointing:
             "guard": {
                 "steps_in_a_row": trainer.guard.steps_in_a_row,
                 "best_ended_share": trainer.guard.best_ended_share,
+                "recent": trainer.guard.recent,
             },
         }
 
