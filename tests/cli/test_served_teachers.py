@@ -73,7 +73,7 @@ def test_a_check_asks_the_server_and_says_what_it_costs_here(workspace, tropd, s
 def test_a_prompt_that_the_servers_context_does_not_hold_is_refused_before_training(workspace, tropd, server):
     server.max_model_len = 30
     outcome = tropd("check", *fields(workspace, server, output_dir=None))
-    assert outcome.code == 2 and "prompt has 15 tokens, 5 fit" in outcome.err
+    assert outcome.code == 2 and "prompt has 15 tokens, but only 5 fit" in outcome.err
 
 
 def test_a_run_goes_on_at_another_address_of_the_same_model(workspace, tropd, server, teacher):

@@ -165,7 +165,10 @@ def test_an_override_reads_the_words_behind_it():
         (WHOLE + "max_steps: 1.5\n", "run.yaml, line 7: max_steps is '1.5'; input should be a valid integer"),
         (WHOLE + "max_steps: yes\n", "run.yaml, line 7: max_steps is 'yes'; input should be a valid integer"),
         (WHOLE + "student: again\n", "run.yaml, line 7: student was already given .run.yaml, line 1"),
-        (WHOLE + "model_init_kwargs:\n  a: 1\n  b: 1\n  a: 2\n", "line 10: model_init_kwargs.a was given .*line 8"),
+        (
+            WHOLE + "model_init_kwargs:\n  a: 1\n  b: 1\n  a: 2\n",
+            "line 10: model_init_kwargs.a was already given .*line 8",
+        ),
         (WHOLE + "overlong_prompts: trim\n", "overlong_prompts is 'trim'; input should be 'refuse' or 'drop'"),
         (WHOLE + "lora_r: 8\n", "lora_r is 8, which has no effect without an adapter. Set use_peft: true"),
         (WHOLE + "max_prompts: 0\n", "max_prompts is 0; use at least 1"),

@@ -369,7 +369,7 @@ def test_too_large_a_k_names_the_servers_limit(server):
     server.most_topk = 5
     teacher = teacher_at(server)
     assert teacher.most_topk == 5 and Teachers({None: teacher}, {}).most_topk == 5
-    with pytest.raises(ServerRefused, match=r"at most 5 .* and 8 are needed. Start it with --max-logprobs 8, or lower"):
+    with pytest.raises(ServerRefused, match=r"at most 5 .* but 8 are needed. Start it with --max-logprobs 8, or lower"):
         score(teacher, k=8)
 
 
