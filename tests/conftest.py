@@ -41,7 +41,7 @@ def _found_or_skipped(variable: str, fallback: Path, what: str) -> Path:
     if path.is_dir():
         return path
     if named:
-        pytest.fail(f"{variable} is {named!r}, and there is no such folder. Correct it, or unset it to skip.")
+        pytest.fail(f"{variable} is {named!r}, but there is no such folder. Correct it, or unset it to skip.")
     pytest.skip(f"{what} is not on this machine; set {variable} to its folder to run this test")
 
 

@@ -291,8 +291,8 @@ def test_ids_that_cannot_be_are_refused_in_words(given, ending):
     with pytest.raises(ValueError) as refusal:
         pair(model(*QWEN_BASE), model(*QWEN), ending=ending, ending_ids=given)
     assert str(refusal.value) == (
-        f"ending_ids is {given}; give different token ids from 0 to {VOCABULARY - 1}, the ids that all models have, or "
-        f"leave it out: [{ID[TEXT]}, {ID[IM_END]}] was found."
+        f"ending_ids is {given}; give distinct token ids from 0 to {VOCABULARY - 1}, which all models have, or "
+        f"remove it: [{ID[TEXT]}, {ID[IM_END]}] was found."
     )
 
 
@@ -306,12 +306,12 @@ def test_a_line_says_who_ends_how_and_what_is_done():
     assert teacher.startswith("the teacher ") and teacher.endswith(
         f"'{IM_END}' ({ID[IM_END]}) and '{TEXT}' ({ID[TEXT]})"
     )
-    assert done.endswith("are one action in every distribution, and rollouts stop at each of them.")
+    assert done.endswith("are scored as one action, and rollouts stop at each of them.")
 
 
 def test_the_line_gives_the_reason_where_they_are_not_one_action():
     line = sentence(pair(model(*QWEN_BASE), model(*QWEN), ending="as_given"), tokenizer())
-    assert line.endswith(f"an action of its own (ending is as_given), and rollouts stop at '{TEXT}' ({ID[TEXT]}).")
+    assert line.endswith(f"is scored separately (ending is as_given), and rollouts stop at '{TEXT}' ({ID[TEXT]}).")
 
 
 def test_the_line_names_several_teachers_and_what_does_not_end():

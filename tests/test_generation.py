@@ -198,7 +198,7 @@ def test_an_empty_response_is_null_and_counted(write, teacher):
 
 def test_a_file_begun_otherwise_is_refused_with_what_changed(write):
     file, _ = write()
-    with pytest.raises(ValueError, match=r"temperature was 1.0 and is 0.5; seed was 42 and is 7\. Use those of before"):
+    with pytest.raises(ValueError, match=r"temperature was 1.0 and is 0.5; seed was 42 and is 7\. Use the earlier"):
         write(temperature=0.5, seed=7)
     with pytest.raises(ValueError, match=r"num_prompts was 5 and is 4; prompts_sha256 was"):
         write(rows=ROWS[:4])
@@ -226,7 +226,7 @@ def test_an_edited_file_is_not_continued(write, edit):
     file, _ = write(rows=rows)
     edited = "".join(edit(file.path.read_text().splitlines(keepends=True)))
     file.path.write_text(edited)
-    with pytest.raises(ValueError, match="is not the row that belongs there"):
+    with pytest.raises(ValueError, match="is not the expected row"):
         write(rows=rows)
     assert file.path.read_text() == edited
 
@@ -272,7 +272,7 @@ def test_a_teacher_that_cannot_end_is_refused(files, tokenizer):
 def test_a_tokenizer_of_another_model_is_refused(files, tokenizer):
     prompts = read_prompts(ROWS, PLACES, tokenizer)
     prompts.contexts[1][0] = 5000
-    with pytest.raises(ValueError, match=r"token id 5000.*do not belong together"):
+    with pytest.raises(ValueError, match=r"token id 5000.*do not match"):
         check_fit(prompts, GenerationSettings("models/teacher"), files)
 
 
@@ -291,7 +291,7 @@ def test_rows_that_cannot_be_answered_are_refused(rows, said, tokenizer):
 
 @pytest.mark.parametrize("value", [float("nan"), b"bytes", {1, 2}])
 def test_a_value_that_json_cannot_carry_is_named_before_anything_is_written(value, write, tmp_path):
-    with pytest.raises(ValueError, match=r"prompts.jsonl:2 holds a value that JSON cannot carry"):
+    with pytest.raises(ValueError, match=r"prompts.jsonl:2 has a value that JSON cannot represent"):
         write(rows=[ROWS[0], ROWS[1] | {"number": value}])
     assert list(tmp_path.iterdir()) == []
 

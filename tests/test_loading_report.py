@@ -75,7 +75,7 @@ def test_the_shipped_pair_is_whole_in_a_moment():
 def test_up_to_three_missing_tensors_are_named(tmp_path):
     folder = saved(CONFIGS["llama"], tmp_path)
     rewrite(folder / "model.safetensors", without("model.layers.1.mlp.up_proj.weight"))
-    assert "lack model.layers.1.mlp.up_proj.weight: its config.json asks for" in refused(folder, "student")
+    assert "lack model.layers.1.mlp.up_proj.weight: its config.json requires" in refused(folder, "student")
     rewrite(folder / "model.safetensors", lambda tensors: {"other": tensors["lm_head.weight"]})
     assert "lack lm_head.weight, model.embed_tokens.weight, model.layers.0" in (found := refused(folder))
     assert "and 18 more" in found and "random numbers" in found

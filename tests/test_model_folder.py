@@ -144,7 +144,7 @@ def test_missing_shards_are_counted(folder):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (safetensors()[:-1], "was cut short"),
+        (safetensors()[:-1], "is truncated"),
         (safetensors() + b"x", "longer than its header says"),
         (safetensors()[:40], "does not start with a safetensors header"),
         (b"", "does not start with a safetensors header"),

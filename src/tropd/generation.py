@@ -58,13 +58,13 @@ def read_prompts(
     """
     taken = [name for name in COLUMNS if any(name in row for row in rows)]
     if taken:
-        raise ValueError(f"the data has a column {taken[0]} already, which would be replaced. Leave that column out.")
+        raise ValueError(f"the data has a column {taken[0]}, which would be overwritten. Remove that column.")
     if not rows:
         raise ValueError("the data has no rows, so there is nothing to answer.")
     contexts = _tokenize(rows, places, tokenizer, template_kwargs or {})
     empty = [BadRow(place, "the prompt is empty") for place, ids in zip(places, contexts, strict=True) if not ids]
     if empty:
-        raise refusal(empty, len(rows), "Nothing predicts a first token behind an empty prompt. Remove these rows.")
+        raise refusal(empty, len(rows), "Nothing predicts the first token after an empty prompt. Remove these rows.")
     return Prompts(rows, places, contexts)
 
 
@@ -76,8 +76,8 @@ def _tokenize(
     is_text = [isinstance(prompt, str) for prompt in prompts]
     if not all(is_text) and not tokenizer.chat_template and "chat_template" not in template_kwargs:
         raise ValueError(
-            f"{places[is_text.index(False)]}: the prompt is a list of messages, and the teacher's tokenizer has no "
-            "chat template to write them with. Give text, or take a teacher with a template."
+            f"{places[is_text.index(False)]}: the prompt is a list of messages, but the teacher's tokenizer has no "
+            "chat template to render them. Give text, or use a teacher with a template."
         )
     rendered = _render(prompts, [tools_of(row) for row in rows], places, tokenizer, template_kwargs)
     contexts: list[list[int]] = [[]] * len(prompts)
@@ -108,7 +108,9 @@ def _render(
         except TemplateError as error:
             bad.append(BadRow(place, f"the teacher's chat template refuses the messages ({error})"))
     if bad:
-        raise refusal(bad, len(prompts), "Write the messages as that template wants them, or remove these rows.")
+        raise refusal(
+            bad, len(prompts), "Write the messages in the form that the template expects, or remove these rows."
+        )
     return texts
 
 
@@ -127,7 +129,7 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
     if highest >= teacher.head_rows:
         raise ValueError(
             f"the tokenizer in {settings.teacher} gives token id {highest}, but the teacher's vocabulary has "
-            f"{teacher.head_rows} entries: tokenizer and model do not belong together."
+            f"{teacher.head_rows} entries: tokenizer and model do not match."
         )
     positions = teacher.context_length
     if positions is None:

@@ -1,4 +1,4 @@
-"""A file of teacher responses that grows by whole batches, so that a run that was killed goes on where it stopped."""
+"""A file of teacher responses that grows by whole batches, so a killed run resumes where it stopped."""
 
 import hashlib
 import json
@@ -49,8 +49,8 @@ class GenerationSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
-                f"temperature is {self.temperature:g}; responses are sampled, and guidance is meant to follow the "
-                "teacher's own distribution, which is temperature 1. Choose a number above 0; a small one such as 0.01 "
+                f"temperature is {self.temperature:g}; responses are sampled, and guidance should follow the teacher's "
+                "own distribution, which is temperature 1. Choose a number above 0; a small one such as 0.01 "
                 "is nearly greedy."
             )
 
@@ -86,7 +86,7 @@ def as_json(row: Row, place: str) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} holds a value that JSON cannot carry ({error}). Leave its column out.") from error
+        raise ValueError(f"{place} has a value that JSON cannot represent ({error}). Remove its column.") from error
 
 
 class ResponseFile:
@@ -102,7 +102,7 @@ class ResponseFile:
         done: responses that are on the disk.
 
     Raises:
-        ValueError: the file was begun with other settings or prompts, by something else, or has been edited.
+        ValueError: the file was begun with different settings or prompts, written by something else, or edited.
     """
 
     def __init__(self, path: str | Path, prompts: Prompts, settings: GenerationSettings):
@@ -127,7 +127,7 @@ class ResponseFile:
     def append(self, records: Sequence[Row]) -> None:
         """Add a batch; it is on the disk when this returns."""
         if self._size != (self.path.stat().st_size if self.path.exists() else 0):
-            raise ValueError(f"{self.path} is being written by another process as well. Let one of the two finish.")
+            raise ValueError(f"{self.path} is also being written by another process. Wait until it has finished.")
         append_jsonl(self.path, records)
         self.done, self._size = self.done + len(records), self.path.stat().st_size
 
@@ -140,7 +140,7 @@ class ResponseFile:
     def _check_begun_with(self, described: dict[str, Any], settings_path: Path) -> None:
         if not settings_path.exists():
             raise ValueError(
-                f"{self.path} exists, and there is no {settings_path.name} beside it to say how it was made. Choose "
+                f"{self.path} exists without {settings_path.name}, which records its settings. Choose "
                 "another output file, or remove it."
             )
         begun = {"engine": "server" if is_served(described["teacher"]) else "hf"}  # before there was a choice
@@ -152,8 +152,8 @@ class ResponseFile:
         ]
         if changed:
             raise ValueError(
-                f"{self.path} was begun with other settings or prompts: {'; '.join(changed)}. Use those of before to "
-                "go on, or choose another output file."
+                f"{self.path} was begun with different settings or prompts: {'; '.join(changed)}. Use the earlier ones "
+                "to resume, or choose another output file."
             )
 
     def _drop_what_was_cut(self) -> None:
@@ -175,8 +175,8 @@ class ResponseFile:
         row = json.loads(as_json(self.prompts.rows[place], self.prompts.places[place])) if number < self.total else None
         if {name: value for name, value in record.items() if name not in (*COLUMNS, REWARD)} != row:
             raise ValueError(
-                f"{self.path}:{number + 1} is not the row that belongs there: the file was edited or sorted. Choose "
-                "another output file."
+                f"{self.path}:{number + 1} is not the expected row: the file was edited or sorted. Choose another "
+                "output file."
             )
 
 

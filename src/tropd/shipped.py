@@ -43,7 +43,7 @@ def locate(name: str) -> str:
     path = next((path for path in (RECIPES / rest, RECIPES / f"{rest}.yaml") if path.is_file()), None)
     if path is None or not path.resolve().is_relative_to(RECIPES.resolve()):
         meant = "".join(f" Did you mean {near!r}?" for near in get_close_matches(rest, recipe_names(), 1))
-        raise ValueError(f"{name!r}, which is no recipe.{meant} `tropd recipes` lists them.")
+        raise ValueError(f"{name!r}, which is not a recipe.{meant} `tropd recipes` lists them.")
     return str(path)
 
 

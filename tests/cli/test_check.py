@@ -55,7 +55,7 @@ def test_a_sharded_student_is_looked_at_when_training_begins(workspace, tropd, m
     monkeypatch.setattr("tropd.cli.at_start.is_sharded", lambda trainer: True)
     blind = tropd("check", *workspace.fields(**check(preflight_prompts=2)))
     assert blind.code == 0
-    assert "no prompts are scored without --steps 1" in blind.err and "verdict" not in blind.out
+    assert "without --steps 1 no prompts are scored" in blind.err and "verdict" not in blind.out
     seen = tropd("check", "--steps", "1", *workspace.fields(**check(preflight_prompts=2)))
     assert "verdict" in seen.out and "step 1: " in seen.out
     assert tropd("train", *workspace.fields(preflight_prompts=2)).code == 0
@@ -75,5 +75,5 @@ def test_a_pair_whose_endings_differ_is_never_called_safe_and_training_says_what
     assert kinds == {"one_action": "endings", "as_given": "endings_apart"}
     outcome = tropd("train", *workspace.fields(teacher="other"))
     said = " ".join((outcome.out + outcome.err).split())
-    assert "the teacher ends with '<unk>' (3). These are one action in every distribution" in said
+    assert "the teacher ends with '<unk>' (3). They are scored as one action" in said
     assert json.loads((workspace.root / "out/run.json").read_text())["endings"]["stop_ids"] == [2, 3]

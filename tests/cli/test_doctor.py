@@ -57,7 +57,7 @@ def test_what_is_missing_comes_with_its_command(installed):
     training = abilities(ASKED)[0]
     assert (training.lacking, training.command) == ("without trl", "pip install 'tropd[train]'")
     installed[0]["trl"] = "1.20.0"
-    assert abilities(ASKED)[0].lacking == "another version is needed than trl 1.20.0"
+    assert abilities(ASKED)[0].lacking == "wrong version: trl 1.20.0"
     installed[0]["trl"] = "1.16.3"
     assert not abilities(ASKED)[0].lacking
 
@@ -76,7 +76,7 @@ def test_packages_that_do_not_go_together_are_named(installed):
     versions.update(vllm="0.31.0", transformers="5.23.0")
     wanted["vllm"] = [Requirement("transformers", "<5.18", None), Requirement("torch", "==2.10", "other")]
     assert list(find_conflicts(["vllm", "transformers", "torch"])) == [
-        "vllm 0.31.0 asks for transformers<5.18, and 5.23.0 is installed."
+        "vllm 0.31.0 needs transformers<5.18, but 5.23.0 is installed."
     ]
 
 

@@ -66,10 +66,10 @@ def test_vllm_writes_an_evaluation_that_goes_on_where_the_engine_died(workspace,
     played.calls.clear()
     played.fails_in = 2
     died = evaluate("died", *words)
-    assert died.code == 2 and "the same command goes on" in died.err and "Traceback" not in died.err
+    assert died.code == 2 and "the same command resumes" in died.err and "Traceback" not in died.err
     assert len(responses(workspace.root, "died")) == 5 and played.ended == 2
     resumed = evaluate("died", *words)
-    assert resumed.code == 0 and "5 of 12 responses are there already" in resumed.err
+    assert resumed.code == 0 and "5 of 12 responses are already there" in resumed.err
     assert responses(workspace.root, "died") == responses(workspace.root, "whole")
     other_batches = evaluate("other", *words[:2], "--batch_size", 12, "--top_k", 20)
     assert other_batches.code == 0 and responses(workspace.root, "other") == responses(workspace.root, "whole")
@@ -80,7 +80,7 @@ def test_vllm_writes_an_evaluation_that_goes_on_where_the_engine_died(workspace,
 
 def test_a_server_writes_an_evaluation_and_its_key_is_in_no_file(workspace, evaluate, server, monkeypatch):
     refused = evaluate("eval", "--engine", server.url)
-    assert refused.code == 2 and "it wants a key. Export the variable that server_api_key_env" in refused.err
+    assert refused.code == 2 and "it requires a key. Export the variable that server_api_key_env" in refused.err
     monkeypatch.setenv("TROPD_SERVER_API_KEY", "a-secret-key")
     done = evaluate("eval", "--engine", server.url)
     assert done.code == 0, done.err
@@ -103,7 +103,7 @@ def test_a_server_that_got_another_model_does_not_go_on(workspace, evaluate, ser
         for one in flat(ids, k)
     ]
     other = evaluate("eval", *words)
-    assert other.code == 2 and "answers as another model than the one that wrote" in " ".join(other.err.split())
+    assert other.code == 2 and "a different model than the one that wrote" in " ".join(other.err.split())
     server.scorer = flat
     assert evaluate("eval", *words).code == 0 and len(responses(workspace.root, "eval")) == 12
 
@@ -127,7 +127,7 @@ def test_vllm_writes_teacher_responses_that_go_on(workspace, tropd, played):
     assert tropd("generate", *words, "--batch_size", "3", "--out", "died.jsonl").code == 2
     assert len((workspace.root / "died.jsonl").read_text().splitlines()) == 3
     resumed = tropd("generate", *words, "--batch_size", "3", "--out", "died.jsonl")
-    assert resumed.code == 0 and "3 of 8 responses are there already" in resumed.err
+    assert resumed.code == 0 and "3 of 8 responses are already there" in resumed.err
     whole_lines = (workspace.root / "whole.jsonl").read_text()
     assert (workspace.root / "died.jsonl").read_text() == whole_lines
     assert tropd("generate", *words, "--out", "together.jsonl").code == 0

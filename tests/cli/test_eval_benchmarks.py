@@ -45,5 +45,5 @@ def test_the_recipe_keeps_the_best_model_and_measures_what_evaluate_does(tmp_pat
 def test_benchmarks_that_are_not_found_are_refused_before_weights_are_read(workspace, tropd):
     fields = workspace.fields(eval_benchmarks="gsm8k", eval_benchmarks_data="here", eval_strategy="steps", eval_steps=1)
     outcome = tropd("train", *fields)
-    assert outcome.code == 2 and "GSM8K needs here/gsm8k/test.jsonl, which is not there" in outcome.err
+    assert outcome.code == 2 and "GSM8K needs here/gsm8k/test.jsonl, which is missing" in outcome.err
     assert "loading student" not in outcome.err

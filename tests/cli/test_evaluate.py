@@ -61,7 +61,7 @@ def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
     out = tmp_path / "eval"
     assert run(*asked(data, out)) == 0
     said = capfd.readouterr()
-    assert "not the files that were tried" in said.err
+    assert "these files differ from those we tried" in said.err
     assert "| AIME 2024 | 6 × 2 | 0.0 |" in said.out
     described = json.loads((out / "evaluation.json").read_text())["benchmarks"]["aime24"]
     assert described["temperature"] == 1.0 and described["samples"] == 2 and described["chat"] is False
@@ -74,7 +74,7 @@ def test_a_model_is_asked_graded_and_scored(data, tmp_path, capfd):
 
     assert run(*asked(data, out)) == 0
     again = capfd.readouterr()
-    assert "all responses are there already" in again.err and "grade aime24" not in again.err
+    assert "all responses are already there" in again.err and "grade aime24" not in again.err
 
 
 def test_scores_go_into_the_model_card(data, tmp_path, capfd):
@@ -143,7 +143,7 @@ def test_killed_at_any_moment_the_same_command_completes_the_same_files(data, tm
     with path.open("ab") as stream:
         stream.write(b'{"problem": "0", "sam')  # a line that was cut
     assert run(*asked(data, killed, *options)) == 0
-    assert "of 24 responses are there already" in capfd.readouterr().err
+    assert "of 24 responses are already there" in capfd.readouterr().err
     for name in ("responses/aime24.jsonl", "verdicts/aime24.jsonl", "scores.json", "tables.md"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
@@ -187,7 +187,7 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(data, tmp_path, 
     out = tmp_path / "eval"
     assert run(*asked(data, out)) == 0
     assert run(*asked(data, out, "--seed", 1)) == 2
-    assert "was begun with other settings or data: seed was 42 and is 1" in flat(capfd)
+    assert "was begun with different settings or data: seed was 42 and is 1" in flat(capfd)
     assert run(student_path(), *asked(data, out)[1:]) == 2
     assert "model was" in flat(capfd)
     path = data / "aime24/test.jsonl"
@@ -195,10 +195,10 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(data, tmp_path, 
     assert run(*asked(data, out)) == 2
     assert "files was" in flat(capfd)
     assert run("--regrade", out, "--data", data) == 2
-    assert "is not what" in flat(capfd)
+    assert "differs from the problems of" in flat(capfd)
     (out / "responses/aime24.settings.json").unlink()
     assert run(*asked(data, out)) == 2
-    assert "which says how it was made" in flat(capfd)
+    assert "which records its settings" in flat(capfd)
 
 
 def flat(capfd) -> str:
@@ -212,7 +212,7 @@ def test_options_from_a_file_and_flags_above_them(data, tmp_path, capfd):
     assert run("--config", config, "--out", tmp_path / "eval", "--samples", 1) == 0
     described = json.loads((tmp_path / "eval/evaluation.json").read_text())["benchmarks"]["aime24"]
     assert described["samples"] == 1 and described["max_new_tokens"] == 10
-    for line, sentence in (("sample: 3", "'sample', which is no option"), ("samples: many", "samples is 'many'")):
+    for line, sentence in (("sample: 3", "'sample', not an option of"), ("samples: many", "samples is 'many'")):
         config.write_text(line)
         assert run("--config", config) == 2
         assert sentence in flat(capfd)
@@ -221,7 +221,7 @@ def test_options_from_a_file_and_flags_above_them(data, tmp_path, capfd):
 def test_the_list_says_what_is_found_and_what_is_missing(data, capfd):
     assert run("--list", "--data", data) == 0
     listed = capfd.readouterr().out
-    assert "found, 6 problems; not the copy that was tried" in listed
+    assert "found, 6 problems; differs from the copy we tried" in listed
     assert "not usable: GPQA Diamond needs" in listed and "Get it from Idavidrein/gpqa" in listed
 
 
@@ -232,8 +232,8 @@ def test_the_list_says_what_is_found_and_what_is_missing(data, capfd):
         (("m", "--benchmarks", "aime24"), "data is not set; for instance: tropd evaluate MODEL"),
         (("--list",), "data is not set"),
         (("--compare", "a"), "reference is not set"),
-        (("--compare", "a", "--reference", "b"), "has no verdicts/, so it is no finished evaluation"),
-        (("--regrade", "nowhere", "--data", "."), "there is no evaluation.json in it"),
+        (("--compare", "a", "--reference", "b"), "has no verdicts/, so it is not a finished evaluation"),
+        (("--regrade", "nowhere", "--data", "."), "which has no evaluation.json"),
         (("--config", "nowhere.yaml"), "there is no such file"),
         (("./m", "--benchmarks", "aime24", "--data", ".", "--out", "o"), "model is './m'"),
     ],
@@ -246,8 +246,8 @@ def test_a_command_that_lacks_something_is_refused_in_a_sentence(capfd, words, s
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--benchmarks", "aime42"), "'aime42', which is none"),
-        (("--benchmarks", "amc23"), "which is not there. Get it from QwenLM"),
+        (("--benchmarks", "aime42"), "'aime42', which is not a benchmark"),
+        (("--benchmarks", "amc23"), "which is missing. Get it from QwenLM"),
         (("--temperature", -1), "temperature is -1"),
         (("--top_p", 0), "top_p is 0"),
         (("--max_problems", -1), "max_problems is -1"),

@@ -71,7 +71,7 @@ def test_episodes_are_played_scored_and_gone_on_with(evaluate, tmp_path, capfd):
     ("words", "what"),
     [
         (["--max_turns", 0], "max_turns is 0; an episode has at least 1"),
-        (["--top_p", 0.5], r"top_p is 0\.5; episodes know no such thing"),
+        (["--top_p", 0.5], r"top_p is 0\.5, but episodes do not support it"),
         (["--benchmarks", "aime24"], "evaluate one, then the other"),
         (["--environment", "tropd.nothing.Store"], "environment has 'tropd.nothing.Store'"),
     ],

@@ -61,7 +61,7 @@ def test_prompts_are_answered_and_the_file_is_one_that_training_reads(words, tmp
 
     assert run(*words, "--out", out, "--max_prompts", 6, "--max-new-tokens", 80, "--responses_per_prompt", 2) == 0
     again = capfd.readouterr()
-    assert "complete already" in again.err and "responses    12 to 6 prompts" in again.out
+    assert "already complete" in again.err and "responses    12 to 6 prompts" in again.out
 
 
 def test_what_comes_with_the_package_is_named_as_in_training(tmp_path):
@@ -87,7 +87,7 @@ def test_killed_at_any_moment_the_same_command_completes_the_same_file(words, tm
     before = killed.read_bytes()
     assert 0 < before.count(b"\n") < 24, "it was killed on the way"
     assert run(*options, "--out", killed) == 0
-    assert "of 24 responses are there already" in capfd.readouterr().err
+    assert "of 24 responses are already there" in capfd.readouterr().err
     assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_a_teacher_that_says_nothing_is_warned_of(words, tmp_path, capfd):
     out = tmp_path / "responses.jsonl"
     assert run(*words, "--teacher", silent, "--out", out, "--max_prompts", 3, "--max_new_tokens", 8) == 0
     said = capfd.readouterr().err
-    assert "3 of 3 responses are empty" in said and "cannot under FSDP" in said
+    assert "3 of 3 responses are empty" in said and "under FSDP, where it cannot" in said
     assert load_prompts(str(out)).rows(1)[0].get("teacher_response") is None
 
 
@@ -118,7 +118,10 @@ def test_a_teacher_that_says_nothing_is_warned_of(words, tmp_path, capfd):
         (["--chat_template_kwargs", "shout"], "chat_template_kwargs is 'shout'"),
         (["--chat_template_kwargs", '{"tokenize": false}'], "chat_template_kwargs sets tokenize"),
         (["--max_prompts", "0"], "max_prompts is 0"),
-        (["--teacher", "org/teacher"], "teacher is 'org/teacher', which is neither a model folder here nor to be had"),
+        (
+            ["--teacher", "org/teacher"],
+            "teacher is 'org/teacher', which is not a model folder here and cannot be loaded",
+        ),
         (["--temperature", "0"], "temperature is 0"),
         (["--teacher", "./nowhere"], "teacher is './nowhere'"),
         (["--max_new_tokens", "600"], "context has 512 tokens"),
@@ -231,7 +234,7 @@ def test_episodes_are_written_as_messages_with_their_reward_and_guide_a_run(orde
     [
         (["--environment", "a.B", "c.D"], "write one dotted path, or name=path of each of several"),
         (["--environment", "tropd.nowhere.Store"], "environment has 'tropd.nowhere.Store', but"),
-        (["--engine", "vllm"], "engine is 'vllm', and there are tools: episodes are written with Transformers"),
+        (["--engine", "vllm"], "engine is 'vllm', but with tools only Transformers can write episodes"),
     ],
 )
 def test_environments_that_cannot_be_are_refused(orders_file, tmp_path, capfd, more, what):

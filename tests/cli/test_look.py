@@ -39,13 +39,13 @@ def test_show_finds_rollouts_by_step_text_region_and_depth(folder, tropd):
     ("words", "sentence"),
     [
         (["show", "."], "has no run.json"),
-        (["show", "run", "--step", "2"], "--step is 2, which was not logged. Logged are 1, 3."),
+        (["show", "run", "--step", "2"], "--step is 2, which was not logged. Logged steps: 1, 3."),
         (["show", "run", "--limit", "0"], "--limit is 0"),
         (["show", "run", "--all", "--step", "1"], "exclude each other"),
         (["report", "nowhere"], "has no run.json"),
         (["report", "run", "--out", "no/where.html"], "there is no folder"),
         (["report", "run", "--follow", "--out", "x.html"], "exclude each other"),
-        (["report", "nowhere", "--follow"], "is no folder"),
+        (["report", "nowhere", "--follow"], "is not a folder"),
         (["report", "run", "--follow", "--port", "99999"], "--port is 99999"),
     ],
 )

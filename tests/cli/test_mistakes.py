@@ -278,7 +278,7 @@ MISTAKES = [
     Mistake(
         "a reward that reads a column the data lacks",
         train(reward_funcs="accuracy_reward"),
-        ("reward_funcs has 'accuracy_reward'", "a column 'solution' that the data has not (it has: prompt)"),
+        ("reward_funcs has 'accuracy_reward'", "a column 'solution' that the data does not have (it has: prompt)"),
     ),
     Mistake("no rollouts", train(num_generations=0), ("num_generations is 0", "at least 1")),
     Mistake("no step", train(max_steps=0), ("max_steps is 0", "at least 1 step")),
@@ -315,7 +315,7 @@ MISTAKES = [
     Mistake(
         "a teacher that is nowhere",
         lambda at: ["student", "--teacher", "nobody/nothing", "--keep-layers", "0", "--out", "pruned"],
-        ("teacher is 'nobody/nothing'", "neither a model folder here nor"),
+        ("teacher is 'nobody/nothing'", "is not a model folder here and cannot be loaded"),
     ),
     Mistake(
         "a field that an other architecture has not",

@@ -97,10 +97,10 @@ def test_the_command_serves_until_it_is_told_to_end(workspace):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--host", "0.0.0.0"], "lets other machines ask, and there is no key"),
+        (["--host", "0.0.0.0"], "allows requests from other machines, but there is no key"),
         (["--host", "203.0.113.7", "--api_key_env", "NOT_SET_HERE"], "api_key_env is 'NOT_SET_HERE'"),
         (["--host", "no.such.host.invalid"], "there is no key"),
-        (["--port", "99999"], "port 99999 of 127.0.0.1 cannot be served"),
+        (["--port", "99999"], "port 99999 of 127.0.0.1 is not available"),
         (["--max_tokens", "0"], "max_tokens is 0"),
         (["--teacher", "nowhere"], "nowhere"),
         (["--teacher", "shipped:nothing"], "teacher is 'shipped:nothing', which is not in this installation"),

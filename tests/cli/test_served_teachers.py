@@ -73,7 +73,7 @@ def test_a_check_asks_the_server_and_says_what_it_costs_here(workspace, tropd, s
 def test_a_prompt_that_the_servers_context_does_not_hold_is_refused_before_training(workspace, tropd, server):
     server.max_model_len = 30
     outcome = tropd("check", *fields(workspace, server, output_dir=None))
-    assert outcome.code == 2 and "prompt has 15 tokens, 5 fit" in outcome.err
+    assert outcome.code == 2 and "prompt has 15 tokens, but only 5 fit" in outcome.err
 
 
 def test_a_run_goes_on_at_another_address_of_the_same_model(workspace, tropd, server, teacher):
@@ -89,9 +89,9 @@ def test_a_run_goes_on_at_another_address_of_the_same_model(workspace, tropd, se
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "gkd"}, "method 'gkd' compares whole distributions"),
+        ({"method": "gkd"}, "method 'gkd' needs whole distributions"),
         ({"teacher": "http://10.1.2.3:8000/v1"}, "another machine over http"),
-        ({"student": "http://127.0.0.1:8000/v1"}, "an address, and this model is loaded here"),
+        ({"student": "http://127.0.0.1:8000/v1"}, "an address, but this model is loaded in this process"),
         ({"teacher_model_name": "nope"}, "teacher_model_name is 'nope'"),
         ({"teacher_patience": -1}, "teacher_patience is -1"),
     ],
@@ -125,7 +125,7 @@ def test_it_is_asked_for_responses_and_the_file_goes_on(workspace, tropd, server
     assert tropd("generate", *words, "--out", "part.jsonl").code == 0
     assert (workspace.root / "part.jsonl").read_text().splitlines() == lines
     refused = tropd("generate", *words, "--out", "other.jsonl", "--dtype", "bfloat16")
-    assert refused.code == 2 and "behind a server, which has its own" in refused.err
+    assert refused.code == 2 and "behind a server, which sets its own" in refused.err
 
 
 def test_a_plan_counts_nothing_of_it(workspace, tropd, server):

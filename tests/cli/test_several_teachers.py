@@ -91,7 +91,7 @@ def test_yaml_takes_the_mapping_and_columns_name_it(workspace, tropd):
     ("rows", "said"),
     [
         (owned("math", "maths"), "prompts.jsonl:2: teacher is 'maths', which is none of the teachers math, code. Did"),
-        (owned("math", "code", None), "prompts.jsonl:3: teacher is missing or null; it is to name one of the teachers"),
+        (owned("math", "code", None), "prompts.jsonl:3: teacher is missing or null; name one of the teachers"),
         ([{"prompt": PROMPTS[0]}], "prompts.jsonl has no column 'teacher'"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_row_that_names_no_teacher_is_refused_by_file_and_line(workspace, trop
         (["--teacher.math", "nowhere"], "teacher.math is 'nowhere'"),
         (["--teacher.math/1", "teacher"], "teacher has the name 'math/1'"),
         (["--teacher_chat_template.art", "teacher"], "teacher_chat_template has 'art', which names no teacher"),
-        (["--columns.teacher", "domain", "--teacher", "teacher"], "read only where there are several teachers"),
+        (["--columns.teacher", "domain", "--teacher", "teacher"], "read only with several teachers"),
     ],
 )
 def test_mistakes_are_sentences(workspace, tropd, words, said):
@@ -119,7 +119,7 @@ def test_mistakes_are_sentences(workspace, tropd, words, said):
 
 def test_a_teacher_without_rows_and_a_column_without_several_are_said(workspace, tropd):
     outcome = tropd("train", *fields(workspace), "--teacher.art", "teacher")
-    assert outcome.code == 0 and "no row names art, which would be loaded for nothing" in " ".join(outcome.out.split())
+    assert outcome.code == 0 and "no row names art, which would be loaded without use" in " ".join(outcome.out.split())
     outcome = tropd("train", *workspace.fields(output_dir="one"))
     assert outcome.code == 0 and "has a column 'teacher', which is not read" in " ".join(outcome.out.split())
 
@@ -152,7 +152,7 @@ def test_each_teacher_answers_its_own_rows_and_training_takes_the_files_together
 
 def test_generate_asks_one_teacher_at_a_time(workspace, tropd):
     words = ("--data", "prompts.jsonl", "--out", "out.jsonl", "--use_cpu", "--max_new_tokens", "4")
-    assert "asks one teacher at a time" in tropd("generate", *TEACHERS, *words).err
+    assert "runs one teacher at a time" in tropd("generate", *TEACHERS, *words).err
     assert "teacher is not set" in tropd("generate", *words).err
     unknown = tropd("generate", "--teacher", "teacher", "--rows_of", "art", *words)
     assert "rows_of is 'art', but no row has that name in a teacher column (there: code, math)" in unknown.err

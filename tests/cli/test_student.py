@@ -43,7 +43,7 @@ def test_a_student_is_written_and_described(tmp_path, capfd):
 
 def test_an_output_with_files_in_it_is_refused(tmp_path):
     (tmp_path / "note.txt").touch()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         run("--teacher", teacher_path(), "--keep_layers", "0", "--out", tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(workspace, tropd):
     for name in ("model.safetensors", "checkpoint-4"):
         subprocess.run(["rm", "-r", out / name], check=True)
     outcome = tropd("train", *workspace.fields(resume_from_checkpoint="latest", **saving))
-    assert outcome.code == 0 and "going on from out/checkpoint-2" in outcome.err
+    assert outcome.code == 0 and "resuming from out/checkpoint-2" in outcome.err
     assert "done: 2 steps" in outcome.out
     assert same(weights(out), weights(workspace.root / "whole"))
     assert [entry["step"] for entry in metrics(out) if "loss" in entry] == [1, 2, 3, 4]
@@ -131,7 +131,7 @@ def test_a_run_that_is_complete_is_left_as_it_is(workspace, tropd):
     out = workspace.root / "out"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     outcome = tropd("train", *fields, "--resume_from_checkpoint", "latest")
-    assert outcome.code == 0 and "out is complete (2 steps); raise max_steps to go on." in outcome.err
+    assert outcome.code == 0 and "out is complete (2 steps); raise max_steps to continue." in outcome.err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -141,7 +141,7 @@ def test_a_run_goes_on_by_its_own_method_and_says_what_else_changed(workspace, t
     go_on = {**saving, "max_steps": 3, "resume_from_checkpoint": "latest"}
     refused = tropd("train", *workspace.fields(**go_on, method="reopold"))
     assert refused.code == 2
-    assert "the run in out began with another method" in refused.err and "name 'opd' → 'reopold'" in refused.err
+    assert "the run in out began with a different method" in refused.err and "name 'opd' → 'reopold'" in refused.err
     changed = tropd("train", *workspace.fields(**go_on, learning_rate=1e-4))
     assert changed.code == 0
     assert "learning_rate was 5e-06 when the run in out began, and is 0.0001 now" in changed.err
@@ -214,7 +214,7 @@ def test_overlong_prompts_are_dropped_on_request_and_said(workspace, tropd):
     data = workspace.jsonl("rows.jsonl", [{"prompt": "1+2="}, {"prompt": "3+4="}, {"prompt": "1+" * 300}])
     outcome = tropd("train", *workspace.fields(data=data, overlong_prompts="drop"))
     assert outcome.code == 0 and "2 prompts from" in outcome.err
-    assert "warning: 1 of 3 prompts are left out" in outcome.err and "rows.jsonl:3" in outcome.err
+    assert "warning: 1 of 3 prompts are excluded" in outcome.err and "rows.jsonl:3" in outcome.err
 
 
 def test_problems_of_an_evaluation_file_in_the_training_data_are_reported(workspace, tropd):
@@ -266,7 +266,7 @@ def test_a_run_killed_while_its_final_model_was_saved_gets_it_by_resuming(worksp
     outcome = tropd("train", *fields, "--resume_from_checkpoint", "latest")
     said = " ".join((outcome.out + outcome.err).split())
     assert outcome.code == 0 and "is complete (2 steps)" in said
-    assert ("had no final model; it is made from out/checkpoint-2" in said) is (lost != "nothing")
+    assert ("had no final model; it was written from out/checkpoint-2" in said) is (lost != "nothing")
     assert weights.read_bytes() == whole and (workspace.root / "out/config.json").read_text() == text
     loaded = AutoModelForCausalLM.from_pretrained(workspace.root / "out")
     assert loaded.generation_config.eos_token_id is not None

@@ -44,8 +44,8 @@ def test_thirds_of_a_run_are_told_apart(layout):
     head, rows = phases(layout, "tropd")
     assert [row[:2] for row in rows] == [["tropd", "first"], ["tropd", "middle"], ["tropd", "last"]]
     assert dict(zip(head, rows[0], strict=True)) == {
-        "method": "tropd", "third of the steps": "first", "student tokens a rollout": "2.0",
-        "prefix tokens a rollout": "88.0", "outliers (%)": "10.0", "loss: trusted": "0.5000",
+        "method": "tropd", "third of the steps": "first", "student tokens per rollout": "2.0",
+        "prefix tokens per rollout": "88.0", "outliers (%)": "10.0", "loss: trusted": "0.5000",
         "loss: outliers": "0.0200", "loss: prefix": "0.0010", "gradient norm": "1.50",
     }  # fmt: skip
     assert rows[2][2] == "60.0" and rows[2][4] == "25.0", "of tokens, and not a mean of shares: 300 of 1,200"

@@ -89,7 +89,7 @@ def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
 
 def test_the_page_says_what_runs_learned_from_and_where_models_part(finished):
     page = report(finished)
-    assert "What was learned from, and when" in page and "Where student and teacher part" in page
+    assert "What the runs learned from, and when" in page and "Where student and teacher disagree" in page
 
 
 def test_the_page_needs_no_other_file(finished):
@@ -113,7 +113,7 @@ def test_a_report_renders_with_a_failed_cell_and_without_metrics(compared, plan_
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             file.write_text("".join(json.dumps({"step": n, "response/length": 3.0}) + "\n" for n in range(len(lines))))
     page = report(layout)
-    assert "What did not end well" in page and failing in page and "the fake cell could not" in page
+    assert "Failed or stopped runs" in page and failing in page and "the fake cell could not" in page
     assert "tropd (1 failed, 1 of 2 seeds)" in page
 
 
@@ -157,7 +157,7 @@ def test_accuracy_is_drawn_of_runs_without_curves(compared, plan_data):
     for file in layout.root.glob("cells/*/metrics.jsonl"):
         file.unlink()
     page = report(layout)
-    assert page.count("<figure>") == 3 and "Not every run left what it logged: opd (0 of 2), tropd (0 of 2)." in page
+    assert page.count("<figure>") == 3 and "Some runs have no logged series: opd (0 of 2), tropd (0 of 2)." in page
 
 
 def test_every_name_of_a_course_is_one_that_training_logs():

@@ -218,7 +218,7 @@ def test_a_plan_may_grow_and_may_not_change(compared, plan_data):
         ({"max_length": 32}, r"max_length \(16, now 32\)\. Choose"),
         ({"methods": {"opd": {"ratio_clip": 0.2}}}, r"methods\.opd\.ratio_clip \(not set, now 0\.2\)\."),
     ):
-        with pytest.raises(ValueError, match=f"another plan: {words}"):
+        with pytest.raises(ValueError, match=f"a different plan: {words}"):
             record_plan(read_plan(plan_data | change), layout, None)
 
 

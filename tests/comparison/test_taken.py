@@ -77,8 +77,8 @@ def test_curves_come_along_where_they_were_published(published, finished, grown,
     theirs = collect(finished)["cells"]
     assert all(courses[name] == theirs[name]["course"] for name in theirs.keys() & courses.keys() if "report" in name)
     page = (layout.root / "report.html").read_text()
-    assert "Not every run left what it logged: opd (1 of 2)." in page
-    assert "nothing was logged" not in page and "What was learned from, and when" in page
+    assert "Some runs have no logged series: opd (1 of 2)." in page
+    assert "nothing was logged" not in page and "What the runs learned from, and when" in page
 
 
 def test_the_source_stays_known_when_the_results_are_published_again(published, grown, compared, empty, tmp_path):
@@ -131,7 +131,7 @@ def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(publish
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan.update(max_length=32), r"another plan: max_length \(32, now 16\)\. Give"),
+        (lambda plan: plan.update(max_length=32), r"a different plan: max_length \(32, now 16\)\. Give"),
         (
             lambda plan: plan["methods"].update(tropd={"guidance_beta": 0.5}),
             r"methods\.tropd\.guidance_beta \(0\.5, now 0\.01\)",

@@ -44,14 +44,14 @@ def test_types_that_do_not_go_together_are_noted_at_the_row_far_behind(write, fi
     data = load_prompts(write("a.jsonl", far_apart({"extra": first}, {"extra": last})))
     assert data.dataset.column_names == ["prompt"]
     assert data.notes == (
-        f"column 'extra' is {last!r} in {LAST}, which does not go with the types of the rows before it. The column is "
-        "left out; give it one type, or JSON as text, to keep it.",
+        f"column 'extra' is {last!r} in {LAST}, which does not match the types of earlier rows. The column is "
+        "excluded; to keep it, give it one type, or JSON as text.",
     )
 
 
 def test_a_value_without_a_type_is_noted_far_behind(write):
     data = load_prompts(write("a.jsonl", far_apart({"extra": [1]}, {"extra": [1, "a"]})))
-    assert f"in {LAST}, which has no type that Arrow knows" in data.notes[0]
+    assert f"in {LAST}, which has no type that Arrow supports" in data.notes[0]
 
 
 def test_messages_whose_other_fields_disagree_far_apart_stay_as_written(write):

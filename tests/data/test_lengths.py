@@ -24,9 +24,9 @@ def test_longer_prompts_are_refused_by_their_places(data, refused):
     message = refused(data, check_lengths, tokenize=words, budget=2)
     assert message.splitlines() == [
         "2 of 4 rows cannot be used:",
-        "  a.jsonl:2: prompt has 3 tokens, 2 fit",
-        "  a.jsonl:4: prompt has 3 tokens, 2 fit",
-        "Shorten them, raise the budget, or set overlong_prompts: drop to leave them out.",
+        "  a.jsonl:2: prompt has 3 tokens, but only 2 fit",
+        "  a.jsonl:4: prompt has 3 tokens, but only 2 fit",
+        "Shorten them, raise the budget, or set overlong_prompts: drop to exclude them.",
     ]
 
 
@@ -34,7 +34,7 @@ def test_dropped_prompts_are_counted_and_named(data):
     kept = check_lengths(data, words, 2, overlong="drop")
     assert kept.dataset["prompt"][:] == ["one", "two"] and kept.places == ("a.jsonl:1", "a.jsonl:3")
     assert (len(kept), kept.dropped, data.dropped) == (2, 2, 0)
-    assert kept.notes == ("2 of 4 prompts are left out, having more than 2 tokens: a.jsonl:2, a.jsonl:4",)
+    assert kept.notes == ("2 of 4 prompts are excluded because they have more than 2 tokens: a.jsonl:2, a.jsonl:4",)
 
 
 def test_dropping_twice_adds_up(data):
@@ -57,9 +57,11 @@ def test_token_counts_may_be_given_themselves(data):
 
 def test_what_is_counted_is_named(data, refused):
     message = refused(data, check_lengths, tokenize=[300, 5, None, 5], budget=248, what="teacher_prompt")
-    assert "1 of 4 rows cannot be used:\n  a.jsonl:1: teacher_prompt has 300 tokens, 248 fit\n" in message
+    assert "1 of 4 rows cannot be used:\n  a.jsonl:1: teacher_prompt has 300 tokens, but only 248 fit\n" in message
     kept = check_lengths(data, [300, 5, None, 5], 248, overlong="drop", what="teacher_prompt")
-    assert kept.notes == ("1 of 4 prompts are left out, having a teacher_prompt of more than 248 tokens: a.jsonl:1",)
+    assert kept.notes == (
+        "1 of 4 prompts are excluded because they have a teacher_prompt of more than 248 tokens: a.jsonl:1",
+    )
     message = refused(data, check_lengths, tokenize=[5, 0, 5, 5], budget=248, what="teacher_prompt")
     assert "a.jsonl:2: teacher_prompt has no tokens ('a long prompt')" in message
 
@@ -68,7 +70,7 @@ def test_a_column_is_tokenised_where_it_has_values(write, refused):
     rows = [{"prompt": "one"}, {"prompt": "two", "teacher_prompt": "two, which is 2"}]
     data = load_prompts(write("b.jsonl", rows))
     message = refused(data, check_lengths, tokenize=words, budget=3, what="teacher_prompt")
-    assert "b.jsonl:2: teacher_prompt has 4 tokens, 3 fit" in message
+    assert "b.jsonl:2: teacher_prompt has 4 tokens, but only 3 fit" in message
     assert check_lengths(data, words, 4, what="teacher_prompt") is data
 
 
@@ -85,7 +87,7 @@ def test_prompts_without_tokens_are_refused(data, refused, overlong):
         ({"budget": 0}, "the budget for prompts is 0 tokens"),
         ({"budget": 5, "tokenize": lambda prompts: [[0]]}, "tokenize returned 1 lists for 4 prompts"),
         ({"budget": 5, "tokenize": [1, 2]}, "2 token counts are given for 4 rows"),
-        ({"budget": 5, "what": "teacher_prompt"}, "teacher_prompt is no column of a.jsonl (it has: prompt)"),
+        ({"budget": 5, "what": "teacher_prompt"}, "teacher_prompt is not a column of a.jsonl (it has: prompt)"),
     ],
 )
 def test_settings_out_of_range_are_refused(data, refused, options, sentence):

@@ -55,7 +55,7 @@ def test_prompts_with_the_same_letters_and_digits_repeat(load):
     assert (found.rows, found.different) == (7, 4)
     assert found.groups == (("train.jsonl:2", "train.jsonl:4", "train.jsonl:5"), ("train.jsonl:1", "train.jsonl:3"))
     assert found.sentence() == (
-        "4 of 7 prompts are different (letters and digits compared); the most frequent stands there 3 times. For "
+        "4 of 7 prompts are different (letters and digits compared); the most frequent occurs 3 times. For "
         "instance: train.jsonl:2 = train.jsonl:4 = train.jsonl:5; train.jsonl:1 = train.jsonl:3."
     )
 
@@ -90,7 +90,7 @@ def test_a_template_around_the_training_prompts_hides_nothing(load, evaluation):
     assert found.sentence() == (
         "2 of the 5 problems of test.jsonl are in train.jsonl (letters and digits compared; 1 word for word), in 3 of "
         "its 4 rows. For instance: train.jsonl:1 = test.jsonl:4; train.jsonl:3 = test.jsonl:1; train.jsonl:4 = "
-        "test.jsonl:4. Leave these rows out, or say so beside the score."
+        "test.jsonl:4. Remove these rows, or report the overlap with the score."
     )
 
 
@@ -128,7 +128,7 @@ def test_without_evaluation_sources_nothing_is_done(load, monkeypatch):
     data = load(PROBLEMS)
     monkeypatch.setattr(overlap, "_compared", None)
     assert find_overlap(data, []) == []
-    with pytest.raises(ValueError, match=r"names 'test.jsonl', which is no evaluation source"):
+    with pytest.raises(ValueError, match=r"names 'test.jsonl', which is not an evaluation source"):
         find_overlap(data, [], columns={"test.jsonl": "task"})
 
 
@@ -147,7 +147,7 @@ def test_evaluation_data_without_a_known_column_are_refused(load, write):
     with pytest.raises(ValueError, match=r"test.jsonl has no column tusk to compare"):
         find_overlap(load(["one"]), [name], columns="tusk")
     with pytest.raises(
-        ValueError, match=r"names 'tst.jsonl', which is no evaluation source. Did you mean 'test.jsonl'"
+        ValueError, match=r"names 'tst.jsonl', which is not an evaluation source. Did you mean 'test.jsonl'"
     ):
         find_overlap(load(["one"]), [name], columns={"tst.jsonl": "task"})
 

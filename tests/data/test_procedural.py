@@ -67,21 +67,23 @@ def test_an_item_that_does_not_grade_its_own_reference_is_left_out_and_counted(f
     data = load_prompts("reasoning_gym:odd?size=30")
     assert len(data) == 30 and all(int(row["answer"]) // 2 % 3 for row in data.dataset.to_list())
     (note,) = data.notes
-    left_out = int(note.split("left out ")[1].split()[0])
-    assert left_out > 5 and note.endswith("does not give 1, or nonsense less than a half.")
+    left_out = int(note.split("excluded ")[1].split()[0])
+    assert left_out > 5 and note.endswith(
+        "does not give the reference answer 1, or gives nonsense at least half a point."
+    )
 
 
 @pytest.mark.parametrize("task", ["blind", "mute"])
 def test_a_task_whose_reward_would_mean_nothing_is_refused(fake, task):
     with pytest.raises(
-        ValueError, match=f"reasoning_gym:{task} is refused: of 8 train items .* a reward would mean noth"
+        ValueError, match=f"reasoning_gym:{task} is refused: for none of 8 train items .* a reward would be meaningless"
     ):
         load_prompts(f"reasoning_gym:{task}")
 
 
 @pytest.mark.parametrize(("task", "by"), [("runs", "eval"), ("runsinside", "parse_expr")])
 def test_a_scorer_that_runs_what_a_model_wrote_is_refused(fake, task, by):
-    with pytest.raises(ValueError, match=f"its scorer hands the model's answer to {by}, which runs text as Python"):
+    with pytest.raises(ValueError, match=f"its scorer passes the model's answer to {by}, which runs text as Python"):
         load_prompts(f"reasoning_gym:{task}")
 
 
@@ -112,7 +114,7 @@ SPLITS = ("train", "validation", "test")
 def test_a_task_with_few_items_says_so(fake):
     data = load_prompts("reasoning_gym:double?size=50&largest=20")
     assert 10 < len(data) <= 20
-    assert data.notes == (f"reasoning_gym:double: found {len(data)} different train items, not 50.",)
+    assert data.notes == (f"reasoning_gym:double: found {len(data)} different train items instead of 50.",)
 
 
 def test_a_limit_reads_no_further(fake):
@@ -126,10 +128,10 @@ def test_a_limit_reads_no_further(fake):
         ("reasoning_gym:", "names no task"),
         ("reasoning_gym:double?size=0", "has size 0"),
         ("reasoning_gym:double?seed=x", "has seed 'x'"),
-        ("reasoning_gym:double?size", "has the option 'size'; write each once"),
-        ("reasoning_gym:double?size=1&size=2", "has the option 'size=2'; write each once"),
-        ("reasoning_gym:double,odd?largest=3", "has the option 'largest' beside 2 tasks"),
-        ("reasoning_gym:double?bigest=3", "cannot be made with .*bigest.* Its options are: largest"),
+        ("reasoning_gym:double?size", "has the option 'size'; write each option once"),
+        ("reasoning_gym:double?size=1&size=2", "has the option 'size=2'; write each option once"),
+        ("reasoning_gym:double,odd?largest=3", "has the option 'largest' with 2 tasks"),
+        ("reasoning_gym:double?bigest=3", "cannot be generated with .*bigest.* Its options are: largest"),
         ("reasoning_gym:double?largest=0", "largest must be positive"),
     ],
 )
@@ -154,7 +156,7 @@ def test_a_benchmark_asks_test_items_and_wants_all_points(fake, tmp_path):
             answer = asked[problem.prompt]
             assert grader.grade(problem, f"<answer>{answer}</answer>").outcome == "right"
             assert grader.grade(problem, f"<answer>{answer} perhaps</answer>").details == {"reward": 0.25}
-    with pytest.raises(ValueError, match="has 2 tasks; a benchmark is one"):
+    with pytest.raises(ValueError, match="has 2 tasks; a benchmark has one task"):
         benchmark("reasoning_gym:double,odd")
 
 
@@ -183,7 +185,7 @@ def test_of_the_package_every_accepted_item_rewards_its_reference(real):
 
 @pytest.mark.parametrize("task", ["game_of_life_halting", "graph_color"])
 def test_of_the_package_tasks_that_cannot_be_rewarded_are_refused(real, task):
-    with pytest.raises(ValueError, match="a reward would mean nothing"):
+    with pytest.raises(ValueError, match="a reward would be meaningless"):
         load_prompts(f"reasoning_gym:{task}?size=2")
 
 

@@ -35,23 +35,22 @@ def test_columns_may_be_exchanged(write):
 def test_a_column_whose_name_is_taken_is_left_out_with_a_note(write):
     data = load_prompts(write("a.jsonl", [{"prompt": "Q: one", "question": "one"}]), columns={"prompt": "question"})
     assert data.rows(1) == [{"prompt": "one"}]
-    assert data.notes == ("a.jsonl has a column 'prompt' of its own, left out: 'question' is read for it.",)
+    assert data.notes == ("a.jsonl has a column 'prompt', which is ignored: 'question' is read instead.",)
 
 
 def test_a_missing_prompt_is_answered_with_what_data_sets_call_it(write, refused):
     message = refused(write("a.jsonl", [{"id": 1, "question": "one"}]))
     assert message == (
         "a.jsonl has no column 'prompt' (it has: id, question). Did you mean 'question'? "
-        "Set columns={'prompt': 'question'} with the name that holds it; on the command line: "
-        "--columns.prompt question."
+        "Set columns={'prompt': 'question'} with the right column name; on the command line: --columns.prompt question."
     )
 
 
 def test_a_column_that_is_already_ours_is_not_suggested_for_another(write, refused):
     message = refused(write("a.jsonl", [{"q": "one", "teacher_prompt": "1, one"}]))
     assert message.endswith(
-        "(it has: q, teacher_prompt). Set columns={'prompt': '…'} with the name that holds it; "
-        "on the command line: --columns.prompt …."
+        "(it has: q, teacher_prompt). Set columns={'prompt': '…'} with the right column name; on the command line: "
+        "--columns.prompt …."
     )
 
 
@@ -81,15 +80,15 @@ def test_a_column_of_mixed_types_is_left_out_with_a_note_that_names_the_row(writ
     data = load_prompts(write("a.jsonl", rows))
     assert data.dataset.column_names == ["prompt"]
     assert data.notes == (
-        "column 'answer' is '1' in a.jsonl:6, which does not go with the types of the rows before it. The column is "
-        "left out; give it one type, or JSON as text, to keep it.",
+        "column 'answer' is '1' in a.jsonl:6, which does not match the types of earlier rows. The column is excluded; "
+        "to keep it, give it one type, or JSON as text.",
     )
 
 
 @pytest.mark.parametrize("value", [[1, "a"], 2**70, "\ud83d"])
 def test_a_value_that_arrow_cannot_hold_is_named(write, value):
     data = load_prompts(write("a.jsonl", [{"prompt": "one"}, {"prompt": "one", "extra": value}]))
-    assert "in a.jsonl:2, which has no type that Arrow knows" in data.notes[0]
+    assert "in a.jsonl:2, which has no type that Arrow supports" in data.notes[0]
 
 
 @pytest.mark.parametrize("value", [2**70, float("nan"), 1.2345678901234568e16])
@@ -111,8 +110,8 @@ def test_what_generate_writes_for_people_is_left_out_with_a_note(write):
     data = load_prompts(name)
     assert data.rows(1) == [{"prompt": "one", "teacher_response": [3, 4], "teacher_response_ended": True}]
     assert data.notes == (
-        "a.jsonl has a column 'teacher_response_text', left out: it is there for people, and nothing reads it. Rename "
-        "it in the file to keep it.",
+        "a.jsonl has a column 'teacher_response_text', which is ignored: it is for human readers, and nothing reads "
+        "it. Rename it in the file to keep it.",
     )
     data = load_prompts(name, columns={"teacher_response": "teacher_response_text"})
     assert data.rows(1)[0]["teacher_response"] == "1!"
@@ -146,7 +145,7 @@ def test_a_column_of_its_own_does_not_stand_in_for_one_that_is_absent(write):
     data = load_prompts(name, columns=RENAMED, optional_columns=True)
     assert data.dataset.column_names == ["prompt"]
     assert data.notes == (
-        "a.jsonl has a column 'teacher_response' of its own, left out: 'solution' is read for it, and is not there.",
+        "a.jsonl has a column 'teacher_response', which is ignored: 'solution' is read instead, but is missing.",
     )
 
 
@@ -180,7 +179,7 @@ def test_a_system_prompt_before_text_is_refused(write, refused):
 
 def test_a_second_system_prompt_is_refused(write, refused):
     message = refused(write("a.jsonl", [{"prompt": [SYSTEM, USER]}]), system_prompt="Think.")
-    assert "begins with a system message of its own in a.jsonl:1" in message
+    assert "begins with a system message in a.jsonl:1" in message
 
 
 def test_an_empty_system_prompt_is_refused(write, refused):

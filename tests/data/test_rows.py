@@ -27,7 +27,7 @@ ASSISTANT = {"role": "assistant", "content": "1"}
         ([{"role": "user", "content": ["one"]}], "the content of message 1 of prompt is not text"),
         ([USER, ASSISTANT], "the last message of prompt is from the assistant"),
         ([{"role": "user", "content": " "}], "the messages of prompt are empty"),
-        ("\ud83d", "prompt holds half a character (\\ud83d)"),
+        ("\ud83d", "prompt contains half a character (\\ud83d)"),
     ],
 )
 def test_a_bad_prompt_is_named(write, refused, prompt, why):
@@ -50,8 +50,8 @@ def test_a_prompt_that_a_row_lacks_is_missing(write, refused):
         ("one", 3.5, "teacher_response is neither text nor messages nor token ids, but float (3.5)"),
         ("one", ["1", 2], "teacher_response is neither text nor messages nor token ids, but list"),
         ("one", [True, False], "teacher_response is neither text nor messages nor token ids, but list"),
-        ("one", [3, -1], "teacher_response holds -1, which is no token id"),
-        ("one", "\udc00", "teacher_response holds half a character"),
+        ("one", [3, -1], "teacher_response holds -1, which is not a token id"),
+        ("one", "\udc00", "teacher_response contains half a character"),
     ],
 )
 def test_a_bad_teacher_response_is_named(write, refused, prompt, response, why):
@@ -102,7 +102,7 @@ def test_all_that_is_wrong_with_a_row_stands_in_one_line(write, refused):
     message = refused(write("a.jsonl", [{"prompt": "", "teacher_response": "", "teacher_prompt": ""}]))
     line = message.splitlines()[1]
     assert line == (
-        "  a.jsonl:1: prompt is empty (''); teacher_response has no tokens (''), leave it out where there is none; "
+        "  a.jsonl:1: prompt is empty (''); teacher_response has no tokens (''): use null where there is none; "
         "teacher_prompt is empty ('')"
     )
 

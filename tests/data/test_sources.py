@@ -54,13 +54,13 @@ def test_only_what_is_not_a_file_has_splits(write, here):
 def test_a_folder_that_holds_no_saved_data_set_is_answered_with_its_files(write, refused):
     write("a.jsonl", ROWS)
     message = refused(".")
-    assert message == ". is a folder, but not one that Dataset.save_to_disk wrote. Give its files instead: a.jsonl."
+    assert message == ". is a folder, but Dataset.save_to_disk did not write it. Give its files instead: a.jsonl."
 
 
 def test_a_damaged_saved_data_set_is_refused(here, refused):
     Dataset.from_list(ROWS).save_to_disk("saved")
     next((here / "saved").glob("*.arrow")).unlink()
-    assert "saved is not a whole saved data set" in refused("saved")
+    assert "saved is not a complete saved data set" in refused("saved")
 
 
 def test_several_files_are_put_together_in_their_order(write):
@@ -88,7 +88,7 @@ def test_a_missing_folder_is_answered_with_the_nearest_name(here, refused):
 @pytest.mark.parametrize("name", ["some-data", "organisation/some-data"])
 def test_a_name_that_the_hub_does_not_give_is_refused(here, refused, name):
     message = refused(name)
-    assert message.startswith(f"'{name}' is neither a file or folder here, nor could its split 'train' be had")
+    assert message.startswith(f"'{name}' is not a file or folder here, and its split 'train' cannot be loaded")
     assert message.endswith("Correct the path, or the name and split.")
 
 
@@ -106,6 +106,6 @@ def test_what_is_there_and_no_file_is_said_to_be_that(here, refused):
     os.symlink("nowhere.jsonl", "lost.jsonl")
     os.symlink(os.devnull, "device.jsonl")
     for name in ("pipe.jsonl", "device.jsonl"):
-        assert f"{name} is no file: data are read more than once" in refused(name)
-    assert refused("loop.jsonl").startswith("loop.jsonl is a link to 'loop.jsonl', which leads nowhere.")
-    assert refused("lost.jsonl").startswith("lost.jsonl is a link to 'nowhere.jsonl', which leads nowhere.")
+        assert f"{name} is not a regular file: data are read more than once" in refused(name)
+    assert refused("loop.jsonl").startswith("loop.jsonl is a link to 'loop.jsonl', whose target does not exist.")
+    assert refused("lost.jsonl").startswith("lost.jsonl is a link to 'nowhere.jsonl', whose target does not exist.")

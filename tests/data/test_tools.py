@@ -128,7 +128,7 @@ def test_tools_that_no_template_could_render_are_refused(write, refused, value, 
 def test_beside_text_the_column_stays_with_a_note(write):
     data = load_prompts(write("a.jsonl", [{"prompt": "one", "tools": "hammer"}]))
     assert data.rows(1) == [{"prompt": "one", "tools": "hammer"}]
-    assert data.notes[0].startswith("there is a column 'tools', which reaches no chat template")
+    assert data.notes[0].startswith("there is a column 'tools', but the prompts are text")
     assert not load_prompts("a.jsonl", columns={"prompt": "prompt"}, limit=1).notes[1:]
 
 

@@ -132,12 +132,12 @@ def test_vllm_on_a_cpu_reads_whole_prompts(monkeypatch, on_cpu, asked):
 
 def test_what_vllm_raises_is_a_sentence(monkeypatch):
     played = play(monkeypatch, head_rows=64, ids=range(10, 60), fails_in=1)
-    with pytest.raises(ValueError, match=r"vLLM failed while it wrote \(RuntimeError: EngineCore .*command goes on"):
+    with pytest.raises(ValueError, match=r"vLLM failed while it generated \(RuntimeError: EngineCore .*resumes"):
         vllm_writer().write(CONTEXTS, noise(range(4)), DRAWING)
     played.refuses = True
-    with pytest.raises(ValueError, match=r"^model is 'models/tiny', and vLLM does not start .*No available memory"):
+    with pytest.raises(ValueError, match=r"^model is 'models/tiny', but vLLM cannot load it .*No available memory"):
         vllm_writer()
-    with pytest.raises(ValueError, match=r"config.json does not say in which dtype .*Set dtype"):
+    with pytest.raises(ValueError, match=r"config.json does not name the dtype .*Set dtype"):
         vllm_writer(stored=None)
 
 
@@ -152,7 +152,7 @@ def test_a_server_is_asked_again_until_it_answers(server, script):
 def test_a_server_that_is_gone_is_a_sentence_in_the_words_of_the_engine(server):
     writer = server_writer(server, server_patience=0.3)
     server.stop()
-    with pytest.raises(ValueError, match=r"^the server at .* does not answer .*the same command goes on") as raised:
+    with pytest.raises(ValueError, match=r"^the server at .* does not answer .*the same command resumes") as raised:
         writer.write(CONTEXTS, noise(range(4)), DRAWING)
     server.start()
     assert "teacher" not in str(raised.value)
@@ -169,7 +169,7 @@ def test_a_server_that_is_gone_is_a_sentence_in_the_words_of_the_engine(server):
         ({"engine": "tropd://127.0.0.1:8001"}, r"engine is 'tropd://127.0.0.1:8001', a `tropd serve`.*vLLM"),
         ({"engine": "http://a:b@127.0.0.1/v1"}, r"engine has an address with a user .*TROPD_SERVER_API_KEY"),
         ({"engine": "http://127.0.0.1/v1", "server_api_key_env": "NOT_THERE"}, "server_api_key_env is 'NOT_THERE'"),
-        ({"engine": "http://127.0.0.1/v1", "dtype": "float32"}, "the engine is a server, which has its own"),
+        ({"engine": "http://127.0.0.1/v1", "dtype": "float32"}, "the engine is a server, which sets its own"),
         ({"engine": "http://127.0.0.1/v1", "server_timeout": 0.0}, "server_timeout is 0.0; use a number above 0"),
         ({"vllm_tensor_parallel_size": 0}, "vllm_tensor_parallel_size is 0; give a number of GPUs"),
         ({"vllm_gpu_memory_utilization": 90.0}, r"vllm_gpu_memory_utilization is 90.0; it is a share .*\(0, 1\]"),
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(changes, words):
 
 def test_vllm_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"engine is 'vllm', and vLLM is not installed.*tropd\[vllm\]"):
+    with pytest.raises(ValueError, match=r"engine is 'vllm', but vLLM is not installed.*tropd\[vllm\]"):
         writers.check(OPTIONS | {"engine": "vllm"})
 
 

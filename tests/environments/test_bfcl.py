@@ -69,13 +69,13 @@ def test_every_tool_has_a_schema_and_an_unknown_task_is_refused():
     (schemas,) = find_tools([], "tropd.environments.bfcl.FileSystem").schemas.values()
     assert [schema["function"]["name"] for schema in schemas] == list(bfcl.TOOLS)
     assert all(schema["function"]["description"] for schema in schemas)
-    with pytest.raises(ValueError, match="task is 'x', which is none of BFCL's"):
+    with pytest.raises(ValueError, match="task is 'x', which is not one of BFCL's"):
         bfcl.FileSystem().reset(task="x", turn=0)
 
 
 @pytest.mark.parametrize("text", ["open('x')", "ls(a=print())", "ls", "ls().sort()"])
 def test_a_reference_is_read_and_never_run(text):
-    with pytest.raises(ValueError, match=r"is no call of|malformed"):
+    with pytest.raises(ValueError, match=r"is not a call of|malformed"):
         bfcl.read_call(text)
 
 

@@ -148,12 +148,12 @@ def test_seeds_of_training_are_an_axis_of_a_comparison():
     [
         (lambda: score([]), "no graded responses"),
         (lambda: score(graded({"a": "r"}) * 2), "has its sample 0 twice"),
-        (lambda: compare([graded({"a": "r"})], []), "1 runs to compare with 0 of the reference"),
+        (lambda: compare([graded({"a": "r"})], []), "1 runs but 0 reference runs"),
         (
             lambda: compare([graded({"a": "r"})], [graded({"b": "r"})]),
-            "asked other problems: 2 are in one alone, such as 'a'",
+            "have different problems: 2 are in only one of them, such as 'a'",
         ),
-        (lambda: pass_at(4, 1, 5), r"pass@5 of 1 right in 4 is not defined"),
+        (lambda: pass_at(4, 1, 5), r"pass@5 of 1 right in 4 is undefined"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call, sentence):

@@ -704,7 +704,7 @@ def test_an_ending_of_probability_almost_one_or_almost_zero_has_finite_gradients
 def test_endings_given_twice_or_beyond_the_vocabulary_are_refused_in_words(endings):
     with pytest.raises(ValueError) as refused:
         Head(torch.zeros(5, 2), endings=endings)
-    assert str(refused.value) == f"endings are {endings}; give different ids from 0 to 4"
+    assert str(refused.value) == f"endings are {endings}; give distinct ids from 0 to 4"
 
 
 def test_an_unreadable_token_stays_unreadable():

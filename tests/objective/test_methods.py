@@ -129,7 +129,7 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
         ("mask_outlier", {"outlier_tau": float("nan")}, "outlier_tau is nan"),
         ("fkl", {"advantage_floor": -2.0}, "would have no effect"),  # no token is trusted
         ("gkd", {"advantage_floor": -2.0}, "would have no effect"),  # no advantage
-        ("aopd", {"advantage_floor": -2.0}, "bounded already"),  # r > 0 of what is trusted
+        ("aopd", {"advantage_floor": -2.0}, "already bounded"),  # r > 0 of what is trusted
         ("opd", {"advantage_floor": 0.5}, "at most 0"),
         ("opd", {"advantage_floor": "low"}, "advantage_floor is 'low'"),
     ],
@@ -184,7 +184,7 @@ SECOND = Method("mine", "", "", gate="open")
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"name": "tropd"}, "name is 'tropd', which is taken"),
+        ({"name": "tropd"}, "name is 'tropd', which another method already has"),
         ({"name": "my:own"}, "use letters, digits and _"),
         ({"gate": "trust"}, "gate is 'trust'"),
         ({"trust": "k2"}, "trust is 'k2'"),
@@ -198,7 +198,10 @@ SECOND = Method("mine", "", "", gate="open")
         ({"fkl_weight": 2.0}, "fkl_weight is 2.0, which would have no effect"),
         ({"switch_at": 0.5}, "switch_at is 0.5, which would have no effect under method 'mine': it has one phase"),
         ({"second_stage": SECOND}, "switch_at is None and second_stage is not None"),
-        ({"guidance_schedule": "cosine", "second_stage": SECOND, "switch_at": 0.5}, "Give both guidance, or none"),
+        (
+            {"guidance_schedule": "cosine", "second_stage": SECOND, "switch_at": 0.5},
+            "Give both stages guidance",
+        ),
     ],
 )
 def test_a_method_of_ones_own_that_cannot_work_is_refused(own, parts, words):
@@ -236,8 +239,8 @@ def test_a_method_is_named_by_where_python_finds_it(module):
     ("attribute", "words"),
     [
         ("CAREFUL", "has no attribute 'CAREFUL'"),
-        ("NUMBER", "an object of type int"),
-        ("TAKEN", "name is 'tropd', which is taken"),
+        ("NUMBER", "which is of type int"),
+        ("TAKEN", "name is 'tropd', which another method already has"),
     ],
 )
 def test_what_is_no_method_is_refused_with_its_path(module, attribute, words):

@@ -254,5 +254,5 @@ def test_an_entry_of_the_top_k_without_probability_is_outside():
 
 def test_parts_that_go_together_are_asked_for_together():
     for changes in ({"gate": "support"}, {"trust": "rkl_direct"}):
-        with pytest.raises(ValueError, match="Give both, or neither"):
+        with pytest.raises(ValueError, match="Set both, or neither"):
             objective.register_method(Method(**{"name": "half", "summary": "", "source": "", "gate": "open"} | changes))

@@ -29,7 +29,7 @@ def test_generation_settings_come_from_the_configuration_only_where_their_file_i
     ("name", "hint"), [("techer", " Did you mean 'teacher'?"), ("unlike", ""), ("org/teacher", "")]
 )
 def test_a_model_that_is_nowhere_is_a_sentence_with_the_nearest_folder(name, hint, folder):
-    start = f"student is {name!r}, which is neither a model folder here nor to be had from the Hub: "
+    start = f"student is {name!r}, which is not a model folder here and cannot be loaded from the Hub: "
     with pytest.raises(ValueError) as caught:
         read_model_files(name, role="student")
     said = str(caught.value)

@@ -26,7 +26,7 @@ def found(student, rows, teacher=None, **settings):
 
 def test_an_ending_that_is_left_out_is_said():
     said = found(files(tokenizer(appends="<eos>", template=None)), TEXT)
-    assert "puts '<eos>' behind every text" in said["end of prompts", "note"]
+    assert "appends '<eos>' to every text" in said["end of prompts", "note"]
     assert ("end of prompts", "warning") not in said and ("teacher's view", "ok") in said
 
 

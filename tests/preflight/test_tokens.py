@@ -76,7 +76,7 @@ def test_a_student_with_too_small_a_head_is_refused():
 
 def test_heads_padded_differently_are_fine():
     assert "64 and 128 rows" in only(compared(teacher=files("teacher", rows=128)), "output layers", "ok")
-    assert "left out" in only(compared(student=files(rows=128)), "output layers", "note")
+    assert "are excluded" in only(compared(student=files(rows=128)), "output layers", "note")
 
 
 def test_special_tokens_that_differ_are_named():
@@ -98,7 +98,7 @@ def test_endings_that_differ_are_noted_with_what_is_done_about_them():
     teacher = files("teacher", tokenizer(eos_token="<bos>"), eos=[tiny.BOS])
     said = only(compared(teacher=teacher), "end of sequence", "note")
     assert "The student ends with '<eos>' (2); the teacher ends with '<bos>' (1)." in said
-    assert "one action in every distribution, and rollouts stop at each" in said
+    assert "scored as one action, and rollouts stop at each" in said
     said = only(compared(teacher=teacher, ending="as_given"), "end of sequence", "warning")
     assert "Set ending: one_action" in said and "rollouts stop at '<eos>' (2)" in said
 
@@ -109,7 +109,7 @@ def test_an_ending_that_only_the_teacher_has_counts():
 
 
 def test_endings_that_no_head_has_are_refused():
-    with pytest.raises(ValueError, match=r"ending_ids is \[2, 64\]; give different token ids from 0 to 63"):
+    with pytest.raises(ValueError, match=r"ending_ids is \[2, 64\]; give distinct token ids from 0 to 63"):
         compared(ending_ids=[2, 64])
 
 
@@ -159,7 +159,7 @@ def test_equal_templates_are_good_news():
 def test_other_templates_are_shown_where_they_first_differ():
     student, teacher = chat_pair(tiny.CHAT_TEMPLATE.replace("a:", "x:"))
     sentence = only(compared(student, teacher, CHAT), "teacher's view", "warning")
-    assert "2 of 2 prompts otherwise" in sentence
+    assert "2 of 2 prompts differently" in sentence
     assert "From token 5 on it will see 'a:' where its own has 'x:'" in sentence
     assert "teacher_chat_template: teacher" in sentence and "teacher_chat_template_kwargs" in sentence
 
@@ -167,18 +167,18 @@ def test_other_templates_are_shown_where_they_first_differ():
 def test_a_teacher_that_uses_its_own_template_is_only_noted():
     student, teacher = chat_pair(tiny.CHAT_TEMPLATE.replace("a:", "x:"))
     sentence = only(compared(student, teacher, CHAT, teacher_chat_template="teacher"), "teacher's view", "note")
-    assert "another context than the student" in sentence
+    assert "a different context than the student" in sentence
 
 
 def test_template_switches_reach_the_comparison():
     settings = {"teacher_chat_template_kwargs": {"enable_thinking": True}}
     findings = compared(*chat_pair(tiny.CHAT_TEMPLATE), rows=CHAT, **settings)
-    assert "another context" in only(findings, "teacher's view", "note")
+    assert "a different context" in only(findings, "teacher's view", "note")
 
 
 def test_a_teacher_without_a_template_reads_the_students():
     student = files(own=tokenizer(chat_template=tiny.CHAT_TEMPLATE))
-    assert "no chat template of its own" in only(compared(student, rows=CHAT), "teacher's view", "note")
+    assert "The teacher has no chat template; it reads" in only(compared(student, rows=CHAT), "teacher's view", "note")
     refused = compared(student, rows=CHAT, teacher_chat_template="teacher")
     assert "teacher's tokenizer has no chat template" in only(refused, "chat template", "refusal")
 
@@ -190,7 +190,7 @@ def test_a_template_that_refuses_the_prompts_is_noted_with_its_words():
 
 def test_a_privileged_prompt_is_the_teachers_business():
     rows = [{"prompt": "ab=", "teacher_prompt": "the answer is c. ab="}]
-    assert "another context" in only(compared(rows=rows), "teacher's view", "note")
+    assert "a different context" in only(compared(rows=rows), "teacher's view", "note")
 
 
 # ---------------------------------------------------------------------- beginnings and lengths

@@ -130,7 +130,7 @@ def test_trust_that_falls_along_the_response_is_said():
     ("changes", "words"),
     [
         ({"num_tokens": 0, "nonfinite_tokens": 9}, "no finite score for 9 of 9 tokens"),
-        ({"num_tokens": 0}, "All 64 rollouts are left out of the loss"),
+        ({"num_tokens": 0}, "All 64 rollouts are excluded from the loss"),
         ({"collapsed_share": 0.95}, "95% of the student's rollouts are empty or only repeat"),
         ({"teacher_nll": 18.0, "teacher_prompt_nll": 16.0}, "guessing among 500 tokens costs 6.2"),
     ],
@@ -174,7 +174,7 @@ def test_endings_that_are_used_and_not_declared_are_named_with_what_to_type():
     found = judged(OPD, endings=replace(MERGED, known=(2, 4)))
     assert found.settings == {"ending": "one_action", "ending_ids": "2 3 4"}
     said = " ".join(found.sentences)
-    assert "3 is used as an ending, and neither model declares it" in said and "ending_ids: [2, 3, 4]" in said
+    assert "3 is used as an ending, but neither model declares it" in said and "ending_ids: [2, 3, 4]" in said
 
 
 def test_a_declared_ending_that_is_not_used_is_named():
@@ -219,7 +219,7 @@ def test_masking_takes_the_signal_from_a_far_student():
     method = get_method("mask_outlier")
     assert judged(method, trust_fraction=0.7).method == "mask_outlier"
     found = judged(method, trust_fraction=0.3)
-    assert found.method == "tropd" and "takes the signal away" in " ".join(found.sentences)
+    assert found.method == "tropd" and "removes the signal" in " ".join(found.sentences)
 
 
 def test_a_close_pair_needs_no_prefixes():
@@ -334,7 +334,7 @@ def test_the_same_model_twice_has_nothing_to_learn(tmp_path):
     m, found = probed(tmp_path, loaded(shipped.student_path()))
     assert (found.kind, found.method) == ("identical", None)
     assert (m.mean_abs_gap, m.trust_fraction, m.num_prompts, m.num_rollouts) == (0.0, 1.0, 8, 16)
-    assert "Is the same folder given twice?" in found.sentences[0]
+    assert "Did you give the same folder twice?" in found.sentences[0]
 
 
 def test_a_teacher_that_was_never_trained_is_refused(tmp_path):

@@ -107,5 +107,5 @@ def test_another_model_behind_the_address_is_refused(server, folders):
     teacher.score(*texts(2), pad_id=0)
     server.kill()
     server.start(folders[1])
-    with pytest.raises(ServerRefused, match="answers as another model"):
+    with pytest.raises(ServerRefused, match="a different model than"):
         teacher.score(*texts(2), pad_id=0)

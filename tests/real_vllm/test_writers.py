@@ -217,7 +217,7 @@ def test_teacher_responses_killed_on_the_way_are_completed_to_the_same_file(fold
     killed_after_a_batch(part, *words, "--batch_size", 2, "--out", part, cwd=tmp_path)
     assert 0 < part.read_bytes().count(b"\n") < 64, "it was killed on the way"
     resumed = tropd(*words, "--batch_size", 2, "--out", part, cwd=tmp_path)
-    assert resumed.returncode == 0 and "responses are there already" in resumed.stderr, resumed.stderr[-3000:]
+    assert resumed.returncode == 0 and "responses are already there" in resumed.stderr, resumed.stderr[-3000:]
     assert part.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -63,9 +63,9 @@ def a_loop_that_writes_something_else(monkeypatch):
 @pytest.mark.parametrize(
     ("breaks", "words"),
     [
-        (another_name, r"fails on a tiny model \(RuntimeError: it is not given what it reads"),
+        (another_name, r"fails on a tiny model \(RuntimeError: it does not receive what it reads"),
         (a_cache_that_moved, r"fails on a tiny model \(AttributeError: layers\)"),
-        (a_loop_that_writes_something_else, "is not what a plain forward reads"),
+        (a_loop_that_writes_something_else, "differ from a plain forward pass"),
     ],
 )
 def test_a_release_that_moved_leaves_rollouts_to_transformers_says_so_once_and_a_metric_tells(
@@ -87,9 +87,9 @@ def test_a_model_that_decodes_with_other_positions_than_it_reads_is_refused(forg
     """Transformers' own loop would be no help: it gives the same positions."""
     with monkeypatch.context() as moved:
         wrong_positions(moved)
-        assert "is not what a plain forward reads" in why_not_here()
+        assert "differ from a plain forward pass" in why_not_here()
         trainer = tiny.build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_steps=2)
-        with pytest.raises(ValueError, match="what a LlamaForCausalLM writes is not drawn from its own softmax"):
+        with pytest.raises(ValueError, match="a LlamaForCausalLM does not sample from its own softmax"):
             trainer.train()
 
 

@@ -57,7 +57,7 @@ def test_messages_are_rendered_with_the_chat_options_of_the_prompt():
 
 
 def test_messages_whose_rendering_does_not_continue_the_prompt_are_refused():
-    with pytest.raises(ValueError, match="no longer start with the rendered prompt"):
+    with pytest.raises(ValueError, match="does not render the conversation so that it starts with the rendered prompt"):
         as_ids(ANSWER, CHAT, chat_ids(CHAT, enable_thinking=True))
 
 

@@ -61,4 +61,4 @@ def test_a_text_that_cannot_continue_the_prompt_is_told_of(caplog):
     made = tokenizer(prepends=True, merges=(("b", "c"),))
     made.decode = lambda ids, **_: str(len(ids))  # no other ids read like the joined text
     behind(made, "ab", "cd")
-    assert "The teacher_response 'cd' cannot be put behind the prompt 'ab'" in caplog.text
+    assert "The teacher_response 'cd' cannot continue the prompt 'ab'" in caplog.text

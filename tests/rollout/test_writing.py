@@ -91,8 +91,8 @@ def not_drawn(model, row, response):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (recurrent_gemma, "RecurrentGemmaForCausalLM .*prompts of each length are decoded by themselves"),
-        (rwkv, "RwkvForCausalLM .*each row is decoded by itself"),
+        (recurrent_gemma, "RecurrentGemmaForCausalLM .*prompts of different lengths are decoded separately"),
+        (rwkv, "RwkvForCausalLM .*each row is decoded separately"),
         (lambda: tiny.llama(seed=0).eval(), None),
     ],
     ids=["RecurrentGemma", "RWKV", "Llama"],
@@ -107,7 +107,7 @@ def test_every_token_is_drawn_from_what_a_plain_forward_reads(make, said, caplog
         written = response[: response.index(63) + 1] if 63 in response else response
         assert not_drawn(model, row, written) == 0
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    ours = [text for text in warned if "another distribution" in text]
+    ours = [text for text in warned if "a different distribution" in text]
     assert len(ours) == (said is not None)
     assert said is None or re.search(said, ours[0])
 
@@ -115,7 +115,7 @@ def test_every_token_is_drawn_from_what_a_plain_forward_reads(make, said, caplog
 def test_a_model_whose_step_computes_something_else_is_refused():
     model = OtherStep(tiny.llama(seed=0).config)
     with (
-        pytest.raises(ValueError, match=r"what a OtherStep writes is not drawn from its own softmax: .* nats a token"),
+        pytest.raises(ValueError, match=r"a OtherStep does not sample from its own softmax: .* nats per token"),
         decoding_through(model, noise([(row, 0) for row in range(len(CONTEXTS))])),
     ):
         model.generate(**asked())

@@ -137,12 +137,12 @@ def test_an_override_has_the_type_of_its_field(file, words, field, value):
 
 @pytest.mark.parametrize("words", [["--learning_rate"], ["--learning_rate", "--max_steps", "3"], ["--run_name"]])
 def test_a_field_without_its_value_is_refused(file, words):
-    assert refusal(file(), words) == f"{words[0]} has no value; type one behind it."
+    assert refusal(file(), words) == f"{words[0]} has no value; type one after it."
 
 
 def test_one_way_to_give_a_mapping(file):
     words = ["--columns", "{prompt: q}", "--columns.prompt", "p"]
-    assert refusal(file(), words) == "--columns was given as '{prompt: q}' and as --columns.prompt; give it one way."
+    assert refusal(file(), words) == "--columns was given as '{prompt: q}' and as --columns.prompt; use one of the two."
 
 
 def test_an_override_reads_the_words_behind_it():
@@ -164,8 +164,11 @@ def test_an_override_reads_the_words_behind_it():
         (WHOLE + "max_steps: many\n", "run.yaml, line 7: max_steps is 'many'; input should be a valid integer"),
         (WHOLE + "max_steps: 1.5\n", "run.yaml, line 7: max_steps is '1.5'; input should be a valid integer"),
         (WHOLE + "max_steps: yes\n", "run.yaml, line 7: max_steps is 'yes'; input should be a valid integer"),
-        (WHOLE + "student: again\n", "run.yaml, line 7: student was given already .run.yaml, line 1"),
-        (WHOLE + "model_init_kwargs:\n  a: 1\n  b: 1\n  a: 2\n", "line 10: model_init_kwargs.a was given .*line 8"),
+        (WHOLE + "student: again\n", "run.yaml, line 7: student was already given .run.yaml, line 1"),
+        (
+            WHOLE + "model_init_kwargs:\n  a: 1\n  b: 1\n  a: 2\n",
+            "line 10: model_init_kwargs.a was already given .*line 8",
+        ),
         (WHOLE + "overlong_prompts: trim\n", "overlong_prompts is 'trim'; input should be 'refuse' or 'drop'"),
         (WHOLE + "lora_r: 8\n", "lora_r is 8, which has no effect without an adapter. Set use_peft: true"),
         (WHOLE + "max_prompts: 0\n", "max_prompts is 0; use at least 1"),
@@ -174,7 +177,7 @@ def test_an_override_reads_the_words_behind_it():
         ("", "run.yaml is empty"),
         ("student: !!python/object:os.system x\n", "run.yaml, line 1: the value of student cannot be read"),
         ("extends: gone.yaml\n", "run.yaml, line 1: extends is 'gone.yaml', but there is no file gone.yaml"),
-        ("extends: run.yaml\n", "run.yaml, line 1: extends is 'run.yaml', which extends this file in turn"),
+        ("extends: run.yaml\n", "run.yaml, line 1: extends is 'run.yaml', which in turn extends this file"),
         ("teacher: a\ndata: b\noutput_dir: c\n", "student is not set; name the model that learns"),
         ("student: a\ndata: b\noutput_dir: c\n", "teacher is not set; name the model that scores"),
         ("student: a\nteacher: b\noutput_dir: c\n", "data is not set; name the prompts"),
@@ -239,10 +242,10 @@ def test_a_dotted_key_of_a_mapping_of_names_stays_text(file):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("columns: {prompt: a, prompt: b}\n", "run.yaml, line 1: columns.prompt was given already"),
-        ("columns:\n  prompt: a\n  x: 1\n  prompt: b\n", "run.yaml, line 4: columns.prompt was given already"),
+        ("columns: {prompt: a, prompt: b}\n", "run.yaml, line 1: columns.prompt was already given"),
+        ("columns:\n  prompt: a\n  x: 1\n  prompt: b\n", "run.yaml, line 4: columns.prompt was already given"),
         ("? [a, b]\n: 1\n", "run.yaml, line 1: a field's name is text"),
-        ("extends:\n", "run.yaml, line 1: extends names no file"),
+        ("extends:\n", "run.yaml, line 1: extends has no value"),
         ("columns: " + "[" * 5000 + "]" * 5000 + "\n", "run.yaml is nested too deeply"),
         ("columns: &a {prompt: *a}\n", "run.yaml, line 1: the value of columns cannot be read"),
     ],

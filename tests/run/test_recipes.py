@@ -166,9 +166,9 @@ def test_the_models_that_the_wheel_leaves_out_are_those_that_have_the_sentence()
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("recipe:lora_one_gpus", "is 'recipe:lora_one_gpus', which is no recipe. Did you mean 'lora_one_gpu'?"),
-        ("recipe:../pyproject", "which is no recipe. `tropd recipes` lists them."),
-        ("recipe:../pyproject.toml", "which is no recipe."),
+        ("recipe:lora_one_gpus", "is 'recipe:lora_one_gpus', which is not a recipe. Did you mean 'lora_one_gpu'?"),
+        ("recipe:../pyproject", "which is not a recipe. `tropd recipes` lists them."),
+        ("recipe:../pyproject.toml", "which is not a recipe."),
         ("shipped:teacher", "is 'shipped:teacher', which is not in this installation of tropd; it has generalist"),
     ],
 )

@@ -23,7 +23,7 @@ def test_an_unknown_method_is_answered_with_the_nearest():
 @pytest.mark.parametrize(
     ("method", "settings", "reason"),
     [
-        ("opd", {"fkl_top_k": 8}, "it never asks the teacher for a top-k"),
+        ("opd", {"fkl_top_k": 8}, "it does not use the teacher's top-k"),
         ("opd", {"guidance_beta": 0.1}, "it has no guidance; set `guidance_schedule` first"),
         ("gkd", {"ratio_clip": 0.2}, "it has no policy gradient"),
         ("tropd", {"outlier_tau": -1.0}, "only the `hard` gate and the `clip` outlier treatment read it"),

@@ -70,7 +70,7 @@ def test_a_model_without_a_language_head_is_refused():
 
 def test_an_adapter_on_the_output_layer_is_refused():
     model = get_peft_model(tiny.llama(1), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
-    with pytest.raises(ValueError, match=r"adapter lies on the output layer .* Merge it"):
+    with pytest.raises(ValueError, match=r"adapter wraps the output layer .* Merge it"):
         head_of(model)
 
 
@@ -78,7 +78,7 @@ def test_an_adapter_of_some_tokens_on_the_output_layer_is_refused():
     model = get_peft_model(
         tiny.llama(1), LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"lm_head": [5]})
     )
-    with pytest.raises(ValueError, match=r"adapter lies on the output layer of \w+ \(TrainableTokensWrapper\)"):
+    with pytest.raises(ValueError, match=r"adapter wraps the output layer of \w+ \(TrainableTokensWrapper\)"):
         head_of(model.get_base_model())
 
 

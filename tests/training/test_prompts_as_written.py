@@ -204,5 +204,5 @@ def test_a_comparison_refuses_what_it_would_not_hand_on(column, value):
     from tropd.comparison.cell.prompts import _check_read
 
     _check_read("a.jsonl", [{"prompt": USER}, {"prompt": "ab", "tools": "hammer"}])
-    with pytest.raises(ValueError, match=f"^a.jsonl has a column '{column}', which a comparison does not hand on"):
+    with pytest.raises(ValueError, match=f"^a.jsonl has a column '{column}', which a comparison does not pass on"):
         _check_read("a.jsonl", [{"prompt": USER}, {"prompt": USER, column: value}])

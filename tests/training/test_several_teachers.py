@@ -336,7 +336,7 @@ def test_a_teacher_that_does_not_fit_is_named(tmp_path):
 
 def test_several_teachers_have_no_only_one(tmp_path):
     trainer = build(tmp_path, tiny.llama(0), pair(), "opd", rows=ROWS)
-    with pytest.raises(AttributeError, match=r"several teachers \(math, code\); take one of them by its name"):
+    with pytest.raises(AttributeError, match=r"several teachers \(math, code\); select one by name"):
         trainer.teacher  # noqa: B018
 
 

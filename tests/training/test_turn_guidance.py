@@ -219,5 +219,5 @@ def test_a_share_of_turns_that_nobody_recorded_is_refused(tmp_path):
 def test_an_episode_as_text_is_refused(tmp_path):
     rows = [{"prompt": ASK, "teacher_response": CALL + "\n<|im_start|>user\n15<|im_end|>"}] * 4
     trainer = build(tmp_path, answers, "tropd", rows=rows, guidance_length="cap", **FULL)
-    with pytest.raises(ValueError, match="goes on behind its first ending, so it is an episode of several turns"):
+    with pytest.raises(ValueError, match="continues after its first ending, so it is an episode of several turns"):
         trainer.train()

@@ -131,7 +131,9 @@ def test_a_method_that_verl_cannot_run_is_refused_with_those_that_it_can():
 @without_verl
 def test_the_command_says_how_to_install_verl(capfd):
     assert main(["verl"]) == 2
-    assert "verl is not installed here. Install it beside tropd: pip install 'verl==0.9.*'" in capfd.readouterr().err
+    assert (
+        "verl is not installed here. Install it along with tropd: pip install 'verl==0.9.*'" in capfd.readouterr().err
+    )
 
 
 def test_the_command_refuses_a_release_that_is_not_known(release, capfd):

@@ -78,13 +78,13 @@ def test_validation_has_each_prompt_once_and_no_prefix(export, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (STEPS[1:], "the prompt is text, and verl puts every prompt through the chat template. Add --chat"),
+        (STEPS[1:], "the prompt is text, but verl applies the chat template to every prompt. Add --chat"),
         ((*STEPS, "--method", "gkd"), "cannot run in verl: it reads the teacher's whole distribution"),
-        ((*STEPS, "--max_prompt_length", "2"), "and max_prompt_length is 2. verl would leave the row out"),
+        ((*STEPS, "--max_prompt_length", "2"), "but max_prompt_length is 2. verl would skip the row"),
         ((*STEPS, "--batch_size", "99"), "do not fill one step of 99"),
         (("--chat", "--batch_size", "3"), "max_response_length is not set"),
         ((*STEPS, "--columns.teacher_response", "none_such"), "none_such"),
-        ((*STEPS, "--out", "out.jsonl"), "let it end in .parquet"),
+        ((*STEPS, "--out", "out.jsonl"), "it must end in .parquet"),
     ],
     ids=["text", "method", "long", "few", "length", "column", "name"],
 )
@@ -97,7 +97,7 @@ def test_what_verl_would_get_wrong_is_refused(export, tmp_path, capfd, words, se
 def test_a_guided_method_without_responses_is_refused(export, tmp_path, capfd):
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1="}\n')
     assert export("--chat", "--batch_size", "1", "--max_response_length", "8") == 2
-    assert "there is no teacher_response, and method 'tropd' starts rollouts from it" in capfd.readouterr().err
+    assert "there is no teacher_response, but method 'tropd' starts rollouts from it" in capfd.readouterr().err
 
 
 def test_the_order_is_a_function_of_the_seed():

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from ..run.configuration import resolve
 
     if options.steps < 0:
-        raise ValueError(f"--steps is {options.steps}; use a number of optimiser steps, or leave it out.")
+        raise ValueError(f"--steps is {options.steps}; use a number of optimiser steps, or remove it.")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ValueError(f"--json is {str(options.json)!r}, but there is no folder {options.json.absolute().parent}.")
     configuration = resolve(options.config, options.overrides, output_dir=UNNAMED)
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 UNNAMED = "(not named)"
-"""Stands for the output directory of a check that names none."""
+"""Output directory of a check that has none."""
 
 
 def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
@@ -92,11 +92,11 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
         console.say("loading student and teacher")
         trainer = silent_trainer(trial_inputs(inputs, num_steps, folder))
         if is_sharded(trainer) and not num_steps:
-            console.warn("the student is sharded only when training begins: no prompts are scored without --steps 1.")
+            console.warn("the student is sharded only when training begins: without --steps 1 no prompts are scored.")
         else:
             look_when_ready(trainer, look)
         if num_steps:
-            console.say(f"taking {num_steps} optimiser steps, which are thrown away")
+            console.say(f"taking {num_steps} optimiser steps, which are discarded")
             steps = take_steps(trainer)
             show_steps(steps, plan)
             found["steps"] = [asdict(step) for step in steps]
@@ -114,4 +114,4 @@ def show_steps(steps: list[Any], plan: Any) -> None:
             f"  step {number}: {step.seconds:.1f} s, peak memory {human_bytes(step.peak_bytes)}, loss {step.loss:.4f}"
         )
     if plan is not None:
-        screen.print(f"  estimated: {human_bytes(plan.memory.total)}, Python and its libraries included")
+        screen.print(f"  estimated: {human_bytes(plan.memory.total)}, including Python and its libraries")

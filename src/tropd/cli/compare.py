@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
     jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:
-        raise ValueError(f"--jobs is {jobs}; at least one run is under way. Use 1 or more, or leave it out.")
+        raise ValueError(f"--jobs is {jobs}; at least one run is needed. Use 1 or more, or remove it.")
     plan = load_plan(options.plan, options.teacher)
     results = _report_only(plan, options) if options.report_only else _compare(plan, options, jobs)
     return _end(results, options.out)
@@ -136,7 +136,7 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
     except SystemExit:
         console.say(
-            "stopped by SIGTERM; tables and report of what has ended are written, and the same command goes on."
+            "stopped by SIGTERM; tables and report of the finished cells are written, and the same command resumes."
         )
         raise
     finally:
@@ -234,14 +234,14 @@ def _end(results: dict[str, Any], out: Path) -> int:
             _show(name, "accuracy on test problems, %", *accuracy_table(setting, reference))
         elif (table := difference_table(setting, reference)) is not None:
             head, rows = table
-            _show(name, f"distance to the teacher beside {reference}", head[:3], [row[:3] for row in rows])
+            _show(name, f"distance to the teacher compared with {reference}", head[:3], [row[:3] for row in rows])
     for file, what in WRITTEN.items():
         console.out().print(f"written  {out / file}{what}", markup=False)
     errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
     unprepared = sum(bool(setting["error"]) for setting in results["settings"].values())
     if errors:
         many = "1 cell" if errors == 1 else f"{errors} cells"
-        console.warn(f"{many} failed; {out / 'logs'} has the last words, and --retry-failed runs again what failed.")
+        console.warn(f"{many} failed; {out / 'logs'} has the logs, and --retry-failed runs the failed cells again.")
     for line in _next(results, out):
         console.out().print(line, markup=False)
     return 1 if errors or unprepared else 0
@@ -264,7 +264,7 @@ def _next(results: dict[str, Any], out: Path) -> list[str]:
         f"next     tropd report {shlex.quote(runs[-1])}",
         "           one of its runs, token by token",
         "         tropd check --student small/ --teacher large/ --data prompts.jsonl",
-        "           what a pair of your own can expect; then `tropd train` with the same words",
+        "           what to expect of your own pair; then `tropd train` with the same options",
     ]
 
 

@@ -78,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     if installed("tropd") is None:
         raise ValueError(
-            "tropd runs from a folder that was never installed, so what it needs is not known here. pip install -e ."
+            "tropd runs from a folder that is not installed, so its requirements are unknown. pip install -e ."
         )
     asked = requirements("tropd")
     screen = console.out()
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
         screen.print(f"  {ability.what:<38} {how}", markup=False)
     missing = dict.fromkeys(ability.command for ability in found if ability.command)
     if missing:
-        screen.print("\nto get what is missing", style="bold")
+        screen.print("\nto install what is missing", style="bold")
         for command in missing:
             screen.print(f"  {command}", markup=False)
     works = not found[0].lacking
@@ -195,7 +195,7 @@ def find_conflicts(names: Iterable[str]) -> Iterable[str]:
         for requirement in requirements(name):
             version = installed(requirement.name) if requirement.name in names and not requirement.extra else None
             if version is not None and not fits(version, requirement.bounds):
-                yield f"{name} {installed(name)} asks for {requirement.spelled}, and {version} is installed."
+                yield f"{name} {installed(name)} needs {requirement.spelled}, but {version} is installed."
 
 
 # ---------------------------------------------------------------------- the machine
@@ -268,7 +268,7 @@ def _part(what: str, asked: Iterable[Requirement], extra: str) -> Ability:
     absent = [r.name for r in needed if installed(r.name) is None]
     wrong = [f"{r.name} {v}" for r in needed if (v := installed(r.name)) is not None and not fits(v, r.bounds)]
     lacking = [f"without {', '.join(absent)}"] if absent else []
-    lacking += [f"another version is needed than {', '.join(wrong)}"] if wrong else []
+    lacking += [f"wrong version: {', '.join(wrong)}"] if wrong else []
     return Ability(what, "; ".join(lacking), f"pip install 'tropd[{extra}]'" if lacking else "")
 
 

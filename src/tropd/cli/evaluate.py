@@ -138,7 +138,7 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
         wanted = _type_of(name, default)
         value = float(value) if wanted is float and type(value) is int else value
         if value is not default and type(value) is not wanted:
-            raise ValueError(f"{name} is {value!r} in {options.config}; it takes {_kind(wanted)}.")
+            raise ValueError(f"{name} is {value!r} in {options.config}; it must be {_kind(wanted)}.")
         settings[name] = value
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {settings['dtype']!r}; choose one of {', '.join(DTYPES)}.")
@@ -162,17 +162,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        raise ValueError(f"config is {path}, and there is no such file.")
+        raise ValueError(f"config is {path}, but there is no such file.")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {error}") from error
     known = ["model", *DEFAULTS]
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no options; write one a line, such as `benchmarks: aime24,amc23`.")
+        raise ValueError(f"{path} has no options; write one per line, such as `benchmarks: aime24,amc23`.")
     for name in found:
         if name not in known:
-            raise ValueError(f"{path} has {name!r}, which is no option of `tropd evaluate`{hint(str(name), known)}.")
+            raise ValueError(
+                f"{path} has {name!r}, which is not an option of `tropd evaluate`{hint(str(name), known)}."
+            )
     if isinstance(found.get("benchmarks"), list):
         found["benchmarks"] = ",".join(map(str, found["benchmarks"]))
     if isinstance(found.get("trained_on"), str):
@@ -215,7 +217,7 @@ def _list(settings: dict[str, Any]) -> int:
         lines = [
             f"{one.name}  {one.title}",
             f"    {state}",
-            f"    grader   {one.grader}; {one.samples} samples a problem",
+            f"    grader   {one.grader}; {one.samples} samples per problem",
             f"    licence  {one.licence}",
             f"    source   {one.source}",
         ]
@@ -227,7 +229,7 @@ def _list(settings: dict[str, Any]) -> int:
 
 def _copy(found: "Found") -> str:
     digest = ", ".join(value[:12] for value in list(found.sha256.values())[:3])
-    told = {True: "the copy that was tried", False: "not the copy that was tried", None: "no copy's digest is known"}
+    told = {True: "same as the copy we tried", False: "differs from the copy we tried", None: "no known digest"}
     return f"{told[found.known]} (SHA-256 {digest}{'…' if len(found.sha256) > 3 else ''})"
 
 
@@ -235,7 +237,7 @@ def _compare(folders: list[str], reference: str | None) -> int:
     from ..evaluation.results import comparison_table
 
     if reference is None:
-        raise ValueError("reference is not set; name what the others are compared with: --reference eval/opd")
+        raise ValueError("reference is not set; name the evaluation to compare with: --reference eval/opd")
     methods = {name: [Path(folder) for folder in name.split(",")] for name in dict.fromkeys([reference, *folders])}
     console.out().print(comparison_table(methods, reference), markup=False)
     return 0
@@ -249,10 +251,10 @@ def _problems(name: str, settings: dict[str, Any]) -> "tuple[Benchmark, Found, l
     problems = load(one, found)
     most = settings["max_problems"]
     if most < 0:
-        raise ValueError(f"max_problems is {most}; give a number of problems, or leave it out to ask all.")
+        raise ValueError(f"max_problems is {most}; give a number of problems, or remove it to use all.")
     problems = evenly(problems, most or None)
     if found.known is False:
-        console.warn(f"{one.title}: these are not the files that were tried; scores may not compare.")
+        console.warn(f"{one.title}: these files differ from those we tried; scores may not be comparable.")
     return one, found, problems
 
 
@@ -353,7 +355,7 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
 
     missing = [(one, log, prompted) for one, log, prompted in work if log.done < log.total]
     if not missing:
-        console.say("all responses are there already.")
+        console.say("all responses are already there.")
         return
     longest = max(len(context) for _, _, prompted in missing for context in prompted.contexts)
     writer = writers.begin(files, "model", settings, longest)
@@ -361,7 +363,7 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
         console.say(writers.described(sampling.model, writer))
         _note_writer(folder, writer, {one.name: log for one, log, _ in missing})
         for one, log, prompted in missing:
-            resumed = f", {log.done} of {log.total} responses are there already" if log.done else ""
+            resumed = f", {log.done} of {log.total} responses are already there" if log.done else ""
             console.say(f"{one.title}: {len(log.problems)} problems{resumed}")
             with console.progress(one.name, log.total, "responses", log.done) as advance:
                 write_responses(writer, files.tokenizer, files.eos_ids, prompted, log, sampling, one.name, advance)
@@ -386,8 +388,8 @@ def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]")
         known = before.get("fingerprint") if log.done and before else None
         if known is not None and not is_same_model(known, now["fingerprint"]):
             raise ValueError(
-                f"the server at {now['address']} answers as another model than the one that wrote {log.path}: a fixed "
-                "text has other log-probabilities. Serve that model again, or choose another --out."
+                f"the server at {now['address']} now has a different model than the one that wrote {log.path}: the "
+                "log-probabilities of a fixed text differ. Serve the earlier model again, or choose another --out."
             )
         record["benchmarks"][name][WRITTEN_BY] = now
     write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -452,7 +454,7 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
 
     path = folder / EVALUATION
     if not path.is_file():
-        raise ValueError(f"regrade is {folder}, and there is no {EVALUATION} in it. Name the --out of an evaluation.")
+        raise ValueError(f"regrade is {folder}, which has no {EVALUATION}. Name the --out of an evaluation.")
     asked = {}
     for name, described in json.loads(path.read_text(encoding="utf-8"))["benchmarks"].items():
         if not responses_path(folder, name).is_file():
@@ -463,6 +465,8 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
         by_id = {problem.id: problem for problem in problems}
         problems = [by_id[identity] for identity in described["problems"] if identity in by_id]
         if sha256_of(problems) != described["problems_sha256"]:
-            raise ValueError(f"{source} is not what {folder} was asked. Give the --data of before.")
+            raise ValueError(
+                f"{source} differs from the problems of {folder}. Give the --data of the earlier evaluation."
+            )
         asked[name] = (problems, described["thinking_opened"])
     return _grade_all(folder, asked, settings, again=True)

@@ -22,9 +22,9 @@ ROWS = (
     ("reward", "reward", 1, " on average"),
     ("turns", "turns", 1, " in an episode"),
     ("calls", "calls", 1, " in an episode"),
-    ("failures", "failed calls", 1, " in an episode: they raised something, or named no tool"),
-    ("cut", "cut", 100, "% of episodes end in a call that nobody answered"),
-    ("tokens", "tokens", 1, " that the model wrote in an episode"),
+    ("failures", "failed calls", 1, " per episode: they raised an error, or named no tool"),
+    ("cut", "cut", 100, "% of episodes end in an unanswered call"),
+    ("tokens", "tokens", 1, " written by the model per episode"),
 )
 
 
@@ -68,21 +68,20 @@ def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
 def _check(settings: dict[str, Any]) -> None:
     for name in ("samples", "max_problems"):
         if settings[name] < 0:
-            raise ValueError(f"{name} is {settings[name]}; give a number, or leave it out.")
+            raise ValueError(f"{name} is {settings[name]}; give a number, or remove it.")
     if settings["max_turns"] < 1:
         raise ValueError(f"max_turns is {settings['max_turns']}; an episode has at least 1.")
     from .evaluate import DEFAULTS
 
     for name in ("top_p", "top_k", "min_p", "system_prompt"):
         if settings[name] != DEFAULTS[name][0]:
-            raise ValueError(f"{name} is {settings[name]}; episodes know no such thing. Leave it out.")
+            raise ValueError(f"{name} is {settings[name]}, but episodes do not support it. Remove it.")
     if settings["engine"] != "hf":
         raise ValueError(
-            f"engine is {settings['engine']!r}, and there are tools: episodes are written with Transformers. Leave "
-            "engine out."
+            f"engine is {settings['engine']!r}, but with tools only Transformers can write episodes. Remove engine."
         )
     if settings["benchmarks"]:
-        raise ValueError("benchmarks and environment (or tools) are set; evaluate one, then the other.")
+        raise ValueError("benchmarks and environment (or tools) are both set; evaluate one, then the other.")
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

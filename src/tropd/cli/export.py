@@ -79,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
 
     method = export_method(options)
     if options.out.suffix != ".parquet":
-        raise ValueError(f"out is {str(options.out)!r}; verl tells files by their names: let it end in .parquet.")
+        raise ValueError(
+            f"out is {str(options.out)!r}; verl selects the format by the file name: it must end in .parquet."
+        )
     columns, template = _columns(options), _template_kwargs(options.chat_template_kwargs) or {}
     quiet_libraries()
     data = load_prompts(
@@ -122,7 +124,7 @@ def export_method(options: argparse.Namespace) -> Method:
 def _order(options: argparse.Namespace, prompts: int) -> Order:
     for name in ("batch_size", "max_response_length"):
         if getattr(options, name) is None:
-            raise ValueError(f"{name} is not set; write the value that verl will be run with: --{name} N.")
+            raise ValueError(f"{name} is not set; give the value that the verl run will use: --{name} N.")
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; it must be at least 1.")
     steps = steps_of(prompts, options.batch_size, options.epochs)
@@ -150,24 +152,25 @@ def _prompts(
         messages = row["prompt"]
         if isinstance(messages, str):
             raise ValueError(
-                f"{place}: the prompt is text, and verl puts every prompt through the chat template. Add --chat, which "
-                "makes a user's message of it."
+                f"{place}: the prompt is text, but verl applies the chat template to every prompt. Add --chat to make "
+                "it a user's message."
             )
         if tools_of(row):
-            raise ValueError(f"{place}: the prompt has tools, which are not exported. Leave that column out.")
+            raise ValueError(f"{place}: the prompt has tools, which are not exported. Remove that column.")
         ids = tokenize(student.tokenizer, [messages], template)[0]
         if len(ids) > options.max_prompt_length:
             raise ValueError(
-                f"{place}: the prompt has {len(ids)} tokens, and max_prompt_length is {options.max_prompt_length}. "
-                "verl would leave the row out, and use all rows behind it in other steps. Raise it, or remove the row."
+                f"{place}: the prompt has {len(ids)} tokens, but max_prompt_length is {options.max_prompt_length}. "
+                "verl would skip the row, and shift all later rows to different steps. Raise max_prompt_length, or "
+                "remove the row."
             )
         response: list[int] = []
         if method is not None and method.guided:
             written = row.get("teacher_response")
             if written is None:
                 raise ValueError(
-                    f"{place}: there is no teacher_response, and method {method.name!r} starts rollouts from it. Write "
-                    "them with `tropd generate`, or set --guidance_schedule none."
+                    f"{place}: there is no teacher_response, but method {method.name!r} starts rollouts from it. Write "
+                    "responses with `tropd generate`, or set --guidance_schedule none."
                 )
             response = response_ids(written, messages, ids, student.tokenizer, student.eos_ids, **template)
         answer = "" if options.answer_column is None else str(row[options.answer_column])
@@ -200,12 +203,12 @@ def _report(options: argparse.Namespace, method: Method, order: Order | None, ro
         if method.guided:
             first, last = (sum(part) / order.batch for part in (lengths[: order.batch], lengths[-order.batch :]))
             lines.append(f"prefixes     {first:.1f} tokens on average in the first step, {last:.1f} in the last")
-            lines.append("             their NLL (guidance_beta) is not learned in verl: β = 0")
+            lines.append("             their NLL (guidance_beta) is not trained on in verl: β = 0")
     lines.append(f"written      {options.out}")
     if order is not None:
         lines += [
             "",
-            "verl has to read the file in this order, once:",
+            "verl must read the file once, in this order:",
             f"  data.train_files={options.out} data.train_batch_size={order.batch} data.shuffle=False \\",
             "  data.filter_overlong_prompts=False trainer.total_epochs=1 \\",
             f"  data.max_prompt_length={options.max_prompt_length} "

@@ -107,9 +107,7 @@ def run(options: argparse.Namespace) -> int:
     columns = _columns(options)
     template_kwargs = options.found_template = _template_kwargs(options.chat_template_kwargs)
     if options.max_prompts is not None and options.max_prompts < 1:
-        raise ValueError(
-            f"max_prompts is {options.max_prompts}; use at least 1, or leave it out to answer all prompts."
-        )
+        raise ValueError(f"max_prompts is {options.max_prompts}; use at least 1, or remove it to answer all prompts.")
     if options.teacher is None:
         raise ValueError("teacher is not set; name the model that answers: --teacher path/or/name")
     options.teacher = locate_field("teacher", options.teacher)
@@ -122,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         writers.check(vars(options))
     file, teacher, served = _open(options, columns, template_kwargs)
     if file.done == file.total:
-        console.say(f"{file.path} is complete already.")
+        console.say(f"{file.path} is already complete.")
         speed = None
     else:
         speed = _generate(options, file, teacher, served)
@@ -151,13 +149,11 @@ def _tools(options: argparse.Namespace) -> "RunTools":
     found = found_tools(options)
     if found.are_there and is_served(options.teacher):
         raise ValueError(
-            "teacher is behind a server, and there are tools: episodes are written by a teacher in this process. Name "
-            "its folder."
+            "teacher is behind a server, but with tools the teacher must run in this process. Give its folder."
         )
     if found.are_there and options.engine != "hf":
         raise ValueError(
-            f"engine is {options.engine!r}, and there are tools: episodes are written with Transformers. Leave engine "
-            "out."
+            f"engine is {options.engine!r}, but with tools only Transformers can write episodes. Remove engine."
         )
     return found
 
@@ -168,10 +164,12 @@ def _check_served(options: argparse.Namespace) -> None:
 
     if options.dtype != "auto":
         raise ValueError(
-            f"dtype is {options.dtype!r}, but the teacher is behind a server, which has its own. Remove it."
+            f"dtype is {options.dtype!r}, but the teacher is behind a server, which sets its own. Remove it."
         )
     if options.engine != "hf":
-        raise ValueError(f"engine is {options.engine!r}, but the teacher is behind a server, which writes. Remove it.")
+        raise ValueError(
+            f"engine is {options.engine!r}, but the teacher is behind a server, which generates. Remove it."
+        )
     writers.say_idle("server", vars(options))
     MethodSettings(**{field.name: getattr(options, field.name) for field in served_fields()}).check_ranges()
 
@@ -183,8 +181,8 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
     words = options.overrides
     if any(word.startswith("--teacher.") for word in words):
         raise ValueError(
-            "`tropd generate` asks one teacher at a time. Run it for each of several, on its own rows: --teacher DIR "
-            "--rows_of NAME --out NAME.jsonl; training takes the files together: --data A.jsonl B.jsonl"
+            "`tropd generate` runs one teacher at a time. Run it once for each teacher, on its own rows: --teacher DIR "
+            "--rows_of NAME --out NAME.jsonl; then train on all files: --data A.jsonl B.jsonl"
         )
     unknown = [word for word in words if word.startswith("--") and not word.startswith("--columns.")]
     unknown += [word for word in words[:1] if not word.startswith("--")]
@@ -207,8 +205,8 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
     taken = [name for name in RESERVED if name in (arguments or {})]
     if taken:
         raise ValueError(
-            f"chat_template_kwargs sets {taken[0]}, which is decided here: a prompt ends where the teacher's turn "
-            "starts. Leave it out."
+            f"chat_template_kwargs sets {taken[0]}, which tropd sets itself: a prompt ends where the teacher's turn "
+            "starts. Remove it."
         )
     return arguments
 
@@ -265,7 +263,9 @@ def _open(
     check_rows_of_tools(options.found_tools, data)
     rows, places = _rows(data, options.rows_of)
     if template_kwargs and all(isinstance(row["prompt"], str) for row in rows):
-        console.warn("chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to it.")
+        console.warn(
+            "chat_template_kwargs has no effect: the prompts are text, and no chat template is applied to text."
+        )
     served: Writer | None = None
     teacher: ModelFiles
     if is_served(options.teacher):
@@ -290,7 +290,9 @@ def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]]
     rows = list(data.dataset)
     if teacher is None:
         if rows and "teacher" in rows[0]:
-            console.warn("the data has a teacher column; this teacher answers all rows, --rows_of NAME only its own.")
+            console.warn(
+                "the data have a teacher column; this teacher answers all rows. Use --rows_of NAME for only its own."
+            )
         return rows, list(data.places)
     mine = [number for number, row in enumerate(rows) if row.get("teacher") == teacher]
     if not mine:
@@ -308,7 +310,7 @@ def _generate(
     """Write what is missing; tokens per second."""
     from ..generation import generate
 
-    resumed = f"; {file.done} of {file.total} responses are there already" if file.done else ""
+    resumed = f"; {file.done} of {file.total} responses are already there" if file.done else ""
     longest = max(map(len, file.prompts.contexts))
     writer = served or writers.begin(teacher, "teacher", vars(options), longest)
     try:
@@ -345,6 +347,6 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
     if summary.empty:
         console.warn(
             f"{summary.empty} of {count} responses are empty: the teacher ended at once. Their teacher_response is "
-            "null, and a guided run has the teacher try again, which it cannot under FSDP; remove the rows then, or if "
-            "it never has anything to say."
+            "null, so in a guided run the teacher tries again. Remove these rows under FSDP, where it cannot, or if "
+            "the teacher always ends at once."
         )

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run([word for word in words if word != "--debug"])
     except KeyboardInterrupt:
-        console.say("interrupted; what was on disk stays there.")
+        console.say("interrupted; finished output stays on disk.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,7 +102,7 @@ def _run(words: list[str]) -> int:
         return 0
     empty = next((word for word in words if word.startswith("--") and word.endswith("=--")), None)
     if empty is not None:  # argparse would hand on an empty list
-        raise ValueError(f"{empty[:-3]} is '--', which is no value; type one behind it.")
+        raise ValueError(f"{empty[:-3]} has no value; type one after it.")
     options, rest = parser.parse_known_args(words)
     if rest and not options.takes_fields:
         raise ValueError(
@@ -145,7 +145,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, ValueError):
         return str(error) if _is_ours(error) else f"{error} (`--debug` shows where this comes from)"
     if isinstance(error, ImportError) or "to be installed" in str(error):
-        return f"{error} Install it, or leave out the setting that asks for it (report_to, use_vllm, optim, …)."
+        return f"{error} Install it, or remove the setting that needs it (report_to, use_vllm, optim, …)."
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"out of GPU memory: {error}. Lower per_device_train_batch_size (and raise gradient_accumulation_steps), "

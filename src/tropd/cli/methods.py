@@ -47,7 +47,7 @@ _ADVANTAGES = {
     "power": " with π_T^{m.advantage_alpha:g} − π_S^{m.advantage_alpha:g}",
     "sign": " with the sign of r",
 }
-_BASELINES = {"none": "", "full": " less its mean", "top_k": " less its mean on the top-k"}
+_BASELINES = {"none": "", "full": " less its mean", "top_k": " minus its mean on the top-k"}
 _OUTLIERS = {
     "fkl_direct": "top-{m.fkl_top_k} forward KL",
     "fkl_scalar": "top-{m.fkl_top_k} forward KL as an advantage",

@@ -113,7 +113,9 @@ def _show(fleets: list[Any], args: Any, gpu: str, rows: int) -> None:
         f"{work.longest_response} in a response; {first.max_steps} steps of {args.method}"
     )
     if first.setup.vllm_share:
-        screen.print(f"vLLM     takes {first.setup.vllm_share:.0%} of each GPU beside (vllm_gpu_memory_utilization)")
+        screen.print(
+            f"vLLM     takes {first.setup.vllm_share:.0%} of each GPU in addition (vllm_gpu_memory_utilization)"
+        )
     for note in first.setup.notes if first.setup.beside else ():
         screen.print(f"note     {note}", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")

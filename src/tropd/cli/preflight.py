@@ -35,7 +35,7 @@ def show_plan(inputs: Any, disk: bool) -> Any:
     """Memory and disk of the run; a disk that is too small is refused where `disk` says so.
 
     Returns:
-        The plan, or `None` where the architecture is not known to the cost model, which is said.
+        The plan, or `None`, with a warning, if the cost model does not know the architecture.
     """
     from ..planning import available_memory, render
     from ..run.costs import NoEstimate, check_room, plan_of

@@ -67,15 +67,15 @@ def _follow(options: argparse.Namespace) -> int:
     from ..report.follow import HOST, serve
 
     if options.out is not None:
-        raise ValueError("--out and --follow exclude each other: --follow writes no file. Leave one of them out.")
+        raise ValueError("--out and --follow exclude each other: --follow writes no file. Remove one of them.")
     for folder in options.runs:
         if not folder.is_dir():
-            raise ValueError(f"{str(folder)!r} is no folder. Name the output_dir of a run that has begun.")
+            raise ValueError(f"{str(folder)!r} is not a folder. Name the output_dir of a run that has begun.")
     try:
         server = serve(options.runs, options.port, SECONDS)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--port is {options.port}, which cannot be served ({error}). Choose another.") from error
+        raise ValueError(f"--port is {options.port}, which is not available ({error}). Choose another port.") from error
     with server:
-        console.say(f"the page is at http://{HOST}:{server.server_port}/ until Ctrl-C, for this machine alone")
+        console.say(f"the page is at http://{HOST}:{server.server_port}/ until Ctrl-C, only for this machine")
         server.serve_forever()
     return 0

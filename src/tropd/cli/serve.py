@@ -90,8 +90,8 @@ def _key(options: argparse.Namespace) -> str | None:
     key = read_key(options.api_key_env, field="api_key_env")
     if key is None and not _is_loopback(options.host):
         raise ValueError(
-            f"host is {options.host!r}, which lets other machines ask, and there is no key. Export one "
-            f"({TEACHER.key_variable}=…) here and for the trainers, or listen to 127.0.0.1 and use a tunnel."
+            f"host is {options.host!r}, which allows requests from other machines, but there is no key. Export one "
+            f"({TEACHER.key_variable}=…) here and for the trainers, or listen on 127.0.0.1 and use a tunnel."
         )
     return key
 

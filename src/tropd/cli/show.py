@@ -52,16 +52,18 @@ def run(options: argparse.Namespace) -> int:
     from ..report.run_folder import read_run
 
     if options.limit < 1:
-        raise ValueError(f"--limit is {options.limit}; at least one rollout is shown. Leave it out for 4.")
+        raise ValueError(f"--limit is {options.limit}; at least one rollout is shown. Remove it to show 4.")
     if options.all and options.step is not None:
-        raise ValueError("--all and --step exclude each other. Leave one of them out.")
+        raise ValueError("--all and --step exclude each other. Remove one of them.")
     found = read_run(options.folder)
     rollouts = list(found.rollouts())
     if not rollouts:
-        raise ValueError(f"{options.folder} has no logged rollouts (yet); rollout_log_steps says when there are some.")
+        raise ValueError(
+            f"{options.folder} has no logged rollouts yet; rollout_log_steps sets how often they are logged."
+        )
     steps = sorted({record["step"] for record in rollouts})
     if options.step is not None and options.step not in steps:
-        raise ValueError(f"--step is {options.step}, which was not logged. Logged are {_listed(steps)}.")
+        raise ValueError(f"--step is {options.step}, which was not logged. Logged steps: {_listed(steps)}.")
     wanted = set(steps) if options.all else {steps[-1] if options.step is None else options.step}
     shown = [record for record in rollouts if record["step"] in wanted and _matches(record, options)]
     for record in shown[: options.limit]:
@@ -101,7 +103,7 @@ def _print(record: Mapping[str, Any]) -> None:
 
     whose = f", teacher {record['teacher']}" if "teacher" in record else ""
     ended = "ended" if record["ended_by"] is not None else "cut at the limit"
-    state = ended if record["included"] else "left out of the loss"
+    state = ended if record["included"] else "excluded from the loss"
     ratios = [token["log_ratio"] for token in record["tokens"] if token["log_ratio"] is not None]
     lowest = f", lowest r {min(ratios):.2f}" if ratios else ""
     screen = console.out()

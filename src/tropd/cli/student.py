@@ -67,8 +67,9 @@ def run(options: argparse.Namespace) -> int:
     )
     out.print(f"written     {options.out}", markup=False)
     out.print(
-        "\nnext: a model that lost layers usually wants a brief healing first (supervised fine-tuning, for instance\n"
-        "on the teacher's responses from `tropd generate`), since on-policy distillation learns little from a student\n"
+        "\nnext: a model without some of its layers usually needs brief healing first (supervised fine-tuning, for "
+        "instance\non the teacher's responses from `tropd generate`), since on-policy distillation learns little from "
+        "a student\n"
         "that writes nonsense. Then look at the pair:\n"
         f"  tropd check --student {options.out} --teacher {options.teacher} --data prompts.jsonl",
         markup=False,

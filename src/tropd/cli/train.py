@@ -81,9 +81,9 @@ def _finish(args: Any, checkpoint: str) -> int:
     source = best_of(checkpoint) if args.load_best_model_at_end else checkpoint
     if args.save_final_model and is_missing(args.output_dir, source):
         made_from = make_from(source, args.output_dir)
-        console.say(f"{args.output_dir} had no final model; it is made from {made_from}.")
+        console.say(f"{args.output_dir} had no final model; it was written from {made_from}.")
     steps = f"{args.max_steps} step" + ("" if args.max_steps == 1 else "s")
-    console.say(f"{args.output_dir} is complete ({steps}); raise max_steps to go on.")
+    console.say(f"{args.output_dir} is complete ({steps}); raise max_steps to continue.")
     return 0
 
 
@@ -116,7 +116,7 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     if checkpoint is None:
         look_when_ready(trainer, look)
     else:
-        console.say(f"going on from {checkpoint}")
+        console.say(f"resuming from {checkpoint}")
         trainer.checkpointing.tells_changes = False  # told already, before the models were loaded
     started = time.monotonic()
     trainer.stops_at = (*trainer.stops_at, signal.SIGINT)

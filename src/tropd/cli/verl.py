@@ -27,11 +27,11 @@ examples:
 NOT_TRIED = (
     "Ray with GPUs, FSDP on CUDA, vLLM as a real server: no run of verl from end to end",
     "sequences split over ranks (Ulysses), LoRA, FP8, padding to a fixed length",
-    "asynchronous trainers: π_old is then versions behind, and the prefix's step may not be the step it is used in",
+    "asynchronous trainers: π_old is then versions behind, and a prefix may be used in a different step than planned",
 )
 REFUSED = (
     "Megatron and VeOmni actors, fused kernels: the loss needs whole rows of logits",
-    "SGLang as the teacher's server: it leaves out the sampled token's score",
+    "SGLang as the teacher's server: it omits the score of the sampled token",
 )
 
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     armed = _arm()
     screen = console.out()
     lines = [f"{name:<13}{_version(name)}" for name in ("tropd", "verl", "torch", "transformers", "ray", "vllm")]
-    lines += ["", "armed in this process"]
+    lines += ["", "active in this process"]
     lines += [f"  {words}" for words in armed.values()]
     lines += [f"  not here: {words} ({why})" for words, why in _absent(armed).items()]
     lines += ["", "methods (distillation.distillation_loss.loss_mode)"]
@@ -72,7 +72,8 @@ def _verl_version() -> str:
         return importlib.metadata.version("verl")
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"verl is not installed here. Install it beside tropd: pip install 'verl=={arming.KNOWN}.*' (docs/verl.md)."
+            f"verl is not installed here. Install it along with tropd: pip install 'verl=={arming.KNOWN}.*' "
+            "(docs/verl.md)."
         ) from None
 
 
@@ -97,7 +98,7 @@ def _arm() -> dict[str, str]:
         if _missing(name) is None:
             importlib.import_module(name)
     if not arming.ARMED:
-        raise ValueError("verl was imported, but it did not load tropd; what it printed above says why.")
+        raise ValueError("verl was imported, but it did not load tropd; its output above says why.")
     return dict(arming.ARMED)
 
 
@@ -126,7 +127,7 @@ def _words(name: str) -> str:
         return f"no: {reason}"
     notes = []
     if METHODS[name].guided:
-        notes.append("prefixes by `tropd export` and the agent loop tropd_prefix, their NLL not learned (β = 0)")
+        notes.append("prefixes by `tropd export` and the agent loop tropd_prefix, their NLL not trained on (β = 0)")
     if METHODS[name].teacher_entropy_tau is not None:
-        notes.append("the teacher's entropy is the least that its top-k leaves")
+        notes.append("the teacher's entropy is a lower bound from its top-k")
     return "yes" if not notes else f"yes; {'; '.join(notes)}"

@@ -54,8 +54,8 @@ def kind_of(engine: str) -> str:
 
 def _own(engine: str) -> str:
     return (
-        f"engine is {engine!r}, a `tropd serve`, which is there for teachers and knows no top_p, top_k and min_p. "
-        "Serve the model with vLLM (http://127.0.0.1:8000/v1), or leave engine out."
+        f"engine is {engine!r}, a `tropd serve`, which only serves teachers and does not support top_p, top_k and "
+        "min_p. Serve the model with vLLM (http://127.0.0.1:8000/v1), or remove engine."
     )
 
 
@@ -90,12 +90,12 @@ def say_idle(kind: str, settings: Mapping[str, Any]) -> None:
         if name in settings and settings[name] != (VLLM | SERVER)[name][0]:
             console.warn(f"{name} has no effect with engine {kind}.")
     if kind != "hf" and settings["use_cpu"]:
-        console.warn(f"use_cpu has no effect with engine {kind}, which has a device of its own.")
+        console.warn(f"use_cpu has no effect with engine {kind}, which chooses its own device.")
 
 
 def _check_server(settings: Mapping[str, Any]) -> None:
     if settings["dtype"] != "auto":
-        raise ValueError(f"dtype is {settings['dtype']!r}, but the engine is a server, which has its own. Remove it.")
+        raise ValueError(f"dtype is {settings['dtype']!r}, but the engine is a server, which sets its own. Remove it.")
     for name in ("server_concurrency", "server_timeout", "server_patience"):
         if settings[name] <= 0:
             raise ValueError(f"{name} is {settings[name]}; use a number above 0.")
@@ -127,7 +127,7 @@ def begin(files: "ModelFiles", role: str, settings: Mapping[str, Any], longest_p
         from ..engines.vllm import VllmWriter
 
         own = {name.removeprefix("vllm_"): settings[name] for name in VLLM}
-        console.say("vLLM starts, which takes a minute or more")
+        console.say("starting vLLM, which takes a minute or more")
         return VllmWriter(files, role, dtype=settings["dtype"], max_model_len=length, trust_remote_code=remote, **own)
     return _connect(files, settings, length)
 
@@ -146,7 +146,7 @@ def _connect(files: "ModelFiles", settings: Mapping[str, Any], length: int) -> "
         raise ValueError(_own(settings["engine"]))
     if served.context_length is not None and length > served.context_length + 1:
         raise ValueError(
-            f"the longest prompt and max_new_tokens are {length} tokens together, and the server's context has "
+            f"the longest prompt and max_new_tokens are {length} tokens together, but the server's context has "
             f"{served.context_length + 1}. Start it with --max-model-len {length}, or lower max_new_tokens."
         )
     return ServerWriter(served, settings["engine"])

@@ -1,1 +1,1 @@
-"""Methods × seeds × settings side by side at one budget of student-written tokens: `tropd compare PLAN --out DIR`."""
+"""Compare methods over seeds and settings at one budget of student-written tokens: `tropd compare PLAN --out DIR`."""

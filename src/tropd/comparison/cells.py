@@ -68,8 +68,8 @@ def pairs(plan: Plan, only: Sequence[str] = ()) -> list[tuple[str, str]]:
     for word in only:
         if not any(fits(word, *pair) for pair in every):
             raise ValueError(
-                f"--only is {word!r}, which is no setting ({', '.join(plan.settings)}), no method "
-                f"({', '.join(plan.methods)}), and no pattern such as 'setting/method' or 'setting/*'."
+                f"--only is {word!r}, which is not a setting ({', '.join(plan.settings)}), not a method "
+                f"({', '.join(plan.methods)}), and not a pattern such as 'setting/method' or 'setting/*'."
             )
     return [pair for pair in every if not only or any(fits(word, *pair) for word in only)]
 
@@ -77,8 +77,8 @@ def pairs(plan: Plan, only: Sequence[str] = ()) -> list[tuple[str, str]]:
 def choose_learning_rate(plan: Plan, setting: str, label: str, results: Mapping[str, Any]) -> float | None:
     """The grid's best rate by `select_on` on validation prompts, the smaller of two equals.
 
-    A run that ended early, such as by collapse, is best only where all did. `None`: no run could be measured. `results`
-    holds each cell of the grid by name.
+    A run that ended early, for example by collapse, is best only if all did. `None`: no run could be measured.
+    `results` holds each cell of the grid by name.
     """
     fixed, cells = plan.fixed_rate(setting, label), grid_cells(plan, setting, label)
     if fixed is not None or not cells:
@@ -95,7 +95,7 @@ def choose_learning_rate(plan: Plan, setting: str, label: str, results: Mapping[
 def score_of(result: Mapping[str, Any], metric: str) -> float | None:
     """A run's score; `None` for one that ended in an error, or that has no such score.
 
-    A run whose rollouts collapsed has scores, and they count: leaving them out would flatter its method.
+    The scores of a run whose rollouts collapsed count: excluding them would flatter its method.
     """
     return (result.get("scores") or {}).get(metric)
 

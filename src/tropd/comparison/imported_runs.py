@@ -1,7 +1,7 @@
-"""Runs of a published results.json, taken over instead of run again. No torch here.
+"""Runs imported from a published results.json instead of run again. No torch here.
 
-What holds a comparison together has to be the same in both: the plan, but for what may be added to it, and in every
-setting the models and prompts. These are told apart by what the untrained models score, since a name says little.
+Both comparisons must share the plan, except for permitted additions, and in every setting the models and prompts. These
+are compared by the scores of the untrained models, since names say little.
 """
 
 import json
@@ -36,8 +36,8 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
     changed = changes(_nameless(as_now(theirs["plan"])), _nameless(json.loads(json.dumps(plan.as_dict()))))
     if changed:
         raise ValueError(
-            f"--from is {str(file)!r}, whose runs are of another plan: {', '.join(changed)}. Give both the same, or "
-            "leave out --from."
+            f"--from is {str(file)!r}, whose runs belong to a different plan: {', '.join(changed)}. Make the plans "
+            "equal, or remove --from."
         )
     wanted = {name: cell for name, cell in theirs["cells"].items() if _is_wanted(name, cell, plan)}
     for setting in dict.fromkeys(cell["setting"] for cell in wanted.values()):
@@ -114,9 +114,9 @@ def _check_same(file: str, setting: str, theirs: Mapping[str, Any], ours: Mappin
             here = ours[model].get(name, math.nan)
             if not _is_near(name, there, here):
                 raise ValueError(
-                    f"the runs that --from takes from {file} are of other models or prompts in {setting}: before "
-                    f"training the {model}'s {name} was {there:.4g} there, and is {here:.4g} here. Choose another "
-                    "--out, and leave out --from or give the models and prompts of those runs."
+                    f"the runs that --from imports from {file} used different models or prompts in {setting}: before "
+                    f"training the {model}'s {name} was {there:.4g} there and is {here:.4g} here. Choose another "
+                    "--out, and remove --from or use the models and prompts of those runs."
                 )
 
 

@@ -1,11 +1,11 @@
-"""Where a comparison keeps what: the one place that knows the names of its files.
+"""The files of a comparison: the only place that knows their names.
 
 state.json           the plan, and the hardware as the user describes it
 settings/NAME/       student, prompts.json, before.json
-taken/NAME.json      scores before training that came with cells of another results.json, until the setting is prepared
+taken/NAME.json      scores before training of imported cells, until the setting is prepared
 cells/NAME/          result.json, run.json, metrics.jsonl, rollouts/
-running/             tasks under way, and how far each is; what a kill leaves there is thrown away
-logs/NAME.txt        what a task printed, tracebacks included
+running/             running tasks and their progress; leftovers of a kill are deleted
+logs/NAME.txt        the output of a task, tracebacks included
 results.json, tables.md, report.html
 """
 

@@ -1,4 +1,4 @@
-"""A teacher that ends its responses with another id than its student: a copy in which two tokens change places."""
+"""A teacher that ends its responses with a different id than its student: a copy in which two tokens are swapped."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def write_with_ending(model: str | Path, token: str, folder: Path) -> None:
     if ids[1] is None or ids[0] == ids[1]:
         raise ValueError(
             f"teacher_ending is {token!r}, which is {'unknown to' if ids[1] is None else 'already the ending of'} "
-            f"{model}; name another token of its vocabulary, such as {tokenizer.unk_token!r}."
+            f"{model}; name a different token of its vocabulary, such as {tokenizer.unk_token!r}."
         )
     head = network.get_output_embeddings()
     parts: list[Any] = [network.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]

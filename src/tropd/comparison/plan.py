@@ -1,4 +1,4 @@
-"""A comparison as data: what is compared, on what, at which budget. No torch here."""
+"""A comparison as data: methods, settings and budget. No torch here."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
-        teacher: likewise, a name or a folder; empty until `--teacher` names it.
+        teacher: a name or a folder; empty until `--teacher` names it.
         teachers: instead of one teacher, a teacher for each domain.
         teacher_ending: a token with which copies of the teachers end (`<unk>`), so that student and teacher end with
             different ids; empty leaves the teachers alone.
@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def is_graded(self) -> bool:
-        """Is what a student writes right or wrong?"""
+        """Are the student's responses graded?"""
         return bool(self.domains or self.environment)
 
     def teacher_of(self, part: str) -> str:
@@ -84,7 +84,7 @@ class Plan:
         rollouts_per_prompt: sequences of each.
         select_on: what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`.
         divergence_prompts: prompts of each domain on which divergences are exact; 0 measures none.
-        points: so many times in a run the accuracy on a few validation prompts is measured; 0 never.
+        points: how many times in a run the accuracy on a few validation prompts is measured; 0 means never.
         point_prompts: how many of each domain.
         reference: the method that the others are compared with.
         trainer: further fields of `TrOPDConfig`.

@@ -1,4 +1,4 @@
-"""From YAML to a plan: what is unknown, missing or contradicts itself is refused in a sentence. No torch here."""
+"""From YAML to a plan: unknown, missing and contradictory fields are refused with a message. No torch here."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from ..suggestions import hint
 from .plan import DIVERGENCES, ENVIRONMENTS, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
-    "output_dir": "each cell has a folder of its own",
+    "output_dir": "each cell has its own folder",
     "seed": "it is in `seeds`",
-    "learning_rate": "it is in `learning_rates`, or beside the parts of one method",
+    "learning_rate": "it is in `learning_rates`, or among the settings of one method",
     "max_steps": "a run ends when `student_tokens` are written",
     "num_train_epochs": "a run ends when `student_tokens` are written",
     "per_device_train_batch_size": "it is prompts_per_step × rollouts_per_prompt",
@@ -107,13 +107,13 @@ def _check_source(where: str, setting: Setting) -> None:
             )
     if setting.environment and setting.environment not in ENVIRONMENTS:
         raise ValueError(
-            f"{where}.environment is {setting.environment!r}{hint(setting.environment, ENVIRONMENTS)}. Known, with a "
-            f"judge of their episodes: {', '.join(ENVIRONMENTS)}."
+            f"{where}.environment is {setting.environment!r}{hint(setting.environment, ENVIRONMENTS)}. Environments "
+            f"whose episodes are graded: {', '.join(ENVIRONMENTS)}."
         )
     if setting.stories and (len(setting.stories) != 2 or not 1 <= setting.stories[0] <= setting.stories[1]):
         raise ValueError(f"{where}.stories is {setting.stories}; give the shortest and the longest prompt: [4, 12].")
     if setting.data and set(setting.data) != set(SPLITS):
-        raise ValueError(f"{where}.data has {', '.join(setting.data)}; give one file for each of {', '.join(SPLITS)}.")
+        raise ValueError(f"{where}.data has {', '.join(setting.data)}; give one file each for {', '.join(SPLITS)}.")
 
 
 def _check_models(where: str, setting: Setting) -> None:
@@ -121,8 +121,8 @@ def _check_models(where: str, setting: Setting) -> None:
         raise ValueError(f"{where} has teacher and teachers; give one teacher, or one for each domain.")
     if setting.teachers and set(setting.teachers) != set(setting.domains):
         raise ValueError(
-            f"{where}.teachers has {', '.join(setting.teachers)}; give one for each domain of it: "
-            f"{', '.join(setting.domains) or 'but it has no domains'}."
+            f"{where}.teachers has {', '.join(setting.teachers)}; give one for each of its domains: "
+            f"{', '.join(setting.domains) or 'it has no domains'}."
         )
     if not setting.teachers and not setting.teacher:
         raise ValueError(f"{where} names no teacher; add `teacher: path/or/name`, or type --teacher path/or/name.")
@@ -179,7 +179,9 @@ def _check_methods(plan: Plan) -> None:
     _check_trainer("trainer", plan.trainer)
     for name in plan.trainer:
         if name in SETTINGS:
-            raise ValueError(f"trainer.{name} cannot be set: it is a part of a method, and belongs to `methods`.")
+            raise ValueError(
+                f"trainer.{name} cannot be set here: it is a setting of a method, and belongs under `methods`."
+            )
 
 
 def _check_rate(plan: Plan, label: str) -> None:
@@ -189,7 +191,7 @@ def _check_rate(plan: Plan, label: str) -> None:
     for name, rate in by_setting.items():
         if name not in plan.settings:
             raise ValueError(
-                f"methods.{label}.learning_rate has {name!r}, which is no setting{hint(name, plan.settings)}."
+                f"methods.{label}.learning_rate has {name!r}, which is not a setting{hint(name, plan.settings)}."
             )
         if type(rate) not in (int, float) or not 0 < rate < float("inf"):
             raise ValueError(f"methods.{label}.learning_rate is {rate!r}; rates are numbers above 0.")
@@ -204,13 +206,13 @@ def _check_trainer(where: str, given: Mapping[str, Any]) -> None:
     if not str(schedule).startswith("constant"):
         raise ValueError(
             f"{where}.lr_scheduler_type is {schedule!r}; a run ends when its tokens are written, so its last step is "
-            "not known when it starts. Use constant or constant_with_warmup."
+            "unknown at the start. Use constant or constant_with_warmup."
         )
 
 
 def _check_label(where: str, label: Any) -> None:
     if not isinstance(label, str) or not re.fullmatch(r"[\w.+ -]*\w", label) or label.startswith("."):
-        raise ValueError(f"{where} has the name {label!r}, which names a folder too: use letters, digits, - and _.")
+        raise ValueError(f"{where} has the name {label!r}, which also names a folder: use letters, digits, - and _.")
 
 
 def _check_choice(plan: Plan) -> None:

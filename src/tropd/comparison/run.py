@@ -34,11 +34,11 @@ def compare(
 
     Args:
         plan: what is compared.
-        out: folder of the comparison; gone on with where it is one.
+        out: folder of the comparison; an existing one is resumed.
         jobs: processes of one thread each.
         only: settings, methods or patterns of both; all by default.
         retry_failed: run cells of `only` that ended in an error again.
-        sources: results.json files whose cells are taken over instead of run.
+        sources: results.json files whose cells are imported instead of run.
         hardware: the machine, in words for the report.
         report: told of each start and end.
 
@@ -71,7 +71,7 @@ def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: s
     """
     layout = Layout(out.resolve())
     if not sources and not layout.has_state():
-        raise ValueError(f"--out is {str(out)!r}, which holds no comparison yet. Leave out --report-only.")
+        raise ValueError(f"--out is {str(out)!r}, which holds no comparison yet. Remove --report-only.")
     if not sources:
         record_plan(plan, layout, hardware)
         return publish(layout)
@@ -103,7 +103,7 @@ def _as_json(results: dict[str, Any]) -> str:
 
 
 def check_models(plan: Plan) -> None:
-    """Refuse a plan with a model that is not there, before anything is started."""
+    """Refuse a plan with a missing model before anything starts."""
     for name, setting in plan.settings.items():
         models = {("teacher", setting.teacher_of(part)) for part in setting.parts}
         models |= {("student", setting.student)} if isinstance(setting.student, str) else set()
@@ -115,7 +115,7 @@ def check_models(plan: Plan) -> None:
 
 
 def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
-    """Cells on disk belong to one plan: settings, methods, rates and seeds may be added, nothing else may change.
+    """Cells on disk belong to one plan. Settings, methods, rates and seeds may be added; nothing else may change.
 
     Where nothing was prepared, run or taken over yet, the plan may be any other.
 
@@ -132,7 +132,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
         own = began | own
         if changed:
             raise ValueError(
-                f"{layout.root} holds cells of another plan: {', '.join(changed)}. Choose another --out, or "
+                f"{layout.root} holds cells of a different plan: {', '.join(changed)}. Choose another --out, or "
                 "undo the change."
             )
         for field in MAY_GROW:  # what a shorter plan leaves out stays in the results

@@ -1,6 +1,6 @@
 """Tasks on worker processes: settings are prepared, then cells run, at most `jobs` at once. No torch here.
 
-What is done is read from the disk each time a worker ends, so a comparison that was killed goes on where it was.
+Finished work is read from the disk each time a worker ends, so a killed comparison resumes where it was.
 """
 
 import json
@@ -52,7 +52,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a comparison is.
+    """Progress of a comparison.
 
     Attributes:
         done: cells that have ended.

@@ -1,4 +1,4 @@
-"""What a plan calls a model, as a folder."""
+"""The folder of a model that a plan names."""
 
 from pathlib import Path
 

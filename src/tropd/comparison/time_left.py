@@ -1,4 +1,4 @@
-"""How long the cells that are missing will take, from those that are done. No torch here."""
+"""Forecast of the time that the missing cells will take, from the finished ones. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -8,8 +8,8 @@ from .cells import REPORT, Cell, budget_of, grid_cells, next_cells
 from .plan import Plan
 
 GUIDED = 2.0
-"""A run with teacher prefixes takes about so many times as long for its tokens, since it takes more steps; reckoned
-with until the first of them has ended. On the proving ground it was 2.1 (`tropd` beside `opd`)."""
+"""A run with teacher prefixes takes about this many times as long for its tokens, since it takes more steps. Assumed
+until the first such run has ended. On the proving ground it was 2.1 (`tropd` beside `opd`)."""
 
 
 class Pace:
@@ -47,7 +47,7 @@ class Pace:
         return None if pace is None else pace * budget_of(self.plan, cell.kind)
 
     def of_missing(self, pairs: Sequence[tuple[str, str]]) -> float | None:
-        """Seconds of one worker for what is missing; `None` before the first cell has ended."""
+        """Seconds that one worker needs for the missing cells; `None` before the first cell has ended."""
         paces = [(self.of(*pair), pair) for pair in pairs]
         known = [pace * sum(self._missing_budgets(pair)) for pace, pair in paces if pace is not None]
         return sum(known) if len(known) == len(pairs) else None

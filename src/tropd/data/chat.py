@@ -31,13 +31,13 @@ def _check_room_for_system_prompt(record: Record) -> None:
         value: Any = record.values.get(name)
         if form_of(value) == "text" and value.strip():
             raise ValueError(
-                f"system_prompt is set, but {name} is text in {record.place}, and no message can stand before text. "
-                "Set chat=True, or leave system_prompt out."
+                f"system_prompt is set, but {name} is text in {record.place}, and text cannot have a system message. "
+                "Set chat=True, or remove system_prompt."
             )
         if form_of(value) == "messages" and value[0].get("role") in ("system", "developer"):
             raise ValueError(
-                f"system_prompt is set, but {name} begins with a {value[0]['role']} message of its own in "
-                f"{record.place}. Leave system_prompt out, or take that message out of the data."
+                f"system_prompt is set, but {name} begins with a {value[0]['role']} message in {record.place}. Remove "
+                "system_prompt, or remove that message from the data."
             )
 
 

@@ -21,7 +21,7 @@ FIELD_LIMIT = 2**31 - 1
 """Longest CSV field in characters. The `csv` module's own limit of 131,072 is shorter than some teacher responses."""
 
 ROWS_AT_ONCE = 256
-"""So many rows of a table are Python objects at a time. With 4,096 token ids each they take about 40 MB."""
+"""At most this many rows of a table are Python objects at a time. With 4,096 token ids each they take about 40 MB."""
 
 _SPACE = r"[ \t\n\r]*"
 _OPENING, _COMMA = re.compile(rf"{_SPACE}\[{_SPACE}"), re.compile(rf"{_SPACE},{_SPACE}")
@@ -58,8 +58,8 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     known = TEXT_READERS if zipped else TEXT_READERS | {".parquet": read_parquet}
     if extension not in known:
         raise ValueError(
-            f"{path} has an extension that is not known ({extension or 'none'}{'.gz' if zipped else ''}). Known are "
-            f"{', '.join(TEXT_READERS)} (each with or without .gz behind it) and .parquet: rename or convert the file."
+            f"{path} has an unknown extension ({extension or 'none'}{'.gz' if zipped else ''}). Known are "
+            f"{', '.join(TEXT_READERS)} (each with or without .gz) and .parquet: rename or convert the file."
         )
     return known[extension]
 
@@ -75,9 +75,9 @@ def text_lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(stream, 1):
                 yield _decoded(path, number, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}). Copy or download it again.") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error}). Copy or download it again.") from error
     except MemoryError as error:
-        raise ValueError(f"{path} has a line that does not fit into memory. Give a file of one row a line.") from error
+        raise ValueError(f"{path} has a line that does not fit into memory. Write one row per line.") from error
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
@@ -198,17 +198,15 @@ def _csv_lines(path: Path) -> Iterator[str]:
 def _csv_header(path: Path, header: list[str]) -> list[str]:
     if "" in header or len(set(header)) < len(header):
         raise ValueError(
-            f"{path}:1 is a header with an empty or a repeated column name ({', '.join(map(shortened, header))}). Give "
-            "each column a name of its own."
+            f"{path}:1 is a header with an empty or repeated column name ({', '.join(map(shortened, header))}). Give "
+            "each column a different name."
         )
     return header
 
 
 def _csv_row(place: str, header: list[str], fields: list[str]) -> Record:
     if len(fields) != len(header):
-        return Record(
-            place, {}, f"{len(fields)} of the {len(header)} fields that the header names ({shortened(fields)})"
-        )
+        return Record(place, {}, f"{len(fields)} of the {len(header)} fields in the header ({shortened(fields)})")
     return Record(place, {name: field or None for name, field in zip(header, fields, strict=True)})
 
 
@@ -230,7 +228,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
             for number, row in enumerate(rows, 1):
                 yield Record(f"{path}: row {number}", row, filled=filled)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file ({error}). Copy or download it again.") from error
+        raise ValueError(f"{path} is not a complete Parquet file ({error}). Copy or download it again.") from error
 
 
 TEXT_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -1,4 +1,4 @@
-"""Prompts against a budget of tokens."""
+"""Checks prompts against a token budget."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ def check_lengths(
     *,
     what: str = "prompt",
 ) -> PromptData:
-    """Hold every prompt against a budget.
+    """Check every prompt against a budget.
 
     The student reads `prompt`; the teacher reads `teacher_prompt` where there is one, through its own chat template
     perhaps. Each may be held against the context of its own model; `what` then names it in the sentences.
@@ -42,13 +42,13 @@ def check_lengths(
     if overlong not in ("refuse", "drop"):
         raise ValueError(f"overlong_prompts is {overlong!r}; choose refuse or drop.")
     if budget < 1:
-        raise ValueError(f"the budget for {what}s is {budget} tokens; a prompt has at least one. Raise it.")
+        raise ValueError(f"the budget for {what}s is {budget} tokens; a prompt has at least one token. Raise it.")
     lengths = _counted(data, tokenize, what) if callable(tokenize) else list(tokenize)
     if len(lengths) != len(data):
         raise ValueError(f"{len(lengths)} token counts are given for {len(data)} rows; give one for each.")
     _refuse_empty(data, lengths, what)
     bad = [
-        (row, BadRow(data.places[row], f"{what} has {length:,} tokens, {budget:,} fit"))
+        (row, BadRow(data.places[row], f"{what} has {length:,} tokens, but only {budget:,} fit"))
         for row, length in enumerate(lengths)
         if length is not None and length > budget
     ]
@@ -58,7 +58,7 @@ def check_lengths(
         raise refusal(
             [fault for _, fault in bad],
             len(data),
-            "Shorten them, raise the budget, or set overlong_prompts: drop to leave them out.",
+            "Shorten them, raise the budget, or set overlong_prompts: drop to exclude them.",
         )
     return _without(data, [row for row, _ in bad], budget, what)
 
@@ -67,7 +67,7 @@ def _counted(data: PromptData, tokenize: Tokenize, what: str) -> list[int | None
     """Tokens in each row's value of the column, `None` where it has none."""
     if what not in data.dataset.column_names:
         raise ValueError(
-            f"{what} is no column of {data.source} (it has: {', '.join(data.dataset.column_names)}). Give the token "
+            f"{what} is not a column of {data.source} (it has: {', '.join(data.dataset.column_names)}). Give the token "
             "counts themselves, or name the column that is to be tokenised."
         )
     values = data.dataset[what][:]
@@ -84,7 +84,7 @@ def _refuse_empty(data: PromptData, lengths: Sequence[int | None], what: str) ->
     if empty:
         values = data.dataset[what if what in data.dataset.column_names else "prompt"]
         bad = [BadRow(data.places[row], f"{what} has no tokens ({shortened(values[row])})") for row in empty]
-        raise refusal(bad, len(data), "Nothing would predict the first response token: correct or remove these rows.")
+        raise refusal(bad, len(data), "Nothing would predict the first response token. Correct or remove these rows.")
 
 
 def _without(data: PromptData, left_out: Sequence[int], budget: int, what: str) -> PromptData:
@@ -92,10 +92,10 @@ def _without(data: PromptData, left_out: Sequence[int], budget: int, what: str) 
     kept = [row for row in range(len(data)) if row not in long]
     having = f"more than {budget:,} tokens" if what == "prompt" else f"a {what} of more than {budget:,} tokens"
     if not kept:
-        raise ValueError(f"all {len(data):,} prompts have {having}, so that none is left. Raise the budget.")
+        raise ValueError(f"all {len(data):,} prompts have {having}, so none is left. Raise the budget.")
     places = ", ".join(data.places[row] for row in left_out[:3])
     note = (
-        f"{len(left_out):,} of {len(data):,} prompts are left out, having {having}: "
+        f"{len(left_out):,} of {len(data):,} prompts are excluded because they have {having}: "
         f"{places}{' …' if len(left_out) > 3 else ''}"
     )
     return replace(

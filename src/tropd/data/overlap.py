@@ -1,8 +1,8 @@
-"""Prompts that repeat, and prompts that are evaluated on as well.
+"""Repeated prompts, and prompts that are also used for evaluation.
 
 Two prompts are the same here if they have the same letters and digits in the same order, whatever their case, spacing,
-punctuation and LaTeX signs. That finds a problem set in another way, and takes −150 for 150 or 22.5 for 225: look at
-matches that are not the same word for word. A problem that was rephrased is not found.
+punctuation and LaTeX signs. That finds a problem that is typeset differently, but confuses −150 with 150 and 22.5 with
+225: check matches that are not the same word for word. A problem that was rephrased is not found.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ Compared = dict[str, str]
 """Letters and digits of each wording of a text, to the wording."""
 
 EXAMPLES = 3
-"""So many are named in a sentence."""
+"""At most this many are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Duplicates:
             return f"All {self.rows:,} prompts are different."
         return (
             f"{self.different:,} of {self.rows:,} prompts are different (letters and digits compared); the most "
-            f"frequent stands there {len(self.groups[0])} times. For instance: {_examples(self.groups)}."
+            f"frequent occurs {len(self.groups[0])} times. For instance: {_examples(self.groups)}."
         )
 
 
@@ -83,20 +83,20 @@ class Overlap:
         return (
             f"{self.problems:,} of the {self.evaluation_problems:,} problems of {self.evaluation} are in "
             f"{self.training} (letters and digits compared; {self.word_for_word:,} word for word), in {self.rows:,} of "
-            f"its {self.training_rows:,} rows. For instance: {_examples(self.pairs)}. Leave these rows out, or say so "
-            "beside the score."
+            f"its {self.training_rows:,} rows. For instance: {_examples(self.pairs)}. Remove these rows, or report the "
+            "overlap with the score."
         )
 
 
 def _examples(groups: Sequence[Sequence[str]]) -> str:
-    """A few places that hold the same, by the files' names alone."""
+    """A few matching places, with only the file names."""
     return "; ".join(" = ".join(map(basename, group[:EXAMPLES])) for group in groups[:EXAMPLES])
 
 
 def find_duplicates(data: PromptData) -> Duplicates:
     """Prompts that repeat, by their letters and digits; of messages, the user's are compared.
 
-    A template around every prompt changes nothing here, so that it stays.
+    A template around every prompt makes no difference here, so it is kept.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for prompt, place in zip(data.dataset["prompt"][:], data.places, strict=True):
@@ -140,7 +140,7 @@ def _check_named_sources(columns: Mapping[str, str], sources: Sequence[Sequence[
     known = {part for source in sources for part in source}
     for name in columns:
         if name not in known:
-            raise ValueError(f"columns names {name!r}, which is no evaluation source.{did_you_mean(name, known)}")
+            raise ValueError(f"columns names {name!r}, which is not an evaluation source.{did_you_mean(name, known)}")
 
 
 def _overlap(
@@ -212,5 +212,5 @@ def _problem_column(part: str, records: Sequence[Record], columns: str | Mapping
             return name
     raise ValueError(
         f"{part} has no column {' or '.join(candidates)} to compare with (it has: {', '.join(there) or 'none'}). "
-        f"Name the one that holds the problem: columns={{{part!r}: '…'}}."
+        f"Name the column with the problem: columns={{{part!r}: '…'}}."
     )

@@ -1,4 +1,4 @@
-"""Prompts from a source: read, renamed, checked row by row, and handed over as a `datasets.Dataset`."""
+"""Prompts from a source: read, renamed, checked row by row, and returned as a `datasets.Dataset`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 PROBLEM_COLUMNS = ("prompt", "problem", "question", "text", "question_content")
-"""What published data sets call the column that is asked, likeliest first."""
+"""Names that published data sets give to the prompt column, likeliest first."""
 
 FOR_PEOPLE = "teacher_response_text"
-"""What `tropd generate` writes beside the token ids, to be looked at. It is long, and nothing reads it."""
+"""Text that `tropd generate` writes for human readers. It is long, and nothing reads it."""
 
 _ADVICE = (
     "Correct these rows, or remove them. A row is an object with a prompt (text, or a list of messages) and, where you "
@@ -79,7 +79,7 @@ def load_prompts(
         split: of a folder or a name on the Hub that has splits.
         chat: make one user message of every prompt and teacher prompt that is text. Messages stay as they are.
         system_prompt: put before every prompt and teacher prompt; they must be messages.
-        limit: only the first so many rows; what follows them is not read.
+        limit: only this many first rows; later ones are not read.
         optional_columns: a column that `columns` names and a source lacks is absent from the data, not refused. For
             evaluation data, which is read with the names of the training data. The prompt is needed all the same.
         teachers: names of several teachers; every row then has to name one of them in its `teacher` column. `None`: a
@@ -116,14 +116,14 @@ def load_prompts(
     dataset, left_out = table.dataset()
     if first_of_form["prompt"][0] == "text" and TOOLS in dataset.column_names:
         notes.append(
-            f"there is a column {TOOLS!r}, which reaches no chat template, as the prompts are text; only the reward "
+            f"there is a column {TOOLS!r}, but the prompts are text, so no chat template renders it; only the reward "
             "functions get it. Set chat: true (--chat) to make each prompt a user's message."
         )
     return PromptData(dataset, tuple(places), ", ".join(parts), notes=(*notes, *left_out))
 
 
 def _chunks(records: Iterator[Record], limit: int | None) -> Iterator[list[Record]]:
-    """The first so many records, a few hundred at a time."""
+    """The first `limit` records, a few hundred at a time."""
     some = islice(records, limit)
     while chunk := list(islice(some, ROWS_AT_ONCE)):
         yield chunk
@@ -154,29 +154,29 @@ def _check_settings(
     columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None, teachers: Sequence[str] | None
 ) -> None:
     if columns is not None and not (isinstance(columns, Mapping) and all(isinstance(c, str) for c in columns.values())):
-        raise ValueError(f"columns is {shortened(columns)}; write {{ours: the file's}}, both of them names.")
+        raise ValueError(f"columns is {shortened(columns)}; write {{ours: the file's}}, with two column names.")
     for name in columns or {}:
         if name == TEACHER and teachers is None:
             raise ValueError(
-                "columns renames to 'teacher', which is read only where there are several teachers: "
-                "`teacher: {math: path, code: path}`. Leave it out, or give a mapping of teachers."
+                "columns renames to 'teacher', which is read only with several teachers: `teacher: "
+                "{math: path, code: path}`. Remove it, or give a mapping of teachers."
             )
         if name == TEACHER:
             continue
         if name not in OURS:
             raise ValueError(
-                f"columns renames to {name!r}, which is no column of ours ({', '.join(OURS)})."
+                f"columns renames to {name!r}, which is not a column that tropd reads ({', '.join(OURS)})."
                 f"{did_you_mean(str(name), OURS)} Write {{ours: the file's}}; other columns keep their names."
             )
     if system_prompt is not None and not (isinstance(system_prompt, str) and system_prompt.strip()):
-        raise ValueError(f"system_prompt is {system_prompt!r:.100}, which says nothing. Leave it out, or write text.")
+        raise ValueError(f"system_prompt is {system_prompt!r:.100}, which is empty. Remove it, or write text.")
     if limit is not None and not (type(limit) is int and limit >= 1):
-        raise ValueError(f"limit is {limit!r:.100}; at least one row is needed. Leave it out to load them all.")
+        raise ValueError(f"limit is {limit!r:.100}; at least one row is needed. Remove it to load all rows.")
 
 
 def _check_split(parts: Sequence[str], split: str) -> None:
     if split != "train" and not has_splits(parts):
-        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Leave it out.")
+        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Remove it.")
 
 
 def _check_columns(columns: Mapping[str, str], required: Sequence[str], there: list[str], part: str) -> None:
@@ -191,12 +191,12 @@ def _column_notes(columns: Mapping[str, str], there: Iterable[str], part: str) -
     notes = []
     for ours, theirs in columns.items():
         if ours in names and ours not in columns.values():
-            absent = "" if theirs in names else ", and is not there"
-            notes.append(f"{part} has a column {ours!r} of its own, left out: {theirs!r} is read for it{absent}.")
+            absent = "" if theirs in names else ", but is missing"
+            notes.append(f"{part} has a column {ours!r}, which is ignored: {theirs!r} is read instead{absent}.")
     if FOR_PEOPLE in names and FOR_PEOPLE not in columns.values():
         notes.append(
-            f"{part} has a column {FOR_PEOPLE!r}, left out: it is there for people, and nothing reads it. Rename it in "
-            "the file to keep it."
+            f"{part} has a column {FOR_PEOPLE!r}, which is ignored: it is for human readers, and nothing reads it. "
+            "Rename it in the file to keep it."
         )
     return notes
 
@@ -207,6 +207,6 @@ def _no_column(ours: str, theirs: str, there: list[str], part: str) -> str:
     suggestion = f" Did you mean {likely!r}?" if likely else ""
     return (
         f"{part} has no column {theirs!r} (it has: {', '.join(there)}).{suggestion} "
-        f"Set columns={{{ours!r}: {likely or '…'!r}}} with the name that holds it; on the command line: "
+        f"Set columns={{{ours!r}: {likely or '…'!r}}} with the right column name; on the command line: "
         f"--columns.{ours} {likely or '…'}."
     )

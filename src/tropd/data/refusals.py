@@ -1,10 +1,10 @@
-"""The sentences in which data are refused: every bad row by its place, a value cut short."""
+"""Messages that refuse data: every bad row with its place and a shortened value."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SHOWN = 10
-"""So many bad rows are shown; the others are counted."""
+"""At most this many bad rows are shown; the others are counted."""
 
 
 class BadRow(NamedTuple):

@@ -13,7 +13,7 @@ PROMPTS = ("prompt", "teacher_prompt")
 FORMED = ("prompt", "teacher_response", "teacher_prompt")
 """The columns that have one of several forms."""
 OURS = (*FORMED, TOOLS)
-"""The columns that are read; the others are handed to the reward functions."""
+"""The columns that are read; the others are passed to the reward functions."""
 TEACHER = "teacher"
 """The column that names each row's teacher, read where there are several."""
 
@@ -109,7 +109,7 @@ def prompt_fault(name: str, value: Any) -> str:
         return f"{name} is neither text nor a list of messages, but {form} ({shortened(value)})"
     fault = messages_fault(name, value)
     if not fault and value[-1]["role"] == "assistant":
-        return f"the last message of {name} is from the assistant, which leaves nothing to answer ({shortened(value)})"
+        return f"the last message of {name} is from the assistant, so there is nothing to answer ({shortened(value)})"
     if not fault and not any((message.get("content") or "").strip() for message in value):
         return f"the messages of {name} are empty ({shortened(value)})"
     return fault
@@ -123,7 +123,7 @@ def teacher_fault(value: Any, teachers: Sequence[str]) -> str:
     """
     known = f"the teachers {', '.join(teachers)}"
     if value is None:
-        return f"teacher is missing or null; it is to name one of {known}"
+        return f"teacher is missing or null; name one of {known}"
     if isinstance(value, str) and value in teachers:
         return ""
     return f"teacher is {shortened(value)}, which is none of {known}.{did_you_mean(str(value), teachers)}"
@@ -133,12 +133,12 @@ def response_fault(value: Any, prompt: Any) -> str:
     """What is wrong with a `teacher_response`, or nothing."""
     form = form_of(value)
     if value in ("", []):
-        return f"teacher_response has no tokens ({shortened(value)}), leave it out where there is none"
+        return f"teacher_response has no tokens ({shortened(value)}): use null where there is none"
     if form == "text":
         return text_fault("teacher_response", value)
     if form == "token ids":
         wrong = [token for token in value if not 0 <= token <= MAX_TOKEN_ID]
-        return f"teacher_response holds {wrong[0]}, which is no token id" if wrong else ""
+        return f"teacher_response holds {wrong[0]}, which is not a token id" if wrong else ""
     if form != "messages":
         return f"teacher_response is neither text nor messages nor token ids, but {form} ({shortened(value)})"
     if form_of(prompt) == "text":
@@ -151,7 +151,7 @@ def response_fault(value: Any, prompt: Any) -> str:
 
 
 def messages_fault(name: str, messages: Sequence[dict[str, Any]]) -> str:
-    """What is wrong with the first message that is wrong, or nothing."""
+    """What is wrong with the first bad message; empty if nothing is."""
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content")
         where = f"message {number} of {name}"
@@ -192,4 +192,4 @@ def tools_fault(value: Any) -> str:
 def text_fault(name: str, text: str) -> str:
     """Half a surrogate pair, which JSON can hold and UTF-8 cannot: what is left of an emoji that was cut in two."""
     half = _SURROGATE.search(text)
-    return f"{name} holds half a character (\\u{ord(half[0]):04x}), an emoji cut in two" if half else ""
+    return f"{name} contains half a character (\\u{ord(half[0]):04x}), an emoji cut in two" if half else ""

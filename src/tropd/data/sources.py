@@ -44,7 +44,7 @@ def read_records(part: str, split: str, notes: MutableMapping[str, str] | None =
     Args:
         part: a file, a folder written by `save_to_disk`, a name on the Hub, or tasks of reasoning-gym.
         split: of a folder or a name that has splits; a file has none.
-        notes: is told what a person should know, while rows are read.
+        notes: receives notes for the user while rows are read.
 
     Raises:
         ValueError: none of them, no such split, a file that cannot be read, or no rows.
@@ -54,7 +54,7 @@ def read_records(part: str, split: str, notes: MutableMapping[str, str] | None =
         empty = False
         yield record
     if empty:
-        raise ValueError(f"{part} is empty: it holds no rows. Give a source with at least one.")
+        raise ValueError(f"{part} is empty: it has no rows. Give a source with at least one row.")
 
 
 def _records(part: str, split: str) -> Iterator[Record]:
@@ -73,10 +73,12 @@ def _records(part: str, split: str) -> Iterator[Record]:
 def _no_file(path: Path) -> str:
     """What a thing is that is there and no file, and what to do."""
     if not path.exists():
-        return f"a link to {os.readlink(path)!r}, which leads nowhere. Correct the link, or give the file itself."
+        return (
+            f"a link to {os.readlink(path)!r}, whose target does not exist. Correct the link, or give the file itself."
+        )
     return (
-        "no file: data are read more than once, which a pipe or a device cannot give. Write it to a file first, such "
-        "as prompts.jsonl; a .jsonl.gz is read as it is."
+        "not a regular file: data are read more than once, which a pipe or a device does not allow. Write the data to "
+        "a file first, such as prompts.jsonl; a .jsonl.gz can be read directly."
     )
 
 
@@ -94,12 +96,12 @@ def _saved(path: Path, split: str) -> tuple["Dataset", str]:
 
     if not ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
         readable = sorted(file.name for file in path.iterdir() if _DATA_FILE.search(file.name))
-        files = f"Give its files instead: {', '.join(readable)}." if readable else "It holds no file that can be read."
-        raise ValueError(f"{path} is a folder, but not one that Dataset.save_to_disk wrote. {files}")
+        files = f"Give its files instead: {', '.join(readable)}." if readable else "It contains no readable file."
+        raise ValueError(f"{path} is a folder, but Dataset.save_to_disk did not write it. {files}")
     try:
         saved: Any = load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole saved data set ({error}). Save or copy it again.") from error
+        raise ValueError(f"{path} is not a complete saved data set ({error}). Save or copy it again.") from error
     if not isinstance(saved, DatasetDict):
         return saved, str(path)
     if split not in saved:
@@ -118,7 +120,7 @@ def _hub(name: str, split: str) -> "Dataset":
     except Exception as error:  # whatever network, Hub and loader raise: the person needs one sentence, and the cause
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{name!r} is neither a file or folder here, nor could its split {split!r} be had from the Hub "
+            f"{name!r} is not a file or folder here, and its split {split!r} cannot be loaded from the Hub "
             f"({type(error).__name__}: {reason}).{_nearest_file(Path(name))} Correct the path, or the name and split."
         ) from error
 

@@ -39,9 +39,9 @@ class GrowingTable:
     def _give_up(self, name: str, chunks: list[Any], values: list[Any], records: Sequence[Record]) -> list[Any]:
         row = _first_misfit(name, chunks, values)
         why = (
-            "has no type that Arrow knows (mixed types, a number beyond 64 bits, or half a character)"
+            "has no type that Arrow supports (mixed types, a number beyond 64 bits, or half a character)"
             if _array(name, [values[row]]) is None
-            else "does not go with the types of the rows before it"
+            else "does not match the types of earlier rows"
         )
         self._misfits[name] = f"column {name!r} is {shortened(values[row])} in {records[row].place}, which {why}"
         return []
@@ -60,7 +60,7 @@ class GrowingTable:
             if name in OURS and name in self._misfits:
                 raise ValueError(f"{self._misfits[name]}. Give it the same fields and types in every row.")
         notes = [
-            f"{self._misfits[name]}. The column is left out; give it one type, or JSON as text, to keep it."
+            f"{self._misfits[name]}. The column is excluded; to keep it, give it one type, or JSON as text."
             for name in names
             if name in self._misfits
         ]

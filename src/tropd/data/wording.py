@@ -1,4 +1,4 @@
-"""Texts as they are compared: letters and digits, with and without the instruction template around them."""
+"""Texts for comparison: letters and digits, with and without the instruction template around them."""
 
 import re
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def template(texts: Sequence[str], share: float = TEMPLATE_SHARE) -> tuple[str, 
 
 
 def _shared_start(ordered: Sequence[str], share: float) -> str:
-    """The longest start of so many texts. Those that share a start stand together, as the texts are in order."""
+    """The longest common start of this many texts. The texts are sorted, so those with a common start are adjacent."""
     together = max(2, ceil(share * len(ordered)))
     starts = [commonprefix([ordered[i], ordered[i + together - 1]]) for i in range(len(ordered) - together + 1)]  # noqa: RUF071
     return _LAST_WORD.sub("", max(starts, key=len))

@@ -20,7 +20,7 @@ class Drawing:
         vocab_limit: ids from here on are never drawn (a head padded further than the reader's).
         temperature: of the softmax; 0 takes the likeliest token.
         top_p: draw among the likeliest tokens that have this much probability together; 1 is all.
-        top_k: draw among so many; 0 is all.
+        top_k: draw from this many likeliest tokens; 0 means all.
         min_p: draw among those at least this likely beside the likeliest; 0 is all.
     """
 

@@ -33,7 +33,7 @@ class ServerWriter:
                 **drawing.reshaping(),
             )
         except ConnectionError as error:
-            raise ValueError(f"{error}. What is written stays; the same command goes on.") from error
+            raise ValueError(f"{error}. The output so far is kept; the same command resumes.") from error
 
     def describe(self) -> dict[str, Any]:
         """See `Writer.describe`; the fingerprint by which the model is known again is in it."""

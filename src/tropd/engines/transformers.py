@@ -15,7 +15,7 @@ from .drawing import Drawing, Responses
 
 @contextmanager
 def enough_memory(responses: int, model: Any) -> Iterator[None]:
-    """Say in a sentence that so many responses are too many at once.
+    """Report that a batch of this size does not fit into memory.
 
     Raises:
         ValueError: memory has run out.
@@ -24,8 +24,8 @@ def enough_memory(responses: int, model: Any) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{responses} responses at once do not fit on {model.device} ({error}). Use a smaller batch_size, and "
-            "another output, since batches belong to their file."
+            f"{responses} responses at once do not fit on {model.device} ({error}). Use a smaller batch_size, and a "
+            "new output file, since a file keeps its batch size."
         ) from error
 
 

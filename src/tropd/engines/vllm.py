@@ -19,8 +19,8 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
-            "engine is 'vllm', and vLLM is not installed. Install it with: pip install -c constraints-vllm.txt "
-            "'tropd[vllm]' (docs/engines.md), or leave engine out."
+            "engine is 'vllm', but vLLM is not installed. Install it with: pip install -c constraints-vllm.txt "
+            "'tropd[vllm]' (docs/engines.md), or remove engine."
         )
 
 
@@ -76,8 +76,8 @@ class VllmWriter:
             )
         except Exception as error:
             raise ValueError(
-                f"{role} is {files.name!r}, and vLLM does not start with it ({_in_a_line(error)}). docs/engines.md "
-                "says which releases work together, and vllm_gpu_memory_utilization how much of a GPU it may take."
+                f"{role} is {files.name!r}, but vLLM cannot load it ({_in_a_line(error)}). docs/engines.md lists the "
+                "releases that work together; vllm_gpu_memory_utilization limits its share of a GPU."
             ) from error
         self._head_rows = self._engine.model_config.get_vocab_size()
 
@@ -89,7 +89,8 @@ class VllmWriter:
             answers = self._engine.generate(prompts, sampling_params=params, use_tqdm=False)
         except Exception as error:
             raise ValueError(
-                f"vLLM failed while it wrote ({_in_a_line(error)}). What is written stays; the same command goes on."
+                f"vLLM failed while it generated ({_in_a_line(error)}). The output so far is kept; the same command "
+                "resumes."
             ) from error
         return [list(answer.outputs[0].token_ids) for answer in answers]
 
@@ -119,8 +120,8 @@ def _stored_dtype(files: ModelFiles, role: str) -> str:
     dtype = getattr(files.config.get_text_config(), "dtype", None) or getattr(files.config, "dtype", None)
     if dtype is None:
         raise ValueError(
-            f"{role} is {files.name!r}, whose config.json does not say in which dtype its weights are stored, and vLLM "
-            "would take bfloat16. Set dtype to the one that is meant."
+            f"{role} is {files.name!r}, whose config.json does not name the dtype of its weights, and vLLM would "
+            "assume bfloat16. Set dtype."
         )
     return str(dtype).removeprefix("torch.")
 

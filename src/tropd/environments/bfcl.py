@@ -30,7 +30,7 @@ API = "GorillaFileSystem"
 SPLITS = ("train", "test")
 
 TEST_EVERY = 4
-"""One task of so many, the first of them, is of the split `test`; the turns of a task stay together."""
+"""The first of every this many tasks is in the split `test`; the turns of a task stay together."""
 
 TOOLS = tuple(name for name, _ in inspect.getmembers(GorillaFileSystem, inspect.isfunction) if not name.startswith("_"))
 
@@ -64,11 +64,11 @@ def read_call(text: str) -> Call:
     (('sort', {'file_name': 'notes.txt'}), ('ls', {'a': True}))
 
     Raises:
-        ValueError: it is no call of one of the tools with plain values.
+        ValueError: it is not a call of one of the tools with plain values.
     """
     call = ast.parse(text, mode="eval").body
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in TOOLS):
-        raise ValueError(f"{text!r} is no call of {', '.join(TOOLS)}.")
+        raise ValueError(f"{text!r} is not a call of {', '.join(TOOLS)}.")
     names = list(inspect.signature(getattr(GorillaFileSystem, call.func.id)).parameters)[1:]
     placed = dict(zip(names, (ast.literal_eval(value) for value in call.args), strict=False))
     return call.func.id, placed | {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
@@ -136,7 +136,7 @@ class FileSystem:
         """
         if task not in tasks():
             raise ValueError(
-                f"task is {task!r}, which is none of BFCL's {API}. Write rows by `tropd.environments.bfcl`."
+                f"task is {task!r}, which is not one of BFCL's {API}. Write rows by `tropd.environments.bfcl`."
             )
         self.task, self.turn, self.calls = task, turn, 0
         self.system, self.replies = new_file_system(task), []
@@ -168,7 +168,7 @@ class FileSystem:
 
 
 def _tool(described: dict[str, Any]) -> Callable[..., str]:
-    """A method that is told as the leaderboard tells it, in a docstring of Google's style."""
+    """A method described as in the leaderboard, with a Google-style docstring."""
     name, parameters = described["name"], described["parameters"]["properties"]
 
     @functools.wraps(getattr(GorillaFileSystem, name))

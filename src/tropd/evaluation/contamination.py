@@ -1,4 +1,4 @@
-"""`--trained_on`: problems of a benchmark that are in the training data, by a stated rule.
+"""`--trained_on`: finds problems of a benchmark in the training data, by a stated rule.
 
 A problem counts as seen where a training row
 

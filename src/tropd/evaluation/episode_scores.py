@@ -1,4 +1,4 @@
-"""What episodes come to: how many succeed, with the error over problems, and what they called."""
+"""Summary of episodes: success rate, with its error over problems, and calls."""
 
 from collections.abc import Sequence
 from statistics import fmean

@@ -1,6 +1,6 @@
-"""Exact divergences between two models on given states: no estimator, the whole vocabulary at every position.
+"""Exact divergences between two models on given states, over the whole vocabulary at every position.
 
-Affordable where the vocabulary is small; the point of a small pair is that its distance can be known and not guessed.
+Affordable with a small vocabulary, where the distance of a pair can be computed instead of estimated.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def exact_divergence(
         external=external,
     )
     if len(found) == 0:
-        raise ValueError("there are no response tokens to measure a divergence on")
+        raise ValueError("there are no response tokens on which to measure a divergence")
     reverse, forward, variation, entropy = found.mean(0).tolist()
     return ExactDivergence(reverse, forward, variation, entropy, len(found))
 

@@ -1,4 +1,4 @@
-"""`evaluation.html`: what a folder's scores are made of, to be looked through."""
+"""`evaluation.html`: the responses behind a folder's scores."""
 
 import json
 from collections.abc import Sequence
@@ -89,7 +89,8 @@ def _browser(folder: Path, name: str) -> Browser:
     ]
     which = "All of them." if len(shown) == len(pairs) else f"{len(shown)} of {len(pairs)}, evenly spaced."
     return Browser(
-        answers, f"{which} Choose a kind by a click or the arrow keys; a line opens by a click, Enter or the space bar."
+        answers,
+        f"{which} Choose an outcome with a click or the arrow keys; open a line with a click, Enter or the space bar.",
     )
 
 

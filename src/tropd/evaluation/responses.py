@@ -20,19 +20,19 @@ MOST_SAMPLES = 2**16
 
 @dataclass(frozen=True)
 class Sampling:
-    """What decides the responses of a model; a file of them is only continued with what it was begun with.
+    """All settings that determine a model's responses; a file of responses is resumed only with the same settings.
 
     Attributes:
         model: folder or name, as given.
         temperature: of the softmax; 0 takes the likeliest token.
-        top_p: draw among the likeliest tokens that have this much probability together; 1 is all.
-        top_k: draw among so many; 0 is all.
-        min_p: draw among those at least this likely beside the likeliest; 0 is all.
+        top_p: draw from the likeliest tokens that together have this probability; 1 means all.
+        top_k: draw from this many likeliest tokens; 0 means all.
+        min_p: draw from tokens at least this likely relative to the likeliest; 0 means all.
         max_new_tokens: length at which a response is cut.
         batch_size: responses sampled together.
         seed: of all draws.
         dtype: in which the model computes; `auto` is the stored one, or the server's.
-        engine: what writes: `hf`, `vllm` or `server`; they draw other responses with one seed.
+        engine: what generates: `hf`, `vllm` or `server`; with the same seed they draw different responses.
         system_prompt: a message before every problem.
         chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": false}`.
     """
@@ -55,7 +55,9 @@ class Sampling:
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature:g}; give 0 for the likeliest token, or a number above.")
+            raise ValueError(
+                f"temperature is {self.temperature:g}; give 0 for the likeliest token, or a number above 0."
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p:g}; it is a probability above 0, and 1 draws from all tokens.")
         if not 0 <= self.min_p < 1:
@@ -131,14 +133,14 @@ class ResponseLog:
             request.sample,
         ):
             raise ValueError(
-                f"{self.path}:{number + 1} is not the response that belongs there: the file was edited or sorted. "
-                "Choose another --out, or remove the file."
+                f"{self.path}:{number + 1} is not the expected response: the file was edited or sorted. Choose another "
+                "--out, or remove the file."
             )
 
 
 def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> None:
     if not settings.exists():
-        raise ValueError(f"{path} exists without {settings.name} beside it, which says how it was made. Remove it.")
+        raise ValueError(f"{path} exists without {settings.name}, which records its settings. Remove it.")
     begun = json.loads(settings.read_text(encoding="utf-8"))
     names = [name for name in {**begun, **described} if begun.get(name) != described.get(name)]
     if names:
@@ -146,8 +148,8 @@ def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> 
             f"{name} was {_short(begun.get(name))} and is {_short(described.get(name))}" for name in names
         )
         raise ValueError(
-            f"{path} was begun with other settings or data: {changed}. Use those of before to go on, or choose another "
-            "--out."
+            f"{path} was begun with different settings or data: {changed}. Use the earlier ones to resume, or choose "
+            "another --out."
         )
 
 
@@ -211,7 +213,7 @@ def read_prompts(problems: Sequence[Problem], tokenizer: Any, sampling: Sampling
         if sampling.system_prompt or sampling.chat_template_kwargs:
             raise ValueError(
                 f"{sampling.model} has no chat template, so system_prompt and chat_template_kwargs have no effect. "
-                "Leave them out, or evaluate a model with a template."
+                "Remove them, or evaluate a model with a template."
             )
         return Prompted(text_ids(tokenizer, [problem.prompt for problem in problems]), False, False)
     before = [{"role": "system", "content": sampling.system_prompt}] if sampling.system_prompt else []
@@ -239,13 +241,14 @@ def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
     if not model.eos_ids:
         raise ValueError(
             f"neither generation_config.json nor the tokenizer of {sampling.model} names an end of sequence, so no "
-            "response would end. Set eos_token_id in generation_config.json."
+            "response would ever end. Set eos_token_id in generation_config.json."
         )
     positions, longest = model.context_length, max(map(len, prompted.contexts))
     if positions is not None and longest + sampling.max_new_tokens > positions:
         raise ValueError(
-            f"max_new_tokens is {sampling.max_new_tokens}, and the longest prompt has {longest} tokens: together "
-            f"more than the {positions} of {sampling.model}'s context. Lower max_new_tokens to {positions - longest} "
+            f"max_new_tokens is {sampling.max_new_tokens} and the longest prompt has {longest} tokens: together they "
+            f"exceed the context of {sampling.model}, {positions} tokens. Lower max_new_tokens to "
+            f"{positions - longest} "
             "or less."
         )
 

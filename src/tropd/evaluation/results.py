@@ -1,4 +1,4 @@
-"""An evaluation's folder: responses, verdicts, scores and tables, each made from what comes before it.
+"""An evaluation's folder: responses, verdicts, scores and tables, each computed from the one before.
 
 evaluation.json            what is needed to repeat it: settings, files with their SHA-256, prompts, versions
 responses/NAME.jsonl       one line a response, with NAME.settings.json: what decided it
@@ -131,7 +131,7 @@ def graded_benchmarks(folder: Path) -> list[str]:
     """
     names = sorted(path.stem for path in (folder / "verdicts").glob("*.jsonl"))
     if not names:
-        raise ValueError(f"{folder} has no verdicts/, so it is no finished evaluation. Name the --out of one.")
+        raise ValueError(f"{folder} has no verdicts/, so it is not a finished evaluation. Name the --out of one.")
     return names
 
 
@@ -145,7 +145,7 @@ def write_overlap(folder: Path, name: str, problems: Sequence[Problem], trained_
 
 
 def read_seen(folder: Path, name: str) -> set[str] | None:
-    """The problems that are in the training data; `None` where nobody has looked."""
+    """The problems that are in the training data; `None` if this was not checked."""
     path = overlap_path(folder, name)
     return set(json.loads(path.read_text(encoding="utf-8"))["problems"]) if path.is_file() else None
 
@@ -204,13 +204,13 @@ def part_rows(found: Scores) -> list[Part]:
     return tables
 
 
-LENIENT = "lenient: last number of the response, cut or not"
+LENIENT = "lenient: last number of the response, truncated or not"
 
 
 EXPLANATION = (
-    "Accuracy is the mean over problems of the share of their samples that are right (avg@k). The first error is what "
-    "another drawing of the same problems' samples would change, the second what other problems like these would: both "
-    "are standard errors in points. Undecided responses count as wrong."
+    "Accuracy is the mean over problems of the share of right samples (avg@k). Both errors are standard errors in "
+    "points: the first for new samples of the same problems, the second for new problems of the same kind. Undecided "
+    "responses count as wrong."
 )
 
 
@@ -263,7 +263,7 @@ def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
     folders = [folder for method in methods.values() for folder in method]
     names = sorted(set.intersection(*(set(graded_benchmarks(folder)) for folder in folders)))
     if not names:
-        raise ValueError("no benchmark has verdicts in all folders. Evaluate them on the same benchmarks.")
+        raise ValueError("no benchmark has verdicts in all folders. Evaluate the models on the same benchmarks.")
     rows = []
     for name in names:
         theirs = [read_graded(folder, name) for folder in methods[reference]]
@@ -276,8 +276,8 @@ def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
 
 
 COMPARED = (
-    "Differences are paired problem by problem; the 95% interval is a bootstrap over problems, and over seeds where a "
-    "run has several. One that holds 0 is no evidence of a difference."
+    "Differences are paired problem by problem; the 95% interval is a bootstrap over problems, and over seeds if a "
+    "run has several. An interval that contains 0 shows no difference."
 )
 
 

@@ -1,4 +1,4 @@
-"""Scores of graded responses, with what they are uncertain by, and paired comparisons of them.
+"""Scores of graded responses with their uncertainty, and paired comparisons.
 
 P problems have k samples each; s_p is the share of problem p's samples that are right.
 """
@@ -61,7 +61,7 @@ class Scores:
         unboxed: share without a closed box, where one was asked for; `nan` elsewhere.
         last_number: accuracy by a lenient rule: right as well is a response, cut or not, whose last number is the gold
             one; over the problems whose gold answer is a number, `nan` where there are none.
-        seen_problems: how many problems are in the training data; `None` where nobody has looked.
+        seen_problems: how many problems are in the training data; `None` if this was not checked.
         accuracy_seen: on those; `nan` where there are none.
         accuracy_unseen: on the others.
         groups: accuracy of each part of the benchmark, where it has parts.
@@ -106,7 +106,7 @@ def score(responses: Sequence[Graded], seen: Collection[str] | None = None) -> S
         ValueError: there are no responses, or one sample of a problem twice.
     """
     if not responses:
-        raise ValueError("there are no graded responses to score")
+        raise ValueError("there are no graded responses")
     rows = by_problem(responses)
     means = [statistics.fmean(row) for row in rows.values()]
     fewest = min(map(len, rows.values()))
@@ -179,7 +179,7 @@ def pass_at(n: int, c: int, k: int) -> float:
     (0.25, 0.5, 1.0)
     """
     if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {c} right in {n} is not defined; k must be between 1 and n")
+        raise ValueError(f"pass@{k} of {c} right in {n} is undefined; k must be between 1 and n")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
@@ -253,7 +253,7 @@ def compare(runs: Sequence[Sequence[Graded]], reference: Sequence[Sequence[Grade
     """
     if len(runs) != len(reference) or not runs:
         raise ValueError(
-            f"there are {len(runs)} runs to compare with {len(reference)} of the reference; give one for each seed."
+            f"there are {len(runs)} runs but {len(reference)} reference runs; give one of each for every seed."
         )
     return bootstrap_interval([_differences(*pair) for pair in zip(runs, reference, strict=True)])
 
@@ -263,7 +263,7 @@ def _differences(run: Sequence[Graded], reference: Sequence[Graded]) -> list[flo
     if set(ours) != set(theirs):
         only = sorted(set(ours) ^ set(theirs))
         raise ValueError(
-            f"the two were asked other problems: {len(only)} are in one alone, such as {only[0]!r}. Compare "
-            "evaluations of the same files."
+            f"the two evaluations have different problems: {len(only)} are in only one of them, such as {only[0]!r}. "
+            "Compare evaluations on the same files."
         )
     return [statistics.fmean(ours[problem]) - statistics.fmean(theirs[problem]) for problem in sorted(ours)]

@@ -1,4 +1,4 @@
-"""Chat templates are programs: one that does not end, or that asks for all memory, is stopped with a sentence."""
+"""Chat templates are programs: one that does not end, or uses too much memory, is stopped with a message."""
 
 import resource
 import signal
@@ -24,7 +24,7 @@ def render(tokenizer: Any, messages: Sequence[Any], **options: Any) -> Any:
     """`tokenizer.apply_chat_template(messages, **options)`, within bounds.
 
     Raises:
-        TemplateStopped: it takes more time or memory than any template has a use for, or recurses without end.
+        TemplateStopped: it takes more time or memory than a template can need, or recurses without end.
     """
     several = bool(messages) and not isinstance(messages[0], dict)
     with _bounded(tokenizer, len(messages) if several else 1):
@@ -45,11 +45,12 @@ def _bounded(tokenizer: Any, conversations: int) -> Iterator[None]:
         with _time(seconds), _memory():
             yield
     except _TimeIsUp:
-        raise TemplateStopped(f"{start} was stopped: it had not ended after {seconds:.0f} s. {advice}") from None
+        raise TemplateStopped(f"{start} was stopped after {seconds:.0f} s without an end. {advice}") from None
     except (MemoryError, OverflowError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise TemplateStopped(
-            f"{start} asks for more than there is ({type(error).__name__}{f': {why:.200}' if why else ''}). {advice}"
+            f"{start} exceeds the available resources ({type(error).__name__}{f': {why:.200}' if why else ''}). "
+            f"{advice}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What is known of a model without its weights: tokenizer, configuration, generation settings."""
+"""A model without its weights: tokenizer, configuration, generation settings."""
 
 import math
 from collections.abc import Iterator
@@ -100,12 +100,12 @@ def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code
     """The small files of a folder or Hub name; no weights are read.
 
     Args:
-        name: a folder, or a name of the Hub.
+        name: a folder or a Hub name.
         role: `student` or `teacher`; starts the sentence.
-        trust_remote_code: run the code that the model brings along.
+        trust_remote_code: run code from the model's folder.
 
     Raises:
-        ValueError: the model is neither here nor on the Hub, or its generation settings cannot be read.
+        ValueError: the model is neither local nor on the Hub, or its generation settings cannot be read.
     """
     name = str(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -128,7 +128,7 @@ def _check_scales(start: str, config: Any) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not (is_number and (value != 0 or name in BOUNDS)):
             raise ValueError(
-                f"{start}, whose config.json has {name}: {value!r:.60}, and logits cannot be scaled by that. Copy or "
+                f"{start}, whose config.json has {name}: {value!r:.60}, which cannot scale logits. Copy or "
                 "download that file again."
             )
 
@@ -137,14 +137,14 @@ def _check_ends(start: str, value: Any) -> None:
     for one in value if isinstance(value, (list, tuple)) else [value]:
         if value is not None and not (type(one) is int and 0 <= one < 2**31):
             raise ValueError(
-                f"{start}, whose {GENERATION_CONFIG} has eos_token_id: {value!r:.60}, and that is no token id. Correct "
+                f"{start}, whose {GENERATION_CONFIG} has eos_token_id: {value!r:.60}, which is not a token id. Correct "
                 "it there: a number, or a list of numbers."
             )
 
 
 @contextmanager
 def explained(name: str, role: str) -> Iterator[None]:
-    """Turn what Transformers raises about a model that it cannot find into a sentence; errors of the disk travel."""
+    """Turn Transformers' errors about a model that it cannot find into a clear message; disk errors propagate."""
     try:
         yield
     except OSError as error:
@@ -157,7 +157,7 @@ def explained(name: str, role: str) -> Iterator[None]:
         near = near_folder(Path(name))
         hint = f" Did you mean {near!r}?" if near is not None else ""
         raise ValueError(
-            f"{role} is {name!r}, which is neither a model folder here nor to be had from the Hub: "
+            f"{role} is {name!r}, which is not a model folder here and cannot be loaded from the Hub: "
             f"{_first_line(error)}{hint}"
         ) from error
 

@@ -1,4 +1,4 @@
-"""A model's weights as a short text, so that a model of the same name with other weights is told."""
+"""A short fingerprint of a model's weights, to detect a model of the same name with different weights."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""A model folder, looked at before anything heavy is loaded: its configuration, its weights, its tokenizer.
+"""Checks a model folder before anything heavy is loaded: its configuration, weights and tokenizer.
 
-Nothing is downloaded and no tensor is read; a name of the Hub is let through for Transformers to find.
+Nothing is downloaded and no tensor is read; a Hub name is left to Transformers.
 """
 
 import json
@@ -39,10 +39,10 @@ CONFIG_TYPES: dict[str, tuple[type, str]] = {
 """Fields of config.json that are read here; Transformers looks at the others."""
 
 LONGEST_REASON = 300
-"""So many characters of a library's reason are shown."""
+"""At most this many characters of a library's reason are shown."""
 
 SHOWN = 3
-"""So many tensors are named in a sentence; the others are counted."""
+"""At most this many tensors are named in a message; the others are counted."""
 
 TO_SAFETENSORS = (
     'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -63,7 +63,7 @@ def check_model_folder(name: str | Path, role: str) -> None:
     """Refuse a folder that does not hold a complete causal language model and its tokenizer.
 
     Args:
-        name: a folder, or a name of the Hub, which is let through.
+        name: a folder, or a Hub name, which is not checked.
         role: `student` or `teacher`; starts the sentence.
 
     Raises:
@@ -71,8 +71,8 @@ def check_model_folder(name: str | Path, role: str) -> None:
     """
     if "://" in str(name):
         raise ValueError(
-            f"{role} is {str(name)!r:.200}, an address, and this model is loaded here. Name a folder, or a name of the "
-            "Hub; the teacher of `tropd train`, `check` and `generate` alone may be behind a server: "
+            f"{role} is {str(name)!r:.200}, an address, but this model is loaded in this process. Give a folder or a "
+            "Hub name. Only the teacher of `tropd train`, `check` and `generate` may be behind a server: "
             "http://host:port/v1."
         )
     if not is_local(name):
@@ -86,8 +86,8 @@ def check_model_folder(name: str | Path, role: str) -> None:
     _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_header(file, start)})
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
-            f"{start}, which holds no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary file). Copy "
-            "the tokenizer files of the model that it was made from into the folder."
+            f"{start}, which has no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary file). Copy the "
+            "tokenizer files of its base model into the folder."
         )
     for file in JSON_FILES:
         if (folder / file).is_file():
@@ -102,9 +102,9 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
     made, which change how models are built. Quantised weights, and a name of the Hub, are let through.
 
     Args:
-        name: a folder, or a name of the Hub.
+        name: a folder or a Hub name.
         role: `student` or `teacher`; starts the sentence.
-        trust_remote_code: run the code that the folder brings along.
+        trust_remote_code: run code from the folder.
 
     Raises:
         ValueError: naming up to three tensors that are missing, or of another shape.
@@ -115,16 +115,14 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
 
     start = f"{role} is {str(name)!r}"
     report = loading_report(Path(name), weight_files(Path(name), start), start, trust_remote_code)
-    advice = "Copy or download config.json and the weights again, from one place."
+    advice = "Copy or download config.json and the weights again from the same source."
     if report.missing:
         raise ValueError(
-            f"{start}, whose weights lack {_some(report.missing)}: its config.json asks for them, and Transformers "
+            f"{start}, whose weights lack {_some(report.missing)}: its config.json requires them, and Transformers "
             f"would fill them with random numbers. {advice}"
         )
     if report.mismatched:
-        raise ValueError(
-            f"{start}, whose weights are not those of its config.json: {_some(report.mismatched)}. {advice}"
-        )
+        raise ValueError(f"{start}, whose weights do not match its config.json: {_some(report.mismatched)}. {advice}")
 
 
 def _some(items: list[str]) -> str:
@@ -144,12 +142,12 @@ def weight_bytes(folder: str | Path) -> int:
 def _check_is_folder(folder: Path, start: str) -> None:
     if str(folder).startswith("~"):
         raise ValueError(
-            f"{start}, and `~` stands for your home only where a shell reads it. Write {str(folder.expanduser())!r}."
+            f"{start}, and `~` means your home folder only in a shell. Write {str(folder.expanduser())!r}."
         )
     if folder.is_file():
         raise ValueError(f"{start}, which is a file. Give the folder of the model: {str(folder.parent)!r}.")
     if not folder.is_dir():
-        raise ValueError(f"{start}, and there is no such folder. {_instead_of_missing(folder)}")
+        raise ValueError(f"{start}, but there is no such folder. {_instead_of_missing(folder)}")
 
 
 def near_folder(folder: Path) -> str | None:
@@ -176,7 +174,7 @@ def _instead_of_missing(folder: Path) -> str:
     if near is not None:
         return f"Did you mean {near!r}?"
     found = f"has: {', '.join(siblings[:8])}" if siblings else "has no folders"
-    return f"{str(parent)!r} {found}. Correct the path; if you mean a name of the Hub, run from another folder."
+    return f"{str(parent)!r} {found}. Correct the path; if you mean a Hub name, run from another folder."
 
 
 def _check_config(folder: Path, start: str) -> None:
@@ -193,7 +191,7 @@ def _check_config(folder: Path, start: str) -> None:
         return
     if not config.get("model_type"):
         raise ValueError(
-            f"{start}, whose config.json has no model_type, so Transformers cannot tell which model it is. Give a "
+            f"{start}, whose config.json has no model_type, so Transformers does not know which model it is. Give a "
             "folder written by save_pretrained."
         )
     names = config.get("architectures") or []
@@ -201,8 +199,8 @@ def _check_config(folder: Path, start: str) -> None:
     if not causal or config.get("is_encoder_decoder"):
         kind = ", ".join(map(str, names)) or config["model_type"]
         raise ValueError(
-            f"{start}, which is a {kind} and not a causal language model; there is no next token to distil. Give a "
-            "model whose config.json names a …ForCausalLM."
+            f"{start}, which is a {kind} and not a causal language model; it has no next-token distribution to distil. "
+            "Give a model whose config.json names a …ForCausalLM."
         )
 
 
@@ -258,7 +256,7 @@ def _check_index(folder: Path, start: str, tensors: set[str]) -> None:
     if lost:
         raise ValueError(
             f"{start}, whose {INDEX} names tensors that no file holds: {_some(lost)}, which should be in "
-            f"{weight_map[lost[0]]}. Copy or download the index and the weights again, from one place."
+            f"{weight_map[lost[0]]}. Copy or download the index and the weights again from the same source."
         )
 
 
@@ -293,13 +291,13 @@ def _read_json(path: Path, start: str) -> dict[str, Any]:
 def _constant(word: str) -> float:
     """NaN is no setting of a model; an infinity may be, such as the limit of Mamba's time steps."""
     if word == "NaN":
-        raise ValueError("it has NaN, which is no number")
+        raise ValueError("it contains NaN")
     return float(word)
 
 
 @contextmanager
 def read_by_transformers(start: str, what: str, passing: type[Exception] = ImportError) -> Iterator[None]:
-    """Turn what Transformers raises about a folder's small files into a sentence: they hold what it cannot use.
+    """Turn Transformers' errors about a folder's small files into a clear message.
 
     Args:
         start: how a sentence starts, such as `teacher is 'models/teacher'`; one that starts so is let through.
@@ -319,7 +317,7 @@ def read_by_transformers(start: str, what: str, passing: type[Exception] = Impor
             raise
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{start}, which brings code of its own. It is run only where you trust it: set trust_remote_code."
+                f"{start}, which contains its own code. It runs only if you trust it: set trust_remote_code."
             ) from error
         reason = " ".join(str(error).split()) or "no reason given"
         reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"

@@ -108,7 +108,7 @@ def _before_output_layer(model: Any, ordinary_forward: Callable, inputs: dict[st
         else:
             layer.forward = before
     if len(handed) != 1:
-        raise AttributeError(f"its output layer is used {len(handed)} times in a forward pass")
+        raise AttributeError(f"the output layer is used {len(handed)} times in a forward pass")
     return handed[0]
 
 
@@ -141,8 +141,8 @@ def language_model_class(config: Any, start: str) -> Any:
         return AutoModelForMultimodalLM
     kind = ", ".join(getattr(config, "architectures", None) or [config.model_type])
     raise ValueError(
-        f"{start}, which is a {kind}: Transformers loads it neither as a causal language model nor as a multimodal "
-        "one. Give a model whose config.json names a …ForCausalLM, such as a checkpoint of its family for text alone."
+        f"{start}, which is a {kind}: Transformers can load it neither as a causal language model nor as a multimodal "
+        "one. Give a model whose config.json names a …ForCausalLM, such as a text-only checkpoint of its family."
     )
 
 
@@ -187,7 +187,7 @@ def freeze_what_text_does_not_reach(model: Any) -> None:
         model.get_parameter(name).requires_grad_(False)
     if frozen:
         logger.warning(
-            "The student is a %s, trained on text alone: %d tensors that text does not reach stay as they are (%s, …).",
+            "The student is a %s and is trained only on text: %d tensors that text does not reach stay frozen (%s, …).",
             type(model).__name__,
             len(frozen),
             frozen[0],
@@ -227,8 +227,9 @@ def _output_layer(model: PreTrainedModel) -> Any:
         raise ValueError(f"{type(model).__name__} has no output embeddings; a causal language model is needed")
     if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
         raise ValueError(
-            f"an adapter lies on the output layer of {type(model).__name__} ({type(layer).__name__}), whose weights "
-            "are read directly, so it would have no effect. Merge it (model.merge_and_unload()), or leave the layer "
+            f"an adapter wraps the output layer of {type(model).__name__} ({type(layer).__name__}), whose weights are "
+            "read directly, so the adapter would have no effect. Merge it (model.merge_and_unload()), or leave the "
+            "layer "
             "out of target_modules and trainable_token_indices."
         )
     weight = layer.weight

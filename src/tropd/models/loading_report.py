@@ -1,4 +1,4 @@
-"""What Transformers would find missing in a folder's weights, asked without reading one.
+"""Which weights Transformers would find missing in a folder, without reading any.
 
 The tensors that the safetensors headers name are made on PyTorch's meta device, where they have a shape and no content,
 and go through Transformers' own loading. It knows every renaming, tied weight and merged expert, so nothing of that is
@@ -36,7 +36,7 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
         folder: with config.json.
         files: its safetensors files.
         start: how a sentence starts, such as `teacher is 'models/teacher'`.
-        trust_remote_code: run the code that the folder brings along.
+        trust_remote_code: run code from the folder.
 
     Raises:
         ValueError: weights that Transformers cannot put together, such as experts of which one lacks a part.
@@ -61,8 +61,8 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{start}, whose weights Transformers cannot put together as its config.json says: {reason} Copy or "
-            "download config.json and the weights again, from one place."
+            f"{start}, whose weights do not fit its config.json: {reason} Copy or download config.json and the weights "
+            "again from the same source."
         ) from error
     mismatched = [
         f"{name} is {list(stored)} and should be {list(expected)}"

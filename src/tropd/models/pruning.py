@@ -1,4 +1,4 @@
-"""A smaller student out of a teacher: the same model with some of its layers taken out."""
+"""A smaller student from a teacher: the same model with some layers removed."""
 
 import os
 import shutil
@@ -78,11 +78,11 @@ def check_layers(keep: Sequence[int], num_layers: int) -> None:
         raise ValueError(f"{start}, which names layer {twice} twice. Name each layer once.")
     if list(keep) != sorted(keep):
         raise ValueError(
-            f"{start}, which would change the order of the layers, and each one reads what the one before it wrote. "
-            f"Write {','.join(map(str, sorted(keep)))}."
+            f"{start}, which would change the order of the layers, but each layer reads the output of the one before "
+            f"it. Write {','.join(map(str, sorted(keep)))}."
         )
     if len(keep) == num_layers:
-        raise ValueError(f"{start}: all layers, which is the teacher itself. Leave at least one out.")
+        raise ValueError(f"{start}: all layers, which is the teacher itself. Remove at least one.")
 
 
 def write_student(
@@ -93,10 +93,10 @@ def write_student(
     Weights keep their dtype. The tokenizer with its chat template and the generation settings come along.
 
     Args:
-        teacher: a folder of a causal language model, or a name of the Hub.
+        teacher: a folder of a causal language model, or a Hub name.
         keep: layer numbers, ascending.
         out: a folder that does not exist yet, or is empty.
-        trust_remote_code: run the code that the teacher brings along.
+        trust_remote_code: run code from the teacher's folder.
 
     Raises:
         ValueError: see `check_out`, `read_model_files` and `keep_layers`.
@@ -106,8 +106,8 @@ def write_student(
     files = read_model_files(teacher, role="teacher", trust_remote_code=trust_remote_code)
     if language_model_class(files.config, f"teacher is {files.name!r}") is not AutoModelForCausalLM:
         raise ValueError(
-            f"teacher is {files.name!r}, a {type(files.config).__name__}, which looks or listens beside its text: "
-            "layers are taken out of a model of text alone. Give a checkpoint of its language model, such as its "
+            f"teacher is {files.name!r}, a {type(files.config).__name__}, which also reads images or sound: layers can "
+            "only be removed from a text model. Give a checkpoint of its language model, such as its "
             "family's …ForCausalLM."
         )
     config = files.config.get_text_config(decoder=True)
@@ -128,7 +128,7 @@ def write_student(
 def check_out(out: Path) -> None:
     """Refuse a place where a folder's files would be lost or mixed with others."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"out is {str(out)!r}, which exists already. Choose another folder, or remove it first.")
+        raise ValueError(f"out is {str(out)!r}, which already exists. Choose another folder, or remove it first.")
 
 
 def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
@@ -142,7 +142,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     check_layers(keep, len(layers))
     config = model.config.get_text_config(decoder=True)
     if getattr(model.config, "quantization_config", None) is not None:
-        raise ValueError("the teacher is quantised; take the layers out of the model that was quantised.")
+        raise ValueError("the teacher is quantised; remove the layers from the unquantised model.")
     for name, value in _per_layer_settings(config, len(layers), keep).items():
         setattr(config, name, value)
     config.num_hidden_layers = len(keep)
@@ -167,8 +167,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
     if not isinstance(layers, nn.ModuleList) or len(layers) != _num_layers(model):
         raise ValueError(
-            f"the teacher is a {type(model).__name__}, and its layers were not found: its decoder has no list "
-            f"{' or '.join(LAYER_LISTS)} of num_hidden_layers layers. Take another teacher."
+            f"the teacher is a {type(model).__name__}, whose layers were not found: its decoder has no list "
+            f"{' or '.join(LAYER_LISTS)} of num_hidden_layers layers. Use a different teacher."
         )
     return layers
 
@@ -207,9 +207,9 @@ def _check_rebuilt(model: PreTrainedModel) -> None:
     for what in sorted(found.keys() | expected.keys()):
         if found.get(what) != expected.get(what):
             raise ValueError(
-                f"a {name} ties its layers to their numbers: {what} of the student is {found.get(what)}, but would be "
-                f"loaded as {expected.get(what)}. Keep other layers (the first ones in a row may do), or take another "
-                "teacher."
+                f"a {name} depends on the numbers of its layers: {what} of the student is {found.get(what)}, but would "
+                f"load as {expected.get(what)}. Keep different layers (consecutive first layers may work), or use a "
+                "different teacher."
             )
 
 
@@ -229,7 +229,7 @@ def _unusable(name: str, what: str, error: Exception) -> str:
     why = " ".join(str(error).split())
     return (
         f"keep_layers leaves a {name} that cannot {what} ({type(error).__name__}: {why:.300}). Keep a layer of each "
-        "kind (layer_types in the teacher's config.json names them), or take another teacher."
+        "kind (layer_types in the teacher's config.json names them), or use a different teacher."
     )
 
 

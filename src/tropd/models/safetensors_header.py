@@ -20,7 +20,7 @@ def read_header(path: Path, start: str) -> dict[str, dict[str, Any]]:
         start: how the sentence starts, such as `teacher is 'models/teacher'`.
 
     Raises:
-        ValueError: the file was cut short, or is no safetensors file.
+        ValueError: the file is truncated, or not a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -34,13 +34,13 @@ def read_header(path: Path, start: str) -> dict[str, dict[str, Any]]:
         header = _parsed(stream.read(length)) if 0 < length <= min(LONGEST_HEADER, size - LENGTH.size) else None
     if header is None:
         raise ValueError(
-            f"{start}, whose {path.name} ({size} bytes) does not start with a safetensors header: it was cut short or "
-            "is another kind of file. Copy or download it again."
+            f"{start}, whose {path.name} ({size} bytes) does not start with a safetensors header: it is truncated or "
+            "not a safetensors file. Copy or download it again."
         )
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     expected = LENGTH.size + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if size != expected:
-        what = "was cut short" if size < expected else "is longer than its header says"
+        what = "is truncated" if size < expected else "is longer than its header says"
         raise ValueError(
             f"{start}, whose {path.name} {what}: it has {size} of {expected} bytes. Copy or download it again."
         )

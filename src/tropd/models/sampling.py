@@ -1,4 +1,4 @@
-"""Plain sampling with Transformers, outside of a training step: teacher responses and evaluation samples."""
+"""Plain sampling with Transformers outside of training steps: teacher responses and evaluation samples."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 @contextmanager
 def as_asked(model: Any) -> Iterator[None]:
-    """Inside, `model.generate` draws as its caller says and no otherwise.
+    """Inside, `model.generate` samples exactly as its caller says.
 
     What a caller leaves out Transformers fills in from the model's generation_config.json, where anything may stand
     that reshapes the softmax: top-p, penalties, beams, suppressed tokens. Both models are scored with the whole one.
@@ -52,7 +52,7 @@ def sample(
         pad_id: any valid id.
         temperature: of the softmax; 0 takes the likeliest token.
         vocab_limit: draw ids below it only (a head padded further than the reader's).
-        synced_gpus: go on until every rank has finished, as sharded weights need it.
+        synced_gpus: continue until every rank has finished, as sharded weights require.
         reshaping: `top_p`, `top_k` and `min_p`, where responses are to be drawn from less than the whole softmax.
     """
     width = max(len(context) for context in contexts)

@@ -1,4 +1,4 @@
-"""The parts of a method: which values each may have, where it has an effect, and what is said otherwise."""
+"""The settings of a method: allowed values, where each has an effect, and the message otherwise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -82,7 +82,7 @@ _TABLE = (
     Setting(
         "outlier",
         lambda m: m.gate in (*TRUST_GATES, "closed", "support"),
-        "its tokens are split by `gate: {m.gate}`, which leaves no outliers to treat",
+        "its tokens are split by `gate: {m.gate}`, which leaves no outliers",
         choices=OUTLIERS,
     ),
     Setting(
@@ -95,7 +95,7 @@ _TABLE = (
     Setting(
         "advantage_floor",
         _floor_binds,
-        "it bounds r of trusted tokens under K1, which are none here, or bounded already",
+        "it bounds r of trusted tokens under K1; here there are none, or they are already bounded",
         in_range=lambda t: t == t and t <= 0,
         range="a number of nats, at most 0",
         stages="second",
@@ -103,7 +103,7 @@ _TABLE = (
     Setting(
         "advantage",
         lambda m: m.trust == "k1" and m.gate != "closed",
-        "it has no trusted token that K1 learns from",
+        "it has no trusted token under K1",
         choices=ADVANTAGES,
         stages="both",
     ),
@@ -118,13 +118,13 @@ _TABLE = (
     Setting(
         "baseline",
         lambda m: m.trust == "k1" and m.gate == "open",
-        "a baseline is for K1 on every token; on some of them alone it changes what is learned",
+        "a baseline needs K1 on every token; on only some tokens it would change the expected gradient",
         choices=BASELINES,
     ),
     Setting(
         "fkl_top_k",
         lambda m: m.needs_topk,
-        "it never asks the teacher for a top-k",
+        "it does not use the teacher's top-k",
         in_range=lambda k: isinstance(k, Integral) and 1 <= int(k) < 2**31,
         range="a whole number of at least 1",
     ),
@@ -147,7 +147,7 @@ _TABLE = (
     Setting(
         "teacher_entropy_tau",
         lambda m: m.gate == "teacher_entropy",
-        "it does not look at the teacher's entropy",
+        "it does not use the teacher's entropy",
         in_range=lambda t: t >= 0,
         range="at least 0 nats (inf selects no token)",
     ),
@@ -229,7 +229,7 @@ def check_parts(method: "Method") -> None:
         check_choice(name, getattr(method, name), choices)
     needed = _NEEDED.get(method.gate) or ("jsd_beta" if method.trust in ("jsd", "gkd") else None)
     if needed and getattr(method, needed) is None:
-        raise ValueError(f"{needed} is None, and gate {method.gate!r} with trust {method.trust!r} reads it. Give it.")
+        raise ValueError(f"{needed} is None, but gate {method.gate!r} with trust {method.trust!r} needs it. Set it.")
     for part in fields(method):
         value = getattr(method, part.name)
         if part.name in _WHOLE_CHOICES or part.name not in BY_NAME or value is None or value == part.default:
@@ -249,12 +249,12 @@ def check_combination(method: "Method") -> None:
         )
     if (method.gate == "support") != (method.trust == "rkl_direct"):
         raise ValueError(
-            f"gate is {method.gate!r} and trust is {method.trust!r}: reverse KL on the teacher's top-k, trust "
-            "rkl_direct, goes with gate support, which splits the tokens by that top-k. Give both, or neither."
+            f"gate is {method.gate!r} and trust is {method.trust!r}: trust rkl_direct, reverse KL on the teacher's "
+            "top-k, needs gate support, which splits the tokens by that top-k. Set both, or neither."
         )
     if method.trust != "k1" and method.outlier_uses_fkl:
         raise ValueError(
-            f"outlier is {method.outlier!r} beside trust {method.trust!r}: a token has one divergence that is "
+            f"outlier is {method.outlier!r} with trust {method.trust!r}: only one divergence of a token can be "
             "differentiated directly. Choose outlier mask, clip or k1, or trust k1."
         )
     if method.advantage == "mixture" and (method.advantage_alpha or 0.0) > 1:
@@ -269,7 +269,8 @@ def check_combination(method: "Method") -> None:
         )
     if method.reduction == "selected" and method.guided:
         raise ValueError(
-            "reduction is 'selected', a mean over trusted tokens alone, but guidance adds prefix tokens to the loss; "
+            "reduction is 'selected', a mean over only the trusted tokens, but guidance adds prefix tokens to the "
+            "loss; "
             "choose 'shared', 'per_region' or 'per_turn', or guidance_schedule 'none'."
         )
     _check_stages(method)
@@ -279,17 +280,16 @@ def _check_stages(method: "Method") -> None:
     later = method.second_stage
     if (later is None) != (method.switch_at is None):
         raise ValueError(
-            f"switch_at is {method.switch_at!r} and second_stage is {'not ' if later else ''}None: a method of two "
-            "stages has both, one of a single stage neither."
+            f"switch_at is {method.switch_at!r} and second_stage is {'not ' if later else ''}None: a method with two "
+            "stages needs both, a method with one stage neither."
         )
     if later is None:
         return
     if later.second_stage is not None:
-        raise ValueError(
-            f"second_stage of method {method.name!r} has a second stage of its own; there are two at most."
-        )
+        raise ValueError(f"second_stage of method {method.name!r} has its own second stage; at most two are possible.")
     if later.guided != method.guided:
         raise ValueError(
             f"guidance_schedule is {method.guidance_schedule!r} in the first stage and {later.guidance_schedule!r} in "
-            "the second: whether there are teacher prefixes is decided for the whole run. Give both guidance, or none."
+            "the second: teacher prefixes are used in the whole run or not at all. Give both stages guidance, or "
+            "neither."
         )

@@ -14,7 +14,7 @@ from ..suggestions import hint
 from .method_parts import BY_NAME, check_change, check_combination, check_parts, check_types
 
 SETTINGS = tuple(BY_NAME)
-"""The parts of a method that may be changed."""
+"""The settings of a method that may be changed."""
 
 DEFAULT_OUTLIER_TAU = -2.0
 """τ in nats of the static outlier treatments. Not published for TrOPD's Clip and Mask; ours lies between REOPOLD's
@@ -229,7 +229,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "tropd_share",
-            "tropd with the prefix a share of each teacher response, and its NLL weighed at 0.1",
+            "tropd with the prefix as a share of each teacher response, and its NLL weighted by 0.1",
             "ours, from TrOPD's parts (docs/results.md)",
             gate="bernoulli",
             outlier="fkl_direct",
@@ -279,7 +279,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "tropd_released",
-            "what one note says of the authors' code: scalar forward KL, and prefixes pushed down",
+            "the authors' code according to one note: scalar forward KL, and prefixes pushed down",
             "a note on TrOPD, version 3 (docs/equations.md)",
             gate="bernoulli",
             outlier="fkl_scalar",
@@ -300,7 +300,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "tropd_support",
-            "reverse KL, exact on the teacher's top-k, clipped outside of it",
+            "reverse KL, exact on the teacher's top-k, clipped elsewhere",
             "ours, from ResOPD and TrOPD's clip (docs/equations.md)",
             gate="support",
             trust="rkl_direct",
@@ -368,8 +368,8 @@ def _find(name: str) -> Method:
     if isinstance(name, str) and ":" in name:
         return _import_method(name)
     raise ValueError(
-        f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}. One of "
-        "your own is written package.module:NAME."
+        f"method is {name!r:.100}, which is unknown{hint(str(name), METHODS)}. Known: {', '.join(METHODS)}. Write a "
+        "method of your own as package.module:NAME."
     )
 
 
@@ -380,12 +380,12 @@ def _import_method(path: str) -> Method:
         found = import_own(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"method is {path!r}, but {error}. Write package.module:NAME, a module that Python can import from here "
+            f"method is {path!r}, but {error}. Write package.module:NAME: a module that Python can import from here, "
             "and the name of a Method in it."
         ) from error
     if not isinstance(found, Method):
         raise ValueError(
-            f"method is {path!r}, an object of type {type(found).__name__}; make it a tropd.Method "
+            f"method is {path!r}, which is of type {type(found).__name__}; it must be a tropd.Method "
             "(docs/add_a_method.md)."
         )
     try:
@@ -404,7 +404,7 @@ def _complete(method: Method) -> Method:
         check_parts(stage)
     check_combination(method)
     if METHODS.get(method.name, method) != method:
-        raise ValueError(f"name is {method.name!r}, which is taken by another method. Choose another name.")
+        raise ValueError(f"name is {method.name!r}, which another method already has. Choose another name.")
     return method
 
 

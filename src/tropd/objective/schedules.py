@@ -51,7 +51,7 @@ def prefix_length(reading: str, fraction: float, *, response_length: int, max_le
     if reading not in ("cap", "share"):
         raise ValueError(f"guidance_length is {reading!r}; choose cap or share")
     if min_tail < 1:
-        raise ValueError(f"the student's tail is {min_tail}; it needs at least one token to write")
+        raise ValueError(f"the student's tail is {min_tail}; the student must write at least one token")
     # The epsilon undoes rounding: (1 − 8/10)·10 is 1.9999999999999996 and means 2.
     scheduled = math.floor(fraction * (max_length if reading == "cap" else response_length) + 1e-9)
     return max(0, min(scheduled, response_length - min_tail, max_length - min_tail))

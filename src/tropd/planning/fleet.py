@@ -63,7 +63,7 @@ def plan_fleets(
     Args:
         make_args: the `TrOPDConfig` with some fields changed.
         student: see `model_shape`.
-        teacher: likewise.
+        teacher: as `student`.
         hardware: one GPU's.
         gpus: numbers of GPUs.
         sequences_per_step: rollouts of one optimiser step, whatever the number of GPUs.

@@ -69,7 +69,7 @@ def plan_run(
     Args:
         args: the configuration.
         student: see `model_shape`.
-        teacher: likewise.
+        teacher: as `student`.
         prompt_tokens: mean length of a rendered prompt.
         response_tokens: mean length of a response, prefix included; `max_completion_length` by default.
         longest_prompt: tokens of the longest prompt; the mean by default.

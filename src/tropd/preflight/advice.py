@@ -73,24 +73,24 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
     if kind == "safe":
         if method.guided:
             advice.add(
-                f"{method.name} will do; opd is simpler, and does not spend its first steps on teacher prefixes."
+                f"{method.name} is suitable; opd is simpler, and does not spend its first steps on teacher prefixes."
             )
         if method.trust not in ("gkd", "rkl_direct"):
             advice.add(
-                "tropd_support, which reads the teacher's top-16, learned more than opd and tropd at one budget of "
-                "tokens on some small pairs as close as this one, and as much on another (docs/results.md)."
+                "tropd_support, which reads the teacher's top-16, learned more than opd and tropd with the same token "
+                "budget on some small pairs as close as this one, and as much on another (docs/results.md)."
             )
         return
     if has_unbounded_k1(method):
         advice.add(
-            f"{method.name} is a poor choice for this pair: its K1 weighs every outlier by its whole r. Set method: "
+            f"{method.name} is a poor choice for this pair: its K1 weights every outlier by its full r. Set method: "
             "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as printed.",
         )
         advice.method = "tropd_support"
     elif kind == "far" and method.gate in TRUST_GATES and method.outlier == "mask" and not method.guided:
         advice.add(
-            f"{method.name} takes the signal away where the student writes what the teacher would not, which is most "
-            "of what this student writes. Set method: tropd, which learns from those tokens by forward KL.",
+            f"{method.name} removes the signal where the student writes what the teacher would not, which is most of "
+            "its text. Set method: tropd, which learns from those tokens by forward KL.",
         )
         advice.method = "tropd"
 
@@ -157,7 +157,7 @@ def _advise_budget(advice: Advice, m: PairMeasurement, budget: int) -> None:
     cut = f"{m.truncated_share:.0%} of the rollouts do not end within max_completion_length {budget}"
     if m.repetitive_share > m.truncated_share / 2:
         advice.add(
-            f"{cut}, and most of these only repeat themselves: a longer budget would not help. Check that the student "
+            f"{cut}, and most of them only repeat themselves: a longer budget would not help. Check that the student "
             "ends a turn as its chat template does."
         )
     else:

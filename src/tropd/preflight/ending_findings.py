@@ -22,8 +22,8 @@ def ending_sentences(endings: Endings, tokenizer: Any) -> list[str]:
         )
     if endings.undeclared:
         said.append(
-            f"{shown(endings.undeclared, tokenizer)} is used as an ending, and neither model declares it: responses do "
-            "not stop there, and it is an action apart from the other endings."
+            f"{shown(endings.undeclared, tokenizer)} is used as an ending, but neither model declares it: responses do "
+            "not stop there, and it is scored separately from the other endings."
         )
     for model, num_places in (("student", endings.num_ended), ("teacher", endings.num_at_teachers)):
         unused = [use.token_id for use in endings.uses if num_places >= FEW and _is_unused(use, model)]

@@ -77,7 +77,7 @@ def _templates(
             "refusal",
             "chat template",
             f"{len(messages)} of {len(rows)} prompts are messages, but the student's tokenizer has no chat template to "
-            "render them with. Give plain-text prompts (without chat), or save a chat_template.jinja in the student's "
+            "render them. Give plain-text prompts (without chat), or save a chat_template.jinja in the student's "
             "folder.",
         )
     if messages and settings.teacher_chat_template == "teacher" and not teacher.tokenizer.chat_template:
@@ -99,7 +99,7 @@ def _templates(
             "warning",
             "chat template",
             f"{len(rows) - len(messages)} of {len(rows)} prompts are plain text, although the student has a chat "
-            "template: it will read them without its template, as text to continue. Set `chat: true` to make each a "
+            "template: it will read them as text to continue, without the template. Set `chat: true` to make each a "
             "user's message, unless the text is rendered already or the student is a base model.",
         )
 
@@ -125,7 +125,7 @@ def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids)
         yield Finding(
             "note",
             "end of prompts",
-            f"The student's tokenizer puts {tokens} behind every text, where the response follows; it is left out.",
+            f"The student's tokenizer appends {tokens} to every text, where the response follows; it is removed.",
         )
     ended = [ids[-1] for ids in student_ids if ids and ids[-1] in student.eos_ids]
     if ended:
@@ -133,8 +133,8 @@ def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids)
             "warning",
             "end of prompts",
             f"{len(ended)} of {len(student_ids)} prompts end with {tokenizer.convert_ids_to_tokens(ended[0])!r}, an "
-            "end of sequence that their text or the chat template writes: the student goes on behind an ending. Remove "
-            "it, unless the models were trained so.",
+            "end of sequence that their text or the chat template writes: the student would continue after an ending. "
+            "Remove it, unless the models were trained this way.",
         )
 
 
@@ -152,7 +152,7 @@ def _teacher_view(
         yield Finding(
             "note",
             "teacher's view",
-            "The teacher has no chat template of its own; it reads the student's, which it may never have seen.",
+            "The teacher has no chat template; it reads the student's, which it may never have seen.",
         )
         return
     try:
@@ -172,16 +172,16 @@ def _teacher_view(
         yield Finding(
             "warning" if template == "student" else "note",
             "teacher's view",
-            f"The teacher would render {len(differing)} of {len(rows)} prompts otherwise than it will see them. "
-            f"{_first_difference(teacher, *differing[0])} The teacher is surest in the template it was trained with: "
-            "set teacher_chat_template: teacher to render its prompts with its own, and teacher_chat_template_kwargs "
-            "to hand that template switches such as {enable_thinking: false}.",
+            f"The teacher would render {len(differing)} of {len(rows)} prompts differently from what it will see. "
+            f"{_first_difference(teacher, *differing[0])} The teacher is most reliable with the template it was "
+            "trained with: set teacher_chat_template: teacher to use its own, and teacher_chat_template_kwargs to "
+            "pass options such as {enable_thinking: false}.",
         )
     elif seen != _without_bos(student, student_ids):
         yield Finding(
             "note",
             "teacher's view",
-            "As configured, the teacher sees another context than the student, rendered with its own tokenizer and "
+            "As configured, the teacher sees a different context than the student, rendered with its own tokenizer and "
             "template; the response tokens are shared.",
         )
     else:
@@ -199,8 +199,8 @@ def _bos_difference(teacher: ModelFiles, seen: Ids, own: Ids) -> Iterator[Findin
         "beginning of sequence",
         f"The teacher's own tokenizer {'begins' if wants else 'does not begin'} a prompt with {token!r}, but the "
         f"prompts it will see {'do not' if wants else 'do'}. "
-        + ("Models that expect it read badly without it. " if wants else "")
-        + "Set teacher_chat_template: teacher to have its prompts begin as it expects.",
+        + ("Models that expect it read poorly without it. " if wants else "")
+        + "Set teacher_chat_template: teacher so that its prompts begin as it expects.",
     )
 
 
@@ -238,6 +238,6 @@ def _lengths(role: str, model: ModelFiles, contexts: Ids, settings: PromptSettin
         "refusal",
         f"{role}'s context",
         f"{arithmetic}, but it was made for {limit} positions (max_position_embeddings) and cannot read beyond them. "
-        + (f"Set max_completion_length to at most {room}, or leave" if room > 0 else "Leave")
-        + " the longest prompts out.",
+        + (f"Set max_completion_length to at most {room}, or remove" if room > 0 else "Leave")
+        + " the longest prompts.",
     )

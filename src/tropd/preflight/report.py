@@ -92,7 +92,7 @@ def as_dict(
 def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
     rows = [
         ("trust fraction (1 − TV)", _with_error(m.trust_fraction, m.trust_standard_error, "{:.3f}")),
-        ("reverse KL, K1 (nats a token)", _with_error(m.k1, m.k1_standard_error, "{:.3f}")),
+        ("reverse KL, K1 (nats per token)", _with_error(m.k1, m.k1_standard_error, "{:.3f}")),
         ("outliers, r < −2", _share(m.outlier_share) + f"   r < −5  {_share(m.deep_outlier_share)}"),
         ("ended with r < −2", f"{_share(m.endings.last_outlier_share)} of {m.endings.num_ended} responses that end"),
         ("depth of outliers (nats)", f"median {_nats(m.outlier_p50)}   p01 {_nats(m.outlier_p01)}"),

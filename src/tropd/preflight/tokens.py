@@ -28,7 +28,7 @@ def compare_pair(
 
     Args:
         student: its files.
-        teacher: likewise.
+        teacher: as `student`.
         rows: rows of the data set with `prompt` and perhaps `teacher_prompt`; lengths are of these rows alone.
         max_completion_length: the budget of a response, in tokens.
         chat_template_kwargs: of the student's chat template, as in the configuration.
@@ -69,15 +69,15 @@ def _heads(student: ModelFiles, teacher: ModelFiles) -> Iterator[Finding]:
             "output layers",
             f"The student's tokenizer uses token ids up to {highest}, but the student's output layer has only "
             f"{student.head_rows} rows, so it cannot write them. The folder {student.name!r} mixes two models; load "
-            "the tokenizer that belongs to the weights, or resize the embeddings.",
+            "the tokenizer of these weights, or resize the embeddings.",
         )
     elif student.head_rows > teacher.head_rows:
         yield Finding(
             "note",
             "output layers",
             f"The student's output layer has {student.head_rows} rows, the teacher's {teacher.head_rows}; the "
-            f"tokenizer needs {highest + 1}. Should the student sample one of the unused ids beyond the teacher's, "
-            "that token and the rest of its response are left out.",
+            f"tokenizer needs {highest + 1}. If the student samples one of the unused ids beyond the teacher's, that "
+            "token and the rest of its response are excluded.",
         )
     elif student.head_rows < teacher.head_rows:
         yield Finding(
@@ -107,8 +107,8 @@ def _special_tokens(student: ModelFiles, teacher: ModelFiles) -> Finding:
     return Finding(
         "note",
         "special tokens",
-        f"They differ: {'; '.join(differing)}. Ids are what the teacher reads, so this matters only where text is "
-        "rendered: see the findings on prompts.",
+        f"They differ: {'; '.join(differing)}. The teacher reads ids, so this matters only when text is rendered: see "
+        "the findings on prompts.",
     )
 
 
@@ -155,10 +155,10 @@ def _padding(student: ModelFiles) -> Finding:
         return Finding(
             "note",
             "padding",
-            f"The student's tokenizer {what} an end-of-sequence token ({token!r}). Nothing to do: tropd knows padding "
-            "by position, so real endings are scored and learned.",
+            f"The student's tokenizer {what} an end-of-sequence token ({token!r}). No action is needed: tropd "
+            "identifies padding by position, so real endings are scored and learned.",
         )
-    return Finding("ok", "padding", f"Padding ({student.tokenizer.pad_token!r}) is no end-of-sequence token.")
+    return Finding("ok", "padding", f"Padding ({student.tokenizer.pad_token!r}) is not an end-of-sequence token.")
 
 
 def _listed(tokens: Sequence[str | None], limit: int = 5) -> str:

@@ -116,20 +116,20 @@ def _why_it_cannot_work(m: PairMeasurement, budget: int) -> str | None:
     scored = m.num_tokens + m.nonfinite_tokens
     if scored == 0:
         return (
-            f"All {m.num_rollouts} rollouts are left out of the loss (mask_truncated_completions, "
+            f"All {m.num_rollouts} rollouts are excluded from the loss (mask_truncated_completions, "
             f"mask_repetitive_completions): {m.truncated_share:.0%} do not end within max_completion_length {budget}. "
             "Nothing would be learned; raise max_completion_length, or switch the masking off."
         )
     if m.nonfinite_tokens / scored > MAX_NONFINITE_SHARE:
         return (
             f"The teacher has no finite score for {m.nonfinite_tokens} of {scored} tokens, so there is nothing to "
-            "learn from. Its weights or its precision are broken; try teacher_model_init_kwargs: {dtype: float32}."
+            f"learn. Its weights or its precision are broken; try teacher_model_init_kwargs: {{dtype: float32}}."
         )
     if _at_chance(m, m.teacher_nll) and m.prompt_tokens >= MIN_PROMPT_TOKENS and _at_chance(m, m.teacher_prompt_nll):
         return (
-            f"The teacher gives the student's text {m.teacher_nll:.1f} nats a token and the prompts "
+            f"The teacher gives the student's text {m.teacher_nll:.1f} nats per token and the prompts "
             f"{m.teacher_prompt_nll:.1f}; guessing among {m.vocab_size} tokens costs {m.chance_nll:.1f}. It cannot "
-            "read these ids: its weights are not trained, or its vocabulary is another one under the same tokens. "
+            "read these ids: its weights are untrained, or its vocabulary assigns other ids to the same tokens. "
             "Compare the folders of weights and tokenizer, and choose a teacher of the student's family."
         )
     if m.collapsed_share >= MAX_COLLAPSED_SHARE:
@@ -145,23 +145,23 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
     """How far apart, and what the outliers among the tokens will do."""
     if kind == "identical":
         return [
-            f"Student and teacher are one model to within rounding: their log-probabilities differ by "
-            f"{m.mean_abs_gap:.4f} nats on average. Every method that learns by K1 has nothing to learn. Is the same "
-            "folder given twice? (With teacher_prompt or another template for the teacher they would differ.)"
+            f"Student and teacher are the same model up to rounding: their log-probabilities differ by "
+            f"{m.mean_abs_gap:.4f} nats on average. No method based on K1 can learn anything. Did you give the same "
+            "folder twice? (With teacher_prompt or a different template for the teacher they would differ.)"
         ]
     assert m.trust_fraction is not None
     assert m.outlier_share is not None
     error = f" ± {100 * m.trust_standard_error:.0f}" if m.trust_standard_error is not None else ""
     words = {
-        "safe": "They are close: plain OPD is safe here. A trust region has few tokens to act on, and may still end "
-        "ahead.",
-        "endings": "They end a response with different ids, which are one action here. Apart from that they are close.",
-        "endings_apart": "They end a response with different ids, and each is scored by itself: the teacher finds the "
-        "student's ending nearly impossible, so the student unlearns to stop, or ends where its rollouts go on.",
+        "safe": "They are close: plain OPD is safe here. A trust region affects few tokens, but may still end ahead.",
+        "endings": "They end a response with different ids, which are scored as one action. Otherwise they are close.",
+        "endings_apart": "They end a response with different ids, and each is scored separately: the teacher finds "
+        "the student's ending nearly impossible, so the student unlearns to stop, or learns an ending at which its "
+        "rollouts do not stop.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
-        "far": "They are far apart: the teacher refuses more than every second token. It can work, with a trust region "
-        "for the outliers and teacher prefixes for states that the student does not reach alone; expect a slow start, "
-        "and a student that stays short of the teacher.",
+        "far": "They are far apart: the teacher rejects more than half of the tokens. It can work, with a trust "
+        "region for outliers and teacher prefixes for states that the student does not reach by itself. Expect a slow "
+        "start, and a student that does not reach the teacher.",
     }
     said = [
         f"The teacher accepts {100 * m.trust_fraction:.0f}{error}% of what the student writes (1 − TV). {words[kind]}"
@@ -179,7 +179,8 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         if first.trust_fraction - last.trust_fraction > 0.1:
             said.append(
                 f"Trust falls along the response, from {first.trust_fraction:.0%} in its first {first.stop} tokens to "
-                f"{last.trust_fraction:.0%} from token {last.start} on: errors add up, and long rollouts teach less."
+                f"{last.trust_fraction:.0%} from token {last.start} on: errors accumulate, and the student learns less "
+                "from long rollouts."
             )
     return said
 
@@ -188,8 +189,8 @@ def _student_at_chance(m: PairMeasurement) -> list[str]:
     if not _at_chance(m, m.student_nll):
         return []
     return [
-        f"The student itself is at chance: its own text costs it {m.student_nll:.1f} nats a token of "
-        f"{m.chance_nll:.1f} for guessing. On-policy states of an untrained model teach little; fine-tune it on the "
+        f"The student itself is at chance: its own text costs {m.student_nll:.1f} nats per token, and guessing "
+        f"{m.chance_nll:.1f}. An untrained model learns little from its own states; fine-tune it on the "
         "teacher's responses first."
     ]
 

@@ -89,7 +89,7 @@ def _positive(line: Line) -> Line:
 
 
 def _drawn(line: Line, xs: Axis, ys: Axis) -> dict[str, Any]:
-    """A line's look and pixels; lines that lie on each other are told apart by markers at different places."""
+    """A line's look and pixels; lines on top of each other are distinguished by markers at different places."""
     upper, lower, curve = (
         [(xs(x), ys(y)) for x, y in zip(line.xs, values, strict=True)] for values in (line.highs, line.lows, line.means)
     )

@@ -1,4 +1,4 @@
-"""Which logged rollouts a page holds: so many tokens, spread evenly over the steps."""
+"""Selects the logged rollouts of a page: a fixed number of tokens, spread evenly over the steps."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

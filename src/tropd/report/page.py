@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Region(NamedTuple):
-    """A region: its class on the page, its name, and how it is told apart without colour."""
+    """A region: its class on the page, its name, and how it is distinguished without colour."""
 
     mark: str
     name: str

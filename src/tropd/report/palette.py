@@ -1,4 +1,4 @@
-"""How lines are told apart: by colour, by dashes and by the shape of their markers, so that colour is never alone."""
+"""How lines are distinguished: by colour, dashes and the shape of their markers, never by colour alone."""
 
 from dataclasses import dataclass
 

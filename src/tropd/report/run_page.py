@@ -88,7 +88,7 @@ def divergence(run: RunFolder) -> str:
 
 def _intro(runs: Sequence[RunFolder]) -> str:
     if len(runs) > 1:
-        return f"{len(runs)} runs of `tropd train`. Lines are told apart by dashes and markers as well as by colour."
+        return f"{len(runs)} runs of `tropd train`. Lines differ in dashes and markers as well as in colour."
     step = runs[0].steps[-1]["step"] if runs[0].steps else 0
     whole = runs[0].description.get("configuration", {}).get("max_steps", 0)
     return f"Step {step}" + (f" of {whole}." if isinstance(whole, int) and whole > 0 else ".")

@@ -46,8 +46,8 @@ def response_ids(
         ids = list(rendered["input_ids"])
         if ids[: len(prompt_ids)] != prompt_ids:
             raise ValueError(
-                "teacher_response is a list of messages, but the chat template renders prompt and response so that "
-                "they no longer start with the rendered prompt. Give the response as text or token ids."
+                "teacher_response is a list of messages, but the chat template does not render the conversation so "
+                "that it starts with the rendered prompt. Give the response as text or token ids."
             )
         return until_eos(ids[len(prompt_ids) :], eos_ids)
     raise ValueError(
@@ -92,7 +92,7 @@ def recorded_turns(
         whole = _behind(prompt, prompt_ids, value, tokenizer, template) if isinstance(value, str) else list(value)
         if tokenizer.decode(whole[len(ids) + 1 :], skip_special_tokens=True).strip():
             raise ValueError(
-                f"teacher_response is {value!r:.80} and goes on behind its first ending, so it is an episode of "
+                f"teacher_response is {value!r:.80} and continues after its first ending, so it is an episode of "
                 "several turns. Give it as messages: the assistant's, with their tool_calls, and the tools'."
             )
         return [RecordedTurn(ids, None)]
@@ -109,7 +109,7 @@ def recorded_turns(
             if list(whole[: len(start)]) != list(start):
                 raise ValueError(
                     f"teacher_response is a list of messages, but the chat template renders its message {number + 1} "
-                    "so that the conversation no longer starts with what was before it. Use a template that keeps it."
+                    "so that earlier turns change. Use a template that keeps them."
                 )
             ids = until_eos(whole[len(start) :], eos_ids)
             ending = next(iter(whole[len(start) + len(ids) :]), None)
@@ -142,8 +142,8 @@ def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, templ
         if tokenizer.decode([*prompt_ids, *found], skip_special_tokens=True) == whole:
             return found
     logger.warning(
-        "The teacher_response %.60r cannot be put behind the prompt %.60r: its tokenizer reads the two otherwise than "
-        "one text. It is tokenised by itself; give token ids where that is wrong.",
+        "The teacher_response %.60r cannot continue the prompt %.60r: the tokenizer reads the two differently as one "
+        "text. It is tokenised separately; give token ids if that is wrong.",
         text,
         before,
     )

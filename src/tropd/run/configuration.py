@@ -147,10 +147,12 @@ def read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Value
     if base is None:
         return values
     if not str(base.value or "").strip() or not isinstance(base.value, str):
-        raise ValueError(f"{base.place}: extends names no file; write one, such as `extends: base.yaml`, or remove it.")
+        raise ValueError(f"{base.place}: extends has no value; name a file (`extends: base.yaml`), or remove it.")
     other = (path.parent / locate(str(base.value))).resolve()
     if other in extended_by or other == path.resolve():
-        raise ValueError(f"{base.place}: extends is {str(base.value)!r}, which extends this file in turn; remove one.")
+        raise ValueError(
+            f"{base.place}: extends is {str(base.value)!r}, which in turn extends this file; remove one of the two."
+        )
     if not other.is_file():
         raise ValueError(f"{base.place}: extends is {str(base.value)!r}, but there is no file {_short(other)}.")
     return merge(read_file(other, (*extended_by, path.resolve())), values)
@@ -167,7 +169,7 @@ def _read_yaml(path: Path) -> dict[str, Value]:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(
-            f"{_short(path)}{line} is not YAML: {error.problem or error.context}. Mend it there."
+            f"{_short(path)}{line} is not YAML: {error.problem or error.context}. Correct it there."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{_short(path)} is not YAML text: {error}") from error
@@ -176,7 +178,7 @@ def _read_yaml(path: Path) -> dict[str, Value]:
     if node is None:
         raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `method: tropd`.")
     if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{_short(path)} should map fields to values, such as `method: tropd`, one a line.")
+        raise ValueError(f"{_short(path)} should map fields to values, such as `method: tropd`, one per line.")
     return _values_of(node, path)
 
 
@@ -213,7 +215,7 @@ def _places(root: Any, path: Path) -> dict[str, str]:
                     raise ValueError(f"{place}: a field's name is text, such as `method`, and not a list or a mapping.")
                 name = f"{within}{key.value}"
                 if name in own:
-                    raise ValueError(f"{place}: {name} was given already ({own[name]}); keep one of them.")
+                    raise ValueError(f"{place}: {name} was already given ({own[name]}); keep one of them.")
                 own[name] = place
                 waiting.append((f"{name}.", value))
             found |= own
@@ -251,7 +253,7 @@ def _with_key(name: str, key: str, value: Any, earlier: Mapping[str, Value]) -> 
     """The mapping `name`, with one more key."""
     so_far = earlier[name].value if name in earlier else {}
     if not isinstance(so_far, dict):
-        raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; give it one way.")
+        raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; use one of the two.")
     return {**so_far, key: value}
 
 
@@ -353,7 +355,7 @@ def convert(name: str, written: Value, annotation: Any) -> Any:
     kinds = kinds_of(annotation)
     if written.value == [] and not written.place:  # a flag of the command line
         if bool not in kinds:
-            raise ValueError(f"--{name} has no value; type one behind it.")
+            raise ValueError(f"--{name} has no value; type one after it.")
         return True
     if isinstance(written.value, list) and not written.place and not kinds & {list, dict}:
         more = ", ".join(repr(str(word)) for word in written.value[1:])

@@ -40,14 +40,14 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
     if found:
         shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
         raise ValueError(
-            f"output_dir is {str(directory)!r}, which is not empty (it holds {shown}). Choose another folder, or go on "
-            "with the run in it: --resume_from_checkpoint latest"
+            f"output_dir is {str(directory)!r}, which is not empty (it holds {shown}). Choose another folder, or "
+            "resume the run in it: --resume_from_checkpoint latest"
         )
     return None
 
 
 def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:
-    """A run goes on by the method it began with; other settings that changed are told, and another teacher.
+    """A run resumes with the method it began with; other changed settings, and a different teacher, are reported.
 
     Raises:
         ValueError: another method, or other parts of it.
@@ -61,16 +61,16 @@ def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]
         begun = read_record(path, {"method": dict, "configuration": dict})
     except ValueError as error:
         raise ValueError(
-            f"the run in {output_dir} cannot be gone on with: {error}. Put that file back as it was written, or train "
-            "anew in another output_dir."
+            f"the run in {output_dir} cannot be resumed: {error}. Restore that file, or start a new run in another "
+            "output_dir."
         ) from error
     method = json.loads(json.dumps(describe(args.resolved_method())))
     if begun["method"] != method:
         differing = sorted(key for key in method | begun["method"] if method.get(key) != begun["method"].get(key))
         changes = ", ".join(f"{key} {begun['method'].get(key)!r} → {method.get(key)!r}" for key in differing)
         raise ValueError(
-            f"the run in {output_dir} began with another method ({changes}). Go on with its own, or train anew in "
-            "another output_dir."
+            f"the run in {output_dir} began with a different method ({changes}). Resume with that method, or start a "
+            "new run in another output_dir."
         )
     before = begun.get("teacher")
     others = teacher is not None and before is not None and teacher != before
@@ -86,12 +86,12 @@ def _checkpoint(directory: Path, resume: str) -> str:
         if not found:
             raise ValueError(
                 f"resume_from_checkpoint is {resume!r}, but there is no checkpoint in output_dir {str(directory)!r}. "
-                "Leave it out to start anew."
+                "Remove it to start a new run."
             )
         resume = str(found[-1])
     elif not (Path(resume) / "trainer_state.json").is_file():
         raise ValueError(
-            f"resume_from_checkpoint is {resume!r}, which is no checkpoint (it has no trainer_state.json). Name a "
+            f"resume_from_checkpoint is {resume!r}, which is not a checkpoint (it has no trainer_state.json). Name a "
             "folder such as out/checkpoint-20, or `latest`."
         )
     check_checkpoint(resume)

@@ -75,7 +75,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
 
     Args:
         configuration: what is wanted.
-        say: told what is being done.
+        say: receives progress messages.
 
     Raises:
         ValueError: the first stage that finds a mistake, with all it found.

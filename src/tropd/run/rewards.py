@@ -48,6 +48,6 @@ def check_reward_columns(functions: Sequence[Callable], columns: Sequence[str]) 
         if missing:
             name = getattr(function, "__name__", function)
             raise ValueError(
-                f"reward_funcs has {name!r}, which reads a column {missing[0]!r} that the data has not (it has: "
-                f"{', '.join(columns)}). Add it to the data under this name, or use another reward."
+                f"reward_funcs has {name!r}, which reads a column {missing[0]!r} that the data does not have (it has: "
+                f"{', '.join(columns)}). Add it to the data under this name, or use a different reward."
             )

@@ -24,7 +24,7 @@ class RunSettings:
         columns: our column → the file's, such as `{prompt: question, teacher_response: solution}`.
         chat: wrap text prompts as one user message, so that the chat template applies.
         system_prompt: a system message before every conversation.
-        max_prompts: use the first so many rows; `None` uses all.
+        max_prompts: use only this many first rows; `None` uses all.
         overlong_prompts: prompts that leave no room for `max_completion_length` in a model's context: `refuse` the
             run, or `drop` them and say how many.
         overlap_with: evaluation files; how many of their problems are in `data` is reported before training.
@@ -90,7 +90,7 @@ class RunSettings:
         if self.preflight_prompts < 0:
             raise ValueError(f"preflight_prompts is {self.preflight_prompts}; use a number of prompts, or 0 for none.")
         if self.max_prompts is not None and self.max_prompts < 1:
-            raise ValueError(f"max_prompts is {self.max_prompts}; use at least 1, or leave it out to use all rows.")
+            raise ValueError(f"max_prompts is {self.max_prompts}; use at least 1, or remove it to use all rows.")
         if not self.use_peft:
             self._refuse_adapter_settings()
 

@@ -67,7 +67,7 @@ def rows_of_teacher(data: PromptData, name: Name) -> Sequence[int]:
 
 
 def first_rows(data: PromptData, name: Name, count: int) -> list[dict[str, Any]]:
-    """The first so many rows of a teacher, or all where there are fewer."""
+    """The first rows of a teacher, at most this many."""
     return data.dataset.select(rows_of_teacher(data, name)[:count]).to_list()
 
 
@@ -85,7 +85,7 @@ def teacher_findings(data: PromptData, names: Sequence[str] | None) -> list[Find
     told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     idle = [name for name, count in counts.items() if not count]
     if idle:
-        sentence = f"no row names {', '.join(idle)}, which would be loaded for nothing (rows: {told}). Remove it."
+        sentence = f"no row names {', '.join(idle)}, which would be loaded without use (rows: {told}). Remove it."
         return [Finding("warning", "teachers", sentence)]
     return [Finding("ok", "teachers", f"every row names its teacher: {told}.")]
 
@@ -147,8 +147,8 @@ def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) ->
     which = "all prompts" if len(missing) == len(data) else f"{len(missing)} of {len(data)} prompts ({missing[0]}, …)"
     if uses_zero3(args) or (is_sharded(args) and (args.shard_teacher or shares_base)):
         raise ValueError(
-            f"{which} lack a teacher_response, and a sharded teacher cannot write one while training. Let "
-            "`tropd generate` write them, and leave out rows where it wrote nothing; or set guidance_schedule: none."
+            f"{which} lack a teacher_response, and a sharded teacher cannot write one while training. Write them with "
+            "`tropd generate`, and remove rows without a response; or set guidance_schedule: none."
         )
     sentence = (
         f"method {args.method!r} starts from teacher responses, which {which} lack: the teacher will write them in "

@@ -23,7 +23,7 @@ class RunTools:
     Attributes:
         functions: called as they are.
         environments: what makes one, such as its class, or several by name; `None` where there is none.
-        schemas: the JSON schemas that a prompt is told, by the name of its environment.
+        schemas: the JSON schemas in a prompt, by the name of its environment.
     """
 
     functions: list[Callable] = field(default_factory=list)
@@ -99,7 +99,7 @@ def _schema(field: str, name: str, function: Any) -> dict[str, Any]:
     except (DocstringParsingException, TypeHintParsingException, AttributeError, TypeError) as error:
         raise ValueError(
             f"{field} has {name!r}, of which no schema can be made: {str(error).splitlines()[0]}. Give it type hints, "
-            "and a docstring of Google's style with an Args section."
+            "and a Google-style docstring with an Args section."
         ) from error
 
 
@@ -114,13 +114,12 @@ def check_rows_of_tools(tools: RunTools, data: PromptData) -> None:
         return
     if isinstance(data.dataset[0]["prompt"], str):
         raise ValueError(
-            "tools (or environment) is set, but the prompts are text, to which no tool can be told. Make them "
-            "messages: chat: true."
+            "tools (or environment) is set, but the prompts are text, which cannot list tools. Make them messages: "
+            "chat: true."
         )
     if TOOLS in columns:
         raise ValueError(
-            f"tools (or environment) is set, and the data has a column {TOOLS!r}: a prompt would tell of one or of the "
-            "other. Remove one of the two."
+            f"tools (or environment) is set, but the data also has a column {TOOLS!r}. Remove one of the two."
         )
     if isinstance(tools.environments, dict):
         values = data.dataset[ENVIRONMENT] if ENVIRONMENT in columns else [None]

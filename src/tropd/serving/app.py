@@ -86,13 +86,13 @@ def make_app(served: Served) -> Starlette:
     async def compute(request: Request, function: Callable[[], Any]) -> Any:
         if request.query_params.get("model") != fingerprint:
             raise Refused(
-                f"{served.name} answers as another model than the one that this run began with: its weights differ. "
-                "Serve that model again",
+                f"{served.name} now has a different model than at the beginning of this run: its weights differ. Serve "
+                "that model again",
                 409,
             )
         async with turn:
             if await request.is_disconnected():  # it has waited too long, and asks again or not
-                raise Refused("nobody waits for the answer", 499)
+                raise Refused("the client has disconnected", 499)
             return await run_in_threadpool(function)
 
     async def models(request: Request) -> Response:
@@ -128,11 +128,11 @@ def _answered(handler: Handler, served: Served) -> Handler:
         except Refused as error:
             return _failure(str(error), error.status)
         except ClientDisconnect:
-            return _failure("nobody waits for the answer", 499)
+            return _failure("the client has disconnected", 499)
         except torch.OutOfMemoryError as error:
             return _failure(f"out of memory: {error}. Lower teacher_batch_size", 413)
         except ValueError as error:
-            return _failure(f"the question cannot be answered: {error}", 400)
+            return _failure(f"the request cannot be answered: {error}", 400)
 
     return answer
 
@@ -156,11 +156,11 @@ async def _body(request: Request, most: int) -> bytes:
                 size += len(part)
                 if size > most:
                     raise Refused(
-                        f"the question is longer than {most} bytes; start the server with more --max_tokens", 413
+                        f"the request is longer than {most} bytes; start the server with more --max_tokens", 413
                     )
                 parts.append(part)
     except TimeoutError as error:
-        raise Refused(f"the question did not come within {BODY_SECONDS:g} s", 408) from error
+        raise Refused(f"the request did not arrive within {BODY_SECONDS:g} s", 408) from error
     return b"".join(parts)
 
 
@@ -226,11 +226,11 @@ def write_responses(served: Served, raw: bytes) -> list[list[int]]:
     ids = [token for row in contexts for token in row] if known else []
     ids += [*body["eos_ids"], body["pad_id"], *([] if limit is None else [limit])]
     if not contexts or not known or not all(type(i) is int and i >= 0 for i in ids) or longest < 1 or limit == 0:
-        raise ValueError("its contexts, its endings or its length are none")
+        raise ValueError("its contexts, endings or length are invalid")
     if not max(ids[: sum(map(len, contexts))]) < teacher.vocab_size or body["pad_id"] >= teacher.vocab_size:
         raise ValueError(f"the model's vocabulary has {teacher.vocab_size} entries")
     if not 0 <= body["temperature"] < float("inf"):
-        raise ValueError("its temperature is none")
+        raise ValueError("its temperature is invalid")
     _check_size(served, [len(context) + longest for context in contexts])
     model = teacher.model
     with drawing_without_address(model) if draws is None else decoding_through(model, _noise(draws, len(contexts))):
@@ -247,10 +247,10 @@ def write_responses(served: Served, raw: bytes) -> list[list[int]]:
 
 def _noise(draws: Any, rows: int) -> AddressedNoise:
     if not isinstance(draws, dict) or not isinstance(draws.get("rows"), list) or len(draws["rows"]) != rows:
-        raise ValueError("its draws have not one row for each context")
+        raise ValueError("its draws do not have one row for each context")
     numbers = [draws.get("seed"), draws.get("step"), draws.get("stream"), *draws["rows"]]
     if not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
-        raise ValueError("its draws have numbers that are none")
+        raise ValueError("its draws have invalid numbers")
     return AddressedNoise(draws["seed"], draws["step"], draws["stream"], [(row, 0) for row in draws["rows"]])
 
 
@@ -258,11 +258,11 @@ def _check_size(served: Served, lengths: list[int]) -> None:
     """Refuse rows of more tokens than the server takes together, or the model one by one."""
     if sum(lengths) > served.most_tokens:
         raise ValueError(
-            f"it has {sum(lengths)} tokens, and the server takes {served.most_tokens} at once (--max_tokens)"
+            f"it has {sum(lengths)} tokens, but the server accepts {served.most_tokens} at once (--max_tokens)"
         )
     limit = served.teacher.context_length
     if limit is not None and max(lengths) > limit:
-        raise ValueError(f"a row has {max(lengths)} tokens, and the model reads {limit}")
+        raise ValueError(f"a row has {max(lengths)} tokens, but the model reads at most {limit}")
 
 
 def _fields(raw: bytes, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -274,8 +274,8 @@ def _fields(raw: bytes, kinds: dict[str, Any]) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ValueError("it is no JSON") from error
+        raise ValueError("it is not JSON") from error
     wrong = [n for n, kind in kinds.items() if not isinstance(body, dict) or not isinstance(body.get(n), kind)]
     if wrong:
-        raise ValueError(f"its field {wrong[0]!r} is missing, or of another kind")
+        raise ValueError(f"its field {wrong[0]!r} is missing, or of the wrong type")
     return body

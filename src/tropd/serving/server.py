@@ -7,7 +7,7 @@ from typing import Any
 import uvicorn
 
 CONNECTIONS = 256
-"""Open at once; more are told to come again."""
+"""Connections at once; further ones are asked to retry."""
 
 LAST_SECONDS = 10
 """For the answers under way when the server is ended."""
@@ -30,7 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         found.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"port {port} of {host} cannot be served: {reason}. Choose another: --port N.") from error
+        raise ValueError(f"port {port} of {host} is not available: {reason}. Choose another: --port N.") from error
     return found
 
 

@@ -173,7 +173,7 @@ def pair_endings(
         return PairEndings(tuple(dict.fromkeys((*ids, *known))), stops, False, reason, student, teachers)
     reason = _why_apart(ids, [i for i in found if i not in known], given=ending_ids is not None)
     if ending_ids is None and student.ids and not set(student.ids) & set(found):
-        reason = "the student's ending separates messages for a teacher, and ends no response"
+        reason = "the student's ending only separates messages for a teacher"
     stops = tuple(dict.fromkeys((*ids, *student.stops)))
     return PairEndings(ids, stops, not reason, reason, student, teachers)
 
@@ -181,8 +181,8 @@ def pair_endings(
 def _check_given(ending_ids: Sequence[int], known: Sequence[int], vocab_size: int) -> None:
     if not ending_ids or len(set(ending_ids)) < len(ending_ids) or any(not 0 <= i < vocab_size for i in ending_ids):
         raise ValueError(
-            f"ending_ids is {list(ending_ids)}; give different token ids from 0 to {vocab_size - 1}, the ids that all "
-            f"models have, or leave it out: {list(known)} was found."
+            f"ending_ids is {list(ending_ids)}; give distinct token ids from 0 to {vocab_size - 1}, which all models "
+            f"have, or remove it: {list(known)} was found."
         )
 
 
@@ -204,13 +204,13 @@ def _why_apart(ids: Sequence[int], outside: Sequence[int], given: bool) -> str:
 
 
 def sentence(endings: PairEndings, tokenizer: Any) -> str:
-    """What a run does about its endings, in a line."""
+    """How a run treats its endings, in one line."""
     who = [("the student", endings.student), *((teacher_phrase(name), own) for name, own in endings.teachers.items())]
     said = "; ".join(f"{name} ends with {shown(own.ids, tokenizer)}" for name, own in who)
     if endings.merged:
-        return f"{_started(said)}. These are one action in every distribution, and rollouts stop at each of them."
+        return f"{_started(said)}. They are scored as one action, and rollouts stop at each of them."
     stops = f"rollouts stop at {shown(endings.stop_ids, tokenizer)}"
-    return f"{_started(said)}. Each id is an action of its own ({endings.reason}), and {stops}."
+    return f"{_started(said)}. Each id is scored separately ({endings.reason}), and {stops}."
 
 
 def shown(ids: Sequence[int], tokenizer: Any) -> str:

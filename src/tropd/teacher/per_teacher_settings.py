@@ -37,7 +37,7 @@ def teachers_by_name(teacher: Any) -> dict[Name, Any]:
 
 
 def check_names(teachers: Any) -> None:
-    """Refuse a mapping of teachers whose names or values cannot be.
+    """Refuse a mapping of teachers with invalid names or values.
 
     Raises:
         ValueError: with the name, and what to type.
@@ -49,14 +49,17 @@ def check_names(teachers: Any) -> None:
     for name, model in teachers.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(
-                f"teacher has the name {name!r}, which metrics are called by; use letters, digits, '_', '-' and '.'."
+                f"teacher has the name {name!r}, which becomes part of metric names; use letters, digits, '_', '-' and "
+                "'.'."
             )
         if model is None or model == "":
-            raise ValueError(f"teacher names {name!r} without a model; give its folder, its Hub name, or the model.")
+            raise ValueError(
+                f"teacher names {name!r} without a model; give its folder, its Hub name, or a loaded model."
+            )
 
 
 def check_settings(args: Any, teachers: Mapping[Name, Any]) -> None:
-    """Refuse settings that name teachers which are not there.
+    """Refuse settings that name unknown teachers.
 
     Raises:
         ValueError: with the field and the names there are.

@@ -1,4 +1,4 @@
-"""What a run needs of a teacher, wherever it computes. Nothing downstream knows where that is."""
+"""The interface of a teacher, wherever it computes. Nothing downstream depends on where that is."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,18 +10,18 @@ from ..objective.randomness import DrawAddress
 from .local import TeacherScores, TopKRequest
 
 Fingerprint = str | list[float]
-"""What tells a teacher from another: a digest of its weights, or log-probabilities (nats) of a fixed text."""
+"""Identifies a teacher: a digest of its weights, or log-probabilities (nats) of a fixed text."""
 
 
 class Teacher(Protocol):
-    """Scores what the student wrote, and writes responses where prefixes come from.
+    """Scores the student's responses, and writes the responses from which prefixes are cut.
 
     `LocalTeacher` computes in this process, `ServedTeacher` asks vLLM, `ScorerTeacher` asks `tropd serve`.
     """
 
     @property
     def name(self) -> str:
-        """What the model is called; empty where nobody says."""
+        """Name of the model; empty if unknown."""
 
     @property
     def model(self) -> Any | None:
@@ -41,14 +41,14 @@ class Teacher(Protocol):
 
     @property
     def most_topk(self) -> int | None:
-        """The largest k that it answers; `None`: any."""
+        """The largest top-k it supports; `None`: any."""
 
     @property
     def context_length(self) -> int | None:
-        """Tokens of prompt and response together that it can read; `None` where nobody says."""
+        """Maximum tokens of prompt and response together; `None` if unknown."""
 
     def fingerprint(self) -> Fingerprint:
-        """By which another model in its place is told."""
+        """Fingerprint that detects a different model in its place."""
 
     def score(
         self,

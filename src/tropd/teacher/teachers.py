@@ -1,4 +1,4 @@
-"""The teachers of a run: each row is read by its own, and what they say comes back in the order of the rows.
+"""The teachers of a run: each row is scored by its own teacher; results are in the order of the rows.
 
 N counts scored response tokens, row after row, of all teachers.
 """
@@ -21,7 +21,7 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Teachers:
-    """Who reads and writes for which row. Made when a trainer is built.
+    """The teachers of a run, and the rows of each. Created with the trainer.
 
     Attributes:
         by_name: the teachers; `{None: teacher}` where there is one.
@@ -43,7 +43,7 @@ class Teachers:
     def only(self) -> Teacher:
         """The teacher, where there is one."""
         if len(self.by_name) > 1:
-            raise AttributeError(f"there are several teachers ({', '.join(self.names)}); take one of them by its name.")
+            raise AttributeError(f"there are several teachers ({', '.join(self.names)}); select one by name.")
         return next(iter(self.by_name.values()))
 
     def name_for(self, row: dict[str, Any]) -> Name:
@@ -90,7 +90,7 @@ class Teachers:
 
         Args:
             names: each row's teacher.
-            contexts: as in `LocalTeacher.score`, and likewise the other arguments.
+            contexts: as in `LocalTeacher.score`, like the other arguments.
             responses: see there.
             scored: see there.
             topk: see there.

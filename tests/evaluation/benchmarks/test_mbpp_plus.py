@@ -44,7 +44,7 @@ def test_inputs_have_the_types_of_the_assertions():
 
 
 def test_a_row_whose_inputs_do_not_come_out_as_its_assertions_is_refused():
-    with pytest.raises(ValueError, match=r"Mbpp/2: no input of the file comes out as the arguments"):
+    with pytest.raises(ValueError, match=r"Mbpp/2: no input of the file matches the arguments"):
         load(base_input=[[[3, 5], [4, 7]]])
     with pytest.raises(ValueError, match=r"Mbpp/2 has no assertion that calls similar_elements"):
         load(assertion="assert True", prompt="")

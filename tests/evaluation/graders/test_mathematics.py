@@ -45,7 +45,7 @@ def test_thousands_and_decimals(grader, answer, gold):
     [
         ("we get 33", "no closed box"),
         (r"so it is \boxed{33", "no closed box"),
-        ("<think>\\boxed{33}", "no text, or none behind the thinking"),
+        ("<think>\\boxed{33}", "no text, or none after the thinking"),
         ("#### 33", "no closed box"),
     ],
 )

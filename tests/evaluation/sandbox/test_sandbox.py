@@ -189,8 +189,8 @@ def test_a_program_is_not_run_where_the_lock_down_fails(monkeypatch):
 @pytest.mark.parametrize(
     ("system", "machine", "sentence"),
     [
-        ("Darwin", "arm64", "by means of the Linux kernel, and this is Darwin. Grade code on a Linux machine"),
-        ("Linux", "riscv64", "knows the system calls of x86_64 and aarch64, and this machine is riscv64"),
+        ("Darwin", "arm64", "needs the Linux kernel, and this is Darwin. Grade code on a Linux machine"),
+        ("Linux", "riscv64", "the sandbox supports x86_64 and aarch64, and this machine is riscv64"),
     ],
 )
 def test_a_platform_that_cannot_contain_is_refused_in_a_sentence(monkeypatch, system, machine, sentence):

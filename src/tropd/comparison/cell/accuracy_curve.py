@@ -28,7 +28,7 @@ class Points:
         self.seconds = 0.0
 
     def at(self, step: int, written: float) -> None:
-        """After step `step`, when the student has written so many tokens."""
+        """After step `step`, when the student has written this many tokens."""
         # Half a step's tokens may be missing at the end of a run, hence the small allowance.
         due = bool(self.number) and written >= 0.98 * len(self.found) * self.budget / self.number
         if not due or len(self.found) > self.number:

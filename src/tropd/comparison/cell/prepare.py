@@ -1,4 +1,4 @@
-"""A setting made ready once, for all of its cells: student, prompts with responses, and the models before training."""
+"""Prepares a setting once for all of its cells: student, prompts with responses, and scores before training."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ PROMPTS, BEFORE, STUDENT = "prompts.json", "before.json", "student"
 def prepare(plan: Plan, name: str, folder: Path, tell: Callable[[str], None] = lambda words: None) -> None:
     """Write `folder`: the student where it is made here, prompts.json, and before.json, which is written last.
 
-    `tell` is told what is being done.
+    `tell` receives progress messages.
     """
     setting = plan.settings[name]
     shutil.rmtree(folder, ignore_errors=True)  # of a preparation that was cut short
@@ -36,10 +36,10 @@ def prepare(plan: Plan, name: str, folder: Path, tell: Callable[[str], None] = l
             write_with_ending(
                 model_folder(teacher), setting.teacher_ending, Path(teacher_folder(setting, teacher, folder))
             )
-    tell("the teacher writes responses")
+    tell("writing teacher responses")
     texts = make_texts(setting, plan, folder)
     write_texts(folder / PROMPTS, texts)
-    tell("student and teacher are measured on test prompts")
+    tell("measuring student and teacher on test prompts")
     write_whole(folder / BEFORE, json.dumps(_before(plan, setting, folder, texts)) + "\n")
 
 

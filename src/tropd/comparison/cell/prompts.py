@@ -140,8 +140,8 @@ def _check_read(source: Any, rows: list[dict[str, Any]]) -> None:
     for name in ("tools", "teacher_prompt"):
         if any(row.get(name) and not (name == "tools" and isinstance(row["prompt"], str)) for row in rows):
             raise ValueError(
-                f"{source} has a column {name!r}, which a comparison does not hand on, so that models would read other "
-                "prompts than the data say. Leave the column out, or compare runs of `tropd train`."
+                f"{source} has a column {name!r}, which a comparison does not pass on, so the models would read "
+                "different prompts than the data give. Remove the column, or compare runs of `tropd train`."
             )
 
 
@@ -153,7 +153,7 @@ def _check_disjoint(setting: Setting, found: dict[str, list[dict[str, Any]]]) ->
             if first != split:
                 raise ValueError(
                     f"{setting.data[split]} has the prompt {str(row['prompt'])!r:.80}, which {setting.data[first]} has "
-                    f"too: {split} and {first} share no prompt in a comparison. Remove it from one of them."
+                    f"too: {split} and {first} must not share a prompt. Remove it from one of them."
                 )
 
 
@@ -211,7 +211,7 @@ def stories(teacher: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Sp
     texts: dict[str, Text] = {}
     for batch, found in enumerate(_sampled_stories(teacher, prompt_tokens, plan)):
         if batch > 20 + wanted // 8:
-            raise ValueError(f"the teacher wrote only {len(texts)} different prompts of {wanted} in {batch} batches.")
+            raise ValueError(f"the teacher wrote only {len(texts)} of {wanted} different prompts in {batch} batches.")
         for text in found:
             texts.setdefault(text.prompt, text)
         if len(texts) >= wanted:

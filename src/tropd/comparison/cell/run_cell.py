@@ -1,4 +1,4 @@
-"""One cell: train a student by one method until its tokens are written, measure it, write down what happened."""
+"""One cell: train a student with one method until its tokens are written, measure it, and record the result."""
 
 import time
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from .scores import Ruler
 from .token_budget import Forecast, TokenBudget, sentence, tail_of_turns
 
 ROLLOUT_LOGS = 6
-"""Rollouts are written down about so many times in a run."""
+"""Rollouts are logged about this many times in a run."""
 
 
 class Tell(Protocol):
-    """Is told what a cell is at, and which part of its training is done."""
+    """Receives the progress of a cell: a message, and the finished part of its training."""
 
     def __call__(self, words: str, share: float | None = None) -> None: ...
 
@@ -52,7 +52,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train in `folder` and measure once: a cell of the grid on validation prompts, a reported one on test prompts.
 
-    `tell` is told how far it is.
+    `tell` receives progress.
     """
     tell("loading models")
     setting = plan.settings[cell.setting]

@@ -1,4 +1,4 @@
-"""How good a model is on a setting's texts: greedy accuracy by domain, exact distance to its teacher."""
+"""Scores of a model on a setting's texts: greedy accuracy by domain, exact distance to its teacher."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Measured:
         scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` behind it,
             of that part.
         right: part → a character for each problem, `1` where the whole response is right and has ended.
-        sampled: likewise of episodes at temperature 1; nothing where there is one turn.
+        sampled: the same for episodes at temperature 1; empty for a single turn.
     """
 
     scores: dict[str, float]

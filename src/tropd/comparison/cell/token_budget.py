@@ -16,7 +16,7 @@ from ...objective.methods import Method
 from ...objective.schedules import guidance_fraction, prefix_length
 
 MOST_STEPS = 8
-"""A run that is not done after so many times its planned steps writes next to nothing, and is stopped."""
+"""A run that is not done after this many times its planned steps writes almost nothing, and is stopped."""
 
 PRIOR = 0.1
 """The forecast before the run counts as much as this part of the budget, so that a few odd steps change little."""
@@ -171,6 +171,6 @@ class TokenBudget(TrainerCallback):
 def sentence(written: float, budget: int, steps: int) -> str:
     """What is wrong with a run that did not write its tokens."""
     return (
-        f"stopped after {steps} steps with {math.floor(written):,} of {budget:,} tokens written: the student hardly "
-        "writes anything any more."
+        f"stopped after {steps} steps with {math.floor(written):,} of {budget:,} tokens written: the student has "
+        "almost stopped writing."
     )

@@ -33,7 +33,7 @@ def check_trainer_fields(plan: Plan) -> None:
     for where, name, value in named:
         if name not in known:
             raise ValueError(
-                f"{where} has {name!r}, which is neither a part of a method nor a field of TrOPDConfig"
-                f"{hint(name, [*SETTINGS, *known])}."
+                f"{where} has {name!r}, which is neither a setting of a method nor a field of "
+                f"TrOPDConfig{hint(name, [*SETTINGS, *known])}."
             )
         check_value(f"{where}.{name}", value, hints[name])

@@ -1,4 +1,4 @@
-"""What cells logged over their steps, as lines with bands over seeds."""
+"""The logged series of cells, as lines with bands over seeds."""
 
 import math
 from collections import defaultdict
@@ -11,8 +11,8 @@ from ...report.charts import Line
 from .logged_series import COUNTS, Step
 
 NEARLY = 0.8
-"""Runs of nearly as many steps as the longest meet at the same part of their way; a shorter one, which ended early, is
-drawn at its own steps, and a line ends where less than half of the runs go on."""
+"""Runs with nearly as many steps as the longest are aligned by their progress. A shorter one, which ended early, is
+drawn at its own steps; a line ends where less than half of the runs continue."""
 ROUNDING = 1e-9
 Point = tuple[float, float]
 
@@ -51,9 +51,9 @@ def _share(name: str) -> Callable[[Step], float | None]:
 CURVES = (
     Curve("Trust fraction, 1 − TV", _logged("trust/fraction")),
     Curve("Gradient norm before clipping (log)", _logged("grad_norm"), log=True),
-    Curve("Student entropy (nats a token)", _logged("entropy/student"), zero=True),
-    Curve("Reverse KL, K1 estimate (nats a token)", _logged("kl/k1")),
-    Curve("Tokens the student writes in a rollout", _logged("response/length"), zero=True),
+    Curve("Student entropy (nats per token)", _logged("entropy/student"), zero=True),
+    Curve("Reverse KL, K1 estimate (nats per token)", _logged("kl/k1")),
+    Curve("Student tokens per rollout", _logged("response/length"), zero=True),
     Curve("Region: outliers (share of tokens)", _share("regions/num_outlier"), zero=True),
     Curve("Region: trusted (share of tokens)", _share("regions/num_trust"), zero=True),
     Curve("Region: teacher prefix (share of tokens)", _share("regions/num_guidance"), zero=True),
@@ -62,8 +62,8 @@ OF_EPISODES = (
     Curve("Trust fraction in the student's first turn", _logged("agent/trust_first_turn")),
     Curve("Trust fraction in its last turn", _logged("agent/trust_last_turn")),
     Curve("Reward of the rollouts", _logged("reward"), zero=True),
-    Curve("Turns of a rollout", _logged("agent/turns"), zero=True),
-    Curve("Rollouts that were cut (share)", _logged("agent/cut_share"), zero=True),
+    Curve("Turns per rollout", _logged("agent/turns"), zero=True),
+    Curve("Truncated rollouts (share)", _logged("agent/cut_share"), zero=True),
 )
 """Where a run had tools."""
 

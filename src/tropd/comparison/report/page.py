@@ -28,9 +28,9 @@ def report_page(results: Mapping[str, Any], layout: Layout) -> str:
 def _intro(results: Mapping[str, Any]) -> str:
     plan = results["plan"]
     return (
-        f"Each run ends when its student has written {plan['student_tokens']:,} tokens. For one seed all methods see "
-        "the same prompts in the same order; a method with teacher prefixes takes more steps for its tokens. Scores "
-        "are of test problems, mean ± standard error over seeds; Δ is the paired difference to "
+        f"Each run ends when its student has written {plan['student_tokens']:,} tokens. With the same seed all methods "
+        "see the same prompts in the same order; a method with teacher prefixes takes more steps for its tokens. "
+        "Scores are on test problems, mean ± standard error over seeds; Δ is the paired difference to "
         f"{plan['reference']} with {INTERVAL}"
     )
 
@@ -52,7 +52,7 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     facts += [("commit", ", ".join(commits)), ("versions", ", ".join(versions))] if environments else []
     facts += [("hardware", results["hardware"])] if results["hardware"] else []
-    return facts + ([("runs taken over", taken)] if (taken := taken_over(results)) else [])
+    return facts + ([("imported runs", taken)] if (taken := taken_over(results)) else [])
 
 
 def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> Section:
@@ -75,7 +75,7 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
 
 
 def _charts_note(cells: Cells) -> str:
-    note = "Lines are means over seeds of the means of a few steps, bands reach from the smallest to the largest seed."
+    note = "Lines are means over seeds, each averaged over a few steps. Bands run from the lowest to the highest seed."
     return note + _fewer(cells)
 
 
@@ -98,16 +98,16 @@ def _name(model: str) -> str:
 def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
     """Only where something was logged."""
     phases, doubts = phase_table(cells), doubt_table(cells, layout, reference)
-    phase_note = "Means over seeds. The three losses add up to what was minimised; that of a policy gradient is K1."
+    phase_note = "Means over seeds. The three losses add up to the minimised loss; the loss of a policy gradient is K1."
     phase_note += _fewer(cells)
     doubt_note = (
-        "Of rollouts that were written down: each token with 1 − min(π_T/π_S, 1), the chance that the Bernoulli gate "
-        "rejects it. On the right the tokens with most of it, and their part of the whole. A few rollouts, of other "
-        "prompts for each method: no measure of a method."
+        "From logged rollouts: each token with 1 − min(π_T/π_S, 1), the probability that the Bernoulli gate rejects "
+        "it. On the right are the tokens with the largest sums, and their share of the total. These are a few "
+        "rollouts, with different prompts for each method, so they do not measure a method."
     )
     return [
-        *([Table("What was learned from, and when", *phases, note=phase_note)] if phases[1] else []),
-        *([Table("Where student and teacher part", *doubts, note=doubt_note, words=True)] if doubts[1] else []),
+        *([Table("What the runs learned from, and when", *phases, note=phase_note)] if phases[1] else []),
+        *([Table("Where student and teacher disagree", *doubts, note=doubt_note, words=True)] if doubts[1] else []),
     ]
 
 
@@ -115,7 +115,7 @@ def _fewer(cells: Cells) -> str:
     """Which methods' runs did not all leave a course, in a sentence; nothing where all did."""
     left = {label: sum(bool(cell.get("course")) for cell in mine) for label, mine in cells.items()}
     fewer = [f"{label} ({left[label]} of {len(mine)})" for label, mine in cells.items() if left[label] < len(mine)]
-    return f" Not every run left what it logged: {', '.join(fewer)}." if fewer else ""
+    return f" Some runs have no logged series: {', '.join(fewer)}." if fewer else ""
 
 
 def _differences(setting: Mapping[str, Any], reference: str, numbers: Mapping[str, int]) -> list[str]:
@@ -178,7 +178,7 @@ def _sample(whose: str, file: Path) -> list[Sample]:
 
 def _all_cells(results: Mapping[str, Any]) -> Section:
     failures = [list(row) for row in failed_cells(results)]
-    ended = Table("What did not end well", ["cell", "ending", "why"], failures, words=True)
+    ended = Table("Failed or stopped runs", ["cell", "ending", "why"], failures, words=True)
     note = "" if failures else "No run failed."
     cells = Table("Every cell", *cell_table(results), note="Cells of the grid are measured on validation prompts.")
     return Section("All cells", note=note, tables=[*([ended] if failures else []), cells])

@@ -1,4 +1,4 @@
-"""Everything that a comparison found, as plain data: what results.json holds, and tables and report are made of."""
+"""All results of a comparison as plain data: the content of results.json, from which tables and report are made."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ VERDICTS = {"accuracy": "right", "sampled": "sampled"}
 
 
 def collect(layout: Layout) -> dict[str, Any]:
-    """Every cell, failures included, and what they come to by setting and method."""
+    """Every cell, failures included, and its summary by setting and method."""
     state = layout.read_state()
     cells = {name: _with_course(name, cell, layout) for name, cell in layout.results().items()}
     plan = read_plan(state["plan"])

@@ -16,10 +16,10 @@ DISTANCES = (
     ("student_states/total_variation", "total variation, student states"),
 )
 NOTHING = "–"
-OF_CALLS = "Calls of an episode, and those of them that could not be made or were answered with an error."
+OF_CALLS = "Calls per episode, and calls that could not be made or returned an error."
 INTERVAL = (
-    "its 95% interval (accuracy: bootstrap over seeds and problems; divergences: Student's t over seeds), * where that "
-    "excludes zero; of one seed it is of problems alone, and has no *."
+    "its 95% interval (accuracy: bootstrap over seeds and problems; divergences: Student's t over seeds); * marks an "
+    "interval that excludes zero. With one seed the interval is over problems only, and has no *."
 )
 
 
@@ -27,23 +27,27 @@ def tables_markdown(results: Mapping[str, Any]) -> str:
     """All tables, setting by setting, then every cell and every failure."""
     parts = [f"# {results['title']}\n", _notes(results)]
     for name, setting in results["settings"].items():
-        could_not = [f"Could not be prepared: {setting['error']}\n"] if setting["error"] else []
+        could_not = [f"Preparation failed: {setting['error']}\n"] if setting["error"] else []
         parts += [f"## {name}\n", *(could_not or map(_markdown, setting_tables(setting, results["plan"])))]
     parts += ["## Every cell\n", _table(*cell_table(results))]
     failures = failed_cells(results)
     if failures:
-        parts += ["## What did not end well\n", _table(["cell", "ending", "why"], [list(row) for row in failures])]
+        parts += [
+            "## Failed or stopped runs\n",
+            _table(["cell", "ending", "why"], [list(row) for row in failures]),
+        ]
     return "\n".join(parts)
 
 
 def _notes(results: Mapping[str, Any]) -> str:
     plan = results["plan"]
-    elsewhere = f" Runs taken over: {taken}." if (taken := taken_over(results)) else ""
+    elsewhere = f" Imported runs: {taken}." if (taken := taken_over(results)) else ""
     return (
-        f"{plan['student_tokens']:,} student-written tokens a run; seeds {', '.join(map(str, plan['seeds']))}. Mean ± "
+        f"{plan['student_tokens']:,} student-written tokens per run; seeds {', '.join(map(str, plan['seeds']))}. Mean "
+        "± "
         f"standard error over seeds; Δ is the paired difference to `{plan['reference']}` with {INTERVAL} "
-        f"† marks a learning rate at the edge of the grid. docs/compare.md says "
-        f"how the numbers are made.{elsewhere}\n"
+        "† marks a learning rate at the edge of the grid. docs/compare.md explains how the numbers are "
+        f"computed.{elsewhere}\n"
     )
 
 
@@ -63,15 +67,15 @@ def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[
     if any("sampled" in scores for _, scores in _before(setting)):
         title = "Success on test problems at temperature 1 (%)"
         tables.append(report.Table(title, *accuracy_table(setting, reference, "sampled"), note=OF_CALLS))
-        note = "1 − TV, exact, of the same episodes; a turn that few episodes have is of few tokens."
+        note = "1 − TV, exact, on the same episodes. Late turns occur in few episodes, so they have few tokens."
         tables.append(report.Table("Trust by turn", *trust_table(setting), note=note))
     if (distances := distance_table(setting)) is not None:
-        note = "Exact, over the whole vocabulary; nats a token, total variation in [0, 1]. Smaller is closer."
+        note = "Exact, over the whole vocabulary; nats per token, total variation in [0, 1]. Smaller is closer."
         tables.append(report.Table("Distance to the teacher", *distances, note=note))
     if (differences := difference_table(setting, reference)) is not None:
         title = f"Distance: paired differences to {reference}"
         tables.append(report.Table(title, *differences, note="Negative is closer to the teacher."))
-    note = "Means over seeds. † the rate is at the edge of the grid."
+    note = "Means over seeds. † marks a rate at the edge of the grid."
     tables.append(report.Table("Runs", *run_table(setting), note=note))
     if any(method["grid"] for method in setting["methods"].values()):
         tables.append(report.Table(f"Learning rates: validation {plan['select_on']}", *grid_table(setting)))

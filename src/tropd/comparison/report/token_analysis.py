@@ -1,4 +1,4 @@
-"""What runs learned from, when, and on which tokens student and teacher part: from what cells logged. No torch here."""
+"""What runs learned from, and on which tokens student and teacher disagree, from logs of cells. No torch here."""
 
 import math
 from collections import defaultdict
@@ -19,7 +19,7 @@ Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def phase_table(cells: Cells) -> Table:
     """For each method and third of its steps the means of what it learned from; nothing of runs without a course."""
-    head = ["method", "third of the steps", "student tokens a rollout", "prefix tokens a rollout", "outliers (%)"]
+    head = ["method", "third of the steps", "student tokens per rollout", "prefix tokens per rollout", "outliers (%)"]
     head += ["loss: trusted", "loss: outliers", "loss: prefix", "gradient norm"]
     rows = []
     for label, mine in cells.items():
@@ -56,7 +56,7 @@ class Doubt(NamedTuple):
 
 
 def doubt_table(cells: Cells, layout: Layout, reference: str) -> Table:
-    """On which tokens, and how far into a response, student and teacher part: at the start, and as each method ends.
+    """Which tokens, and which thirds of a response, student and teacher disagree on, at the start and after training.
 
     A token counts with 1 − min(π_T/π_S, 1), the chance that the Bernoulli gate rejects it, so that methods with another
     gate or none are read alike.

@@ -165,8 +165,8 @@ class _PlainData(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise ValueError(
-            f"private_test_cases would import {module}.{name}; plain data has no need to, so the file is not read. "
-            "Fetch it again from its source."
+            f"private_test_cases would import {module}.{name}; plain data never does, so the file is refused. Download "
+            "it again from its source."
         )
 
 
@@ -258,8 +258,8 @@ def load_own(name: str, content: bytes) -> list[Problem]:
         question = _question_of(name, number, row)
         if "answer" not in row:
             raise ValueError(
-                f"{name}:{number} has the columns {', '.join(row)}; a benchmark of your own needs answer, or "
-                f"a function that grades it: {name}@package.module:function."
+                f"{name}:{number} has the columns {', '.join(row)}; your own benchmark needs the column answer, or a "
+                f"grading function: {name}@package.module:function."
             )
         problems.append(_boxed(row.get("id", number), str(row[question]), str(row["answer"])))
     return problems
@@ -300,6 +300,6 @@ def _question_of(name: str, number: int, row: Row) -> str:
         if column in row:
             return column
     raise ValueError(
-        f"{name}:{number} has the columns {', '.join(row)}; a benchmark of your own needs one of "
+        f"{name}:{number} has the columns {', '.join(row)}; your own benchmark needs one of "
         f"{', '.join(QUESTION_COLUMNS)}."
     )

@@ -1,4 +1,4 @@
-"""MBPP+: its file holds inputs as JSON, which knows neither tuples nor sets nor complex numbers.
+"""MBPP+: its file stores inputs as JSON, which has no tuples, sets or complex numbers.
 
 Of which types they were is read from the calls in a row's own assertions, and held to them: the inputs of the file's
 first calls must come out as the arguments that the assertions write.
@@ -45,14 +45,16 @@ def _problem(row: Row) -> Problem:
     written = arguments_in(row.get("assertion") or row["prompt"], name)
     inputs = [*row["base_input"], *row["plus_input"]]
     if not written or not all(len(one) == len(written[0]) for one in inputs):
-        raise ValueError(f"{row['task_id']} has no assertion that calls {name} with as many arguments as its inputs.")
+        raise ValueError(
+            f"{row['task_id']} has no assertion that calls {name} with the number of arguments of its inputs."
+        )
     typed = [
         [as_in(each, value) for each, value in zip(zip(*written, strict=True), one, strict=True)] for one in inputs
     ]
     first = [one for one in written if one not in typed[: len(row["base_input"])]]
     if first:
         raise ValueError(
-            f"{row['task_id']}: no input of the file comes out as the arguments {first[0]!r:.80} of its assertion."
+            f"{row['task_id']}: no input of the file matches the arguments {first[0]!r:.80} of its assertion."
         )
     agrees = _same_items if name in SAME_ITEMS else _both_something if name in SOMETHING else None
     tests = FunctionTests(

@@ -22,7 +22,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Letter:
-    """The letter of the right choice, of so many."""
+    """The letter of the right choice, and the number of choices."""
 
     gold: str
     choices: int = 4

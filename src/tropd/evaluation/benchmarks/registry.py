@@ -1,4 +1,4 @@
-"""The benchmarks that tropd grades: their files, where they come from, and what they lack."""
+"""The benchmarks that tropd grades: their files, sources and limitations."""
 
 import hashlib
 from collections import Counter
@@ -58,7 +58,7 @@ class Benchmark:
     again: str | None = None
 
 
-MAA = "problems © MAA; no licence of the data is stated"
+MAA = "problems © MAA; the data state no licence"
 
 BENCHMARKS = {
     one.name: one
@@ -149,7 +149,7 @@ BENCHMARKS = {
             "CC BY 4.0",
             "deepseek-ai/DeepSeek-Coder: Evaluation/MBPP/data/mbpp.jsonl",
             "values of a function",
-            "three tests a problem; MBPP+ has more",
+            "three tests per problem; MBPP+ has more",
             needs_sandbox=True,
         ),
         Benchmark(
@@ -162,7 +162,7 @@ BENCHMARKS = {
             "Apache-2.0",
             "evalplus/mbppplus_release: MbppPlus.jsonl.gz",
             "values of a function",
-            "no copy was tried: the loader holds each row's inputs to its own assertions, and refuses what differs",
+            "not tried with a copy: the loader checks each row's inputs against its assertions, and refuses mismatches",
             needs_sandbox=True,
         ),
         Benchmark(
@@ -173,9 +173,9 @@ BENCHMARKS = {
             342,
             4,
             "believed CC; texts belong to AtCoder and LeetCode",
-            "livecodebench/code_generation_lite on the Hub: test5.jsonl and test6.jsonl, one behind the other",
+            "livecodebench/code_generation_lite on the Hub: test5.jsonl and test6.jsonl, concatenated",
             "outputs of a program",
-            "the copy that was tried has public tests alone, 2.6 a problem: scores are above those of the leaderboard",
+            "the copy we tried has only public tests, 2.6 per problem: scores are above the leaderboard's",
             needs_sandbox=True,
         ),
         Benchmark(
@@ -188,7 +188,7 @@ BENCHMARKS = {
             "CC BY 4.0; its authors ask not to publish the questions",
             "Idavidrein/gpqa on the Hub: gpqa_diamond.csv, after agreeing to its terms",
             "letter",
-            "no copy was tried: the loader was written from the columns that its page names",
+            "not tried with a copy: the loader was written from the columns named on its page",
         ),
         Benchmark(
             "mmlu",
@@ -211,7 +211,7 @@ BENCHMARKS = {
             "CC BY 4.0",
             "aryopg/mmlu-redux: mmlu_redux/",
             "letter",
-            "the 370 questions in which an error was found are left out",
+            "the 370 questions with a known error are excluded",
         ),
         Benchmark(
             "ifeval",
@@ -235,7 +235,7 @@ BENCHMARKS = {
             "ODC-BY-1.0",
             "allenai/IFBench: data/IFBench_test.jsonl",
             "if-verifiable, all instructions loosely",
-            "words:start_verb (6 problems) is undecided where NLTK's tagger is missing",
+            "words:start_verb (6 problems) is undecided if NLTK's tagger is missing",
             needs_sandbox=True,
         ),
     )
@@ -257,7 +257,8 @@ def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
         return _own(locate(name))
     if name not in BENCHMARKS:
         raise ValueError(
-            f"{field} has {name!r}, which is none{hint(name, list(BENCHMARKS))}. There are {', '.join(BENCHMARKS)}, "
+            f"{field} has {name!r}, which is not a benchmark{hint(name, list(BENCHMARKS))}. There are "
+            f"{', '.join(BENCHMARKS)}, "
             "JSONL files of your own (path/to/own.jsonl, or path/to/own.jsonl@package.module:function), and tasks of "
             "reasoning-gym (reasoning_gym:TASK)."
         )
@@ -268,7 +269,9 @@ def _procedural(name: str) -> Benchmark:
     """Test items of one task of reasoning-gym, which needs no files."""
     spec = Spec.parse(name)
     if len(spec.tasks) > 1:
-        raise ValueError(f"{name!r} has {len(spec.tasks)} tasks; a benchmark is one. Name each as reasoning_gym:TASK.")
+        raise ValueError(
+            f"{name!r} has {len(spec.tasks)} tasks; a benchmark has one task. Name each as reasoning_gym:TASK."
+        )
     (task,) = spec.tasks
     return Benchmark(
         task,
@@ -336,7 +339,7 @@ def find(one: Benchmark, folder: Path) -> Found:
         missing = not found or not all(path.is_file() for path in found)
         if missing:
             where = f" Get it from {one.source}." if one.source else ""
-            raise ValueError(f"{one.title} needs {folder / file.path}, which is not there.{where}")
+            raise ValueError(f"{one.title} needs {folder / file.path}, which is missing.{where}")
         paths += found
     digests = {_below(path, folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     expected = [file.sha256 for file in one.files]
@@ -345,7 +348,7 @@ def find(one: Benchmark, folder: Path) -> Found:
 
 
 def evenly(problems: Sequence[Problem], most: int | None) -> list[Problem]:
-    """So many of them, evenly spaced; all, where there are no more or `most` is `None`."""
+    """At most `most` of them, evenly spaced; all if `most` is `None`."""
     if most is None or most >= len(problems):
         return list(problems)
     return [problems[place * len(problems) // most] for place in range(most)]
@@ -369,10 +372,11 @@ def load(one: Benchmark, found: Found) -> list[Problem]:
     except (KeyError, IndexError, TypeError, SyntaxError, UnicodeDecodeError, StopIteration) as error:
         names = ", ".join(path.name for path in found.paths[:3])
         raise ValueError(
-            f"{names} cannot be read as {one.title} ({type(error).__name__}: {error}). Is it the file of {one.source}?"
+            f"{names} cannot be read as {one.title} ({type(error).__name__}: {error}). Is it the file from "
+            f"{one.source}?"
         ) from error
     repeated = [identity for identity, count in Counter(problem.id for problem in problems).items() if count > 1]
     if repeated or not problems:
         what = f"the id {repeated[0]!r} more than once" if repeated else "no problems"
-        raise ValueError(f"{found.paths[0]} has {what}. Is it the file of {one.source or 'a benchmark'}?")
+        raise ValueError(f"{found.paths[0]} has {what}. Is it the file from {one.source or 'a benchmark'}?")
     return problems

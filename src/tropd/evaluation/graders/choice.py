@@ -32,5 +32,5 @@ def grade_choice(response: str, gold: str, choices: int = 4, thinking_opened: bo
     letters = [boxed or said for boxed, said in ANSWER.findall(text)]
     given = [letter for letter in letters if letter in LETTERS[:choices]]
     if not given:
-        return Verdict(NO_ANSWER, why="no letter behind 'Answer:' or in a box")
+        return Verdict(NO_ANSWER, why="no letter after 'Answer:' or in a box")
     return Verdict(RIGHT if given[-1] == gold else WRONG, given[-1])

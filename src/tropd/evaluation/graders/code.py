@@ -145,8 +145,8 @@ class CodeGrader:
             raised = [value for value in values if isinstance(value, Raised)]
             if len(values) != len(calls) or raised:
                 raise ValueError(
-                    f"the benchmark's own solution of {tests.defines} does not pass its tests "
-                    f"({raised[0].name if raised else _end(outcome)}). Is its file whole?"
+                    f"the benchmark's own solution of {tests.defines} fails its tests "
+                    f"({raised[0].name if raised else _end(outcome)}). Is the file complete?"
                 )
             self._expected[key] = values
         return self._expected[key]
@@ -166,7 +166,7 @@ class CodeGrader:
             if not outcome.succeeded:
                 return Verdict(WRONG, program, f"test {number}: {_end(outcome)}")
             if not same_output(right, outcome.stdout.decode(errors="replace")):
-                return Verdict(WRONG, program, f"test {number}: another output")
+                return Verdict(WRONG, program, f"test {number}: wrong output")
         return Verdict(RIGHT, program)
 
     def _whole(self, program: str, outcome: Outcome, given: int, asked: int) -> Verdict:
@@ -174,8 +174,8 @@ class CodeGrader:
         if given == asked:
             return Verdict(RIGHT, program)
         if outcome.ended == "wall":
-            return Verdict(UNDECIDED, program, "the wall clock ended it, before its limit of processor time")
-        return Verdict(WRONG, program, f"{given} of {asked} calls, then {_end(outcome)}")
+            return Verdict(UNDECIDED, program, "stopped by the wall clock before its limit of processor time")
+        return Verdict(WRONG, program, f"finished {given} of {asked} calls, then {_end(outcome)}")
 
     def _values(self, program: str, calls: Sequence[Call]) -> tuple[Outcome, list[Any]]:
         order = json.dumps({"program": program, "calls": list(calls)}).encode()
@@ -265,7 +265,9 @@ def equality_tests(assertions: Sequence[str]) -> tuple[list[Call], list[str]]:
         body = ast.parse(assertion.strip()).body
         test = body[0].test if len(body) == 1 and isinstance(body[0], ast.Assert) else None
         if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
-            raise ValueError(f"{assertion!r} is no `assert CALL == VALUE`, so it cannot be graded from outside.")
+            raise ValueError(
+                f"{assertion!r} is not of the form `assert CALL == VALUE`, so it cannot be graded from outside."
+            )
         calls.append([ast.unparse(test.left)])
         expected.append(ast.unparse(test.comparators[0]))
     return calls, expected
@@ -283,8 +285,8 @@ def _told(value: Any) -> str:
 
 def _end(outcome: Outcome) -> str:
     if outcome.ended != "exit":
-        return {"cpu": "more processor time than it may take", "wall": "more time than it may take"}.get(
-            outcome.ended, "more threads than it may start"
+        return {"cpu": "exceeded its limit of processor time", "wall": "exceeded its time limit"}.get(
+            outcome.ended, "exceeded its limit of threads"
         )
     lines = outcome.stderr.decode(errors="replace").strip().splitlines()
     return lines[-1][-200:] if lines else f"exit code {outcome.exit_code}"

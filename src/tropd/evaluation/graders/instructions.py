@@ -65,7 +65,7 @@ def missing_for_instructions() -> str | None:
         return f"grading instructions needs {', '.join(lacking)}. Install them with: pip install 'tropd[eval]'."
     if nltk_folder() is None:
         return (
-            "grading instructions needs NLTK's punkt_tab, which is nowhere here. Install a package that carries it "
+            "grading instructions needs NLTK's punkt_tab, which was not found. Install a package that contains it "
             "(pip install --no-deps llama-index-core), or fetch it: python -m nltk.downloader punkt_tab stopwords."
         )
     return None
@@ -107,9 +107,9 @@ class InstructionGrader:
         text = behind_thinking(response, thinking_opened).strip()
         if not text:
             followed = {kind: [False] * len(tests.instructions) for kind in ("strict", "loose")}
-            return Verdict(NO_ANSWER, why="no text, or none behind the thinking", details=followed)
+            return Verdict(NO_ANSWER, why="no text, or none after the thinking", details=followed)
         if TAGGER & set(tests.instructions) and not self._tagged:
-            return Verdict(UNDECIDED, why=f"{', '.join(TAGGER)} needs NLTK's tagger, which is not here")
+            return Verdict(UNDECIDED, why=f"{', '.join(TAGGER)} needs NLTK's tagger, which is not installed")
         order = {
             "benchmark": self.benchmark,
             "response": text,
@@ -128,7 +128,7 @@ class InstructionGrader:
 def _verdict(said: dict[str, list[bool]], tests: InstructionTests) -> Verdict:
     strict, loose = said["strict"], said["loose"]
     if len(loose) != len(tests.instructions):
-        return Verdict(UNDECIDED, why="the checkers do not know every instruction")
+        return Verdict(UNDECIDED, why="the checkers do not support every instruction")
     details = {"strict": strict, "loose": loose}
     failed = [name for name, followed in zip(tests.instructions, loose, strict=True) if not followed]
     return Verdict(

@@ -112,7 +112,7 @@ class MathematicsGrader:
             lines = GSM8K_ANSWER.findall(text)
             answer = lines[-1].strip() if lines else None
         if answer is None:
-            return Verdict(NO_ANSWER, why="no closed box" if text else "no text, or none behind the thinking")
+            return Verdict(NO_ANSWER, why="no closed box" if text else "no text, or none after the thinking")
         expected, given = as_number(gold), as_number(answer)
         if expected is not None and given is not None:
             return Verdict(RIGHT if expected == given else WRONG, answer)
@@ -128,14 +128,15 @@ class MathematicsGrader:
             if not said["gold_read"]:
                 return Verdict(UNDECIDED, answer, "math-verify cannot read the gold answer")
             return Verdict(RIGHT if said["equal"] else WRONG, answer)
-        reason = "at the limit of processor time" if outcome.ended == "cpu" else _last_line(outcome.stderr)
+        reason = "stopped at the limit of processor time" if outcome.ended == "cpu" else _last_line(outcome.stderr)
         return Verdict(UNDECIDED, answer, f"math-verify did not decide: {reason or outcome.ended}")
 
     def _start(self) -> Sandbox:
         if self._sandbox is None:
             if find_spec("math_verify") is None:
                 raise ValueError(
-                    "grading an answer that is no plain number needs math-verify, which is not installed. Install it "
+                    "grading an answer that is not a plain number needs math-verify, which is not installed. Install "
+                    "it "
                     "with: pip install 'tropd[eval]'."
                 )
             self._sandbox = Sandbox(

@@ -37,11 +37,13 @@ def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
         found = import_own(module, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{field} has the reward function {name!r}, but {error}. Write package.module:function, a module that "
-            "Python can import from here and a function in it."
+            f"{field} has the reward function {name!r}, but {error}. Write package.module:function: a module that "
+            "Python can import from here, and a function in it."
         ) from error
     if not callable(found):
-        raise ValueError(f"{field} has the reward function {name!r}, an object of type {type(found).__name__}.")
+        raise ValueError(
+            f"{field} has the reward function {name!r}, which is of type {type(found).__name__}; it must be a function."
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -57,16 +59,16 @@ def grade_by_reward(response: str, test: RewardTest) -> Verdict:
     except Exception as error:
         raise ValueError(
             f"the reward function {test.name!r} failed on the problem {test.prompt[:60]!r} with "
-            f"{type(error).__name__}: {error}. Mend it and give the same command: the responses are kept."
+            f"{type(error).__name__}: {error}. Fix it and repeat the command: the responses are kept."
         ) from error
     if not isinstance(given, list | tuple) or len(given) != 1 or not isinstance(given[0], int | float | None):
         raise ValueError(
-            f"the reward function {test.name!r} gave {given!r:.60} for one response; it gives a list of one number, or "
-            "of None."
+            f"the reward function {test.name!r} gave {given!r:.60} for one response; it must return a list with one "
+            "number or None."
         )
     (reward,) = given
     if reward is None:
-        return Verdict(UNDECIDED, why="the reward function gave None")
+        return Verdict(UNDECIDED, why="the reward function returned None")
     if reward >= 1:
         return Verdict(RIGHT, details={"reward": reward})
     return Verdict(WRONG, why=f"reward {reward:g}", details={"reward": reward})

@@ -89,7 +89,7 @@ def decode(value: Encoded) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if not isinstance(value, list) or not value or value[0] not in _READERS:
-        raise ValueError(f"{str(value)[:40]} is no encoded value")
+        raise ValueError(f"{str(value)[:40]} is not an encoded value")
     return _READERS[value[0]](*value[1:])
 
 

@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can harm nothing.
+"""Runs programs that a model wrote in a sandbox.
 
 `Sandbox` starts a fork server (`server`), whose children lock themselves down (`lockdown`: limits, `landlock`,
 `seccomp`) before they read a line of a program. It tests itself first (`self_test`), and where the machine cannot

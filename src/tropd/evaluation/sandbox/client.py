@@ -1,4 +1,4 @@
-"""Programs that a model wrote, run where they can harm nothing: the grader's side."""
+"""Runs programs that a model wrote in a sandbox: the grader's side."""
 
 import json
 import os
@@ -25,11 +25,11 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 """All that a program sees of an environment; sets have one order in every run."""
 
 PATIENCE_SECONDS = 60.0
-"""How much longer than a program's wall clock the server may take to answer."""
+"""Extra time beyond a program's wall clock in which the server must answer."""
 
 
 class SandboxRefused(ValueError):
-    """Programs cannot be contained here, and so none is run."""
+    """Programs cannot be contained on this machine, so none is run."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outcome:
         ended: `exit` (by itself, or at a limit on memory or output), `cpu`, `wall` or `threads` (killed at that limit).
         exit_code: its own, or −n for signal n.
         stdout: what it wrote, up to the limit.
-        stderr: likewise.
+        stderr: its standard error, up to the limit.
         cpu_seconds: processor time.
         wall_seconds: on the clock.
     """
@@ -140,7 +140,7 @@ class Sandbox:
         except OSError as error:
             raise SandboxRefused(f"the process that runs programs does not answer ({error}).") from error
         if not answer:
-            raise SandboxRefused("the process that runs programs has ended: it was killed, or a program got out.")
+            raise SandboxRefused("the process that runs programs has ended: it was killed, or a program escaped.")
         return json.loads(answer)
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen]:
@@ -174,7 +174,7 @@ def _files_of(package: str) -> list[Path]:
     """A package's folder, or a module's file."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ValueError(f"packages has {package!r}, which is not installed here. Install it, or leave it out.")
+        raise ValueError(f"packages has {package!r}, which is not installed here. Install it, or remove it.")
     return [Path(folder) for folder in spec.submodule_search_locations or [spec.origin]]
 
 

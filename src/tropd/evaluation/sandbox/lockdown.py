@@ -43,15 +43,15 @@ class Limits:
 
 def why_not_here() -> str | None:
     """Why programs cannot be contained on this machine, as a sentence with the way out; `None` where they can."""
-    out = "Grade code on a Linux machine, or leave the code benchmarks out."
+    out = "Grade code on a Linux machine, or exclude the code benchmarks."
     if platform.system() != "Linux":
-        return f"generated programs are contained by means of the Linux kernel, and this is {platform.system()}. {out}"
+        return f"the sandbox for generated programs needs the Linux kernel, and this is {platform.system()}. {out}"
     if platform.machine() not in MACHINES:
         known = " and ".join(MACHINES)
-        return f"the lock-down knows the system calls of {known}, and this machine is {platform.machine()}. {out}"
+        return f"the sandbox supports {known}, and this machine is {platform.machine()}. {out}"
     if landlock_version(ctypes.CDLL(None, use_errno=True)) < 1:
         return (
-            "this kernel has no Landlock (Linux 5.13 or later, and not turned off by a container's profile), so a "
+            "this kernel has no Landlock (it needs Linux 5.13, and no container profile that disables it), so a "
             f"generated program could read your files. {out}"
         )
     return None

@@ -1,4 +1,4 @@
-"""Programs that try to get out, run before the first of a model's: where one succeeds, nothing is graded."""
+"""Programs that try to escape, run before the first program of a model: if one succeeds, nothing is graded."""
 
 import socket
 import subprocess
@@ -89,7 +89,7 @@ def check_contains(sandbox: "Sandbox") -> None:
     answer = sandbox.run(ORDINARY, b"1 2 3", QUICK)
     if answer.stdout != b"6\n":
         raise SandboxRefused(
-            f"an ordinary program does not run contained here ({answer.ended}, exit code {answer.exit_code}: "
+            f"an ordinary program does not run in the sandbox here ({answer.ended}, exit code {answer.exit_code}: "
             f"{answer.stderr.decode(errors='replace')[-300:]}), so no code is graded on this machine."
         )
     with _things_to_harm() as (folder, port, bystander):
@@ -100,7 +100,7 @@ def check_contains(sandbox: "Sandbox") -> None:
             if b"got out" in outcome.stdout or harmed or len(outcome.stdout) > QUICK.output_bytes:
                 raise SandboxRefused(
                     f"a contained program was able to {what} on this machine, so no generated program is run. Grade "
-                    "code on another machine, or leave the code benchmarks out."
+                    "code on another machine, or exclude the code benchmarks."
                 )
 
 

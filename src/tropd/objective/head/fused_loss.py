@@ -57,7 +57,7 @@ class FusedLoss(NamedTuple):
         student_logp: log π_S of each token; NaN where the token was left out of the pass.
         direct: the direct term, zero where the method has none.
         topk_mass: the student's mass on the tokens that the direct term compares.
-        trust: the loss in the trust region; likewise `outlier`, `guidance` and `reward`.
+        trust: the loss in the trust region; the same for `outlier`, `guidance` and `reward`.
     """
 
     loss: Tensor
@@ -169,8 +169,7 @@ class _Fused(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError(
-                "The gradients of this loss were handed out by an earlier backward pass and are no longer held; "
-                "compute the loss again."
+                "An earlier backward pass has already used the gradients of this loss; compute the loss again."
             )
         return (*gradients.result(float(grad_loss)), None, None, None)
 

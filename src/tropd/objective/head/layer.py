@@ -79,7 +79,7 @@ class Head:
             raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
         known = all(0 <= ending < self.vocab_size for ending in self.endings)
         if not known or len(set(self.endings)) < len(self.endings):
-            raise ValueError(f"endings are {self.endings}; give different ids from 0 to {self.vocab_size - 1}")
+            raise ValueError(f"endings are {self.endings}; give distinct ids from 0 to {self.vocab_size - 1}")
 
     @property
     def vocab_size(self) -> int:
@@ -154,7 +154,7 @@ def scan_vocabulary(
             [R, ...]. It may change the logits; what it returns must not be a view of them.
         hidden_NH: [N, H].
         head: the output layer.
-        slice_tokens: tokens projected at once; `function` sees at most so many of them.
+        slice_tokens: tokens projected at once; `function` sees at most this many of them.
 
     Returns:
         The outputs of `function`, concatenated over tokens.

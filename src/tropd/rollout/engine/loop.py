@@ -119,7 +119,7 @@ class Output(NamedTuple):
     Attributes:
         ids: [R, W + longest], contexts and what follows them; padding behind a row that ended before.
         logps: [R, L], of each token; NaN where there is none or nothing was asked for.
-        entropies: [R, L], in nats; likewise.
+        entropies: [R, L], in nats; the same.
     """
 
     ids: Tensor
@@ -193,7 +193,7 @@ class _Loop:
         self.mode, self.in_decoding_mode = ExitStack(), False
 
     def next_groups(self, places: int) -> list[_Group]:
-        """Rows for so many places; the group of the longest contexts comes last."""
+        """Rows for this many free slots; the group with the longest contexts comes last."""
         groups: list[_Group] = []
         for _ in range(places):
             row = self.waiting.pop()
@@ -327,11 +327,11 @@ def why_plain(
         "a cache whose rows cannot be moved": not layers
         or any(type(layer) not in _CACHE_LAYERS or layer.is_initialized for layer in layers),
         "decoding without a cache": not given.get("use_cache"),
-        "inputs beside token ids": any(given[name] is not None for name in given.keys() - _INPUTS),
+        "inputs other than token ids": any(given[name] is not None for name in given.keys() - _INPUTS),
         "scores, states or attention in the output": bool(config.return_dict_in_generate),
         "a prefill in chunks": config.prefill_chunk_size is not None,
-        "a logits processor that may know the batch": any(type(one) not in known for one in processors),
-        "another stopping criterion than length and end": any(type(one) not in _ENDINGS for one in criteria),
+        "a logits processor that may depend on the batch": any(type(one) not in known for one in processors),
+        "a stopping criterion other than length and ending": any(type(one) not in _ENDINGS for one in criteria),
     }
     for reason, holds in of_call.items():
         if holds:
@@ -342,12 +342,12 @@ def why_plain(
     counted = (mask.long().cumsum(-1) - 1).clamp_min(0)
     prepares = getattr(model.prepare_inputs_for_generation, "__func__", None)
     of_model = {
-        "inputs that the model prepares in its own way": prepares is not GenerationMixin.prepare_inputs_for_generation,
+        "inputs that the model prepares itself": prepares is not GenerationMixin.prepare_inputs_for_generation,
         "attention in chunks": getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None,
         "gradient checkpointing": model.training
         and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
-        "ids on another device than the model's": input_ids.device != model.device,
-        "positions that are not counted from a mask": positions is None
+        "ids on a different device than the model": input_ids.device != model.device,
+        "positions that are not computed from a mask": positions is None
         or positions.dim() != 2
         or not (padded_left and (positions == counted).all()),
     }

@@ -135,7 +135,7 @@ class AddressedNoise:
         contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
-            raise RuntimeError(f"it is not given what it reads: {why}")
+            raise RuntimeError(f"it does not receive what it reads: {why}")
         if why is None and not unproven:
             why = "that is asked for" if self.plainly else why_not_here()
         self.used.append(OUR_LOOP if why is None else THEIR_LOOP)
@@ -183,8 +183,8 @@ class AddressedNoise:
 def say_why_plain(why: str) -> None:
     """Say, once, that Transformers' own loop decodes, which is slower and notes no entropies."""
     logger.warning(
-        "Rollouts are written by Transformers' own loop, because of this: %s. The tokens are the same; it takes "
-        "longer, and a pass of the student reads each batch once more (docs/rollouts.md).",
+        "Rollouts fall back to Transformers' own loop because of %s. The tokens are the same; it takes longer, and "
+        "the student reads each batch once more (docs/rollouts.md).",
         why,
     )
 

@@ -37,7 +37,7 @@ def why_not_here() -> str | None:
         logits = model(input_ids=torch.tensor([context + response]), use_cache=False).logits[0, len(context) - 1 : -1]
         plain = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
         if noted is None or not torch.allclose(torch.tensor(noted.logps), plain, atol=ROUNDING, rtol=0):
-            return "what it notes of a tiny model's tokens is not what a plain forward reads"
+            return "on a tiny model its log-probabilities differ from a plain forward pass"
     return None
 
 

@@ -212,7 +212,7 @@ class SlotCache(Cache):
             layer.rows = len(order)
 
     def _grow(self, slots: int, width: int, room: int) -> None:
-        """New buffers of so many slots, in which what is in use ends at least at column `width`."""
+        """New buffers with this many slots, whose used part ends at column `width` or later."""
         for layer in self.layers:
             used = layer.end - layer.first
             end = max(used, width)

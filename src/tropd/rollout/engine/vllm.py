@@ -51,11 +51,11 @@ def check_version() -> None:
     numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
     if numbers < OLDEST:
         raise ValueError(
-            f"use_vllm is True, and {name} {found} is installed, which TRL cannot drive. Install a release from "
+            f"use_vllm is True, and {name} {found} is installed, which TRL does not support. Install a release from "
             f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))} (docs/engines.md)."
         )
     if numbers > NEWEST:
-        logger.warning("%s %s is newer than any that tropd was tried with (up to 0.32).", name, found)
+        logger.warning("%s %s is newer than the releases that tropd was tested with (up to 0.32).", name, found)
 
 
 @contextmanager
@@ -234,7 +234,7 @@ class RowRequest:
     """What one row asks for.
 
     Attributes:
-        max_tokens: it may write so many.
+        max_tokens: the most that it may write.
         seed: of its draws; `None` leaves them to the engine's own stream.
     """
 

@@ -89,9 +89,9 @@ def check_padded(model: Any, noise: "AddressedNoise", generate: Callable, asked:
         _known[model] = _find_way(model, noise, generate, asked)
     if _known[model].apart:
         raise ValueError(
-            f"addressed_sampling is False, but a {type(model).__name__} writes from another distribution than it is "
-            "scored with where rows of several lengths are decoded together. Leave addressed_sampling out: then they "
-            "are decoded apart."
+            f"addressed_sampling is False, but a {type(model).__name__} samples from a different distribution than it "
+            "is scored with if rows of different lengths are decoded together. Remove addressed_sampling: then they "
+            "are decoded separately."
         )
 
 
@@ -153,22 +153,22 @@ def _without_noise(model: Any) -> Iterator[None]:
 
 def _no_way(model: Any, gap: float) -> str:
     return (
-        f"what a {type(model).__name__} writes is not drawn from its own softmax: its decoding behind a cache and a "
-        f"plain forward pass differ by {gap:.2g} nats a token in the mean, so every score of its rollouts would be "
-        "wrong. Use a model of another family, or another version of Transformers."
+        f"a {type(model).__name__} does not sample from its own softmax: decoding with a cache and a plain forward "
+        f"pass differ by {gap:.2g} nats per token on average, so every score of its rollouts would be "
+        "wrong. Use a model of a different family, or a different version of Transformers."
     )
 
 
 def _tell(model: Any, way: Way, gaps: Sequence[float]) -> None:
     if not gaps:  # the first that noted anything
         return
-    together = {"": "Transformers' own loop decodes", "lengths": "prompts of each length are decoded by themselves"}
+    together = {"": "Transformers' own loop decodes", "lengths": "prompts of different lengths are decoded separately"}
     logger.warning(
-        "A %s decoded in one padded batch writes from another distribution than a plain forward pass reads: %.2g nats "
-        "a token in the mean. So %s, which takes longer.",
+        "A %s decoded in a padded batch samples from a different distribution than a plain forward pass: %.2g nats "
+        "per token on average. So %s, which takes longer.",
         type(model).__name__,
         gaps[0],
-        together.get(way.apart, "each row is decoded by itself"),
+        together.get(way.apart, "each row is decoded separately"),
     )
 
 

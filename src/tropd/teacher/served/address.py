@@ -1,4 +1,4 @@
-"""Where a served teacher is: one address, or those of its replicas, written as one text."""
+"""Addresses of a served teacher: one, or those of its replicas, as one text."""
 
 import ipaddress
 import os
@@ -20,7 +20,7 @@ EXAMPLE = "http://127.0.0.1:8000/v1"
 
 @dataclass(frozen=True)
 class Role:
-    """What a server is here for, in the words of sentences.
+    """The role of a server, for messages.
 
     Attributes:
         noun: what it is called.
@@ -79,7 +79,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Does it lead to this machine, whatever name service says?"""
+        """Is it this machine, whatever a name server says?"""
         if self.host == "localhost":
             return True
         try:
@@ -124,7 +124,7 @@ def join_replicas(model: Any) -> Any:
         return model
     if not model or not all(map(is_served, model)):
         raise ValueError(
-            f"teacher is the list {list(model)!r:.200}; a list is for replicas of one served teacher ([{EXAMPLE}, …]). "
+            f"teacher is the list {list(model)!r:.200}; a list means replicas of one served teacher ([{EXAMPLE}, …]). "
             "Give one model, or a mapping from names for several teachers: {math: path, code: path}."
         )
     return ",".join(model)
@@ -143,7 +143,7 @@ def read_addresses(model: str, allow_remote: bool = False, role: Role = TEACHER)
     """
     addresses = tuple(_read(one.strip(), allow_remote, role) for one in model.split(","))
     if len(set(addresses)) < len(addresses):
-        raise ValueError(f"{role.field} names one address twice; name each replica once.")
+        raise ValueError(f"{role.field} has the same address twice; give each replica once.")
     if len({address.scheme in OWN for address in addresses}) > 1:
         raise ValueError(
             f"{role.field} has replicas behind `tropd serve` (tropd://) and behind another server (http://), whose "
@@ -157,21 +157,24 @@ def _read(text: str, allow_remote: bool, role: Role) -> Address:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"{role.field} has an address that is none ({error}). Write it like {EXAMPLE}.") from error
+        raise ValueError(f"{role.field} has an invalid address ({error}). Write it like {EXAMPLE}.") from error
     if parts.username is not None or parts.password is not None:
         raise ValueError(
-            f"{role.field} has an address with a user or a password in it, which logs and records would keep. Leave it "
-            f"out; a key comes from the environment: export {role.key_variable}=…"
+            f"{role.field} has an address with a user or a password in it, which logs and records would keep. Remove "
+            f"it; the key is read from the environment: export {role.key_variable}=…"
         )
     if parts.scheme not in SCHEMES or not host or parts.query or parts.fragment or not text.isprintable():
-        raise ValueError(f"{role.field} is {text!r:.200}, which is no address of a server. Write it like {EXAMPLE}.")
+        raise ValueError(
+            f"{role.field} is {text!r:.200}, which is not the address of a server. Write it like {EXAMPLE}."
+        )
     address = Address(
         parts.scheme, host, port or SCHEMES[parts.scheme], parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     )
     if not address.is_encrypted and not address.is_loopback and not allow_remote:
         raise ValueError(
-            f"{role.field} is {text!r}, another machine over http: whoever sits between could read the prompts and "
-            f"change the answers. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to 127.0.0.1 (ssh -L "
+            f"{role.field} is {text!r}, another machine over http: anyone on the network between could read the "
+            f"prompts and change the answers. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to "
+            "127.0.0.1 (ssh -L "
             "8000:127.0.0.1:8000 HOST), or, in a network that you trust, "
             f"{role.option('allow_remote')}: true."
         )

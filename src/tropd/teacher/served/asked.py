@@ -1,4 +1,4 @@
-"""What every teacher behind a server has: a client, and threads that ask at once."""
+"""Shared parts of served teachers: a client, and threads for concurrent requests."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

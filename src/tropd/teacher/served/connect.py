@@ -1,4 +1,4 @@
-"""From an address to a teacher: which model is there, what it reads, and whether it means the same by a token id."""
+"""From an address to a teacher: its model, its limits, and whether its token ids are the same."""
 
 import logging
 import os
@@ -114,26 +114,27 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
     vllm = [name for name in served if not is_own(teachers[name])]
     stages = [method, *filter(None, [method.second_stage])]
     if any(stage.needs_full_teacher for stage in stages):
-        other = "choose a method of the top-k: tropd, tropd_support, fkl or jsd"
+        other = "choose a method that uses the top-k: tropd, tropd_support, fkl or jsd"
         if method.baseline == "full":
             other = "set baseline: top_k"
         raise ValueError(
-            f"method {method.name!r} compares whole distributions, but {start}, which tells a few likeliest tokens "
-            f"alone. Load the teacher in this process (its folder or Hub name), or {other}."
+            f"method {method.name!r} needs whole distributions, but {start}, which returns only the likeliest tokens. "
+            f"Load the teacher in this process (its folder or Hub name), or {other}."
         )
     if not vllm:
         return
     start = f"{field_of(vllm[0])} is behind a server"
     if any(stage.teacher_entropy_tau is not None for stage in stages):
         raise ValueError(
-            f"method {method.name!r} reads the teacher's entropy, but {start}, which tells none. Load the teacher in "
+            f"method {method.name!r} needs the teacher's entropy, but {start}, which does not return it. Load the "
+            "teacher in "
             "this process (its folder or Hub name), serve it with `tropd serve` (tropd://…), or choose another "
             "method, such as entropy_opd or tropd."
         )
     if args.temperature != 1.0:
         raise ValueError(
-            f"temperature is {args.temperature}, but {start}, and vLLM scores prompts at temperature 1 whatever is "
-            "asked. Set temperature: 1.0, serve the teacher with `tropd serve` (tropd://…), or load it in this process."
+            f"temperature is {args.temperature}, but {start}, and vLLM always scores prompts at temperature 1. Set "
+            "temperature: 1.0, serve the teacher with `tropd serve` (tropd://…), or load it in this process."
         )
 
 
@@ -165,8 +166,8 @@ def connect(
     """
     if getattr(args, "teacher_model_init_kwargs", None):
         raise ValueError(
-            f"teacher_model_init_kwargs is set, but {field_of(name)} is behind a server, which has loaded it. Remove "
-            "it."
+            f"teacher_model_init_kwargs is set, but {field_of(name)} is behind a server, which loads its model itself. "
+            "Remove it."
         )
     field = field_of(name) if role is TEACHER else role.field
     given = {option: getattr(args, role.option(option)) for option in FIELDS}
@@ -248,11 +249,13 @@ def _find_card(client: Client, wanted: str | None, field: str, role: Role) -> di
     cards = [_card_at(client, address, wanted, field, role) for address in client.addresses]
     if len({card["id"] for card in cards}) > 1:
         raise ValueError(
-            f"{field} has replicas that offer different models ({', '.join(card['id'] for card in cards)}); a list is "
-            f"for replicas of one. Set {role.option('model_name')} to a model that each of them has."
+            f"{field} has replicas that offer different models ({', '.join(card['id'] for card in cards)}); a list "
+            f"means replicas of one teacher. Set {role.option('model_name')} to a model that all of them offer."
         )
     if len({str(card.get(OWN_CARD)) for card in cards}) > 1:
-        raise ValueError(f"{field} has replicas with different weights or settings; a list is for replicas of one.")
+        raise ValueError(
+            f"{field} has replicas with different weights or settings; a list means replicas of one teacher."
+        )
     lengths = [card["max_model_len"] for card in cards if isinstance(card.get("max_model_len"), int)]
     return cards[0] | ({"max_model_len": min(lengths)} if lengths else {})
 
@@ -264,7 +267,7 @@ def _card_at(client: Client, address: Address, wanted: str | None, field: str, r
     option = role.option("model_name")
     if wanted is None and len(cards) != 1:
         raise ValueError(
-            f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; say which with {option}."
+            f"{field} is {address}, which offers {', '.join(cards) or 'no model'}; choose one with {option}."
         )
     if wanted is not None and wanted not in cards:
         raise ValueError(
@@ -285,14 +288,14 @@ def _check_own_card(own: Any, address: Address) -> None:
     if not isinstance(own, dict) or own.get("version") != VERSION:
         version = own.get("version") if isinstance(own, dict) else None
         raise ServerRefused(
-            f"the `tropd serve` at {address} speaks version {version!r:.20}, and this is {VERSION}; use one release of "
-            "tropd at both ends"
+            f"the `tropd serve` at {address} uses version {version!r:.20}, but this is {VERSION}; use the same release "
+            "of tropd at both ends"
         )
     kinds = {"fingerprint": str, "vocab_size": int, "most_tokens": int, "context_length": int | None}
     ends = own.get("eos_token_id")
     known = isinstance(ends, list) and all(type(token) is int and token >= 0 for token in ends)
     if not known or not all(name in own and isinstance(own[name], kind) for name, kind in kinds.items()):
-        raise ServerRefused(f"the `tropd serve` at {address} does not say what its model is")
+        raise ServerRefused(f"the `tropd serve` at {address} does not describe its model")
 
 
 def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:
@@ -307,18 +310,20 @@ def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, na
         return tokenizer, False, _generation_config(source)
     if student_tokenizer is None:
         raise ValueError(
-            f"{field_of(name)} is served as {root!r}, which is no folder here, so its tokenizer is not known. Set "
-            "teacher_tokenizer to a folder or Hub name that has it."
+            f"{field_of(name)} is served as {root!r}, which is not a folder here, so its tokenizer is unknown. Set "
+            "teacher_tokenizer to a folder or Hub name with its tokenizer."
         )
     if args.teacher_chat_template == "teacher":
         raise ValueError(
-            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is served as {root!r}, which is no folder "
-            "here, so its chat template is not known. Set teacher_tokenizer to a folder or Hub name that has it, or "
+            f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is served as {root!r}, which is not a "
+            "folder here, so its chat template is unknown. Set teacher_tokenizer to a folder or Hub name that has it, "
+            "or "
             "use 'student'."
         )
     logger.warning(
-        "The teacher is served as %r, which is no folder here, so the student's tokenizer stands for its own, and its "
-        "endings are taken to be the student's. Set teacher_tokenizer to a folder or Hub name that has the teacher's.",
+        "The teacher is served as %r, which is not a folder here, so the student's tokenizer is used in its place, "
+        "and its endings are assumed to be the student's. Set teacher_tokenizer to a folder or Hub name with the "
+        "teacher's tokenizer.",
         root,
     )
     return student_tokenizer, True, GenerationConfig.from_dict({})
@@ -350,8 +355,8 @@ def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field:
         if refusal.status not in ABSENT:
             raise
         logger.warning(
-            "The server in %s has no %s, so that its token ids cannot be compared: it has to read texts as the "
-            "tokenizer here does.",
+            "The server in %s has no %s, so its token ids cannot be checked: its tokenizer must be the same as the "
+            "one here.",
             field,
             TOKENIZE,
         )
@@ -366,9 +371,9 @@ def _compare_tokenizers(client: Client, served_name: str, tokenizer: Any, field:
     shown = tokenizer.decode(ours[max(first - 3, 0) : first + 3])
     other = f", or set {role.option('tokenizer')} to its own" if role is TEACHER else ""
     raise ValueError(
-        f"{field} reads a text as other token ids than its tokenizer here: near {shown!r} they are "
-        f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. One would read other words "
-        f"than the other writes; serve a model with the same tokenizer{other}."
+        f"{field} tokenises a text differently from its tokenizer here: near {shown!r} the ids are "
+        f"{theirs[first : first + 3]} at the server and {ours[first : first + 3]} here. The two would not read the "
+        f"same words; serve a model with the same tokenizer{other}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Asking a server that may be slow, busy, restarted or gone for a while, until it answers.
+"""Requests to a server that may be slow, busy, restarted or temporarily unavailable, with retries.
 
 Scoring changes nothing on the server, so a question whose answer was lost is asked again. What is waited for: no
 connection, a connection that breaks, an answer that is cut or of another kind, and the statuses in `RETRIED`. All
@@ -30,13 +30,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 """Seconds between two attempts at one question; they double."""
 
 FIRST_WORD, NEXT_WORD = 10.0, 60.0
-"""Seconds of silence after which it is said that a server does not answer, and said again."""
+"""Seconds of silence between two warnings that a server does not answer."""
 
 SMALL = 2**20
 """Bytes of an answer that holds no scores, at most."""
 
 SHOWN = 300
-"""So many characters of a server's own words are shown."""
+"""At most this many characters of a server's message are shown."""
 
 Ask = Callable[..., Any]
 """(path, body, most_bytes) → the answer; `Client.ask`, or the same through one connection."""
@@ -260,10 +260,10 @@ class Client:
             size += len(part)
             if size > most_bytes:
                 raise ServerRefused(
-                    f"{self._role.noun}'s answer is longer than the {most_bytes} bytes that it can have"
+                    f"{self._role.noun}'s answer is longer than {most_bytes} bytes, the most that a valid one can have"
                 )
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+                raise TimeoutError(f"no complete answer within {self.timeout:g} s")
         response.read()  # nothing more; an answer that was cut is found out here, and the connection is free again
         return b"".join(parts)
 
@@ -273,13 +273,11 @@ class Client:
             raise _Unanswered(f"{status} {said}", _retry_after(response.headers.get("Retry-After")))
         if 300 <= status < 400:
             to = f" to {response.headers.get('Location', 'nowhere')!r:.200}"
-            raise ServerRefused(
-                f"{self._role.noun} at {address} sends on{to}; give the address that answers itself", status
-            )
+            raise ServerRefused(f"{self._role.noun} at {address} redirects{to}; give the final address", status)
         if status in (401, 403):
-            own = "the key in the environment is not the server's" if self._key else "it wants a key"
+            own = "the key in the environment is wrong" if self._key else "it requires a key"
             raise ServerRefused(
-                f"{self._role.noun} at {address} refuses ({status}): {own}. Export the variable that "
+                f"{self._role.noun} at {address} refuses the request ({status}): {own}. Export the variable that "
                 f"{self._role.option('api_key_env')} names",
                 status,
             )
@@ -306,7 +304,7 @@ class Client:
             if now < self._next_word:
                 return
             self._next_word = now + NEXT_WORD
-        logger.warning("%s at %s does not answer (%s); waiting, %.0f s left.", self._named(), address, failure, left)
+        logger.warning("%s at %s does not answer (%s); retrying, %.0f s left.", self._named(), address, failure, left)
 
     def _say_answered(self, address: Address) -> None:
         with self._lock:
@@ -329,7 +327,7 @@ def read_json(raw: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ValueError("cut, or no JSON") from error
+        raise ValueError("truncated, or not JSON") from error
     if not isinstance(answer, dict):
         raise ValueError("no JSON object")
     return answer

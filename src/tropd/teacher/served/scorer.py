@@ -79,7 +79,7 @@ class ScorerTeacher(AskedTeacher):
             ValueError: an answer that is refused, or what a server cannot be asked for.
         """
         if keep_hidden:
-            raise ValueError("a served teacher tells no whole distributions")
+            raise ValueError("a served teacher does not provide whole distributions")
         count, step = sum(map(sum, scored)), rows_per_pass or max(len(contexts), 1)
         below = torch.full((count,), math.inf) if topk is None or topk.below is None else topk.below().float().cpu()
         questions, first = [], 0
@@ -147,8 +147,8 @@ class ScorerTeacher(AskedTeacher):
         for question in questions:
             if question.num_tokens > self._most_tokens:
                 raise ValueError(
-                    f"a micro-batch has {question.num_tokens} tokens, and the teacher's server takes "
-                    f"{self._most_tokens} at once. Lower teacher_batch_size, or start it with --max_tokens "
+                    f"a micro-batch has {question.num_tokens} tokens, but the teacher's server accepts "
+                    f"{self._most_tokens} at once. Lower teacher_batch_size, or start the server with --max_tokens "
                     f"{question.num_tokens} or more"
                 )
         return self._ask_all(self._ask_one, questions, [question.num_tokens for question in questions])

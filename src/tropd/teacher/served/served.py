@@ -107,8 +107,8 @@ class ServedTeacher(AskedTeacher):
         """Refuse a server that was restarted with another model, before a number of it is taken."""
         if not is_same_model(self._fingerprint, self._read_fingerprint(ask)):
             raise ServerRefused(
-                f"the server now answers as another model than the {self.served_name!r} that this run began with: a "
-                "fixed text has other log-probabilities. Serve that model again"
+                f"the server now has a different model than the {self.served_name!r} of the beginning of this run: the "
+                "log-probabilities of a fixed text differ. Serve the earlier model again"
             )
 
     @cached_property
@@ -155,9 +155,9 @@ class ServedTeacher(AskedTeacher):
             ValueError: an answer that is refused, or what a server cannot be asked for.
         """
         if keep_hidden:
-            raise ValueError("a served teacher tells no whole distributions")
+            raise ValueError("a served teacher does not provide whole distributions")
         if temperature != 1.0:
-            raise ValueError(f"temperature is {temperature}, and a server scores at temperature 1 whatever is asked")
+            raise ValueError(f"temperature is {temperature}, but the server always scores at temperature 1")
         rows, first = [], 0
         for context, response, marks in zip(contexts, responses, scored, strict=True):
             rows.append(self._row(context, response, marks, first))
@@ -181,8 +181,8 @@ class ServedTeacher(AskedTeacher):
         ids = ids[: places[-1] + 1] if places else []
         if self.context_length is not None and len(ids) > self.context_length:
             raise ValueError(
-                f"a row has {len(ids)} tokens, and the teacher's server reads {self.context_length}: it writes one "
-                f"more. Start it with --max-model-len {len(ids) + 1} or more"
+                f"a row has {len(ids)} tokens, but the teacher's server reads {self.context_length}, since it also "
+                f"generates one token. Start it with --max-model-len {len(ids) + 1} or more"
             )
         return _Row(ids, places, len(wanted) - len(places), first)
 
@@ -227,8 +227,8 @@ class ServedTeacher(AskedTeacher):
             # Ids that the student does not have were among them. The teacher has as many more, as k are shared.
             if self.most_topk is not None and asked + lacking > self.most_topk:
                 logger.warning(
-                    "The teacher's %d likeliest tokens are not all the student's, and its server lists no more: such "
-                    "tokens are left out. Start it with a larger --max-logprobs.",
+                    "Some of the teacher's %d likeliest tokens are not in the student's vocabulary, and its server "
+                    "lists no more: they are excluded. Start it with a larger --max-logprobs.",
                     asked,
                 )
                 return entries, tops
@@ -242,7 +242,7 @@ class ServedTeacher(AskedTeacher):
         except ServerRefused as refusal:
             if refusal.status == 400 and k and (most := self.most_topk) is not None and k > most:
                 raise ServerRefused(
-                    f"the teacher's server lists at most {most} log-probabilities a token, and {k} are needed. Start "
+                    f"the teacher's server lists at most {most} log-probabilities per token, but {k} are needed. Start "
                     f"it with --max-logprobs {k}, or lower fkl_top_k by {k - most}",
                     400,
                 ) from refusal
@@ -292,7 +292,9 @@ class ServedTeacher(AskedTeacher):
             if self.context_length is not None:
                 room = min(room, self.context_length + 1 - len(context))
             if room < 1:
-                raise ValueError(f"a prompt has {len(context)} tokens, and the server reads {self.context_length}")
+                raise ValueError(
+                    f"a prompt has {len(context)} tokens, but the server reads at most {self.context_length}"
+                )
             request = writing_request(
                 self.served_name,
                 context,

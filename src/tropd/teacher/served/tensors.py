@@ -1,4 +1,4 @@
-"""What goes between a trainer and `tropd serve`: named tensors as safetensors, which hold numbers and no code.
+"""Messages between a trainer and `tropd serve`: named tensors as safetensors, which contain numbers and no code.
 
 A question is one micro-batch of rows, so that the server makes the very pass that the trainer would make. Of each token
 that is scored it tells the log-probability at which the teacher's top-k is needed, so the answer holds few of them.
@@ -50,7 +50,7 @@ class ScoreQuestion:
     """A micro-batch to score.
 
     Attributes:
-        contexts: see `LocalTeacher.score`, and likewise what is not named here.
+        contexts: see `LocalTeacher.score`, also for the fields without a description.
         responses: see there.
         scored: see there.
         below: [N] float32, log π_T up to which the top-k of a token is needed.
@@ -109,20 +109,23 @@ def read_question(raw: bytes) -> ScoreQuestion:
     given = read_tensors(raw, QUESTION)
     contexts_R, responses_R = given["context_lengths"].tolist(), given["response_lengths"].tolist()
     if not contexts_R or len(contexts_R) != len(responses_R) or min(contexts_R) < 1 or min(responses_R) < 0:
-        raise ValueError("its rows have no contexts, or not one response each")
+        raise ValueError("its rows do not have one context and one response each")
     if len(given["numbers"]) != 4 or len(given["bounds"]) != 2:
-        raise ValueError("it has not four numbers and two bounds")
+        raise ValueError("it does not have four numbers and two bounds")
     version, k, vocab_limit, pad_id = given["numbers"].tolist()
     temperature, above = given["bounds"].tolist()
     if version != VERSION:
-        raise ValueError(f"it is of version {version}, and this server speaks {VERSION}: use one release of tropd")
+        raise ValueError(
+            f"it is of version {version}, but this server uses version {VERSION}: use the same release of "
+            "tropd at both ends"
+        )
     ids, scored = given["ids"].tolist(), given["scored"].tolist()
     if len(ids) != sum(contexts_R) + sum(responses_R) or len(scored) != sum(responses_R):
-        raise ValueError("its ids and marks are not as many as the lengths of its rows")
+        raise ValueError("the number of its ids or marks does not match the lengths of its rows")
     if len(given["below"]) != sum(scored):
-        raise ValueError("it has not one bound for each token that is scored")
+        raise ValueError("it does not have one bound for each scored token")
     if min(ids) < 0 or not 0 < temperature < math.inf or k < 0 or pad_id < 0 or vocab_limit < k:
-        raise ValueError("it has numbers that none of these can be")
+        raise ValueError("it has numbers out of range")
     contexts, responses, marks, place, at = [], [], [], 0, 0
     for context, response in zip(contexts_R, responses_R, strict=True):
         contexts.append(ids[place : place + context])
@@ -156,14 +159,14 @@ def check_answer(answer: dict[str, Tensor], question: ScoreQuestion, slack: floa
     if len(logp) != count or len(answer["entropy"]) != count:
         raise ValueError(f"{len(logp)} log-probabilities and {len(answer['entropy'])} entropies for {count} tokens")
     if (logp > slack).any() or (answer["topk_logp"] > slack).any():
-        raise ValueError("a log-probability that none can have")
+        raise ValueError("an impossible log-probability")
     wanted = question.wants(logp, answer["entropy"]).nonzero().squeeze(-1) if question.k else torch.empty(0)
     if index.tolist() != wanted.tolist():
-        raise ValueError(f"the top-k of {len(index)} tokens, which are not the {len(wanted)} that were asked for")
+        raise ValueError(f"the top-k of {len(index)} tokens instead of the {len(wanted)} requested")
     if ids.shape != answer["topk_logp"].shape or ids.shape != (len(index), question.k):
         raise ValueError(f"a top-k of shape {tuple(ids.shape)} for {len(index)} tokens and k = {question.k}")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < question.vocab_limit:
-        raise ValueError("a top-k with ids that the student does not have")
+        raise ValueError("a top-k with ids outside the student's vocabulary")
 
 
 def read_tensors(raw: bytes, wanted: dict[str, tuple[torch.dtype, int]] = ANSWER) -> dict[str, Tensor]:
@@ -175,10 +178,10 @@ def read_tensors(raw: bytes, wanted: dict[str, tuple[torch.dtype, int]] = ANSWER
     try:
         found: dict[str, Tensor] = load(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError("cut, or no message of tropd serve") from error
+        raise ValueError("truncated, or not a message of tropd serve") from error
     kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in found.items()}
     if kinds != wanted:
-        raise ValueError("a message of another kind or release of tropd serve")
+        raise ValueError("a message of a different kind or release of tropd serve")
     return found
 
 
@@ -190,7 +193,7 @@ def check_written(answer: dict[str, Any], rows: int, longest: int) -> list[list[
     """
     found = answer.get("responses")
     if not isinstance(found, list) or len(found) != rows or not all(_is_response(one, longest) for one in found):
-        raise ValueError(f"no {rows} responses of at most {longest} token ids")
+        raise ValueError(f"something other than {rows} responses of at most {longest} token ids each")
     return found
 
 

@@ -58,8 +58,8 @@ def read_scores(answer: dict[str, Any], token_ids: Sequence[int], places: Sequen
     given = choice.get("prompt_logprobs", answer.get("prompt_logprobs"))
     if not isinstance(given, list):
         raise ServerRefused(
-            "the server answers without prompt_logprobs, which a server leaves out that does not know them; it has to "
-            "be vLLM's OpenAI-compatible one"
+            "the server's answer has no prompt_logprobs, so it does not support them; it must be vLLM's "
+            "OpenAI-compatible server"
         )
     if len(given) != len(token_ids):
         raise ServerRefused(f"the server gave {len(given)} prompt_logprobs for {len(token_ids)} tokens")
@@ -67,7 +67,9 @@ def read_scores(answer: dict[str, Any], token_ids: Sequence[int], places: Sequen
     for place in places:
         entries = _read_entries(given[place])
         if token_ids[place] not in entries:
-            raise ServerRefused(f"the server's prompt_logprobs {place} do not hold their own token {token_ids[place]}")
+            raise ServerRefused(
+                f"the server's prompt_logprobs {place} do not contain the token itself, {token_ids[place]}"
+            )
         if len(entries) < k:
             raise ServerRefused(f"the server gave {len(entries)} of {k} log-probabilities for token {place}")
         found.append(entries)
@@ -81,7 +83,7 @@ def _read_entries(given: Any) -> Entries:
         raise ServerRefused(f"the server gave prompt_logprobs that cannot be read: {given!r:.200}") from error
     for token, logp in entries.items():
         if not logp <= SLACK or token < 0:
-            raise ServerRefused(f"the server gave token {token} the log-probability {logp}, which none can have")
+            raise ServerRefused(f"the server gave token {token} the impossible log-probability {logp}")
     return {token: -math.inf if logp <= NOTHING else logp for token, logp in entries.items()}
 
 
@@ -122,7 +124,7 @@ def read_written(answer: dict[str, Any], max_new_tokens: int) -> list[int]:
     """
     ids = _only_choice(answer).get("token_ids")
     if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids) or len(ids) > max_new_tokens:
-        raise ServerRefused("the server answers without the token_ids of what it wrote (return_token_ids of vLLM)")
+        raise ServerRefused("the server's answer has no token_ids of its response (return_token_ids of vLLM)")
     return ids
 
 
@@ -134,7 +136,7 @@ def read_models(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     cards = answer.get("data")
     if not isinstance(cards, list) or not all(isinstance(c, dict) and isinstance(c.get("id"), str) for c in cards):
-        raise ServerRefused(f"the server's {MODELS} lists no models; it has to be an OpenAI-compatible server")
+        raise ServerRefused(f"the server's {MODELS} lists no models; it must be an OpenAI-compatible server")
     return {card["id"]: card for card in cards}
 
 
