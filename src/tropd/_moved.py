@@ -64,7 +64,7 @@ MOVED = {
     "training.faults": "training.guards.faults",
     "training.final_model": "training.checkpointing.final_model",
     "training.fingerprints": "training.checkpointing.fingerprints",
-    "training.host": "training.trl_contract",
+    "training.host": "training.guards.trl_contract",
     "training.host_settings": "training.guards.host_settings",
     "training.hub": "training.checkpointing.hub",
     "training.interruption": "training.checkpointing.interruption",
@@ -89,7 +89,7 @@ MOVED = {
     "training.sharding": "training.distributed.sharding",
     "training.step_guards": "training.guards.step_guards",
     "training.stream": "training.checkpointing.stream_position",
-    "training.teachers": "training.load_teachers",
+    "training.teachers": "training.set_up",
 }
 """Old name to new, below `tropd`."""
 

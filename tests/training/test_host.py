@@ -7,9 +7,11 @@ import textwrap
 import pytest
 from trl import GRPOTrainer
 
-from tropd.training import rollout_stage, trainer, trl_contract
+from tropd.training import rollout_stage, trainer
 from tropd.training.checkpointing import saving
-from tropd.training.trl_contract import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host, no_reward
+from tropd.training.guards import trl_contract
+from tropd.training.guards.trl_contract import ATTRIBUTES, CALLED, OUTPUTS, OVERRIDDEN, check_host
+from tropd.training.rollout_stage import no_reward
 
 HOOKS = OVERRIDDEN | CALLED
 

@@ -21,7 +21,7 @@ from ...models.hidden_states import read_output_layer
 from ...teacher.adapter_base import BaseTeacher, without_adapter
 from ...teacher.names import teacher_phrase
 from .errors import NotFinite
-from .finite import checkpoint_phrase
+from .faults import checkpoint_phrase
 
 NUM_TOKENS = 12
 """Positions that are compared."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...atomic_files import write_whole
 from ...teacher.teachers import Teachers
-from ..load_teachers import model_name
+from ..set_up import model_name
 
 CARD = """\
 ---
@@ -39,7 +39,7 @@ Source of `{method}`: {source}. See [Trust Region On-Policy Distillation](https:
 
 def write_card(trainer: Any) -> None:
     """Write `README.md` into the run's directory, for the state that the trainer is in."""
-    args, method, student = trainer.args, trainer.method, _name(trainer.model)
+    args, method, student = trainer.args, trainer.method, model_name(trainer.model) or UNNAMED
     is_local = Path(student).exists() or student == UNNAMED
     text = CARD.format(
         method=method.name,
@@ -67,10 +67,6 @@ def _steps(args: Any, state: Any) -> str:
 
 
 UNNAMED = "a model without a name"
-
-
-def _name(model: Any) -> str:
-    return model_name(model) or UNNAMED
 
 
 def _teachers(teachers: Teachers) -> str:

@@ -184,8 +184,3 @@ def check_sampler(mixin: Any = GenerationMixin) -> None:
 
 def _moved_error(what: str) -> RuntimeError:
     return RuntimeError(f"TRL's {what} (TRL 1.16). Install trl>=1.16,<1.17, or a newer tropd.")
-
-
-def no_reward(completions: list, **_: object) -> list[float]:
-    """The reward source for a host that insists on one: every completion gets 0."""
-    return [0.0] * len(completions)
