@@ -77,7 +77,7 @@ MOVED = {
     "training.probe": "preflight.probe",
     "training.probed": "preflight.probe_records",
     "training.ranks": "training.distributed.ranks",
-    "training.reading": "training.rollout_stage",
+    "training.reading": "training.records",
     "training.reading_check": "training.guards.reading",
     "training.rolling_out": "training.rollout_stage",
     "training.rollout_log": "training.logging.rollout_log",
