@@ -82,14 +82,17 @@ CALLED: dict[str, tuple[str, ...]] = {
 
 ATTRIBUTES = (
     "_buffered_inputs",
+    "_env_tools",
     "_is_vlm",
     "_logs",
     "_metrics",
+    "_multi_environment",
     "_pending_extra_logs",
     "_pending_metrics",
     "_step",
     "_tokenizer",
     "aux_loss_enabled",
+    "chat_template",
     "chat_template_kwargs",
     "environment_factories",
     "eos_token_ids",
