@@ -68,6 +68,7 @@ MOVED = {
     "training.host_settings": "training.guards.host_settings",
     "training.hub": "training.checkpointing.hub",
     "training.interruption": "training.checkpointing.interruption",
+    "training.load_teachers": "training.set_up",
     "training.metrics": "training.logging.metrics",
     "training.model_card": "training.logging.model_card",
     "training.monitoring": "training.logging.collect",
@@ -90,6 +91,8 @@ MOVED = {
     "training.step_guards": "training.guards.step_guards",
     "training.stream": "training.checkpointing.stream_position",
     "training.teachers": "training.set_up",
+    "training.tool_loop": "training.distributed.tool_loop",
+    "training.trl_contract": "training.guards.trl_contract",
 }
 """Old name to new, below `tropd`."""
 
