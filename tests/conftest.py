@@ -34,6 +34,15 @@ def _frozen():
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Two threads spend most of their time meeting each other over tensors as small as many tests'."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _found_or_skipped(variable: str, fallback: Path, what: str) -> Path:
     """The folder that `variable` names, else the fallback. A name without a folder fails, not skips."""
     named = os.environ.get(variable)

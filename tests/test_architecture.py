@@ -112,6 +112,10 @@ def test_a_layer_imports_only_the_layers_below_it(layer):
     assert not wrong, f"tropd.{layer} may import {sorted(OURS[layer])} of ours, and nothing else: {wrong}"
 
 
+def test_the_root_of_training_has_at_most_ten_files():
+    assert len(list((PACKAGE / "training").glob("*.py"))) <= 10
+
+
 @pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_a_leaf_imports_the_standard_library_alone(leaf):
     found = list(imports((PACKAGE / f"{leaf}.py").read_text(encoding="utf-8"), f"tropd.{leaf}", is_package=False))

@@ -23,13 +23,7 @@ SETTINGS = {"max_new_tokens": 8, "batch_size": 2}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %};{% endif %}"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Two threads spend most of their time meeting each other over tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

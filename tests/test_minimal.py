@@ -42,13 +42,7 @@ ALL_PREFIX, NO_PREFIX, MIXED = (2, 5, 0), (4, 0, 7), (3, 4, 3)
 """Lengths of prompt, prefix and continuation."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Two threads spend most of their time meeting each other over tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@
 
 A tiny student is trained for two steps; what is traced lies between the end of the first and the end of the second, so
 that checks made once at the start are not part of it. Counted are named functions (no lambda, no comprehension) of the
-package, by their first call. A *switch* is a first call in another file than the first call before it, and a *return*
-is a switch to a file that was left before.
+package, by their first call; not what Python's import system asks, such as our finder of moved modules, when a library
+looks for one that is not installed. A *switch* is a first call in another file than the first call before it, and a
+*return* is a switch to a file that was left before.
 """
 
 import argparse
@@ -77,7 +78,8 @@ class Tracer:
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and not code.co_name.startswith("<") and code.co_filename.startswith(str(PACKAGE)):
+        is_ours = event == "call" and code.co_filename.startswith(str(PACKAGE)) and not code.co_name.startswith("<")
+        if is_ours and not (frame.f_back and frame.f_back.f_code.co_filename.startswith("<frozen importlib")):
             file = Path(code.co_filename).relative_to(PACKAGE).as_posix()
             self.seen[file, code.co_qualname, code.co_firstlineno] = None
 

@@ -64,10 +64,11 @@ MOVED = {
     "training.faults": "training.guards.faults",
     "training.final_model": "training.checkpointing.final_model",
     "training.fingerprints": "training.checkpointing.fingerprints",
-    "training.host": "training.trl_contract",
+    "training.host": "training.guards.trl_contract",
     "training.host_settings": "training.guards.host_settings",
     "training.hub": "training.checkpointing.hub",
     "training.interruption": "training.checkpointing.interruption",
+    "training.load_teachers": "training.set_up",
     "training.metrics": "training.logging.metrics",
     "training.model_card": "training.logging.model_card",
     "training.monitoring": "training.logging.collect",
@@ -77,7 +78,7 @@ MOVED = {
     "training.probe": "preflight.probe",
     "training.probed": "preflight.probe_records",
     "training.ranks": "training.distributed.ranks",
-    "training.reading": "training.rollout_stage",
+    "training.reading": "training.records",
     "training.reading_check": "training.guards.reading",
     "training.rolling_out": "training.rollout_stage",
     "training.rollout_log": "training.logging.rollout_log",
@@ -89,7 +90,9 @@ MOVED = {
     "training.sharding": "training.distributed.sharding",
     "training.step_guards": "training.guards.step_guards",
     "training.stream": "training.checkpointing.stream_position",
-    "training.teachers": "training.load_teachers",
+    "training.teachers": "training.set_up",
+    "training.tool_loop": "training.distributed.tool_loop",
+    "training.trl_contract": "training.guards.trl_contract",
 }
 """Old name to new, below `tropd`."""
 

@@ -3,6 +3,8 @@
 `pip install tropd` brings the mathematics and the commands that need no model; the rest are extras.
 """
 
+import importlib.metadata
+
 _MODULES = {
     "train": "accelerate datasets huggingface_hub peft pyarrow safetensors tokenizers transformers trl",
     "eval": "math_verify antlr4 latex2sympy2_extended if_verifiable langdetect nltk",
@@ -24,3 +26,15 @@ def missing_part(error: BaseException) -> str | None:
     if not isinstance(error, ModuleNotFoundError) or module not in EXTRA_OF:
         return None
     return f'{module} is not installed. It comes with: pip install "tropd[{EXTRA_OF[module]}]"'
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed distribution, from its metadata; `None` where there is none.
+
+    >>> installed("a-distribution-of-nobody") is None
+    True
+    """
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

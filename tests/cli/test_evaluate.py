@@ -11,21 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 
 from shipped import student_path, teacher_path
 from tropd.cli.main import main
 from tropd.evaluation import sandbox
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Two threads spend most of their time meeting each other over tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

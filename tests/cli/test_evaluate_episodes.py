@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-import torch
 
 from tropd.cli.main import main
 from tropd.evaluation import episode_scores
@@ -16,13 +15,7 @@ def test_the_example_runs():
     assert doctest.testmod(episode_scores).failed == 0
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads of small models wait for each other where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -14,14 +14,7 @@ from shipped import teacher_path
 from tropd.cli import student
 from tropd.cli.main import main
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Two threads spend most of their time meeting each other over tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*words):

@@ -31,13 +31,7 @@ def prompts_by_step(folder):
     return [[json.loads(line)["prompt"] for line in file.read_text().splitlines()] for file in files]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As a worker has: two threads of small models wait for each other where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import doctest
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from tropd.comparison.cell import episodes, token_budget
@@ -43,13 +42,7 @@ def test_the_examples_run(module):
     assert doctest.testmod(module).failed == 0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As a worker has: two threads of small models wait for each other where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -49,13 +49,7 @@ some_cases = pytest.mark.parametrize("case", SOME)
 each_method = pytest.mark.parametrize("name", METHODS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors this small only wait for a second one, long where others compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from tropd.rollout.engine import vllm
 from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, row_seed
 from tropd.training.guards.errors import EngineFailed
 from tropd.training.guards.faults import engine_started
-from tropd.training.logging.callbacks import RunDirectoryCallback
+from tropd.training.logging.callbacks import RunCallback
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
 
@@ -287,6 +287,6 @@ def test_only_what_the_engine_raises_is_laid_at_its_door(from_engine):
 
 def test_what_writes_stands_in_the_record_of_the_run(tmp_path):
     trainer, _ = with_vllm(tmp_path)
-    RunDirectoryCallback(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
+    RunCallback(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
     written = json.loads((tmp_path / "run.json").read_text())["engine"]
     assert written == {"name": "vllm", "mode": "colocate", "version": "0.32.0", "dtype": "bfloat16"}

@@ -22,7 +22,7 @@ from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
 from tropd.rollout.turns import Turns
-from tropd.training import trl_contract
+from tropd.training.guards import trl_contract
 from tropd.training.rollout_stage import _Batch
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]

@@ -19,7 +19,7 @@ from tropd.training.checkpointing.checkpoints import (
     checkpoints_in,
     fault_of,
 )
-from tropd.training.guards.finite import checkpoint_phrase
+from tropd.training.guards.faults import checkpoint_phrase
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

@@ -14,8 +14,8 @@ import shipped
 from training import tiny
 from training.tiny import EOS, build, clone, replay
 from tropd.comparison.other_ending import write_with_ending
-from tropd.training.guards.collapse import CollapseGuard
 from tropd.training.guards.errors import RolloutsCollapsed
+from tropd.training.guards.step_guards import CollapseGuard
 from tropd.training.logging.collect import ROOM_TO_END, ended_share
 from tropd.training.records import Rollout
 

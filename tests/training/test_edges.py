@@ -9,7 +9,7 @@ from training import tiny
 from training.tiny import build, clone
 from tropd.models.hidden_states import expose_hidden_states
 from tropd.objective import Head
-from tropd.training.guards.collapse import CollapseGuard
+from tropd.training.guards.step_guards import CollapseGuard
 
 
 def test_a_copy_of_an_exposed_model_computes_with_its_own_weights(student):

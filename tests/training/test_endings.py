@@ -17,6 +17,7 @@ from training.test_notes import passes, rolled_out  # noqa: F401  (a fixture)
 from tropd.atomic_files import read_jsonl
 from tropd.comparison.other_ending import write_with_ending
 from tropd.training.checkpointing.ending_files import save_ending
+from tropd.training.set_up import find_endings
 from tropd.training.step import scores_of_sampler
 
 OWN, OTHER = 2, 3
@@ -179,7 +180,7 @@ def test_vllm_is_told_every_ending_beside_the_users_own(trainer_of):
     trainer.eos_token_ids = trainer.model.generation_config.eos_token_id = [OWN]
     trainer.use_vllm = True
     trainer.vllm_generation = SimpleNamespace(generation_kwargs={"stop_token_ids": [7], "skip_special_tokens": False})
-    found = trainer._find_endings()
+    found = find_endings(trainer)
     assert found.stop_ids == (OWN, OTHER) and trainer.eos_token_ids == [OWN, OTHER]
     assert trainer.vllm_generation.generation_kwargs == {"stop_token_ids": [2, 3, 7], "skip_special_tokens": False}
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from training import tiny
 from training.tiny import EOS, build, clone, largest, largest_difference, recorded, replay, run
-from tropd.training.guards.collapse import CollapseGuard
 from tropd.training.guards.errors import RolloutsCollapsed
+from tropd.training.guards.step_guards import CollapseGuard
 
 LOOP = [9] * 10
 BATCH = recorded(8)

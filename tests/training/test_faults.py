@@ -30,7 +30,7 @@ from tropd.training.checkpointing.checkpoints import checkpoints_in, fault_of
 from tropd.training.distributed.ranks import Ranks
 from tropd.training.guards.errors import DataFailed, LogNotWritten, TeacherFailed, TrainingStopped
 from tropd.training.guards.faults import in_a_line
-from tropd.training.logging.metrics import Totals
+from tropd.training.logging.collect import Totals
 
 KEPT = "the last checkpoint, .*checkpoint-1, is untouched"
 

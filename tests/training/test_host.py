@@ -7,9 +7,11 @@ import textwrap
 import pytest
 from trl import GRPOTrainer
 
-from tropd.training import rollout_stage, trainer, trl_contract
+from tropd.training import rollout_stage, set_up, trainer
 from tropd.training.checkpointing import saving
-from tropd.training.trl_contract import ATTRIBUTES, CALLED, EXTENDED, OUTPUTS, OVERRIDDEN, check_host, no_reward
+from tropd.training.guards import trl_contract
+from tropd.training.guards.trl_contract import ATTRIBUTES, CALLED, EXTENDED, OUTPUTS, OVERRIDDEN, check_host
+from tropd.training.rollout_stage import no_reward
 
 HOOKS = OVERRIDDEN | CALLED
 
@@ -82,7 +84,7 @@ def rename_in_source(monkeypatch, old: str, new: str) -> None:
 def test_the_contract_names_everything_the_trainer_reads_from_its_host():
     """What is read as `self.name`, or as `trainer.name` by what it hands on to, and only TRL's `__init__` sets."""
     read = names_on_self(inspect.getsource(trainer), ast.Load)
-    for handed_on in (rollout_stage, saving):
+    for handed_on in (rollout_stage, saving, set_up):
         read |= names_on(inspect.getsource(handed_on), ast.Load, {"trainer", "self.trainer"})
     set_by_us = names_on_self(inspect.getsource(trainer.TrOPDTrainer.__init__), ast.Store)
     set_by_host = names_on_self(inspect.getsource(GRPOTrainer.__init__), ast.Store)

@@ -9,8 +9,14 @@ from training import agents, tiny
 from training.tiny import EOS, build, clone, groups, ids, plain_logp, plain_logps, recorded, replay, run
 from tropd.objective.loss import TokenSignals
 from tropd.teacher.local import TeacherScores
-from tropd.training.logging.collect import batch_metrics, log_ratio_quantiles, rollout_metrics, student_log_ratios
-from tropd.training.logging.metrics import METRICS, METRICS_BY_BENCHMARK, METRICS_BY_TEACHER, Totals, as_markdown
+from tropd.training.logging.collect import (
+    Totals,
+    batch_metrics,
+    log_ratio_quantiles,
+    rollout_metrics,
+    student_log_ratios,
+)
+from tropd.training.logging.metrics import METRICS, METRICS_BY_BENCHMARK, METRICS_BY_TEACHER, as_markdown
 from tropd.training.records import Rollout
 from tropd.training.step import StudentScores
 

@@ -12,8 +12,8 @@ from transformers import (
 from odd_tokenizers import TOOLS_TEMPLATE, tokenizer
 from training import tiny
 from training.tiny import PROMPTS, build, clone, plain_logp
+from tropd.models.hidden_states import language_model_class
 from tropd.teacher.vocabulary import own_tokens, vocabulary_disagreement
-from tropd.training.load_teachers import language_model_class
 
 ROWS = [{"prompt": prompt} for prompt in PROMPTS]
 

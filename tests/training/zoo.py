@@ -222,7 +222,7 @@ def examined(family: str, directory: Any, record: Any) -> str:
         assert not off
         return "our loop"
     how = {"": "", "lengths": ", contexts of one length at a time", "rows": ", each row by itself"}
-    apart = how[writing._known[trainer.model].apart]
+    apart = how[writing.KNOWN[trainer.model].apart]
     return f"Transformers' loop{apart}: {reasons[0]}{OFF if off else ''}"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..extras import installed
 from . import console
 
 NAME = "doctor"
@@ -107,14 +108,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------------- versions
-
-
-def installed(name: str) -> str | None:
-    """The version of a distribution, from its metadata."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def requirements(distribution: str) -> list[Requirement]:

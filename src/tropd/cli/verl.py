@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 
+from ..extras import installed
 from ..objective.methods import METHODS
 from ..verl import arming
 from ..verl.methods import why_not
@@ -54,7 +55,10 @@ def run(options: argparse.Namespace) -> int:
     _check_entry_point()
     armed = _arm()
     screen = console.out()
-    lines = [f"{name:<13}{_version(name)}" for name in ("tropd", "verl", "torch", "transformers", "ray", "vllm")]
+    lines = [
+        f"{name:<13}{installed(name) or 'not installed'}"
+        for name in ("tropd", "verl", "torch", "transformers", "ray", "vllm")
+    ]
     lines += ["", "active in this process"]
     lines += [f"  {words}" for words in armed.values()]
     lines += [f"  not here: {words} ({why})" for words, why in _absent(armed).items()]
@@ -68,13 +72,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verl_version() -> str:
-    try:
-        return importlib.metadata.version("verl")
-    except importlib.metadata.PackageNotFoundError:
+    found = installed("verl")
+    if found is None:
         raise ValueError(
             f"verl is not installed here. Install it along with tropd: pip install 'verl=={arming.KNOWN}.*' "
             "(docs/verl.md)."
-        ) from None
+        )
+    return found
 
 
 def _check_entry_point() -> None:
@@ -112,13 +116,6 @@ def _absent(armed: dict[str, str]) -> dict[str, str]:
     return {
         words: f"{_missing(name)} is not installed" for name, (words, _) in arming.CHANGES.items() if name not in armed
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _words(name: str) -> str:

@@ -91,7 +91,8 @@ def load_prompts(
     """
     parts = parts_of(source)
     _check_settings(columns, system_prompt, limit, teachers)
-    _check_split(parts, split)
+    if split != "train" and not has_splits(parts):
+        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Leave it out.")
     needed = ("prompt",) if teachers is None else ("prompt", TEACHER)
     wanted = {**dict(zip(needed, needed, strict=True)), **(columns or {})}
     required = needed if optional_columns else tuple(wanted)
@@ -172,11 +173,6 @@ def _check_settings(
         raise ValueError(f"system_prompt is {system_prompt!r:.100}, which is empty. Remove it, or write text.")
     if limit is not None and not (type(limit) is int and limit >= 1):
         raise ValueError(f"limit is {limit!r:.100}; at least one row is needed. Remove it to load all rows.")
-
-
-def _check_split(parts: Sequence[str], split: str) -> None:
-    if split != "train" and not has_splits(parts):
-        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Remove it.")
 
 
 def _check_columns(columns: Mapping[str, str], required: Sequence[str], there: list[str], part: str) -> None:

@@ -14,11 +14,11 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import lines_of, read_jsonl, write_whole
+from ..extras import installed
 from .benchmarks.grading import Grader
 from .benchmarks.problem import Problem
 from .benchmarks.registry import benchmark
@@ -41,12 +41,7 @@ PACKAGES = ("tropd", "torch", "transformers", *mathematics.VERSIONS, *instructio
 def versions() -> dict[str, str | None]:
     """Of everything that has a say in responses and verdicts; `None` for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "grader": str(GRADER_VERSION)}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: installed(name) for name in PACKAGES}
 
 
 def responses_path(folder: Path, name: str) -> Path:

@@ -303,6 +303,7 @@ def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | Non
     return replace(direct, index=place_N[direct.index])  # type: ignore[type-var]
 
 
+@functools.cache
 def reads_tail(method: Method) -> bool:
     """Does `method` compare the mass on all tokens outside of the top-k, too?
 
@@ -314,6 +315,7 @@ def reads_tail(method: Method) -> bool:
     return truncated or method.trust == "rkl_direct" or method.baseline == "top_k"
 
 
+@functools.cache
 def topk_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on the teacher's top-k tokens; see `TopKTerm`.
 

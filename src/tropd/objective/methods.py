@@ -7,6 +7,7 @@ no torch, so that listing is quick.
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from ..own_code import import_own
@@ -104,21 +105,21 @@ class Method:
         if self.second_stage is not None and not isinstance(self.second_stage, Method):
             raise ValueError(f"second_stage is {self.second_stage!r:.100}; it must be a Method, or None.")
 
-    @property
+    @cached_property
     def guided(self) -> bool:
         """Does a teacher prefix start the rollouts?"""
         return self.guidance_schedule != "none"
 
-    @property
+    @cached_property
     def outlier_uses_fkl(self) -> bool:
         return self.gate != "open" and self.outlier in ("fkl_direct", "fkl_scalar", "k1_and_fkl")
 
-    @property
+    @cached_property
     def needs_topk(self) -> bool:
         """Must the teacher be asked for its top-k on some tokens?"""
         return self.outlier_uses_fkl or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
 
-    @property
+    @cached_property
     def needs_full_teacher(self) -> bool:
         """Must the teacher's whole distribution be at hand in the loss?"""
         return self.trust == "gkd" or self.baseline == "full"

@@ -23,7 +23,8 @@ def check_same_shape(*, least_axes: int = 0, **tensors: Tensor | None) -> None:
     """
     given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
     (first, expected), *others = given
-    check_axes(least_axes, **{first: expected})
+    if least_axes:
+        check_axes(least_axes, **{first: expected})
     for name, tensor in others:
         if tensor.shape != expected.shape:
             raise ValueError(

@@ -1,13 +1,10 @@
 """Using a trainer before it trains and leaving it as it was."""
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-import torch
-
+from ..training.guards.reading import same_random_states
 from ..training.logging.trackers import untracked
 from ..training.trainer import TrOPDTrainer
 
@@ -26,7 +23,7 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
     trainer.in_preflight = True
     trainer.model.eval()
     try:
-        with _same_random_states(trainer.accelerator.device), untracked(trainer.args):
+        with same_random_states(trainer.accelerator.device), untracked(trainer.args):
             yield
     finally:
         trainer.in_preflight = False
@@ -35,15 +32,3 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
             module.training = training
         for name, value in kept.items():
             setattr(trainer, name, value)
-
-
-@contextmanager
-def _same_random_states(device: torch.device) -> Iterator[None]:
-    python, arrays = random.getstate(), np.random.get_state()
-    on_device = [] if device.type == "cpu" else [device]
-    try:
-        with torch.random.fork_rng(on_device, device_type="cuda" if device.type == "cpu" else device.type):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)

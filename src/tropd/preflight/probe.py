@@ -75,7 +75,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
             times=_times(trainer, parts),
             top_k=_top_k(trainer),
             topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
-            vocab_size=_shared_vocabulary(trainer),
+            vocab_size=trainer.shared_vocab_size,
             temperature=trainer.temperature,
             call_opener=call_opener(trainer) if trainer.tools else None,
         )
@@ -159,7 +159,7 @@ def _ending_candidates(trainer: TrOPDTrainer) -> tuple[int, ...]:
     found = dict.fromkeys(trainer.endings.ids + trainer.endings.stop_ids)
     for tokenizer in (trainer._tokenizer, *trainer.teacher_tokenizers.values()):
         found |= {} if tokenizer is None else dict.fromkeys(special_ids(tokenizer))
-    return tuple(i for i in found if i < _shared_vocabulary(trainer))[:MOST_CANDIDATES]
+    return tuple(i for i in found if i < trainer.shared_vocab_size)[:MOST_CANDIDATES]
 
 
 def _ends(trainer: TrOPDTrainer, rollouts: list[Rollout], teacher: TeacherScores) -> Tensor:
@@ -249,11 +249,7 @@ def _top_k(trainer: TrOPDTrainer) -> int:
     merged = max(len(trainer.endings.as_one) - 1, 0)
     most = trainer.teachers.most_topk
     asked = trainer.method.fkl_top_k or min(DEFAULT_TOP_K, DEFAULT_TOP_K if most is None else max(most - merged, 1))
-    return min(asked, _shared_vocabulary(trainer) - merged)
-
-
-def _shared_vocabulary(trainer: TrOPDTrainer) -> int:
-    return trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
+    return min(asked, trainer.shared_vocab_size - merged)
 
 
 # ---------------------------------------------------------------------- all batches and ranks

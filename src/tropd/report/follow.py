@@ -70,7 +70,7 @@ def serve(folders: Sequence[Path], port: int, seconds: int) -> ThreadingHTTPServ
             try:
                 return 200, page.html()
             except ValueError as error:
-                return 503, WAITING.format(seconds=seconds, why=_escaped(str(error)))
+                return 503, WAITING.format(seconds=seconds, why=html.escape(visible(str(error))))
 
         def _answer(self, status: int, page_text: str) -> None:
             body = page_text.encode("utf-8")
@@ -90,7 +90,3 @@ WAITING = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}">'
     "<title>tropd: waiting</title><p>There is nothing to show yet: {why}"
 )
-
-
-def _escaped(text: str) -> str:
-    return html.escape(visible(text))

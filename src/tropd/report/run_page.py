@@ -115,14 +115,10 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [*facts, ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))]
 
 
-def _history(run: RunFolder) -> list[Mapping[str, Any]]:
-    return [*run.steps, *run.evaluations]
-
-
 def _outcomes(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
     tables = []
     for run, name in zip(runs, names, strict=True):
-        found = outcome(_history(run), run.measurement)
+        found = outcome([*run.steps, *run.evaluations], run.measurement)
         # The arrow stands with the number that it is about, where a phone shows it.
         rows = [
             [row.label, row.values[0], f"{row.values[1]} {row.moved}".rstrip(), *row.values[2:]] for row in found.rows

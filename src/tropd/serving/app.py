@@ -27,7 +27,6 @@ from ..teacher.served.tensors import (
     TOKENIZE,
     VERSION,
     WRITE,
-    ScoreQuestion,
     read_question,
     write_answer,
 )
@@ -199,13 +198,9 @@ def score_question(served: Served, raw: bytes) -> TeacherScores:
         question.scored,
         pad_id=question.pad_id,
         temperature=question.temperature,
-        topk=_request(question),
+        topk=TopKRequest(question.k, question.vocab_limit, question.wants) if question.k else None,
         endings=question.endings,
     )
-
-
-def _request(question: ScoreQuestion) -> TopKRequest | None:
-    return TopKRequest(question.k, question.vocab_limit, question.wants) if question.k else None
 
 
 def write_responses(served: Served, raw: bytes) -> list[list[int]]:

@@ -8,6 +8,7 @@ end of a response.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..models.chat_templates import TemplateStopped, render
@@ -115,12 +116,12 @@ class PairEndings:
     student: Declared
     teachers: Mapping[Name, Declared]
 
-    @property
+    @cached_property
     def as_one(self) -> tuple[int, ...]:
         """E for the objective: empty where every ending is an action of its own."""
         return self.ids if self.merged else ()
 
-    @property
+    @cached_property
     def unheeded(self) -> tuple[int, ...]:
         """Endings at which the student does not stop: what it learns to write there, it writes past."""
         return tuple(i for i in self.ids if i not in self.stop_ids)

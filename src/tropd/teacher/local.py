@@ -6,6 +6,7 @@ N counts scored response tokens, row after row; M ≤ N of them are asked for th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ class LocalTeacher:
         self.forward = forward or model
         self.by_length = by_length and not rotates_by_length(model)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Rows of the head: the ids that this teacher can score and read."""
         return head_rows(self.model)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,10 +35,10 @@ class Teachers:
     contexts: dict[Name, TeacherContexts]
     most: Callable[[Tensor], Tensor] | None = None
 
-    @property
-    def names(self) -> list[str]:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
         """The names that a row may choose from; none where there is one teacher without a name."""
-        return [name for name in self.by_name if name is not None]
+        return tuple(name for name in self.by_name if name is not None)
 
     @property
     def only(self) -> Teacher:
@@ -70,10 +71,6 @@ class Teachers:
         """The largest k that every teacher answers; `None`: any."""
         known = [most for teacher in self.by_name.values() if (most := teacher.most_topk) is not None]
         return min(known, default=None)
-
-    def shared_vocabulary(self, limit: int) -> int:
-        """Token ids below `limit` that every teacher can score."""
-        return min(limit, *(teacher.vocab_size for teacher in self.by_name.values()))
 
     def score(
         self,

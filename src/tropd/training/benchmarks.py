@@ -21,9 +21,9 @@ from ..evaluation.scores import Graded, Scores, score
 from ..models.files import context_length
 from ..models.sampling import sample, until_eos
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
+from .distributed.sharding import student_is_sharded_while_writing
 from .guards.memory import EVALUATED_ROWS, SCORING, enough_memory
 from .logging.metrics import of_benchmark
-from .rollout_stage import student_is_sharded_while_writing
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The records that pass from rollout to scoring to loss.
+"""The records that pass from rollout to scoring to loss, and how a rollout is read from the host's tensors.
 
 N counts the response tokens of a micro-batch that are learned from or measured, row after row.
 """
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import torch
 
+from ..messages import is_unanswered
 from ..models.packing import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
+from ..rollout.engine.notes import SamplerNotes, unpad
+from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
 from ..teacher.local import NotedTopK
 
 
@@ -144,3 +148,95 @@ def pack_for_student(
         device,
         by_length=by_length,
     )
+
+
+# ---------------------------------------------------------------------- from the host's tensors to records
+
+
+def read_rollouts(
+    host: dict[str, Any],
+    contexts: Sequence[list[int]],
+    teachers: Sequence[str | None],
+    starts: Sequence[list[int]],
+    *,
+    first_row: int,
+    eos_ids: Sequence[int],
+    mask_truncated: bool,
+    mask_repetitive: bool,
+    notes: SamplerNotes | None = None,
+    messages: Sequence[list[Any]] | None = None,
+    guided: Sequence[list[slice]] | None = None,
+    stale: Sequence[bool | None] | None = None,
+) -> list[Rollout]:
+    """One record for each row of what TRL's rollout returns.
+
+    Args:
+        host: the output of `_generate_and_score_completions`.
+        contexts: what the teacher sees, row by row.
+        teachers: the name of each row's teacher.
+        starts: the teacher prefixes that the responses begin with.
+        first_row: number of the first row in the whole step.
+        eos_ids: every id that ends a response.
+        mask_truncated: leave rollouts without an ending out of the loss.
+        mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
+        notes: what our own sampler knew of the tokens.
+        messages: each row's, behind its prompt, where tools may have answered.
+        guided: where each row's teacher wrote, over turns; `None`: in its start alone.
+        stale: could a row's recorded episode not be followed? `None` where there is none.
+    """
+    prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
+    responses = unpad(host["completion_ids"], host["completion_mask"])
+    tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
+    rollouts = []
+    for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
+        external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
+        marks, turns = [position < len(start) for position in range(len(response))], [response[len(start) :]]
+        if guided is not None or external is not None:
+            marks, turns = _find_turns(response, guided[i] if guided else [slice(0, len(start))], external)
+        is_cut = None if messages is None else is_unanswered(messages[i])
+        goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
+        logps, entropies = None if sampler is None else sampler[i][: len(response)].tolist(), None
+        if notes is not None and sampler is None:
+            logps, entropies = notes.of(first_row + i, prompt_ids[i], response) or (None, None)
+        written = [token for turn in turns for token in turn]
+        again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
+        repetitive = is_repetitive(written) or again
+        rollouts.append(
+            Rollout(
+                row=first_row + i,
+                prompt_ids=prompt_ids[i],
+                teacher_context=contexts[i],
+                response=response,
+                prefix_length=next((n for n, mark in enumerate(marks) if not mark), len(marks)),
+                guided=marks if guided else None,
+                stale=stale[i] if stale else None,
+                is_cut=is_cut,
+                external=external,
+                sampler_logps=logps,
+                sampler_entropies=entropies,
+                reward_advantage=float(host["advantages"][i]),
+                ended_by=None if goes_on else response[-1],
+                repetitive=repetitive,
+                collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
+                included=not (mask_truncated and goes_on) and not (mask_repetitive and repetitive),
+                teacher=teachers[i],
+            )
+        )
+    return rollouts
+
+
+def _find_turns(
+    response: Sequence[int], guided: Sequence[slice], external: Sequence[bool] | None
+) -> tuple[list[bool], list[list[int]]]:
+    """For each token, did the teacher write it; and what the student wrote, turn by turn.
+
+    >>> _find_turns([5, 6, 2, 9, 7, 2], [slice(0, 1)], [False, False, False, True, False, False])
+    ([True, False, False, False, False, False], [[6, 2], [7, 2]])
+    """
+    marks = [False] * len(response)
+    for stretch in guided:
+        place = slice(stretch.start, min(stretch.stop, len(response)))
+        marks[place] = [True] * max(place.stop - place.start, 0)
+    others = marks if external is None else [one or other for one, other in zip(marks, external, strict=True)]
+    runs = groupby(zip(response, others, strict=True), key=lambda pair: pair[1])
+    return marks, [[token for token, _ in run] for other, run in runs if not other]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers.generation import GenerationMode
 
-from ..messages import TOOLS, is_unanswered, struct_columns, without_nulls
+from ..messages import TOOLS, struct_columns, without_nulls
 from ..models.files import context_length, steady_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
-    PREFIX_STREAM,
     SAMPLING_STREAM,
     THEIR_LOOP,
     AddressedNoise,
@@ -34,19 +32,19 @@ from ..rollout.engine.noise import (
 )
 from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.guidance import prefixes, response_ids, splice
-from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.names import rows_by_name, teacher_phrase
-from ..teacher.teachers import naming
-from .distributed.sharding import shards_teacher
+from .distributed.sharding import shards_teacher, student_is_sharded_while_writing
+from .distributed.tool_loop import RanksInStep
 from .guards.contexts import Reader, doubtful_rows
-from .guards.faults import engine_asked, rewards_given, teacher_asked
+from .guards.faults import engine_asked, rewards_given
+from .guards.memory import WRITING
 from .guards.reading import check_student, check_teachers
-from .records import Rollout
-from .tool_loop import RanksInStep
-from .turn_guidance import TurnGuidance, drawing
+from .guards.step_guards import finite_softmax
+from .records import Rollout, read_rollouts
+from .turn_guidance import TurnGuidance, write_by_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class _Batch:
         turns: which row and position a turn's contexts go on at; `None` where there is one turn, of all rows.
         notes: what the sampler knows of its tokens; `None` where nobody reads it.
         engines: which decoding loop has written, turn by turn.
-        prompts: as the host has tokenised them, an environment's observations included.
+        prompts: as the host has tokenised them, an environment's observations included; `None` where there is one turn.
     """
 
     rows: Sequence[Row]
@@ -156,8 +154,9 @@ class RolloutStage:
         turns = Turns(first_row) if self._has_turns else None
         guidance, self._guidance = self._guidance, None
         self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance)
+        guards = trainer.step_guards()
         try:
-            with trainer.step_guards().writing():
+            with guards.memory(WRITING), finite_softmax(guards.step, guards.directory):
                 host = trainer._generate_and_score_completions(rows)
         finally:
             self._batch = None
@@ -170,8 +169,9 @@ class RolloutStage:
         self._drop_host_metrics()
         contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
         names = [trainer.teachers.name_for(row) for row in rows]
-        for name, mine in rows_by_name(names).items():
-            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
+        for name in dict.fromkeys(names):
+            mine = [context for context, other in zip(contexts, names, strict=True) if other == name]
+            self._teacher_readers[name].check(mine, trainer.max_completion_length)
         return read_rollouts(
             host,
             contexts,
@@ -194,8 +194,9 @@ class RolloutStage:
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             rows = self._batch.rows
-            # Copies: the host's tool loop appends calls and replies to these very lists, which are no part of a prompt.
-            self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+            if self._has_turns:
+                # Copies: the host's tool loop appends calls and replies to these very lists, no part of a prompt.
+                self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
         self._student_reader.check(found[0], self.trainer.max_completion_length)
         return found
@@ -406,8 +407,10 @@ class RolloutStage:
         for i, row in enumerate(rows):
             if row.get("teacher_response") is None:
                 continue
-            own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
-            options = trainer.chat_template_kwargs | own
+            options = {}
+            if not isinstance(row["prompt"], str):
+                own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
+                options = trainer.chat_template_kwargs | own
             given = (row["teacher_response"], row["prompt"], prompt_ids[i])
             ids = responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
             if ids and not 0 <= min(ids) <= max(ids) < limit:
@@ -416,44 +419,41 @@ class RolloutStage:
                     f"{max(ids)}, but the student's vocabulary has {limit} entries; use the student's tokenizer."
                 )
         missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
-        if missing and shards_teacher(trainer):
+        if missing:
+            lacking = [rows[i] for i in missing], [numbers[i] for i in missing], [prompt_ids[i] for i in missing]
+            for i, ids in zip(missing, self._write_responses(*lacking, fraction, method), strict=True):
+                responses[i] = ids
+        return responses
+
+    def _write_responses(
+        self,
+        rows: Sequence[Row],
+        numbers: Sequence[int],
+        prompt_ids: Sequence[list[int]],
+        fraction: float,
+        method: Method,
+    ) -> list[list[int]]:
+        """What each row's teacher writes now; see `_teacher_responses`."""
+        trainer = self.trainer
+        if shards_teacher(trainer):
             raise ValueError(
-                f"prompt {rows[missing[0]]['prompt']!r:.60} has no teacher_response, and a sharded teacher cannot "
+                f"prompt {rows[0]['prompt']!r:.60} has no teacher_response, and a sharded teacher cannot "
                 "write one for a single rank. Generate the responses beforehand into a teacher_response column."
             )
         longest = trainer.max_completion_length
         if method.guidance_length == "cap":
             longest = min(longest, int(fraction * longest + 1e-9) + trainer.args.guidance_min_tail)
-        contexts = trainer.teachers.contexts_for([rows[i] for i in missing], [prompt_ids[i] for i in missing])
-        for name, mine in rows_by_name([trainer.teachers.name_for(rows[i]) for i in missing]).items():
-            teacher = trainer.teachers.by_name[name]
-            self._teacher_readers[name].check([contexts[i] for i in mine], trainer.max_completion_length)
-            asked = teacher_asked(trainer.moment(), trainer.args.output_dir)
-            noise = self._prefix_noise([numbers[missing[i]] for i in mine])
-            with asked, naming(name), drawing(teacher, noise):
-                written = teacher.write(
-                    [contexts[i] for i in mine],
-                    pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
-                    eos_ids=self._every_ending,
-                    max_new_tokens=longest,
-                    temperature=trainer.temperature,
-                    vocab_limit=limit,
-                    draws=None if noise is None else noise.address,
-                )
+        contexts = trainer.teachers.contexts_for(rows, prompt_ids)
+        responses: list[list[int]] = [[] for _ in rows]
+        for name, mine in rows_by_name([trainer.teachers.name_for(row) for row in rows]).items():
+            read, places = [contexts[i] for i in mine], [(numbers[i], 0) for i in mine]
+            self._teacher_readers[name].check(read, trainer.max_completion_length)
+            written = write_by_teacher(trainer, name, read, places, self._every_ending, longest)
             for i, ids in zip(mine, written, strict=True):
-                responses[missing[i]] = ids
+                responses[i] = ids
         return responses
 
     # ------------------------------------------------------------------ draws
-
-    def _prefix_noise(self, rows: Sequence[int]) -> AddressedNoise | None:
-        """What a teacher draws one response for each row of the step with; `None` where draws are not addressed."""
-        args = self.trainer.args
-        if args.addressed_sampling is False:
-            return None
-        places = [(row, 0) for row in rows]
-        step = self.trainer.state.global_step
-        return AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
 
     def _places(self, batch: _Batch, prompt_ids: list[list[int]]) -> list[Place] | None:
         """Row and position at which each context goes on; `None` where one has none."""
@@ -553,13 +553,9 @@ class RolloutStage:
                 del metrics[name]
 
 
-def student_is_sharded_while_writing(trainer: Any) -> bool:
-    """Does the student's forward pass need every rank, while it writes rollouts?"""
-    if trainer.accelerator.num_processes == 1:
-        return False
-    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    zero3 = trainer.is_deepspeed_enabled and plugin.zero_stage == 3
-    return bool(trainer.is_fsdp_enabled or (zero3 and not trainer.args.ds3_gather_for_generation))
+def no_reward(completions: list, **_: object) -> list[float]:
+    """The reward source for a host that insists on one: every completion gets 0."""
+    return [0.0] * len(completions)
 
 
 def notes_suffice(trainer: Any) -> bool:
@@ -576,111 +572,9 @@ def notes_suffice(trainer: Any) -> bool:
     return bool(exact and trainer.accelerator.mixed_precision == "no" and not rotates_by_length(trainer.model))
 
 
-# ---------------------------------------------------------------------- from the host's tensors to records
-
-
-def read_rollouts(
-    host: dict[str, Any],
-    contexts: Sequence[list[int]],
-    teachers: Sequence[str | None],
-    starts: Sequence[list[int]],
-    *,
-    first_row: int,
-    eos_ids: Sequence[int],
-    mask_truncated: bool,
-    mask_repetitive: bool,
-    notes: SamplerNotes | None = None,
-    messages: Sequence[list[Any]] | None = None,
-    guided: Sequence[list[slice]] | None = None,
-    stale: Sequence[bool | None] | None = None,
-) -> list[Rollout]:
-    """One record for each row of what TRL's rollout returns.
-
-    Args:
-        host: the output of `_generate_and_score_completions`.
-        contexts: what the teacher sees, row by row.
-        teachers: the name of each row's teacher.
-        starts: the teacher prefixes that the responses begin with.
-        first_row: number of the first row in the whole step.
-        eos_ids: every id that ends a response.
-        mask_truncated: leave rollouts without an ending out of the loss.
-        mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
-        notes: what our own sampler knew of the tokens.
-        messages: each row's, behind its prompt, where tools may have answered.
-        guided: where each row's teacher wrote, over turns; `None`: in its start alone.
-        stale: could a row's recorded episode not be followed? `None` where there is none.
-    """
-    prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
-    responses = unpad(host["completion_ids"], host["completion_mask"])
-    tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
-    rollouts = []
-    for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
-        external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
-        told = external or [False] * len(response)
-        if guided is None and external is None:
-            marks, turns = [True] * len(start) + [False] * (len(response) - len(start)), [response[len(start) :]]
-        else:
-            marks = marked(guided[i] if guided else [slice(0, len(start))], len(response))
-            turns = own_turns(response, [one or other for one, other in zip(marks, told, strict=True)])
-        written = [token for turn in turns for token in turn]
-        is_cut = None if messages is None else is_unanswered(messages[i])
-        goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
-        ended_by = None if goes_on else response[-1]
-        again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
-        repetitive = is_repetitive(written) or again
-        noted = None
-        if notes is not None and sampler is None:
-            noted = notes.of(first_row + i, prompt_ids[i], response)
-        rollouts.append(
-            Rollout(
-                row=first_row + i,
-                prompt_ids=prompt_ids[i],
-                teacher_context=contexts[i],
-                response=response,
-                prefix_length=next((n for n, mark in enumerate(marks) if not mark), len(marks)),
-                guided=marks if guided else None,
-                stale=stale[i] if stale else None,
-                is_cut=is_cut,
-                external=external,
-                sampler_logps=noted.logps if noted else _logps_of(sampler, i, len(response)),
-                sampler_entropies=noted.entropies if noted else None,
-                reward_advantage=float(host["advantages"][i]),
-                ended_by=ended_by,
-                repetitive=repetitive,
-                collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
-                included=not (mask_truncated and ended_by is None) and not (mask_repetitive and repetitive),
-                teacher=teachers[i],
-            )
-        )
-    return rollouts
-
-
-def marked(stretches: Sequence[slice], length: int) -> list[bool]:
-    """For each of `length` tokens, does it lie in one of the stretches?"""
-    marks = [False] * length
-    for stretch in stretches:
-        stop = min(stretch.stop, length)
-        marks[stretch.start : stop] = [True] * max(stop - stretch.start, 0)
-    return marks
-
-
-def own_turns(response: Sequence[int], others: Sequence[bool]) -> list[list[int]]:
-    """What the student wrote, turn by turn: what a tool put there, or the teacher, lies in between.
-
-    >>> own_turns([5, 6, 2, 9, 7, 2], [True, False, False, True, False, False])
-    [[6, 2], [7, 2]]
-    """
-    runs = groupby(zip(response, others, strict=True), key=lambda pair: pair[1])
-    return [[token for token, _ in run] for other, run in runs if not other]
-
-
 def _put(values: Sequence[Any], places: Sequence[int], among: Sequence[Any]) -> list[Any]:
     """A list with some entries replaced."""
     found = list(among)
     for place, value in zip(places, values, strict=True):
         found[place] = value
     return found
-
-
-def _logps_of(sampler: Tensor | None, row: int, length: int) -> list[float] | None:
-    return None if sampler is None else sampler[row][:length].tolist()  # type: ignore[no-any-return]

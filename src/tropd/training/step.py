@@ -37,12 +37,10 @@ from ..objective.turns import turn_mean_weights, turn_trust_weights
 from ..teacher.context import Row
 from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
-from ..teacher.names import teacher_phrase
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.finite import check_teacher_scores
 from .guards.memory import SCORING
-from .guards.step_guards import StepGuards
+from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
 
@@ -74,6 +72,7 @@ class StepSetup:
         temperature: at which rollouts are drawn; both models are scored at it.
         pad_id: any valid token id.
         student_vocab_size: rows of the student's head.
+        shared_vocab_size: of its token ids, those that every teacher can score.
         device: the student's.
         rows_per_pass: rollouts that pass through the student at once.
         teacher_rows_per_pass: likewise through a teacher.
@@ -98,6 +97,7 @@ class StepSetup:
     temperature: float
     pad_id: int
     student_vocab_size: int
+    shared_vocab_size: int
     device: torch.device
     rows_per_pass: int
     teacher_rows_per_pass: int
@@ -434,7 +434,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     if method.needs_topk or noted is not None:
         k = method.fkl_top_k if method.needs_topk else setup.noted_topk
         assert k is not None
-        events = setup.teachers.shared_vocabulary(setup.student_vocab_size) - max(len(setup.endings.as_one) - 1, 0)
+        events = setup.shared_vocab_size - max(len(setup.endings.as_one) - 1, 0)
         request = TopKRequest(
             min(k, events),
             setup.student_vocab_size,
@@ -532,7 +532,8 @@ def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teac
     owned = list(of_teachers.values()) or [torch.ones_like(mask)]
     counts = torch.tensor([[(teacher.logp.isfinite() & mine & mask).sum(), (mine & mask).sum()] for mine in owned])
     for name, (finite, tokens) in zip(of_teachers or [None], setup.ranks.sum(counts).tolist(), strict=True):
-        check_teacher_scores(finite, tokens, setup.step + 1, setup.guards.directory, teacher_phrase(name))
+        if tokens and not finite:
+            raise scores_not_finite(tokens, setup.step + 1, setup.guards.directory, name)
 
 
 # ---------------------------------------------------------------------- signals

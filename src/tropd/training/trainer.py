@@ -14,15 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, head_rows, text_tokenizer
+from ..models.hidden_states import head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
-from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
@@ -32,10 +30,10 @@ from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
 from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
 from .checkpointing.interruption import TOLD_TO_END, Signals, stopping_at_signals
-from .checkpointing.saving import Checkpointing, SaveBetweenCycles
+from .checkpointing.saving import Checkpointing
 from .config import TrOPDConfig
 from .distributed.ranks import Ranks
-from .distributed.sharding import keep_outputs_exact, reads_by_length, shards_teacher
+from .distributed.sharding import reads_by_length, shards_teacher
 from .guards.argument_types import checks_arguments
 from .guards.arguments import (
     as_text,
@@ -43,40 +41,32 @@ from .guards.arguments import (
     check_data,
     check_enough_prompts,
     check_given,
-    check_host_model,
-    check_padding,
     check_rows,
-    check_teacher_apart,
     check_topk,
     has_rewards,
 )
-from .guards.collapse import CollapseGuard
 from .guards.errors import RolloutsCollapsed
 from .guards.faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
-from .guards.finite import check_gradient_norm, check_loss
-from .guards.host_settings import models_found, named_by_field, settle_checkpointing
+from .guards.host_settings import models_found, named_by_field
 from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
-from .guards.reading import silence
-from .guards.step_guards import StepGuards
-from .guards.updates import UpdatesArrive, keep_master_weights
-from .load_teachers import load_teachers
-from .logging.callbacks import RunDirectoryCallback
+from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
+from .guards.trl_contract import check_installed_host
+from .logging.callbacks import RunCallback
 from .logging.collect import (
-    count_endings,
+    Totals,
     ended_share,
     log_ratio_quantiles,
     loss_metrics,
     step_metrics,
     student_log_ratios,
 )
-from .logging.metrics import Totals
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, untracked
 from .records import MicroBatch, pack_for_student
-from .rollout_stage import RolloutStage
+from .rollout_stage import RolloutStage, no_reward
+from .set_up import find_endings, load_teachers, prepare_student, write_with_a_cache
 from .step import Step, StepSetup, build_step, micro_batches
-from .trl_contract import check_installed_host, no_reward
 
 logger = logging.getLogger(__name__)
 
@@ -188,18 +178,23 @@ class TrOPDTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
-        self._prepare_student(teachers)
+        prepare_student(self, teachers)
+        self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
         read = {"teacher_model" if n is None else f"teacher_model[{n!r}]": t for n, t in teachers.items()}
         with models_found(read), named_by_field(vars(args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
-        self.endings = self._find_endings()
+        # Token ids that every model can score.
+        sizes = (teacher.vocab_size for teacher in self.teachers.by_name.values())
+        self.shared_vocab_size = min(self._student_vocab_size, *sizes)
+        self.endings = find_endings(self)
         check_topk(self)
-        self._write_with_a_cache()
+        write_with_a_cache(self)
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         # A server lists what the method needs; more would be asked of it, and may be refused.
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
         self._notes_topk = lists and args.alternatives_per_token > 0
+        self.cycle = int(self.args.steps_per_generation * self.num_iterations)  # micro-batches of one batch of rollouts
         self._updates_each = max(1, self.cycle // args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
         self.benchmarks = BenchmarkStage(self, asked) if asked else None
@@ -211,70 +206,10 @@ class TrOPDTrainer(GRPOTrainer):
         self._evaluated = Evaluation(Totals(self.teachers.names))
         self.stops_at, self.signals = TOLD_TO_END, Signals()
         self.pushes = Pushes()
-        for callback in (
-            DataEnd(),
-            SaveBetweenCycles(self),
-            RunDirectoryCallback(self),
-            PushWhenWhole(self),
-            UpdatesArrive(self),
-        ):
+        for callback in (DataEnd(), RunCallback(self), PushWhenWhole(self)):
             self.add_callback(callback)
 
     # ------------------------------------------------------------------ set-up
-
-    def _prepare_student(self, teachers: Mapping[Any, Any]) -> None:
-        """From the host's model to one whose states can be read, the same in each pass."""
-        check_host_model(self)
-        freeze_what_text_does_not_reach(self.model)
-        keep_master_weights(self)
-        check_padding(self)
-        check_teacher_apart(self, teachers)
-        student = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        # That somebody wrote `True` where it is the default cannot be told here; the command line can.
-        asked = {name: getattr(self.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
-        note = settle_checkpointing(self.args, student, asked)
-        if note is not None:
-            logger.warning(note)
-        keep_outputs_exact(self.accelerator)
-        if self.args.disable_dropout:
-            silence(self.model)
-        # Truncated rollouts are left out by us: the host would blank them before they can be measured.
-        self.mask_truncated_completions = False
-        expose_hidden_states(student)
-        self._student_vocab_size = head_rows(self.model)
-
-    def _find_endings(self) -> PairEndings:
-        """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
-        teachers = {
-            name: declared(teacher.generation_config, self.teacher_tokenizers[name])
-            for name, teacher in self.teachers.by_name.items()
-        }
-        found = pair_endings(
-            declared(self.model.generation_config, self._tokenizer),
-            teachers,
-            ending=self.args.ending,
-            ending_ids=self.args.ending_ids,
-            vocab_size=self.teachers.shared_vocabulary(self._student_vocab_size),
-        )
-        if set(found.stop_ids) - set(as_ids(self.model.generation_config.eos_token_id)):
-            self.model.generation_config.eos_token_id = list(found.stop_ids)
-        if set(found.stop_ids) != set(self.eos_token_ids):
-            self.eos_token_ids = self.model.generation_config.eos_token_id = list(found.stop_ids)
-            if self.use_vllm:
-                own = self.vllm_generation.generation_kwargs
-                stops = {*own.get("stop_token_ids", []), *found.stop_ids}
-                self.vllm_generation.generation_kwargs = {**own, "stop_token_ids": sorted(stops)}
-            else:
-                self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = self.eos_token_ids
-        return found
-
-    def _write_with_a_cache(self) -> None:
-        """Let Transformers keep keys and values, whatever the model's configuration says.
-
-        Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
-        """
-        if not self.use_vllm and "use_cache" not in (self.args.generation_kwargs or {}):
-            self.generation_config.use_cache = self.generation_kwargs["use_cache"] = True
 
     @property
     def shares_base(self) -> bool:
@@ -383,11 +318,6 @@ class TrOPDTrainer(GRPOTrainer):
             self._window = Totals(self.teachers.names)
         return output
 
-    @property
-    def cycle(self) -> int:
-        """Micro-batches that are learned from one batch of rollouts."""
-        return int(self.args.steps_per_generation * self.num_iterations)
-
     def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:  # type: ignore[override]
         """One micro-batch of the step; rolls out and scores a new batch when the old one is used up."""
         if not self.model.training:
@@ -433,6 +363,7 @@ class TrOPDTrainer(GRPOTrainer):
             temperature=self.temperature,
             pad_id=self._tokenizer.pad_token_id,
             student_vocab_size=self._student_vocab_size,
+            shared_vocab_size=self.shared_vocab_size,
             device=self.accelerator.device,
             rows_per_pass=rows,
             teacher_rows_per_pass=args.teacher_batch_size or rows,
@@ -452,6 +383,7 @@ class TrOPDTrainer(GRPOTrainer):
             moment=self.moment(),
             step=self.state.global_step + 1,
             args=self.args,
+            directory=self.args.output_dir,
             trains=self.model.training or self.in_preflight,
             ranks=self.ranks,
             shards_teacher=self._shards_teacher,
@@ -515,7 +447,8 @@ class TrOPDTrainer(GRPOTrainer):
                     every_token=logs_rollouts,
                 ),
             )
-        check_loss(terms.loss.item(), self.state.global_step + 1, self.args.output_dir)
+        if not math.isfinite(loss := terms.loss.item()):
+            raise loss_not_finite(loss, self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()
         if self.model.training:
             loss_metrics(self._window, inputs, terms)
@@ -531,8 +464,9 @@ class TrOPDTrainer(GRPOTrainer):
         """The host's norm, over all ranks, before the optimiser's step; one that is not finite stops the run."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # fp16's scaler skips such a step itself, and DeepSpeed has taken its step before the norm is known.
-        if norm is not None and self.accelerator.scaler is None and not self.is_deepspeed_enabled:
-            check_gradient_norm(float(norm), self.state.global_step + 1, self.args.output_dir)
+        is_early = self.accelerator.scaler is None and not self.is_deepspeed_enabled
+        if norm is not None and is_early and not math.isfinite(norm):
+            raise gradient_not_finite(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
 
     # ------------------------------------------------------------------ what is told of a step
@@ -563,7 +497,8 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _watch_endings(self, step: Step, metrics: dict[str, float]) -> None:
         """Count by which ids the rollouts of all ranks ended, and let the guard look at the step."""
-        counts = self.ranks.sum(count_endings(step.rollouts, self.eos_token_ids)).tolist()
+        local = [sum(rollout.ended_by == i for rollout in step.rollouts) for i in self.eos_token_ids]
+        counts = self.ranks.sum(torch.tensor(local)).tolist()
         self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
         self.guard.observe(
             metrics["response/collapsed_share"],

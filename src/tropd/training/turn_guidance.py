@@ -5,7 +5,7 @@ on. So a teacher's turn is handed to it in the place of the student's, and nothi
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,7 @@ from ..objective.randomness import addressed_uniforms
 from ..rollout.engine.noise import PREFIX_STREAM, AddressedNoise, Place, decoding_through
 from ..rollout.guidance import RecordedTurn, recorded_turns
 from ..teacher.context import Row, with_observation
-from ..teacher.names import rows_by_name
-from ..teacher.teacher import Teacher
+from ..teacher.names import Name, rows_by_name
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
 from .guards.faults import teacher_asked
@@ -236,32 +235,11 @@ class TurnGuidance:
             read = [
                 [*self._teacher_contexts[asked[i]], *contexts[i][self._prompt_lengths[asked[i]] :]] for i in of_name
             ]
-            texts = self._ask(name, read, [keys[i][0] for i in of_name], budget)
+            places_read = [keys[i][0] for i in of_name]
+            texts = write_by_teacher(trainer, name, read, places_read, self.ending_ids, budget)
             for i, ids in zip(of_name, texts, strict=True):
                 written[keys[i]] = self._as_proposal(ids, contexts[i], asked[i], budget)
         return [written[key] for key in keys]
-
-    def _ask(self, name: Any, contexts: list[list[int]], places: list[Place], budget: int) -> list[list[int]]:
-        trainer, args = self.trainer, self.trainer.args
-        teacher, noise = trainer.teachers.by_name[name], None
-        if args.addressed_sampling is not False:
-            noise = AddressedNoise(
-                args.seed, trainer.state.global_step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size
-            )
-        with (
-            teacher_asked(trainer.moment(), args.output_dir),
-            naming(name),
-            drawing(teacher, noise),
-        ):
-            return teacher.write(  # type: ignore[no-any-return]
-                contexts,
-                pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
-                eos_ids=self.ending_ids,
-                max_new_tokens=budget,
-                temperature=trainer.temperature,
-                vocab_limit=trainer._student_vocab_size,
-                draws=None if noise is None else noise.address,
-            )
 
     def _as_proposal(self, ids: list[int], context: list[int], row: int, budget: int) -> _Proposal:
         if len(ids) >= budget:
@@ -311,11 +289,39 @@ def guidance_unit(trainer: Any) -> str:
     return str(trainer.args.guidance_unit or ("turns" if trainer.tools else "tokens"))
 
 
-def drawing(teacher: Teacher, noise: AddressedNoise | None) -> AbstractContextManager[None]:
-    """Inside, a teacher of this process draws by row and position; another engine is told seeds.
+def write_by_teacher(
+    trainer: Any,
+    name: Name,
+    contexts: list[list[int]],
+    places: list[Place],
+    ending_ids: Sequence[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """What a teacher writes behind `contexts` while the student trains, each without its ending.
 
-    With any engine of the student's: such a teacher writes with Transformers' `generate` in all of them.
+    A teacher of this process draws by row and position, with Transformers' `generate` whatever writes the student's
+    rollouts; another engine is told seeds.
+
+    Args:
+        trainer: a built `TrOPDTrainer`.
+        name: the teacher's.
+        contexts: token ids, as this teacher sees them.
+        places: row in the whole step and position at which each goes on.
+        ending_ids: ids that end a response.
+        max_new_tokens: length at which each is cut.
     """
-    if noise is None or teacher.model is None:
-        return nullcontext()
-    return decoding_through(teacher.model, noise)
+    args, teacher, noise = trainer.args, trainer.teachers.by_name[name], None
+    if args.addressed_sampling is not False:
+        step = trainer.state.global_step
+        noise = AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
+    through = nullcontext() if noise is None or teacher.model is None else decoding_through(teacher.model, noise)
+    with teacher_asked(trainer.moment(), args.output_dir), naming(name), through:
+        return teacher.write(  # type: ignore[no-any-return]
+            contexts,
+            pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has
+            eos_ids=ending_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=trainer.temperature,
+            vocab_limit=trainer._student_vocab_size,
+            draws=None if noise is None else noise.address,
+        )

@@ -25,13 +25,9 @@ def phase_table(cells: Cells) -> Table:
     for label, mine in cells.items():
         runs = [steps for cell in mine if len(steps := stretches_of(cell.get("course"))) >= len(THIRDS)]
         for number, third in enumerate(THIRDS if runs else ()):
-            steps = [step for run in runs for step in _third_of(run, number)]
+            steps = [step for run in runs for step in run[number * len(run) // 3 : (number + 1) * len(run) // 3]]
             rows.append([label, third, *_phase(steps)])
     return head, rows
-
-
-def _third_of(items: Sequence[Any], number: int) -> Sequence[Any]:
-    return items[number * len(items) // 3 : (number + 1) * len(items) // 3]
 
 
 def _phase(steps: Sequence[Mapping[str, float]]) -> list[str]:

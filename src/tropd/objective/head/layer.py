@@ -77,7 +77,7 @@ class Head:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; logits are divided by it, so it must be above 0")
-        known = all(0 <= ending < self.vocab_size for ending in self.endings)
+        known = all(0 <= ending < len(self.weight) for ending in self.endings)
         if not known or len(set(self.endings)) < len(self.endings):
             raise ValueError(f"endings are {self.endings}; give distinct ids from 0 to {self.vocab_size - 1}")
 
@@ -444,7 +444,7 @@ def slices_for(hidden_NH: Tensor, head: Head, slice_tokens: int | None = None, s
     """The slices in which the tokens are projected, of at most `slice_tokens`; refuses states of another shape."""
     if hidden_NH.ndim != 2 or hidden_NH.shape[1] != head.weight.shape[1]:
         raise ValueError(f"hidden must be [N, {head.weight.shape[1]}] for this head, got {tuple(hidden_NH.shape)}")
-    most = slice_tokens or default_slice_tokens(head.vocab_size, hidden_NH.device.type, slices_held)
+    most = slice_tokens or default_slice_tokens(head.weight.shape[0], hidden_NH.device.type, slices_held)
     return slices_of(hidden_NH.shape[0], most)
 
 

@@ -13,9 +13,10 @@ B counts sequences, V is the vocabulary, L the tokens that are asked for.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ from ...objective.randomness import DrawAddress, addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
 from .notes import SamplerNotes, unpad
 from .self_test import why_not_here
-from .writing import check_padded, write
+from .writing import KNOWN, Way, check_padded, find_way
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,26 @@ class AddressedNoise:
             for row, position in self.places
         ]
         return (torch.stack(draws) * 2**53).to(torch.int64)
+
+    def generate(self, way: Way, generate: Callable, asked: dict[str, Any]) -> Tensor:
+        """`generate(**asked)` with this noise, in one way; token ids [R, W + L]."""
+        noise = replace(self, plainly=way.plainly)
+        if not way.apart:
+            return generate(**asked, custom_generate=noise.decode)  # type: ignore[no-any-return]
+        ids, mask = asked["input_ids"], asked["attention_mask"]
+        together: dict[Any, list[int]] = defaultdict(list)
+        for row, length in enumerate(mask.sum(-1).tolist()):
+            together[length if way.apart == "lengths" else (length, row)].append(row)
+        written: dict[int, Tensor] = {}
+        for rows in together.values():
+            length = int(mask[rows[0]].sum())
+            part = asked | {"input_ids": ids[rows, -length:], "attention_mask": mask[rows, -length:]}
+            own = replace(noise, places=[noise.places[row] for row in rows])
+            output = generate(**part, custom_generate=own.decode)[:, length:]
+            written |= dict(zip(rows, output, strict=True))
+        pad = asked["generation_config"].pad_token_id or 0
+        behind = torch.nn.utils.rnn.pad_sequence([written[row] for row in range(len(ids))], True, pad)
+        return torch.cat([ids, behind], 1)
 
     def decode(
         self,
@@ -278,10 +299,17 @@ def _splitmix(states: Tensor) -> Tensor:
 def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
     """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us.
 
-    A model that would write something else than it reads is decoded in another way, or refused; see `writing.write`.
+    A model that would write something else than it reads is decoded in another way, or refused; see `writing`.
     """
     with _another_generate(model) as generate:
-        model.generate = lambda input_ids=None, **asked: write(model, noise, generate, asked | {"input_ids": input_ids})
+
+        def write(input_ids: Any = None, **asked: Any) -> Any:
+            asked["input_ids"] = input_ids
+            if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
+                return generate(**asked, custom_generate=noise.decode)
+            return noise.generate(KNOWN.get(model) or find_way(model, noise, generate, asked), generate, asked)
+
+        model.generate = write
         yield
 
 

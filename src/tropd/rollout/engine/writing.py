@@ -9,7 +9,6 @@ call, W the columns of its contexts, L the tokens that are written.
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,29 +51,8 @@ class Way(NamedTuple):
 
 WAYS = (Way(False, ""), Way(True, ""), Way(True, "lengths"), Way(True, "rows"))
 
-_known: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
-
-
-def write(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
-    """`generate(**asked)` with `noise`, in the first way that writes what the model reads.
-
-    Args:
-        model: whose `generate` it is.
-        noise: what the tokens are drawn with.
-        generate: the model's own.
-        asked: its arguments, `input_ids` [R, W] and `attention_mask` [R, W] among them.
-
-    Returns:
-        Token ids [R, W + L].
-
-    Raises:
-        ValueError: in no way does it.
-    """
-    if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
-        return generate(**asked, custom_generate=noise.decode)  # type: ignore[no-any-return]
-    if model not in _known:  # once: what it writes may change with its weights, how it computes does not
-        _known[model] = _find_way(model, noise, generate, asked)
-    return _in_way(_known[model], noise, generate, asked)
+KNOWN: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
+"""The way of each model that was measured: what it writes may change with its weights, how it computes does not."""
 
 
 def check_padded(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> None:
@@ -85,9 +63,7 @@ def check_padded(model: Any, noise: "AddressedNoise", generate: Callable, asked:
     """
     if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
         return
-    if model not in _known:
-        _known[model] = _find_way(model, noise, generate, asked)
-    if _known[model].apart:
+    if (KNOWN.get(model) or find_way(model, noise, generate, asked)).apart:
         raise ValueError(
             f"addressed_sampling is False, but a {type(model).__name__} samples from a different distribution than it "
             "is scored with if rows of different lengths are decoded together. Remove addressed_sampling: then they "
@@ -95,36 +71,18 @@ def check_padded(model: Any, noise: "AddressedNoise", generate: Callable, asked:
         )
 
 
-def _in_way(way: Way, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
-    noise = replace(noise, plainly=way.plainly)
-    if way.apart:
-        return _write_apart(way, noise, generate, asked)
-    return generate(**asked, custom_generate=noise.decode)  # type: ignore[no-any-return]
-
-
-def _write_apart(way: Way, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Tensor:
-    ids, mask = asked["input_ids"], asked["attention_mask"]
-    together: dict[Any, list[int]] = defaultdict(list)
-    for row, length in enumerate(mask.sum(-1).tolist()):
-        together[length if way.apart == "lengths" else (length, row)].append(row)
-    written: dict[int, Tensor] = {}
-    for rows in together.values():
-        length = int(mask[rows[0]].sum())
-        part = asked | {"input_ids": ids[rows, -length:], "attention_mask": mask[rows, -length:]}
-        own = replace(noise, places=[noise.places[row] for row in rows])
-        output = generate(**part, custom_generate=own.decode)[:, length:]
-        written |= dict(zip(rows, output, strict=True))
-    pad = asked["generation_config"].pad_token_id or 0
-    behind = torch.nn.utils.rnn.pad_sequence([written[row] for row in range(len(ids))], True, pad)
-    return torch.cat([ids, behind], 1)
-
-
 # ---------------------------------------------------------------------- the measurement
 
 
-def _find_way(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Way:
+def find_way(model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any]) -> Way:
+    """The first way in which a model writes what it reads; measured with a call's contexts, and kept in `KNOWN`.
+
+    Raises:
+        ValueError: in no way does it.
+    """
     base = getattr(model, "get_base_model", lambda: model)()
     if rotates_by_length(base):  # a cache and a plain pass are two models there, both of them right
+        KNOWN[model] = WAYS[0]
         return WAYS[0]
     gaps: list[float] = []
     with _without_noise(base):
@@ -134,6 +92,7 @@ def _find_way(model: Any, noise: "AddressedNoise", generate: Callable, asked: di
             gap, allowed = _gap(model, noise, generate, asked, way)
             if gap is not None and gap <= allowed:
                 _tell(base, way, gaps)
+                KNOWN[model] = way
                 return way
             gaps += [] if gap is None else [gap]
     raise ValueError(_no_way(base, min(gaps, default=math.inf)))
@@ -194,7 +153,7 @@ def _gap(
         notes=notes,
         used=[],
     )
-    stand_in = _Generating(model, lambda **asked: _in_way(way, trial, generate, asked))
+    stand_in = _Generating(model, lambda **asked: trial.generate(way, generate, asked))
     pad, eos = config.pad_token_id or 0, config.eos_token_id
     ends = list(eos) if isinstance(eos, list | tuple) else [pad if eos is None else eos]
     written = sample(stand_in, contexts, max_new_tokens=NEW_TOKENS, eos_ids=ends, pad_id=pad)

@@ -35,17 +35,12 @@ Question = tuple[str, dict[str, Any], int]
 
 def scoring_question(model: str, token_ids: Sequence[int], k: int, is_lean: bool) -> Question:
     """Ask for the log-probabilities of a text, with the k likeliest beside each token."""
-    size = _most_bytes(len(token_ids), k)
+    size = 2**16 + len(token_ids) * (k + 2) * BYTES_AN_ENTRY
     sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k}  # vLLM takes no 0 of tokens
     if is_lean:
         own = {"token_ids": list(token_ids), "sampling_params": sampling | {"detokenize": False}}
         return GENERATE, {"model": model} | own, size
     return COMPLETIONS, {"model": model, "prompt": list(token_ids)} | sampling, size
-
-
-def _most_bytes(num_tokens: int, k: int) -> int:
-    """Of an answer with scores."""
-    return 2**16 + num_tokens * (k + 2) * BYTES_AN_ENTRY
 
 
 def read_scores(answer: dict[str, Any], token_ids: Sequence[int], places: Sequence[int], k: int) -> list[Entries]:

@@ -26,7 +26,7 @@ class EpochAddressedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if self.sampler.shuffle:
             self.sampler.generator.manual_seed((self.sampler.seed or 0) + EPOCH_STRIDE * self.epoch())
-        yield from self.sampler
+        return iter(self.sampler)
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..guards.errors import TrainingStopped
-from ..guards.finite import checkpoint_phrase
+from ..guards.faults import checkpoint_phrase
 
 TOLD_TO_END = (signal.SIGTERM, signal.SIGHUP)
 """Signals by which a scheduler or a terminal ends a process."""

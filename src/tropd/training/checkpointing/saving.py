@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
@@ -320,29 +319,3 @@ def _check_goes_on(checkpoint: Path) -> None:
             f"resume_from_checkpoint is {checkpoint}, which holds the model alone (save_only_model), and no "
             f"optimiser to go on with. Start a new run with the checkpoint as its student: --student {checkpoint}."
         )
-
-
-class SaveBetweenCycles(TrainerCallback):
-    """Puts a checkpoint that falls inside a generation cycle off to the cycle's end, where resuming changes nothing."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self.waiting = False
-
-    def on_step_end(self, args, state, control, **kwargs):
-        wanted = control.should_save or self.waiting
-        last = control.should_training_stop or state.global_step >= state.max_steps
-        control.should_save = wanted and (last or not self.trainer.is_inside_cycle)
-        self.waiting = wanted and not control.should_save
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.on_step_end(args, state, control)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if args.load_best_model_at_end and state.best_model_checkpoint is None:
-            logger.warning(
-                "load_best_model_at_end is True, but no evaluation found a best model (eval_delay %s), so the final "
-                "model is that of the last step, %d.",
-                args.eval_delay,
-                state.global_step,
-            )

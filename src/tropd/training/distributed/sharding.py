@@ -59,6 +59,12 @@ def uses_zero3(trainer: Any) -> bool:
     return bool(trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
 
+def student_is_sharded_while_writing(trainer: Any) -> bool:
+    """Does the student's forward pass need every rank, while it writes rollouts?"""
+    zero3 = uses_zero3(trainer) and not trainer.args.ds3_gather_for_generation
+    return trainer.accelerator.num_processes > 1 and bool(trainer.is_fsdp_enabled or zero3)
+
+
 def _whole(accelerator: Any, model: PreTrainedModel) -> Callable:
     """accelerate prepares no second model beside one that FSDP shards, so this does what it would do."""
     if not accelerator.verify_device_map(model):

@@ -479,7 +479,7 @@ def check_topk(trainer: Any) -> None:
     """
     stages = [trainer.method, *filter(None, [trainer.method.second_stage])]
     merged = max(len(trainer.endings.as_one) - 1, 0)  # endings that are one event of the k
-    shared = trainer.teachers.shared_vocabulary(trainer._student_vocab_size)
+    shared = trainer.shared_vocab_size
     needed = [min(stage.fkl_top_k + merged, shared) for stage in stages if stage.needs_topk and stage.fkl_top_k]
     for name, teacher in trainer.teachers.by_name.items() if needed else ():
         most = teacher.most_topk

@@ -1,5 +1,12 @@
 """Why a run stopped by itself. Each says what happened and where the last checkpoint is."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+P = ParamSpec("P")
+
 
 class TrainingStopped(Exception):
     """A run that cannot go on; what it had saved is kept."""
@@ -39,3 +46,27 @@ class LogNotWritten(TrainingStopped):
 
 class ProcessLost(TrainingStopped, RuntimeError):
     """Another process of the run ended or stopped answering."""
+
+
+def guard(
+    explain: Callable[Concatenate[Exception, P], TrainingStopped | None],
+) -> Callable[P, AbstractContextManager[None]]:
+    """A context manager that stops the run with `explain(error, …)` where its block fails, the error as the cause.
+
+    An error of which `explain` says nothing goes on, and so does one that says everything itself, a `TrainingStopped`.
+    """
+
+    @contextmanager
+    @wraps(explain)
+    def guarded(*args: P.args, **options: P.kwargs) -> Iterator[None]:
+        try:
+            yield
+        except TrainingStopped:
+            raise
+        except Exception as error:
+            stopped = explain(error, *args, **options)
+            if stopped is None:
+                raise
+            raise stopped from error
+
+    return guarded

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ...teacher.local import TeacherScores
-from ..checkpointing.checkpoints import FULL_DISK, checkpoints_in
-from .errors import DataFailed, EngineFailed, LogNotWritten, ProcessLost, RewardFailed, TeacherFailed, TrainingStopped
-from .finite import checkpoint_phrase
+from ..checkpointing.checkpoints import FULL_DISK, checkpoints_in, fault_of
+from .errors import (
+    DataFailed,
+    EngineFailed,
+    LogNotWritten,
+    ProcessLost,
+    RewardFailed,
+    TeacherFailed,
+    guard,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +61,13 @@ def resume_phrase(directory: str, moment: str = "") -> str:
     return "go on with resume_from_checkpoint" if resumed else "start again"
 
 
+def checkpoint_phrase(directory: str) -> str:
+    """Which checkpoint there is to go back to; told at once, so that resuming is where its files are read."""
+    whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder, digests=False) is None)
+    last = next(whole, None)
+    return f"the last checkpoint, {last}, is untouched" if last else f"{directory} has no checkpoint yet (save_steps)"
+
+
 def kept_phrase(moment: str, directory: str) -> str:
     """What there is of the run."""
     return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
@@ -63,27 +76,20 @@ def kept_phrase(moment: str, directory: str) -> str:
 # ---------------------------------------------------------------------- the teacher
 
 
-@contextmanager
-def teacher_asked(moment: str, directory: str) -> Iterator[None]:
-    """Stop in a sentence where the teacher raises.
+@guard
+def teacher_asked(error: Exception, moment: str, directory: str) -> TeacherFailed:
+    """Stop in a sentence where the teacher raises: with what, what is kept, and what to try.
 
     Args:
+        error: what was raised.
         moment: such as `step 3`.
         directory: of the run.
-
-    Raises:
-        TeacherFailed: with what it raised, what is kept, and what to try.
     """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except Exception as error:
-        which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
-        raise TeacherFailed(
-            f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
-            f"{kept_phrase(moment, directory)}. {_teacher_advice(error)} {resume_phrase(directory, moment)}."
-        ) from error
+    which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
+    return TeacherFailed(
+        f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+        f"{kept_phrase(moment, directory)}. {_teacher_advice(error)} {resume_phrase(directory, moment)}."
+    )
 
 
 def _teacher_advice(error: Exception) -> str:
@@ -92,37 +98,6 @@ def _teacher_advice(error: Exception) -> str:
     if isinstance(error, OSError):
         return "See that the teacher can be reached and"
     return "`tropd check` scores a few prompts with it; when it answers,"
-
-
-def teacher_failed_elsewhere(moment: str, directory: str) -> TeacherFailed:
-    """What a process says whose own teacher has answered."""
-    return TeacherFailed(
-        f"the teacher failed in {moment} on another process, which says why; nothing was learned from it, and "
-        f"{kept_phrase(moment, directory)}."
-    )
-
-
-def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, directory: str) -> None:
-    """Refuse scores that cannot be matched with the tokens, before anything is made of them.
-
-    Raises:
-        TeacherFailed: with both counts.
-    """
-    asked = scores.topk_index.numel()
-    counts = {
-        "logp": (len(scores.logp), num_tokens, "tokens"),
-        "entropy": (len(scores.entropy), num_tokens, "tokens"),
-        "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
-        "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
-    }
-    if scores.states:
-        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
-    for name, (given, wanted, of) in counts.items():
-        if given != wanted:
-            raise TeacherFailed(
-                f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
-                f"from them; {kept_phrase(moment, directory)}. A teacher scores every token that it is asked for."
-            )
 
 
 # ---------------------------------------------------------------------- vLLM
@@ -155,53 +130,39 @@ def engine_started(args: Any) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def engine_asked(moment: str, directory: str) -> Iterator[None]:
-    """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it.
-
-    Raises:
-        EngineFailed: with what it raised, what is kept, and how to go on.
-    """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise  # whoever writes says what to lower
-        raise EngineFailed(
-            f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. See that it runs and "
-            f"{resume_phrase(directory, moment)}."
-        ) from error
+@guard
+def engine_asked(error: Exception, moment: str, directory: str) -> EngineFailed | None:
+    """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it."""
+    if is_out_of_memory(error):
+        return None  # whoever writes says what to lower
+    return EngineFailed(
+        f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. See that it runs and "
+        f"{resume_phrase(directory, moment)}."
+    )
 
 
 # ---------------------------------------------------------------------- the rewards
 
 
-@contextmanager
-def rewards_given(functions: Sequence[tuple[str, Any]], moment: str, directory: str) -> Iterator[None]:
+@guard
+def rewards_given(
+    error: Exception, functions: Sequence[tuple[str, Any]], moment: str, directory: str
+) -> RewardFailed | None:
     """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
 
     Args:
+        error: what was raised.
         functions: the reward functions with their names.
         moment: such as `step 3`.
         directory: of the run.
-
-    Raises:
-        RewardFailed: with the function, what it raised, what is kept, and what to do.
     """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except Exception as error:
-        if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
-            raise
-        raise RewardFailed(
-            f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
-            f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
-            f"{resume_phrase(directory, moment)}."
-        ) from error
+    if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
+        return None
+    return RewardFailed(
+        f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
+        f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
+        f"{resume_phrase(directory, moment)}."
+    )
 
 
 def _that_failed(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
@@ -226,26 +187,18 @@ def _reward_advice(error: Exception) -> str:
 # ---------------------------------------------------------------------- the data
 
 
-@contextmanager
-def data_read(step: int, directory: str, which: str = "training") -> Iterator[None]:
+@guard
+def data_read(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
     Args:
+        error: what was raised.
         step: the step about to be taken, or the one after which the evaluation runs.
         directory: of the run.
         which: `training` or `evaluation` data.
-
-    Raises:
-        DataFailed: with what was raised, what is kept, and what to try.
     """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except Exception as error:
-        if _is_lost_peer(error):  # the host may hand out a stream's batches from one process
-            raise
-        raise _data_failed(error, step, directory, which) from error
+    # The host may hand out a stream's batches from one process.
+    return None if _is_lost_peer(error) else _data_failed(error, step, directory, which)
 
 
 def _data_failed(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
@@ -339,48 +292,37 @@ class DataEnd(TrainerCallback):
 # ---------------------------------------------------------------------- the log
 
 
-@contextmanager
-def log_written(file: str, step: int, directory: str) -> Iterator[None]:
-    """Stop in a sentence where a record of the run cannot be written.
-
-    Raises:
-        LogNotWritten: with the file, the system's reason, what is kept, and what to do.
-    """
-    try:
-        yield
-    except OSError as error:
-        room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
-        raise LogNotWritten(
-            f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
-            f"are whole, and {checkpoint_phrase(directory)}. {room} and {resume_phrase(directory)}."
-        ) from error
+@guard
+def log_written(error: Exception, file: str, step: int, directory: str) -> LogNotWritten | None:
+    """Stop in a sentence where a record of the run cannot be written."""
+    if not isinstance(error, OSError):
+        return None
+    room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
+    return LogNotWritten(
+        f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
+        f"are whole, and {checkpoint_phrase(directory)}. {room} and {resume_phrase(directory)}."
+    )
 
 
 # ---------------------------------------------------------------------- anywhere in a step
 
 
-@contextmanager
-def processes_alive(directory: str, step: Callable[[], int]) -> Iterator[None]:
+@guard
+def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -> DataFailed | ProcessLost | None:
     """Stop in a sentence where a process that loads data, or another process of the run, dies while this one works.
 
-    Raises:
-        DataFailed: a data loader's worker was lost; PyTorch says so wherever the main process is at that time.
-        ProcessLost: a collective operation failed.
+    That a data loader's worker was lost PyTorch says wherever the main process is at that time.
     """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except RuntimeError as error:
-        if _is_lost_worker(error):
-            raise _data_failed(error, step(), directory) from error
-        if not _is_lost_peer(error):
-            raise
-        raise ProcessLost(
-            f"another process of the run ended or stopped answering in step {step()} ({in_a_line(error)}); what it "
-            f"printed says why; {checkpoint_phrase(directory)}. Start all processes again and "
-            f"{resume_phrase(directory)}."
-        ) from error
+    if not isinstance(error, RuntimeError):
+        return None
+    if _is_lost_worker(error):
+        return _data_failed(error, step(), directory)
+    if not _is_lost_peer(error):
+        return None
+    return ProcessLost(
+        f"another process of the run ended or stopped answering in step {step()} ({in_a_line(error)}); what it "
+        f"printed says why; {checkpoint_phrase(directory)}. Start all processes again and {resume_phrase(directory)}."
+    )
 
 
 def _is_lost_peer(error: Exception) -> bool:

@@ -1,10 +1,9 @@
 """Out of memory where the student writes, is scored or learns: a sentence that says what to lower."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from .errors import OutOfMemory, TrainingStopped
+from .errors import OutOfMemory, guard
 from .faults import in_a_line, is_out_of_memory, kept_phrase, resume_phrase
 
 WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
@@ -14,31 +13,24 @@ TRAINED_ROWS, EVALUATED_ROWS = "per_device_train_batch_size", "per_device_eval_b
 """The fields that say how many rows pass through the student at once; a preflight has training's."""
 
 
-@contextmanager
-def enough_memory(work: str, moment: Callable[[], str], args: Any, rows: str) -> Iterator[None]:
-    """Stop in a sentence where memory runs out.
+@guard
+def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: Any, rows: str) -> OutOfMemory | None:
+    """Stop in a sentence where memory runs out: with what was being done, what is kept, and what to lower.
 
     Args:
+        error: what was raised.
         work: one of `WRITING`, `SCORING`, `LEARNING`.
         moment: tells, when asked, such as `step 3`.
         args: the run's configuration.
         rows: `TRAINED_ROWS` or `EVALUATED_ROWS`.
-
-    Raises:
-        OutOfMemory: with what was being done, what is kept, and what to lower.
     """
-    try:
-        yield
-    except TrainingStopped:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        when = f"{moment()} {work}".strip()
-        raise OutOfMemory(
-            f"memory ran out in {when} ({in_a_line(error)}); {kept_phrase(moment(), args.output_dir)}. "
-            f"{_advice(work, args, rows)} and {resume_phrase(args.output_dir, moment())}."
-        ) from error
+    if not is_out_of_memory(error):
+        return None
+    when = f"{moment()} {work}".strip()
+    return OutOfMemory(
+        f"memory ran out in {when} ({in_a_line(error)}); {kept_phrase(moment(), args.output_dir)}. "
+        f"{_advice(work, args, rows)} and {resume_phrase(args.output_dir, moment())}."
+    )
 
 
 def _advice(work: str, args: Any, rows: str) -> str:

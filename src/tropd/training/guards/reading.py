@@ -21,7 +21,7 @@ from ...models.hidden_states import read_output_layer
 from ...teacher.adapter_base import BaseTeacher, without_adapter
 from ...teacher.names import teacher_phrase
 from .errors import NotFinite
-from .finite import checkpoint_phrase
+from .faults import checkpoint_phrase
 
 NUM_TOKENS = 12
 """Positions that are compared."""
@@ -233,7 +233,7 @@ def _apart(own_logits: Tensor, read_logps: Tensor, precision: torch.dtype) -> fl
 @torch.no_grad()
 def _check_quiet(trainer: Any, forward: Callable, ids: Tensor, read: Tensor) -> None:
     """Compare passes in training mode with the one in evaluation: two, and more where one has drawn random numbers."""
-    with _generators_kept(ids.device):
+    with same_random_states(ids.device):
         before = _generators(ids.device)
         passes = [_read(forward, ids) for _ in range(2)]
         draws = torch.tensor([int(_generators(ids.device) != before)])
@@ -261,7 +261,7 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
+def same_random_states(device: torch.device) -> Iterator[None]:
     """Behind the block all generators go on as if it had not been."""
     ours, numpys = random.getstate(), np.random.get_state()
     on_device = [] if device.type == "cpu" else [device]

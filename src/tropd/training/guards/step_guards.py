@@ -1,15 +1,17 @@
-"""What turns a failure inside a step into a sentence: memory that runs out, a teacher that fails, broken weights."""
+"""What stops a run inside a step: failures, in sentences; numbers that are not finite; rollouts that collapse."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ...teacher.local import TeacherScores
+from ...teacher.names import Name, teacher_phrase
 from ..distributed.ranks import Ranks
-from .faults import check_score_counts, teacher_asked, teacher_failed_elsewhere
-from .finite import finite_softmax
-from .memory import EVALUATED_ROWS, TRAINED_ROWS, WRITING, enough_memory
+from .errors import NotFinite, TeacherFailed, guard
+from .faults import checkpoint_phrase, kept_phrase, teacher_asked
+from .memory import EVALUATED_ROWS, TRAINED_ROWS, enough_memory
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class StepGuards:
         moment: what is being done, such as `step 3`.
         step: number of the step under way.
         args: the run's configuration.
+        directory: the run's output directory.
         trains: do as many rows pass through the student at once as in training?
         ranks: to stop every process where one fails.
         shards_teacher: does each process hold only a part of the teacher?
@@ -29,26 +32,16 @@ class StepGuards:
     moment: str
     step: int
     args: Any
+    directory: str
     trains: bool
     ranks: Ranks
     shards_teacher: bool
     autocast: Callable[[], AbstractContextManager[None]]
 
-    @property
-    def directory(self) -> str:
-        """The run's output directory."""
-        return str(self.args.output_dir)
-
     def memory(self, work: str) -> AbstractContextManager[None]:
         """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
         rows = TRAINED_ROWS if self.trains else EVALUATED_ROWS
         return enough_memory(work, lambda: self.moment, self.args, rows)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inside, the student writes."""
-        with self.memory(WRITING), finite_softmax(self.step, self.directory):
-            yield
 
     @contextmanager
     def asking_teacher(self, num_tokens: int) -> Iterator[Callable[[TeacherScores], None]]:
@@ -57,10 +50,160 @@ class StepGuards:
         Where it fails on one rank, every rank leaves the block with a sentence.
         """
         # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = (
-            nullcontext()
-            if self.shards_teacher
-            else self.ranks.failing_together(lambda: teacher_failed_elsewhere(self.moment, self.directory))
-        )
+        together = nullcontext() if self.shards_teacher else self.ranks.failing_together(self._failed_elsewhere)
         with together, teacher_asked(self.moment, self.directory):
             yield lambda scores: check_score_counts(scores, num_tokens, self.moment, self.directory)
+
+    def _failed_elsewhere(self) -> TeacherFailed:
+        """What a process says whose own teacher has answered."""
+        return TeacherFailed(
+            f"the teacher failed in {self.moment} on another process, which says why; nothing was learned from it, and "
+            f"{kept_phrase(self.moment, self.directory)}."
+        )
+
+
+@guard
+def finite_softmax(error: Exception, step: int, directory: str) -> NotFinite | None:
+    """Explain PyTorch's refusal to sample from a softmax that is not finite: the student's weights have broken."""
+    if not isinstance(error, RuntimeError) or "probability tensor contains" not in str(error):
+        return None
+    return NotFinite(
+        f"the student's softmax is not finite in the rollout of step {step}: its weights are broken, or the last "
+        f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or look at the student."
+    )
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, directory: str) -> None:
+    """Refuse scores that cannot be matched with the tokens, before anything is made of them.
+
+    Raises:
+        TeacherFailed: with both counts.
+    """
+    asked = scores.topk_index.numel()
+    counts = {
+        "logp": (len(scores.logp), num_tokens, "tokens"),
+        "entropy": (len(scores.entropy), num_tokens, "tokens"),
+        "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
+        "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
+    }
+    if scores.states:
+        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
+    for name, (given, wanted, of) in counts.items():
+        if given != wanted:
+            raise TeacherFailed(
+                f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
+                f"from them; {kept_phrase(moment, directory)}. A teacher scores every token that it is asked for."
+            )
+
+
+def loss_not_finite(loss: float, step: int, directory: str) -> NotFinite:
+    """What is raised instead of learning from a loss that is not finite: what is kept, and what to try."""
+    ruled_out = (
+        " Where the teacher rules tokens out (logits of -inf), a divergence over the whole vocabulary is infinite: "
+        "then use a method without one, such as tropd, or opd."
+    )
+    return NotFinite(
+        f"the loss of step {step} is {loss}, so the step was not taken; {checkpoint_phrase(directory)}. Lower "
+        "the learning rate, or look at the rollouts." + (ruled_out if math.isinf(loss) else "")
+    )
+
+
+def gradient_not_finite(norm: float, step: int, directory: str) -> NotFinite:
+    """Likewise for a gradient, which the optimiser would carry into every weight."""
+    return NotFinite(
+        f"the gradient norm of step {step} is {norm}, so the step was not taken; {checkpoint_phrase(directory)}. "
+        "Lower the learning rate, or train in bf16 or float32."
+    )
+
+
+def scores_not_finite(num_tokens: float, step: int, directory: str, teacher: Name) -> NotFinite:
+    """Likewise for a batch in which a teacher has no finite score for any student token; a few are left out."""
+    return NotFinite(
+        f"{teacher_phrase(teacher)} has no finite score for any of the {num_tokens:.0f} student tokens of step "
+        f"{step}, so there is nothing to learn from; {checkpoint_phrase(directory)}. Look at the teacher's weights "
+        "and precision (teacher_model_init_kwargs: {dtype: float32}); `tropd check` scores a few prompts."
+    )
+
+
+# ---------------------------------------------------------------------- rollouts
+
+
+ENOUGH_ROLLOUTS = 16
+"""So few say whether most of a student's rollouts end: of four, two may do so by chance."""
+
+
+class CollapseGuard:
+    """Counts collapsed steps in a row.
+
+    A step counts when its rollouts are empty or only repeat themselves, and also when they no longer end although
+    most of them once did: before training, where that was looked at, or in the last steps that together have 16
+    rollouts, teacher prefixes and all. Rollouts that never ended within the budget are no collapse: the budget may be
+    short.
+
+    Args:
+        share: a step counts when at least this share of its rollouts collapsed or no longer end.
+        patience: steps in a row; `None` never trips.
+        ended_before: share of the student's own rollouts that ended before training; 0 where nobody looked.
+    """
+
+    def __init__(self, share: float, patience: int | None, ended_before: float = 0.0):
+        self.share, self.patience = share, patience
+        self.steps_in_a_row = 0
+        self.best_ended_share = ended_before
+        self.recent: list[tuple[float, int]] = []
+        self.unheeded_share = 0.0
+
+    def observe(
+        self,
+        collapsed_share: float,
+        ended_share: float | None = None,
+        unheeded_share: float = 0.0,
+        of_all: float | None = None,
+        rollouts: int = ENOUGH_ROLLOUTS,
+    ) -> None:
+        """Take in a step; one that says nothing of endings neither counts nor breaks a row.
+
+        Args:
+            collapsed_share: of its rollouts.
+            ended_share: of those with room to end; `None` where there are none.
+            unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+            of_all: share of all its rollouts that ended; `ended_share` by default.
+            rollouts: how many it has.
+        """
+        self._remember((ended_share if of_all is None else of_all) or 0.0, rollouts)
+        endless = ended_share is not None and self.best_ended_share >= 0.5 and 1 - ended_share >= self.share
+        if endless or collapsed_share >= self.share:
+            self.steps_in_a_row += 1
+            self.unheeded_share = max(self.unheeded_share, unheeded_share)
+        elif ended_share is not None:
+            self.steps_in_a_row, self.unheeded_share = 0, 0.0
+
+    def _remember(self, ended_share: float, rollouts: int) -> None:
+        """Pool the last steps until they have enough rollouts for their share to say something."""
+        self.recent.append((ended_share, rollouts))
+        while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
+            del self.recent[0]
+        total = sum(count for _, count in self.recent)
+        if total >= ENOUGH_ROLLOUTS:
+            pooled = sum(share * count for share, count in self.recent) / total
+            self.best_ended_share = max(self.best_ended_share, pooled)
+
+    @property
+    def tripped(self) -> bool:
+        return self.patience is not None and self.steps_in_a_row >= self.patience
+
+    def sentence(self, step: int, directory: str) -> str:
+        advice = "lower the learning rate, or start from an earlier checkpoint"
+        if self.unheeded_share >= 0.5:
+            advice = (
+                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and went on behind "
+                "it, since the student stops elsewhere: train with ending one_action"
+            )
+        return (
+            f"stopped at step {step}: in each of the last {self.steps_in_a_row} steps at least {self.share:.0%} of the "
+            "rollouts were empty, only repeated themselves, or no longer ended. The checkpoint of this step is in "
+            f"{directory}; {advice}. (collapse_share, collapse_patience)"
+        )

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import TrainerCallback
 
 from .reading import local_part
 
 logger = logging.getLogger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
+LEAST_MOVED = 0.5
+"""Share of the sampled weights that a step must have moved."""
 
 
 def keep_master_weights(trainer: Any) -> None:
@@ -43,42 +44,29 @@ def keep_master_weights(trainer: Any) -> None:
         )
 
 
-class UpdatesArrive(TrainerCallback):
-    """Warns where the first step leaves most of a half-precision student's weights as they were: it rounds away.
+def sample_half_precision(model: Any) -> list[torch.Tensor]:
+    """Entries of each trainable weight in half precision, of this process's part."""
+    weights = [p for p in model.parameters() if p.requires_grad and p.dtype in HALF]
+    return [local_part(p).detach().flatten()[:: max(1, p.numel() // 1024)].clone() for p in weights]
+
+
+def check_updates(trainer: Any, before: list[torch.Tensor]) -> None:
+    """Warn where a step has left most of a half-precision student's weights as they were: it rounds away.
 
     Args:
-        trainer: whose student is looked at, a sample of each weight.
+        trainer: whose student is looked at.
+        before: what `sample_half_precision` gave before the step.
     """
-
-    LEAST = 0.5
-    """Share of the sampled weights that must have moved."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self._before: list[torch.Tensor] | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._before = self._sampled()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        before, rate = self._before, self.trainer._get_learning_rate()
-        if not before or not rate:  # in a warm-up that begins at 0 nothing moves yet
-            return
-        self._before, after = None, self._sampled()
-        moved = torch.cat([(now != then).flatten() for now, then in zip(after, before, strict=True)])
-        share = moved.float().mean().item()
-        if share < self.LEAST and self.trainer.is_world_process_zero():
-            dtype = str(after[0].dtype).removeprefix("torch.")
-            logger.warning(
-                "the first step moved %.1f%% of the student's weights: they are kept in %s, in which an update of "
-                "about the learning rate (%g) rounds away. Leave master_weights at true and compute in half precision "
-                "with bf16: true, keep an adapter's weights in float32, or raise the rate.",
-                100 * share,
-                dtype,
-                rate,
-            )
-
-    def _sampled(self) -> list[torch.Tensor]:
-        """Entries of each trainable weight in half precision, of this process's part."""
-        weights = [p for p in self.trainer.model.parameters() if p.requires_grad and p.dtype in HALF]
-        return [local_part(p).detach().flatten()[:: max(1, p.numel() // 1024)].clone() for p in weights]
+    after = sample_half_precision(trainer.model)
+    moved = torch.cat([(now != then).flatten() for now, then in zip(after, before, strict=True)])
+    share = moved.float().mean().item()
+    if share < LEAST_MOVED and trainer.is_world_process_zero():
+        dtype = str(after[0].dtype).removeprefix("torch.")
+        logger.warning(
+            "the first step moved %.1f%% of the student's weights: they are kept in %s, in which an update of "
+            "about the learning rate (%g) rounds away. Leave master_weights at true and compute in half precision "
+            "with bf16: true, keep an adapter's weights in float32, or raise the rate.",
+            100 * share,
+            dtype,
+            trainer._get_learning_rate(),
+        )

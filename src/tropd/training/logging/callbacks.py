@@ -1,4 +1,4 @@
-"""What happens around a run: its description and metrics on disk, the final model."""
+"""What happens around a run and its steps: its description and metrics on disk, when it is saved, the final model."""
 
 import logging
 import math
@@ -14,15 +14,18 @@ from ..checkpointing.earlier_run import set_aside, set_later_checkpoints_aside, 
 from ..checkpointing.fingerprints import write as write_fingerprints
 from ..guards.faults import log_written
 from ..guards.reading import check_weights
-from ..load_teachers import model_names
+from ..guards.updates import check_updates, sample_half_precision
+from ..set_up import model_names
 from .model_card import step_of_model
 from .run_directory import drop_after_step, write_run_description
 
 logger = logging.getLogger(__name__)
 
 
-class RunDirectoryCallback(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Keeps the run directory, and stops a run that has collapsed, or in which a process received a signal.
+
+    A checkpoint that falls inside a generation cycle is put off to the cycle's end, where resuming changes nothing.
 
     Args:
         trainer: the `TrOPDTrainer` that it serves.
@@ -30,6 +33,8 @@ class RunDirectoryCallback(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self._save_waits = False
+        self._weights_before: list[torch.Tensor] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -52,14 +57,18 @@ class RunDirectoryCallback(TrainerCallback):
             clear_aside(args.output_dir)
             Path(args.output_dir, FINAL).unlink(missing_ok=True)  # what lies there is no longer this run's end
         self.trainer.checkpointing.restore_pending()
+        self._weights_before = sample_half_precision(self.trainer.model)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
-            numbers = {key: value for key, value in logs.items() if _is_finite_number(value)}
+            numbers = {
+                key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)
+            }
             with log_written("metrics.jsonl", state.global_step, args.output_dir):
                 append_jsonl(self._metrics_file(args), [{"step": state.global_step, **numbers}])
 
     def on_step_end(self, args, state, control, **kwargs):
+        self._put_off_save(state, control)
         if self.trainer.guard.tripped:
             control.should_save = control.should_training_stop = True
             logger.error(self.trainer.guard.sentence(state.global_step, args.output_dir))
@@ -68,8 +77,27 @@ class RunDirectoryCallback(TrainerCallback):
             if received:
                 self.trainer.stopped_by_signal = received
                 control.should_save = control.should_training_stop = True
+        if self._weights_before and self.trainer._get_learning_rate():  # at 0, as warm-ups begin, nothing moves yet
+            check_updates(self.trainer, self._weights_before)
+            self._weights_before = []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._put_off_save(state, control)
+
+    def _put_off_save(self, state, control):
+        wanted = control.should_save or self._save_waits
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        control.should_save = wanted and (last or not self.trainer.is_inside_cycle)
+        self._save_waits = wanted and not control.should_save
 
     def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            logger.warning(
+                "load_best_model_at_end is True, but no evaluation found a best model (eval_delay %s), so the final "
+                "model is that of the last step, %d.",
+                args.eval_delay,
+                state.global_step,
+            )
         if args.save_final_model and not self.trainer.stopped_by_signal:
             check_weights(self.trainer, state.global_step, self.trainer.checkpointing.odd_buffers)
             with room_on_disk(args.output_dir):
@@ -83,7 +111,3 @@ class RunDirectoryCallback(TrainerCallback):
     @staticmethod
     def _metrics_file(args) -> Path:
         return Path(args.output_dir) / "metrics.jsonl"
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

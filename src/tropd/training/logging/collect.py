@@ -1,4 +1,7 @@
-"""From records to the metrics of the table; nothing here changes what is learned. N counts scored tokens."""
+"""From records to sums, and from sums to the metrics of the table; nothing here changes what is learned.
+
+N counts scored tokens.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +16,7 @@ from ...teacher.endings import PairEndings
 from ...teacher.local import TeacherScores
 from ..records import MicroBatch, Rollout
 from ..step import Step, StudentScores
-from .metrics import Totals, of_teacher
+from .metrics import metric_names, of_teacher
 
 OUTLIER = -2.0
 """r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
@@ -23,6 +26,48 @@ ROOM_TO_END = 16
 rollout to say something."""
 
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
+
+
+class Totals:
+    """Named sums with counts, added up over micro-batches and ranks and turned into means at the end.
+
+    Args:
+        teachers: the names of several teachers.
+    """
+
+    def __init__(self, teachers: tuple[str, ...] = ()) -> None:
+        # One row for every metric of the table, so that ranks always exchange tensors of one shape.
+        # Columns: sum, count, and how often the name was added as a plain sum.
+        self._row = {name: row for row, name in enumerate(metric_names(teachers))}
+        self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add `total` over `count` items to the mean called `name`."""
+        self._table[self._row[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
+
+    def add_sum(self, name: str, total: Tensor | float) -> None:
+        """Add to a metric that is a sum over the step and not a mean."""
+        self._table[self._row[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
+
+    def add_speed(self, name: str, tokens: float, seconds: float) -> None:
+        """Add tokens by the time they took, unless a clock says that they took none."""
+        if seconds > 0:
+            self.add(name, tokens, seconds)
+
+    def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
+        """Add a weighted mean; entries of weight zero may be anything, infinite included."""
+        used = weights > 0
+        self.add(name, (values[used].double() * weights[used].double()).sum(), weights[used].double().sum())
+
+    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Global sums and means; a mean whose global count is zero is absent, not zero."""
+        collected = {}
+        for name, (total, count, sums) in zip(self._row, sum_over_ranks(self._table).tolist(), strict=True):
+            if sums > 0:
+                collected[name] = total
+            elif count > 0:
+                collected[name] = total / count
+        return collected
 
 
 def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None, engine: float) -> None:
@@ -47,11 +92,6 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     ending_metrics(totals, step.rollouts, step.signals, own_ending)
 
 
-def count_endings(rollouts: Sequence[Rollout], ids: Sequence[int]) -> Tensor:
-    """[len(ids)]: how many rollouts ended by each id."""
-    return torch.tensor([sum(rollout.ended_by == i for rollout in rollouts) for i in ids])
-
-
 def ended_share(
     rollouts: Sequence[Rollout], unheeded: Sequence[int], budget: int, sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> float | None:
@@ -66,14 +106,11 @@ def ended_share(
         budget: tokens that prefix and continuation may have together.
         sum_over_ranks: of a tensor.
     """
-    ended = [
-        rollout.ended and not rollout.wrote_any_of(unheeded)
-        for rollout in rollouts
-        if rollout.ended
-        or not any(rollout.by_teacher)
-        or rollout.student_length >= min(ROOM_TO_END, budget // 8)
-        or rollout.wrote_any_of(unheeded)
-    ]
+    ended, room = [], min(ROOM_TO_END, budget // 8)
+    for rollout in rollouts:
+        missed = bool(unheeded) and rollout.wrote_any_of(unheeded)
+        if rollout.ended or missed or not any(rollout.by_teacher) or rollout.student_length >= room:
+            ended.append(rollout.ended and not missed)
     total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
     return total / count if count else None
 

@@ -1,11 +1,8 @@
 # ruff: noqa: E501  (the table reads best one metric a line)
 """Every metric of a run, defined once; the documentation is made from this table."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,10 @@ def of_benchmark(family: str, benchmark: str) -> str:
     return METRICS_BY_BENCHMARK[family].name.replace(NAME, benchmark)
 
 
-def metric_names(teachers: Sequence[str] = ()) -> list[str]:
+@cache
+def metric_names(teachers: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Every name that a run with these teachers may log."""
-    return [*METRICS, *(of_teacher(family, teacher) for teacher in teachers for family in METRICS_BY_TEACHER)]
+    return (*METRICS, *(of_teacher(family, teacher) for teacher in teachers for family in METRICS_BY_TEACHER))
 
 
 def as_markdown() -> str:
@@ -132,45 +130,3 @@ def as_markdown() -> str:
         for m in _ALL
     ]
     return head + "\n".join(rows) + "\n"
-
-
-class Totals:
-    """Named sums with counts, added up over micro-batches and ranks and turned into means at the end.
-
-    Args:
-        teachers: the names of several teachers.
-    """
-
-    def __init__(self, teachers: Sequence[str] = ()) -> None:
-        # One row for every metric of the table, so that ranks always exchange tensors of one shape.
-        # Columns: sum, count, and how often the name was added as a plain sum.
-        self._row = {name: row for row, name in enumerate(metric_names(teachers))}
-        self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
-
-    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Add `total` over `count` items to the mean called `name`."""
-        self._table[self._row[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
-
-    def add_sum(self, name: str, total: Tensor | float) -> None:
-        """Add to a metric that is a sum over the step and not a mean."""
-        self._table[self._row[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
-
-    def add_speed(self, name: str, tokens: float, seconds: float) -> None:
-        """Add tokens by the time they took, unless a clock says that they took none."""
-        if seconds > 0:
-            self.add(name, tokens, seconds)
-
-    def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
-        """Add a weighted mean; entries of weight zero may be anything, infinite included."""
-        used = weights > 0
-        self.add(name, (values[used].double() * weights[used].double()).sum(), weights[used].double().sum())
-
-    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Global sums and means; a mean whose global count is zero is absent, not zero."""
-        collected = {}
-        for name, (total, count, sums) in zip(self._row, sum_over_ranks(self._table).tolist(), strict=True):
-            if sums > 0:
-                collected[name] = total
-            elif count > 0:
-                collected[name] = total / count
-        return collected

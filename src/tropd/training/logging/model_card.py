@@ -10,7 +10,7 @@ from ...atomic_files import write_whole
 from ...evaluation.card import with_head, with_measured
 from ...evaluation.results import title
 from ...teacher.teachers import Teachers
-from ..load_teachers import model_name
+from ..set_up import model_name
 
 CARD = """\
 # {student}, distilled from {teacher}
@@ -64,7 +64,7 @@ MEASURED = re.compile(r"eval_benchmark/(.+)/accuracy")
 
 def write_card(trainer: Any) -> None:
     """Write `README.md` into the run's directory, for the state that the trainer is in."""
-    args, method, student = trainer.args, trainer.method, _name(trainer.model)
+    args, method, student = trainer.args, trainer.method, model_name(trainer.model) or UNNAMED
     is_adapter = is_peft_model(trainer.model)
     text = CARD.format(
         method=method.name,
@@ -137,10 +137,6 @@ def _steps(args: Any, state: Any) -> str:
 
 
 UNNAMED = "a model without a name"
-
-
-def _name(model: Any) -> str:
-    return model_name(model) or UNNAMED
 
 
 def _teachers(teachers: Teachers) -> str:

@@ -1,12 +1,12 @@
 """A run directory that explains itself: `run.json`, `metrics.jsonl`, `rollouts/`, checkpoints, the final model."""
 
-import importlib.metadata
 import json
 import platform
 from pathlib import Path
 from typing import Any
 
 from ...atomic_files import lines_of, write_whole
+from ...extras import installed
 from ...objective.methods import Method, describe
 
 PACKAGES = ("tropd", "torch", "trl", "transformers", "accelerate", "peft", "datasets")
@@ -32,7 +32,7 @@ def write_run_description(
         "endings": endings,
         "engine": engine,
         "configuration": configuration,
-        "versions": {name: _version(name) for name in (*PACKAGES, *SOURCES)},
+        "versions": {name: installed(name) for name in (*PACKAGES, *SOURCES)},
         "python": platform.python_version(),
     }
     write_whole(Path(directory) / "run.json", json.dumps(description, indent=2, default=str) + "\n")
@@ -74,10 +74,3 @@ def _is_cut(line: str) -> bool:
     except json.JSONDecodeError:
         return True
     return False
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

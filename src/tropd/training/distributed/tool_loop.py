@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .distributed.sharding import uses_zero3
+from .sharding import uses_zero3
 
 
 def writes_together(trainer: Any) -> bool:

@@ -98,14 +98,17 @@ CALLED: dict[str, tuple[str, ...]] = {
 
 ATTRIBUTES = (
     "_buffered_inputs",
+    "_env_tools",
     "_is_vlm",
     "_logs",
     "_metrics",
+    "_multi_environment",
     "_pending_extra_logs",
     "_pending_metrics",
     "_step",
     "_tokenizer",
     "aux_loss_enabled",
+    "chat_template",
     "chat_template_kwargs",
     "environment_factories",
     "eos_token_ids",
@@ -206,8 +209,3 @@ def check_sampler(mixin: Any = GenerationMixin) -> None:
 
 def _moved_error(what: str) -> RuntimeError:
     return RuntimeError(f"TRL's {what} (TRL 1.16). Install trl>=1.16,<1.17, or a newer tropd.")
-
-
-def no_reward(completions: list, **_: object) -> list[float]:
-    """The reward source for a host that insists on one: every completion gets 0."""
-    return [0.0] * len(completions)

@@ -1,15 +1,17 @@
-"""From the `teacher_model` argument to teachers: loaded and spread over the processes, or the student's own base."""
+"""From a trainer's arguments to models that can be read: the student prepared, teachers loaded, their endings found."""
 
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..messages import TOOLS
-from ..models.hidden_states import language_model_class
+from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, language_model_class
 from ..teacher.adapter_base import BaseTeacher
 from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_of
+from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
@@ -18,12 +20,72 @@ from ..teacher.served.connect import Connected, connect
 from ..teacher.teacher import Teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
-from .distributed.sharding import in_autocast, prepare_teacher, shards_teacher
+from .distributed.sharding import in_autocast, keep_outputs_exact, prepare_teacher, shards_teacher
+from .guards.arguments import check_host_model, check_padding, check_teacher_apart
+from .guards.host_settings import settle_checkpointing
+from .guards.reading import silence
+from .guards.updates import keep_master_weights
 
 logger = logging.getLogger(__name__)
 
 WHICH = ("trust_remote_code", "revision", "subfolder", "token", "cache_dir")
 """Keyword arguments of loading that say which configuration it is."""
+
+
+def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
+    """From the host's model to one whose states can be read, the same in each pass."""
+    check_host_model(trainer)
+    freeze_what_text_does_not_reach(trainer.model)
+    keep_master_weights(trainer)
+    check_padding(trainer)
+    check_teacher_apart(trainer, teachers)
+    student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
+    # That somebody wrote `True` where it is the default cannot be told here; the command line can.
+    asked = {name: getattr(trainer.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
+    note = settle_checkpointing(trainer.args, student, asked)
+    if note is not None:
+        logger.warning(note)
+    keep_outputs_exact(trainer.accelerator)
+    if trainer.args.disable_dropout:
+        silence(trainer.model)
+    # Truncated rollouts are left out by us: the host would blank them before they can be measured.
+    trainer.mask_truncated_completions = False
+    expose_hidden_states(student)
+
+
+def find_endings(trainer: Any) -> PairEndings:
+    """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
+    teachers = {
+        name: declared(teacher.generation_config, trainer.teacher_tokenizers[name])
+        for name, teacher in trainer.teachers.by_name.items()
+    }
+    found = pair_endings(
+        declared(trainer.model.generation_config, trainer._tokenizer),
+        teachers,
+        ending=trainer.args.ending,
+        ending_ids=trainer.args.ending_ids,
+        vocab_size=trainer.shared_vocab_size,
+    )
+    if set(found.stop_ids) - set(as_ids(trainer.model.generation_config.eos_token_id)):
+        trainer.model.generation_config.eos_token_id = list(found.stop_ids)
+    if set(found.stop_ids) != set(trainer.eos_token_ids):
+        trainer.eos_token_ids = trainer.model.generation_config.eos_token_id = list(found.stop_ids)
+        if trainer.use_vllm:
+            own = trainer.vllm_generation.generation_kwargs
+            stops = {*own.get("stop_token_ids", []), *found.stop_ids}
+            trainer.vllm_generation.generation_kwargs = {**own, "stop_token_ids": sorted(stops)}
+        else:
+            trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+    return found
+
+
+def write_with_a_cache(trainer: Any) -> None:
+    """Let Transformers keep keys and values, whatever the model's configuration says.
+
+    Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
+    """
+    if not trainer.use_vllm and "use_cache" not in (trainer.args.generation_kwargs or {}):
+        trainer.generation_config.use_cache = trainer.generation_kwargs["use_cache"] = True
 
 
 def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
