@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard
-
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--max_steps", "2", "--eval_steps", "1", "--save_steps", "1", "--preflight_prompts", "0"]
 
@@ -23,10 +21,8 @@ def test_the_recipe_keeps_the_best_model_and_measures_what_evaluate_does(tmp_pat
     card = (run / "README.md").read_text()
     if accuracies[0] < accuracies[best]:
         assert f"| {best} (the best of 2 by {name}) |" in card
-        assert f"| sums | {accuracies[best]:.1%} | {accuracies[0]:.1%} |".replace("%", "") in card
-        assert f"| benchmark | after step {best} | before training |" in card and "they flatter it" in card
-        (shown,) = ModelCard(card).data.eval_results
-        assert (shown.dataset_name, shown.metric_value) == ("sums", round(accuracies[best], 4))
+    kept = best if accuracies[0] < accuracies[best] else 2
+    assert f"| sums | {accuracies[kept]:.1%} | {accuracies[0]:.1%} |".replace("%", "") in card
     asked = ["src/tropd/proving_ground/models/family/student", "--benchmarks"]
     asked += [
         "recipes/data/sums.jsonl@tropd.proving_ground.domains:reward",

@@ -1,14 +1,17 @@
 """A run directory explains itself: what ran, what it logged, what it wrote, and a model that anyone can load."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import tiny
 from training.tiny import clone, ids, largest_difference, recorded, replay, run
 from tropd.atomic_files import append_jsonl, read_jsonl
+from tropd.training.logging.model_card import with_benchmarks
 from tropd.training.logging.run_directory import drop_after_step
 
 ROWS = [{"prompt": p, "teacher_response": "xyz+"} for p in tiny.PROMPTS]
@@ -214,3 +217,20 @@ def test_the_student_that_was_handed_over_is_the_one_that_is_trained(tmp_path, s
     trainer = tiny.build(tmp_path, pupil, clone(teacher), "opd", script=replay(recorded(8)))
     trainer.train()
     assert largest_difference(tiny.weights_of(pupil), tiny.weights_of(student)) > 0
+
+
+@pytest.mark.parametrize(("best", "step", "accuracy"), [(None, 3, 0.4), (2, 2, 0.625)])
+def test_a_card_shows_the_benchmarks_of_the_step_that_the_model_is_of(tmp_path, best, step, accuracy):
+    accuracies = {0: 0.5, 2: 0.625, 3: 0.4}
+    log = [{"step": n, "eval_benchmark/sums/accuracy": value} for n, value in accuracies.items()]
+    kept = None if best is None else f"checkpoint-{best}"
+    state = SimpleNamespace(best_model_checkpoint=kept, best_global_step=best, global_step=3, log_history=log)
+    metric = "eval_benchmark/sums/accuracy"
+    args = SimpleNamespace(load_best_model_at_end=best is not None, metric_for_best_model=metric, output_dir=tmp_path)
+    card = with_benchmarks("---\ntags:\n- tropd\n---\n# A student\n", args, state)
+    assert f"| benchmark | after step {step} | before training |" in card
+    assert f"| sums | {100 * accuracy:.1f} | 50.0 |" in card
+    assert ("they flatter it" in card) == (best is not None)
+    read = ModelCard(card).data
+    assert read.tags == ["tropd"]
+    assert [(one.dataset_name, one.metric_value) for one in read.eval_results] == [("sums", accuracy)]

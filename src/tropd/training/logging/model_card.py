@@ -85,10 +85,10 @@ def write_card(trainer: Any) -> None:
     if not Path(student).exists() and student != UNNAMED:
         head["base_model"] = student
     head["tags"] = list(dict.fromkeys(["tropd", "on-policy-distillation", method.name]))
-    write_whole(Path(args.output_dir) / "README.md", _with_benchmarks(with_head(text, head), args, trainer.state))
+    write_whole(Path(args.output_dir) / "README.md", with_benchmarks(with_head(text, head), args, trainer.state))
 
 
-def _with_benchmarks(card: str, args: Any, state: Any) -> str:
+def with_benchmarks(card: str, args: Any, state: Any) -> str:
     """The card with what `eval_benchmarks` last measured up to the step that the model is of, and before training."""
     measured = [(step, found) for step, found in _measured(state.log_history) if step <= step_of_model(args, state)]
     if not measured:
