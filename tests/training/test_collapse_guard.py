@@ -162,12 +162,12 @@ def test_unless_they_ended_before_training(tmp_path, student, teacher):
 
 
 def test_what_was_expected_is_expected_of_each_run_of_a_trainer(tmp_path, student, teacher):
-    trainer = scripted(tmp_path, student, teacher, ENDED, steps=1)
+    trainer = scripted(tmp_path, student, teacher, ENDED, ENDED, steps=2)
     trainer.expect_endings(0.6)
     trainer.train()
     assert trainer.guard.best_ended_share == 1
     trainer._forget_what_was_begun()
-    assert (trainer.guard.best_ended_share, trainer.guard.steps_in_a_row) == (0.6, 0)
+    assert (trainer.guard.best_ended_share, trainer.guard.steps_in_a_row, trainer.guard.recent) == (0.6, 0, [])
 
 
 def test_an_evaluation_is_no_step(tmp_path, student, teacher):
@@ -187,7 +187,8 @@ def test_a_resumed_run_is_stopped_where_the_uninterrupted_one_was(tmp_path, stud
         whole.train()
     folder = tmp_path / "whole" / f"checkpoint-{checkpoint}"
     guard = json.loads((folder / "tropd_state.json").read_text())["guard"]
-    assert guard == {"steps_in_a_row": checkpoint - 1, "best_ended_share": 1.0}
+    best, recent = {1: (0.0, [[1.0, 8]]), 3: (0.5, [[0.0, 8], [0.0, 8]])}[checkpoint]
+    assert guard == {"steps_in_a_row": checkpoint - 1, "best_ended_share": best, "recent": recent}
     resumed = scripted(tmp_path / "resumed", student, teacher, CUT, **saving)
     with pytest.raises(RolloutsCollapsed, match="stopped at step 4: in each of the last 3 steps"):
         resumed.train(resume_from_checkpoint=str(folder))
