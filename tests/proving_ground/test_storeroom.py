@@ -80,7 +80,7 @@ def success(episodes: list[Episode]) -> float:
 def test_the_shipped_models_play_as_well_as_the_page_says():
     """On 24 problems; docs/agents.md has 150."""
     shares = {name: success(played(name, 24, temperature=0.0)) for name in MODELS}
-    assert shares["teacher"] >= 0.83 and 0.2 <= shares["student"] <= 0.7
+    assert min(shares["teacher"], shares["unreliable-teacher"]) >= 0.83 and 0.2 <= shares["student"] <= 0.7
 
 
 def test_an_episode_is_the_same_whatever_others_are_played_with_it():

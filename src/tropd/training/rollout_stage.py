@@ -46,7 +46,7 @@ from .guards.faults import engine_asked, rewards_given, teacher_asked
 from .guards.reading import check_student, check_teachers
 from .records import Rollout
 from .tool_loop import RanksInStep
-from .turn_guidance import TurnGuidance, drawing
+from .turn_guidance import TurnGuidance, check_trust_pattern, drawing
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class RolloutStage:
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         self._ranks_in_step = RanksInStep(trainer)
+        check_trust_pattern(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
@@ -231,7 +232,7 @@ class RolloutStage:
         """A turn of which the teacher writes some rows, or the start of some; the student goes on with the others."""
         if turns.messages is None:
             guidance.begin(batch.prompts or (), prompt_ids)
-        starts = guidance.starts(turns.asked or [], prompt_ids, places, turns.messages)
+        starts = guidance.starts(turns, prompt_ids, places)
         mine = [i for i, start in enumerate(starts) if not start.is_whole]
         written, logps = [start.ids for start in starts], None
         if mine:

@@ -6,7 +6,7 @@ is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -68,9 +68,9 @@ from .logging.metrics import Totals
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, untracked
-from .records import MicroBatch, pack_for_student
+from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
-from .step import Step, StepSetup, build_step, micro_batches
+from .step import Step, StepSetup, acceptances, build_step, micro_batches
 from .trl_contract import check_installed_host, no_reward
 
 logger = logging.getLogger(__name__)
@@ -435,6 +435,10 @@ class TrOPDTrainer(GRPOTrainer):
             shards_teacher=self._shards_teacher,
             autocast=self.accelerator.autocast,
         )
+
+    def acceptances(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """How far each row's teacher accepts what was written of it so far; see `step.acceptances`."""
+        return acceptances(self.step_setup(), rollouts)
 
     # ------------------------------------------------------------------ a step's rollouts: what the host calls back
 
