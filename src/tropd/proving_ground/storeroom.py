@@ -31,7 +31,7 @@ BOXES = "bcdefg"
 FILLED = (0.4, 0.7, 0.9, 1.2)
 """What is asked for, as a share of all that is there: sometimes more than there is."""
 MOST = 30
-MODELS = ("teacher", "student", "unreliable-teacher")
+MODELS = ("teacher", "student", "robust-teacher", "unreliable-teacher")
 """What each teacher has learned from says how far it can be relied on off its own path: models/storeroom/README.md."""
 DRAWS_WITHOUT_NEWS = 3_000
 """After so many there are no further problems."""
