@@ -33,6 +33,7 @@ from ..rollout.engine.noise import (
     drawing_without_address,
 )
 from ..rollout.engine.notes import SamplerNotes, unpad
+from ..rollout.engine.slots import KeptStates
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
 from ..rollout.replies import PlainReplies
@@ -67,6 +68,7 @@ class _Batch:
         notes: what the sampler knows of its tokens; `None` where nobody reads it.
         engines: which decoding loop has written, turn by turn.
         prompts: as the host has tokenised them, an environment's observations included.
+        kept: what the student knows of the rows between their turns; `None` where there is one turn.
     """
 
     rows: Sequence[Row]
@@ -77,6 +79,7 @@ class _Batch:
     guidance: TurnGuidance | None = None
     engines: list[float] = field(default_factory=list)
     prompts: Sequence[Any] | None = None
+    kept: KeptStates | None = None
 
 
 class RolloutStage:
@@ -156,7 +159,8 @@ class RolloutStage:
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
         turns = Turns(first_row) if self._has_turns else None
         guidance, self._guidance = self._guidance, None
-        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance)
+        kept = KeptStates() if turns else None
+        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
         try:
             with trainer.step_guards().writing():
                 host = trainer._generate_and_score_completions(rows)
@@ -488,6 +492,7 @@ class RolloutStage:
             synced_gpus=self._weights_are_sharded,
             rows_at_once=trainer.args.rollout_batch_size,
             notes=batch.notes,
+            kept=batch.kept,
             used=batch.engines,
         )
         return decoding_through(student, noise)

@@ -192,6 +192,7 @@ def _gap(
         noise,
         places=[(row, 0) for row in range(len(contexts))],
         notes=notes,
+        kept=None,
         used=[],
     )
     stand_in = _Generating(model, lambda **asked: _in_way(way, trial, generate, asked))
