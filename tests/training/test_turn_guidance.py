@@ -2,15 +2,18 @@
 
 import json
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers.utils import get_json_schema
 
 import reference
+from served_fake import FakeServer, of_model
 from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
-from training.tiny import Recorder
+from training.tiny import Recorder, roll_out
 from tropd.objective.randomness import addressed_uniforms
 from tropd.training.turn_guidance import TURN_STREAM
 
@@ -240,6 +243,59 @@ def test_a_student_that_is_its_teacher_keeps_all_turns(tmp_path):
     trainer = build(tmp_path, agents.calls_then_answers, "tropd", **settings, **FULL)
     trainer.teacher.write = lambda contexts, **_: pytest.fail("the teacher took a turn over")
     assert {by_student(rollout) for rollout in rollouts(trainer)} == {CALL + ANSWER}
+
+
+# ---------------------------------------------------------------------- where the models are elsewhere
+
+
+def test_a_served_teacher_takes_the_same_turns_over(tmp_path):
+    """It scores what was written so far, and writes the turns that it takes."""
+    seen = []
+    with FakeServer(
+        of_model(agents.qwen(2)),
+        vocab_size=len(agents.tokenizer()),
+        most_topk=64,
+        max_model_len=2048,
+        tokenize=ids,
+        writer=lambda body: ids(CALL)[: body["max_tokens"]],
+    ) as server:
+        for teacher in (agents.qwen(2), server.url):
+            settings = {"teacher": teacher, "guidance_pattern": "trust", "num_generations": 4}
+            trainer = build(tmp_path / str(len(seen)), agents.calls_then_answers, "tropd", **settings, **FULL)
+            if not seen:
+                trainer.teacher.write = lambda contexts, **_: [ids(CALL)[:-1] for _ in contexts]
+            seen.append([(rollout.response, list(rollout.by_teacher)) for rollout in rollouts(trainer)])
+    assert seen[0] == seen[1] and any(any(marks) for _, marks in seen[0])
+
+
+def test_vllm_is_asked_for_the_turns_that_are_the_students_alone(tmp_path, monkeypatch):
+    """Each with what its episode has left; of the teacher's tokens the engine has said nothing."""
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 0.34)
+    trainer = build(tmp_path, None, "tropd", rows=RECORDED, guidance_length="share", **FULL)
+    trainer.script = lambda contexts: ([ids(ANSWER) for _ in contexts], [[-0.5] * len(ids(ANSWER)) for _ in contexts])
+    asked = []
+
+    class Engine:
+        llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)))
+
+        @contextmanager
+        def asking_by_row(self, rows):
+            asked.append(rows)
+            yield
+
+    trainer.use_vllm, trainer.vllm_generation = True, Engine()
+    trainer.state.max_steps = 4
+    trainer.model.train()
+    found = roll_out(trainer, [dict(row) for row in RECORDED])
+    (rows,) = asked
+    for row, rollout in zip(rows, found, strict=True):
+        own = len(ids(ANSWER))
+        assert by_teacher(rollout) == CALL and by_student(rollout) == ANSWER
+        assert row.max_tokens == 400 - (len(rollout.response) - own)
+        assert rollout.sampler_logps[-own:] == [-0.5] * own
+        said = zip(rollout.sampler_logps, rollout.by_teacher, strict=True)
+        assert all(math.isnan(logp) for logp, taught in said if taught)
+    assert len({row.seed for row in rows}) == 4
 
 
 # ---------------------------------------------------------------------- refusals
