@@ -230,8 +230,9 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
 
 @contextmanager
 def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
-    """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there)
-    into a sentence that begins with the field; everything else travels.
+    """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there,
+    a value that its own reading of the field trips over) into a sentence that begins with the field; everything else
+    travels.
 
     Args:
         settings: field → value.
@@ -240,7 +241,11 @@ def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[N
     try:
         yield
     except Exception as error:
-        sentence = _about_field(error, settings) or _about_loading(error, loading, settings.get(loading))
+        sentence = (
+            _about_field(error, settings)
+            or _about_reading(error, settings)
+            or _about_loading(error, loading, settings.get(loading))
+        )
         if sentence is None:
             raise
         raise ValueError(sentence) from error
@@ -267,6 +272,18 @@ def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
         if key is not None and key in _keys(value):
             return f"{name} has {key!r}, which is not taken there ({in_a_line(error)}). Remove or correct it."
     return None
+
+
+def _about_reading(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    """A value that the host's `__post_init__` tripped over without a word of its field: the line names it."""
+    if not isinstance(error, (AttributeError, TypeError, ValueError)):
+        return None
+    lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if frame.name == "__post_init__"]
+    read = [name for name in re.findall(r"self\.(\w+)", lines[-1]) if name in settings] if lines else []
+    if not read or re.search(rf"\b{read[-1]}\b", str(error)):
+        return None
+    name = read[-1]
+    return f"{name} is {settings[name]!r:.200}, which cannot be read ({in_a_line(error)}). Remove or correct it."
 
 
 def _keys(value: Any) -> Iterator[str]:
