@@ -155,7 +155,7 @@ def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
             is_mixed=changed.get("guidance_pattern") == "mixed",
         )
         if changed.get("guidance_pattern") == "trust":  # which nobody knows before: as if the teacher took no turn
-            tail = partial(tail, 0.0)
+            tail = partial(lambda own, _: own, tail(0.0))
     forecast = Forecast(
         method,
         [max(sum(text.turn_lengths) - 1, 1) for text in texts],
