@@ -1,6 +1,7 @@
 """A setting with an environment: recorded episodes, guidance by turns, and what its cells are measured by."""
 
 import doctest
+import json
 
 import pytest
 from transformers import AutoTokenizer
@@ -21,7 +22,17 @@ from tropd.proving_ground.storeroom import Storeroom, orders
 SETTING = {"environment": "storeroom", "student": "storeroom-student", "teacher": "storeroom-teacher"}
 PLAN = {
     "settings": {"store": SETTING},
-    "methods": {"opd": None, "turns": {"method": "tropd", "guidance_unit": "turns", "guidance_length": "share"}},
+    "methods": {
+        "opd": None,
+        "turns": {"method": "tropd", "guidance_unit": "turns", "guidance_length": "share"},
+        "by trust": {
+            "method": "tropd",
+            "guidance_schedule": "constant",
+            "guidance_pattern": "trust",
+            "turn_trust": "weight",
+            "reduction": "per_turn",
+        },
+    },
     "seeds": [1],
     "student_tokens": 500,
     "prompts": {"train": 2, "validation": 1, "test": 2},
@@ -85,6 +96,15 @@ def test_a_cell_is_measured_greedy_and_sampled_by_level_and_turn(store, tmp_path
         share = sum(verdicts.count("1") for verdicts in result[field].values()) / 8
         assert scores[name] == pytest.approx(share)
     assert scores["calls"] > 0 and 0 <= scores["failures"] <= scores["calls"] and 0 < scores["trust_1"] <= 1
+
+
+def test_a_method_of_a_plan_may_weigh_turns_and_take_them_over(store, tmp_path):
+    result = run_cell(read_plan(PLAN), Cell("store", "by trust", 1e-3, 1, "report"), store, tmp_path / "cell")
+    assert result["failure"] is None and result["prefix_tokens"] > 0
+    assert result["student_tokens"] == pytest.approx(500, abs=150)
+    logged = [json.loads(line) for line in (tmp_path / "cell" / "metrics.jsonl").read_text().splitlines()]
+    assert any(entry.get("guidance/turns", 0) > 0 for entry in logged)
+    assert any(entry.get("agent/turn_weight", 1) < 1 for entry in logged)
 
 
 def test_what_tools_said_is_no_state_of_a_divergence():

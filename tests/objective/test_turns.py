@@ -16,6 +16,7 @@ from tropd.objective import (
     RegionCounts,
     TokenSignals,
     get_method,
+    takeover_probability,
     trust_probability,
     turn_mean_weights,
     turn_trust_weights,
@@ -57,6 +58,13 @@ def test_the_trust_of_a_turn_is_the_mean_of_what_came_before_it():
         for _ in turn
     ]
     assert turn_trust_weights(values, counted, lengths).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_turn_is_taken_over_as_often_as_trust_lacks():
+    for episode in RAGGED:
+        values, counted, _ = flat([episode])
+        (expected,) = reference.takeover_probabilities([*episode, []], 0.7)[-1:]
+        assert takeover_probability(values, counted, 0.7) == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_single_turn_and_a_teacher_that_accepts_everything_weigh_exactly_one():

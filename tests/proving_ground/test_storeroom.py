@@ -57,6 +57,28 @@ def test_the_expert_is_always_right(slip):
             assert len(order.boxes) == level + 1 and not is_right(store, "perhaps")
 
 
+def test_the_expert_goes_on_behind_whatever_another_has_done():
+    """Random calls, of which none brings more than was asked for; what has been told of boxes is remembered."""
+    rng = random.Random(2)
+    for _ in range(200):
+        order, store, behind = draw(rng, rng.choice((1, 3))), Storeroom(), []
+        store.reset(**order.row())
+        for _ in range(rng.randint(0, 6)):
+            box, left = rng.choice([*order.boxes, "z"]), order.need - store.brought
+            name, arguments = "look", {"box": box}
+            if rng.random() < 0.5:
+                name, arguments = "move", {"box": box, "count": str(rng.randint(0, min(left, 9)))}
+            call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+            behind.append({"role": "assistant", "content": "need 30 .", "tool_calls": [call]})
+            behind.append({"role": "tool", "name": name, "content": getattr(store, name)(**arguments)})
+        before, messages = store.calls, expert(order, rng, 0.2, behind)
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                getattr(store, call["function"]["name"])(**call["function"]["arguments"])
+        assert is_right(store, messages[-1]["content"])
+        assert store.calls - before <= 4 * len(order.boxes)
+
+
 def test_splits_share_no_problem_and_a_prompt_tells_no_contents():
     found = {split: orders(split, 60, seed=3) for split in ("train", "validation", "test")}
     keys = [order.key for part in found.values() for order in part]
@@ -80,7 +102,8 @@ def success(episodes: list[Episode]) -> float:
 def test_the_shipped_models_play_as_well_as_the_page_says():
     """On 24 problems; docs/agents.md has 150."""
     shares = {name: success(played(name, 24, temperature=0.0)) for name in MODELS}
-    assert shares["teacher"] >= 0.83 and 0.2 <= shares["student"] <= 0.7
+    student = shares.pop("student")
+    assert min(shares.values()) >= 0.83 and 0.2 <= student <= 0.7
 
 
 def test_an_episode_is_the_same_whatever_others_are_played_with_it():
@@ -91,7 +114,7 @@ def test_an_episode_is_the_same_whatever_others_are_played_with_it():
 
 
 def test_a_model_that_is_not_there_says_so(monkeypatch):
-    with pytest.raises(ValueError, match=r"the storeroom has no such model\. Choose teacher or student"):
+    with pytest.raises(ValueError, match=r"the storeroom has no such model\. Choose teacher or student or robust"):
         model_path("generalist")
     nowhere = model_path("teacher").parents[3] / "nowhere"
     monkeypatch.setattr(storeroom, "files", lambda _: nowhere)

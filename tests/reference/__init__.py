@@ -50,7 +50,7 @@ from .regions import (
     trust_weight,
 )
 from .schedules import SCHEDULES, prefix_length, prefix_share
-from .turns import per_turn_mean, turn_trusts
+from .turns import per_turn_mean, takeover_probabilities, turn_trusts
 from .vocabulary import Array, entropy, final_logits, head_logp, log_softmax, logp_of, mixture_logp, top_k
 
 __all__ = [
@@ -107,6 +107,7 @@ __all__ = [
     "spread_over_ids",
     "support_term",
     "surrogate",
+    "takeover_probabilities",
     "teacher_is_uncertain",
     "top_k",
     "topk_forward_kl",

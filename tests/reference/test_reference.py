@@ -48,6 +48,7 @@ from reference import (
     skew_reverse_kl_gradient,
     spread_over_ids,
     surrogate,
+    takeover_probabilities,
     teacher_is_uncertain,
     top_k,
     topk_forward_kl,
@@ -496,3 +497,4 @@ def test_a_mean_over_turns_and_the_trust_of_a_turn_by_hand():
     assert per_turn_mean([episode, alone]) == pytest.approx((3 * (1.5 + 6) / 2 + 2 * 2) / 5)
     assert per_turn_mean([alone]) == 2.0 and per_turn_mean([]) == per_turn_mean([[[None]]]) == 0.0
     assert turn_trusts([[1.0, 0.5, None], [0.0], [1.0]]) == pytest.approx([1.0, 0.75, 0.5])
+    assert takeover_probabilities([[1.0, 0.5], [0.0], [1.0]], 0.8) == pytest.approx([0.0, 0.2, 0.4])

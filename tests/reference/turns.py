@@ -20,6 +20,11 @@ def per_turn_mean(losses: Sequence[Episode]) -> float:
     return math.fsum(total) / tokens if tokens else 0.0
 
 
+def takeover_probabilities(accepted: Episode, fraction: float) -> list[float]:
+    """α (1 − A_j) of each turn: how likely the teacher writes it."""
+    return [fraction * (1.0 - trust) for trust in turn_trusts(accepted)]
+
+
 def turn_trusts(accepted: Episode) -> list[float]:
     """A_j of each turn: the mean of all values before it, 1 where there are none."""
     trusts = []

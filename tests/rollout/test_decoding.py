@@ -27,7 +27,8 @@ from training.tiny import EOS, PAD, ids
 from tropd.rollout.engine import loop as decoding
 from tropd.rollout.engine import noise as addressed
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through
-from tropd.rollout.engine.slots import Batch, Row, SlotCache
+from tropd.rollout.engine.notes import SamplerNotes
+from tropd.rollout.engine.slots import Batch, Kept, KeptStates, Row, SlotCache
 
 TEXTS = ("ab=", "cde+f=", "hi+jk+lm+no=", "m=", "pq+rst+uvw+xyz=1+2=")
 CONTEXTS = [ids(text) for text in TEXTS for _ in range(3)]
@@ -384,3 +385,63 @@ def test_the_last_rows_fill_the_places_of_those_that_leave():
     assert batch.rows == batch.numbers.tolist() == [5, 1, 2, 4]
     assert batch.positions.tolist() == [3 + row for row in batch.rows]
     assert batch.let_go() is None
+
+
+# ---------------------------------------------------------------------- over turns
+
+
+def over_turns(model, kept: KeptStates | None, at_once: int | None = None) -> tuple[list[list[int]], Tensor, int]:
+    """Three turns of rows that rest now and then and are told something between; texts, log-probs, tokens read."""
+    texts, logps, read = [list(context) for context in CONTEXTS], [], 0
+
+    def count(module, args, given):
+        nonlocal read
+        read += given["input_ids"].numel()
+
+    base = getattr(model, "get_base_model", lambda: model)()
+    with base.register_forward_pre_hook(count, with_kwargs=True):
+        for turn in range(3):
+            asked = [row for row in range(len(texts)) if turn == 0 or (row + turn) % 4]
+            contexts, notes = [texts[row] for row in asked], SamplerNotes(temperature=1.0)
+            places = [(row, len(texts[row]) - len(CONTEXTS[row])) for row in asked]
+            noise = AddressedNoise(0, 3, 2, places, rows_at_once=at_once, notes=notes, kept=kept)
+            width = max(map(len, contexts))
+            with decoding_through(model, noise):
+                output = model.generate(
+                    input_ids=torch.tensor([[PAD] * (width - len(c)) + c for c in contexts]),
+                    attention_mask=torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts]),
+                    generation_config=GenerationConfig(
+                        max_new_tokens=9, do_sample=True, top_k=0, pad_token_id=PAD, eos_token_id=ENDS
+                    ),
+                )
+            for row, context, line in zip(asked, contexts, output[:, width:].tolist(), strict=True):
+                ends = [place for place, token in enumerate(line) if token in ENDS]
+                tokens = line[: ends[0] + 1] if ends else line
+                noted = notes.of(row, CONTEXTS[row], [*context[len(CONTEXTS[row]) :], *tokens]).logps
+                logps += noted[-len(tokens) :]
+                texts[row] = [*context, *tokens, *ids("x=yz"[: 1 + row % 4])]
+    return texts, torch.tensor(logps), read
+
+
+def test_a_turn_reads_what_is_new_alone_and_writes_the_same(model):
+    over_turns(model, None)  # what is measured of a model once is no part of a turn
+    texts, logps, read = over_turns(model, None)
+    again, noted, fewer = over_turns(model, KeptStates())
+    assert again == texts and (noted - logps).abs().max() < 1e-5
+    windows = getattr(model.config, "sliding_window", None) is not None
+    assert (fewer == read) if windows else (fewer < 0.75 * read), (fewer, read)
+
+
+def test_rows_that_take_turns_in_the_batch_are_not_kept():
+    model = tiny.llama(seed=0)
+    over_turns(model, None)
+    texts, _, read = over_turns(model, None, at_once=4)
+    assert over_turns(model, KeptStates(), at_once=4)[::2] == (texts, read)
+
+
+def test_what_is_kept_of_another_text_is_not_used():
+    """Up to the first token that differs; and never the last of a context, whose logits are wanted."""
+    kept = KeptStates()
+    kept.keep(3, Kept([5, 6, 7, 8], []))
+    asked = ([5, 6, 7, 8, 9], [5, 6, 7], [5, 9, 7, 8, 9], [6])
+    assert [kept.known(3, context) for context in asked] == [4, 2, 1, 0] and kept.known(4, [5, 6]) == 0

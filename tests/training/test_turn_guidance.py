@@ -1,14 +1,21 @@
 """Guidance over turns: the teacher's turns go through the host's own tool loop, and are marked as what they are."""
 
 import json
+import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers.utils import get_json_schema
 
+import reference
+from served_fake import FakeServer, of_model
 from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
-from training.tiny import Recorder
+from training.tiny import Recorder, roll_out
+from tropd.objective.randomness import addressed_uniforms
+from tropd.training.turn_guidance import TURN_STREAM
 
 THINK = "<think>\n\n</think>\n\n"
 """Qwen's template writes it before each recorded turn."""
@@ -193,6 +200,104 @@ def test_mixed_turns_are_drawn_for_each_row_with_the_schedules_probability(tmp_p
     assert [r.response for r in rollouts(again)] == [r.response for r in found]
 
 
+def plain_logps(model, rollout):
+    """log π of each response token, of an ordinary forward pass over one row."""
+    tokens = torch.tensor([[*rollout.prompt_ids, *rollout.response]])
+    with torch.no_grad():
+        logps = model(tokens).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1)
+    return logps.gather(1, torch.tensor(rollout.response)[:, None])[:, 0].tolist()
+
+
+def test_a_turn_is_taken_over_with_what_the_twin_says_that_trust_lacks(tmp_path, monkeypatch):
+    """Each turn's author against addressed draws and a plain pass of both models; and their number as expected."""
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 0.8)
+
+    def play(context):
+        return ANSWER if agents.reads(context).count("<tool_response>") >= 3 else SECOND
+
+    rows = [{"prompt": ASK}] * 8
+    settings = {"per_device_train_batch_size": 32, "max_completion_length": 900, "guidance_pattern": "trust"}
+    trainer = build(tmp_path, play, "tropd", rows=rows, **settings, **FULL)
+    trainer.teacher.write = lambda contexts, **_: [ids(CALL)[:-1] for _ in contexts]
+    found, models = rollouts(trainer), (agents.qwen(1), agents.qwen(2))
+    taken, chances = [], []
+    for rollout in found:
+        student, teacher = (plain_logps(model, rollout) for model in models)
+        accepted = [
+            [1.0 if rollout.by_teacher[i] else reference.trust_probability(teacher[i] - student[i]) for i in turn]
+            for turn in rollout.turns
+        ]
+        for j, (turn, chance) in enumerate(
+            zip(rollout.turns[:3], reference.takeover_probabilities(accepted, 0.8), strict=False)
+        ):
+            draw = addressed_uniforms(trainer.args.seed, 0, [rollout.row], j + 1, TURN_STREAM)[0, -1]
+            assert rollout.by_teacher[turn.start] == bool(draw < chance), (rollout.row, j, chance)
+            taken.append(rollout.by_teacher[turn.start])
+            chances.append(chance)
+    assert not any(taken[::3]) and 0.2 < sum(chances) / 64 < 0.7, "nothing precedes the first turn"
+    assert abs(sum(taken) - sum(chances)) < 3 * math.sqrt(sum(p * (1 - p) for p in chances))
+
+
+def test_a_student_that_is_its_teacher_keeps_all_turns(tmp_path):
+    settings = {"student": agents.qwen(2), "guidance_pattern": "trust"}
+    trainer = build(tmp_path, agents.calls_then_answers, "tropd", **settings, **FULL)
+    trainer.teacher.write = lambda contexts, **_: pytest.fail("the teacher took a turn over")
+    assert {by_student(rollout) for rollout in rollouts(trainer)} == {CALL + ANSWER}
+
+
+# ---------------------------------------------------------------------- where the models are elsewhere
+
+
+def test_a_served_teacher_takes_the_same_turns_over(tmp_path):
+    """It scores what was written so far, and writes the turns that it takes."""
+    seen = []
+    with FakeServer(
+        of_model(agents.qwen(2)),
+        vocab_size=len(agents.tokenizer()),
+        most_topk=64,
+        max_model_len=2048,
+        tokenize=ids,
+        writer=lambda body: ids(CALL)[: body["max_tokens"]],
+    ) as server:
+        for teacher in (agents.qwen(2), server.url):
+            settings = {"teacher": teacher, "guidance_pattern": "trust", "num_generations": 4}
+            trainer = build(tmp_path / str(len(seen)), agents.calls_then_answers, "tropd", **settings, **FULL)
+            if not seen:
+                trainer.teacher.write = lambda contexts, **_: [ids(CALL)[:-1] for _ in contexts]
+            seen.append([(rollout.response, list(rollout.by_teacher)) for rollout in rollouts(trainer)])
+    assert seen[0] == seen[1] and any(any(marks) for _, marks in seen[0])
+
+
+def test_vllm_is_asked_for_the_turns_that_are_the_students_alone(tmp_path, monkeypatch):
+    """Each with what its episode has left; of the teacher's tokens the engine has said nothing."""
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 0.34)
+    trainer = build(tmp_path, None, "tropd", rows=RECORDED, guidance_length="share", **FULL)
+    trainer.script = lambda contexts: ([ids(ANSWER) for _ in contexts], [[-0.5] * len(ids(ANSWER)) for _ in contexts])
+    asked = []
+
+    class Engine:
+        llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=2048)))
+
+        @contextmanager
+        def asking_by_row(self, rows):
+            asked.append(rows)
+            yield
+
+    trainer.use_vllm, trainer.vllm_generation = True, Engine()
+    trainer.state.max_steps = 4
+    trainer.model.train()
+    found = roll_out(trainer, [dict(row) for row in RECORDED])
+    (rows,) = asked
+    for row, rollout in zip(rows, found, strict=True):
+        own = len(ids(ANSWER))
+        assert by_teacher(rollout) == CALL and by_student(rollout) == ANSWER
+        assert row.max_tokens == 400 - (len(rollout.response) - own)
+        assert rollout.sampler_logps[-own:] == [-0.5] * own
+        said = zip(rollout.sampler_logps, rollout.by_teacher, strict=True)
+        assert all(math.isnan(logp) for logp, taught in said if taught)
+    assert len({row.seed for row in rows}) == 4
+
+
 # ---------------------------------------------------------------------- refusals
 
 
@@ -201,6 +306,7 @@ def test_mixed_turns_are_drawn_for_each_row_with_the_schedules_probability(tmp_p
     [
         ("opd", {"guidance_unit": "turns"}, "guidance_unit is 'turns', but method 'opd' is not guided"),
         ("tropd", {"guidance_pattern": "mixed", "guidance_unit": "tokens"}, "which draws who writes a turn"),
+        ("tropd", {"guidance_pattern": "trust", "guidance_unit": "tokens"}, "which draws who writes a turn"),
         ("tropd", {"guidance_unit": "turn"}, "guidance_unit is 'turn'"),
         ("tropd", {"guidance_pattern": "mixed", "tools": None, "rows": [{"prompt": "a"}] * 4}, "one turn"),
     ],
@@ -208,6 +314,12 @@ def test_mixed_turns_are_drawn_for_each_row_with_the_schedules_probability(tmp_p
 def test_settings_without_turns_are_refused(tmp_path, method, settings, what):
     with pytest.raises(ValueError, match=what):
         build(tmp_path, answers, method, **settings)
+
+
+def test_trust_of_turns_is_refused_where_ranks_hold_a_model_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("tropd.training.turn_guidance.shards_teacher", lambda _: True)
+    with pytest.raises(ValueError, match=r"guidance_pattern is 'trust'.*sharded.*guidance_pattern: mixed"):
+        build(tmp_path, answers, "tropd", guidance_pattern="trust", **FULL)
 
 
 def test_a_share_of_turns_that_nobody_recorded_is_refused(tmp_path):

@@ -68,13 +68,13 @@ def train(
 ) -> Progress:
     """Run a plan from its start or from its last save; the model ends in evaluation mode."""
     model.train()
-    optimizers = _optimizers(model)
+    optimizers = make_optimizers(model)
     path = folder / f"{plan.name}.pt"
     progress = _load_progress(path, model, optimizers)
     clock, last_save = time.monotonic() - progress.seconds, time.monotonic()
     while progress.step < plan.steps and not _has_enough(plan, progress):
         data = batch(_mixture_now(plan, progress), tokenizer, plan.batch_size, progress.step)
-        loss = _update(model, optimizers, data, plan.learning_rate * _rate_share(plan, progress.step))
+        loss = update(model, optimizers, data, plan.learning_rate * _rate_share(plan, progress.step))
         progress.step += 1
         if progress.step % plan.steps_between_evaluations == 0 or progress.step == plan.steps:
             progress.history.append((progress.step, evaluate(model)))
@@ -90,7 +90,7 @@ def train(
     return progress
 
 
-def _optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
     return [
@@ -99,7 +99,7 @@ def _optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _update(
+def update(
     model: Qwen3ForCausalLM, optimizers: list[torch.optim.Optimizer], data: tuple[Tensor, Tensor], learning_rate: float
 ) -> float:
     """One step; returns the mean loss of a response token."""

@@ -28,7 +28,7 @@ _HOMES = {
     "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",
     "regions": "in_support top_share_threshold trust_probability trust_weight",
     "schedules": "guidance_fraction prefix_length",
-    "turns": "turn_mean_weights turn_trust_weights",
+    "turns": "takeover_probability turn_mean_weights turn_trust_weights",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605

@@ -72,6 +72,24 @@ def turn_trust_weights(accepted: Tensor, counted: Tensor, turn_lengths: Sequence
     return weights.to(torch.float32).to(counted.device)
 
 
+def takeover_probability(accepted: Tensor, counted: Tensor, fraction: float) -> float:
+    """Probability with which the teacher writes the next turn of an episode: α (1 − A), with A its trust so far.
+
+    A is the mean acceptance of all that was written before, as in `turn_trust_weights`: of a student that writes as
+    its teacher does no turn is ever taken over.
+
+    >>> takeover_probability(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([True, True, False]), fraction=0.8)
+    0.2
+
+    Args:
+        accepted: [n], the probability with which the teacher accepts each token so far.
+        counted: bool [n], the tokens that the mean is over; without any A is 1.
+        fraction: α of the schedule.
+    """
+    values = accepted.detach().double()[counted]
+    return fraction * (1.0 - float(values.mean())) if len(values) else 0.0
+
+
 def _check_lengths(counted: Tensor, turn_lengths: Sequence[Sequence[int]]) -> None:
     total = sum(chain.from_iterable(turn_lengths))
     if total != counted.numel():

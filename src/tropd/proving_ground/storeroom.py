@@ -31,7 +31,8 @@ BOXES = "bcdefg"
 FILLED = (0.4, 0.7, 0.9, 1.2)
 """What is asked for, as a share of all that is there: sometimes more than there is."""
 MOST = 30
-MODELS = ("teacher", "student")
+MODELS = ("teacher", "student", "robust-teacher", "unreliable-teacher")
+"""What each teacher has learned from says how far it can be relied on off its own path: models/storeroom/README.md."""
 DRAWS_WITHOUT_NEWS = 3_000
 """After so many there are no further problems."""
 
@@ -153,7 +154,9 @@ def orders(split: Split, count: int, seed: int, levels: Sequence[int] = (1, 2, 3
     return list(found.values())
 
 
-def expert(order: Order, rng: random.Random, slip: float = 0.0) -> list[dict[str, Any]]:
+def expert(
+    order: Order, rng: random.Random, slip: float = 0.0, behind: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """The messages of one right episode, of many.
 
     Args:
@@ -161,9 +164,12 @@ def expert(order: Order, rng: random.Random, slip: float = 0.0) -> list[dict[str
         rng: draws the order of the boxes, and slips.
         slip: how often a step that is none, or one that fails, is made first: how well a model that learns from these
             knows its way back. Such a message has `slip` set.
+        behind: messages of another that the episode goes on with, to the replies to one of its turns; what they have
+            brought is no more than was asked for.
     """
     store, messages = Storeroom(), []
     store.reset(**order.row())
+    told, at_hand = _replay(store, behind)
 
     def say(content: str, tool: str | None = None, slipped: bool = False, **arguments: Any) -> str:
         message: dict[str, Any] = {"role": "assistant", "content": content}
@@ -177,11 +183,12 @@ def expert(order: Order, rng: random.Random, slip: float = 0.0) -> list[dict[str
         messages.append({"role": "tool", "name": tool, "content": reply})
         return str(reply)
 
-    need = order.need
-    for box in rng.sample(list(order.boxes), len(order.boxes)):
+    need = order.need - store.brought
+    left = [box for box in order.boxes if box not in told or store.boxes[box]]
+    for box in sorted(rng.sample(left, len(left)), key=lambda box: box != at_hand):
         if need == 0:
             break
-        there = int(say(f"need {need} .", "look", box=box))
+        there = store.boxes[box] if box == at_hand else int(say(f"need {need} .", "look", box=box))
         if rng.random() < slip:
             say(f"need {need} .", "look", slipped=True, box=rng.choice([box, *order.boxes]))
         if there == 0:
@@ -193,6 +200,18 @@ def expert(order: Order, rng: random.Random, slip: float = 0.0) -> list[dict[str
         need -= taken
     say("done" if need == 0 else f"short {need}")
     return messages
+
+
+def _replay(store: Storeroom, messages: Sequence[dict[str, Any]]) -> tuple[set[str], str]:
+    """Make the calls again; the boxes whose contents the replies have told, and the one told of last, if any is."""
+    told: set[str] = set()
+    at_hand = ""
+    for call in (call["function"] for message in messages for call in message.get("tool_calls") or []):
+        reply, at_hand = getattr(store, call["name"])(**call["arguments"]), ""
+        if reply not in ("ok", "no such box"):
+            at_hand = call["arguments"]["box"]
+            told.add(at_hand)
+    return told, at_hand
 
 
 # ---------------------------------------------------------------------- models

@@ -23,11 +23,13 @@ class Turns:
         first_row: number of the first of them in the whole step.
         asked: the rows of the turn under way, counted from 0 in this batch; `None` where they are not known.
         guided: for each row the stretches of its response, as slices, that its teacher wrote.
+        written: likewise those of either model, turn by turn; between them stands what tools said.
     """
 
     first_row: int
     asked: list[int] | None = None
     guided: list[list[slice]] = field(default_factory=list)
+    written: list[list[slice]] = field(default_factory=list)
     messages: Sequence[list[Any]] | None = None
     _prompt_lengths: list[int] = field(default_factory=list)
     _texts: list[list[int]] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Turns:
         if not self._texts:
             self._texts = [list(context) for context in contexts]
             self._prompt_lengths = [len(context) for context in contexts]
-            self.guided = [[] for _ in contexts]
+            self.guided, self.written = [[] for _ in contexts], [[] for _ in contexts]
             self.asked = list(range(len(contexts)))
         else:
             self.asked = self._rows_of(contexts) if self.messages is None else self._rows_with_replies(contexts)
@@ -79,6 +81,8 @@ class Turns:
             return
         for row, context, tokens in zip(self.asked, contexts, written, strict=True):
             self._texts[row] = [*context, *tokens]
+            start = len(context) - self._prompt_lengths[row]
+            self.written[row].append(slice(start, start + len(tokens)))
         for row, context, length in zip(self.asked, contexts, by_teacher, strict=False):
             start = len(context) - self._prompt_lengths[row]
             self.guided[row] += [slice(start, start + length)] if length else []

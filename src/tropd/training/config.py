@@ -98,7 +98,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "scale_rewards": ("group", "batch", "none"),
     "guidance_unit": ("tokens", "turns"),
-    "guidance_pattern": ("prefix", "mixed"),
+    "guidance_pattern": ("prefix", "mixed", "trust"),
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),
 }

@@ -81,7 +81,8 @@ class MethodSettings:
         guidance_min_tail: tokens of the teacher's response, and of the budget, that are always left to the student.
         guidance_unit: `tokens`: the teacher's prefix is so many of its tokens, in whose last turn the student goes
             on; `turns`: whole turns of an episode with tools. `None`: turns where there are tools or an environment.
-        guidance_pattern: of turns, `prefix`: the first ones are the teacher's, or `mixed`: each with probability α.
+        guidance_pattern: of turns, `prefix`: the first ones are the teacher's, `mixed`: each with probability α, or
+            `trust`: each with α times what the mean acceptance of the episode before it lacks of 1.
         max_tool_result_tokens: a tool's reply that is longer is cut there, with a mark of how much is missing; `None`
             cuts none.
         reduction: `shared`, `per_region`, `per_turn` or `selected`.
@@ -179,7 +180,7 @@ class MethodSettings:
     guidance_term: str | None = field(default=None, metadata={"help": "nll or k1."})
     guidance_min_tail: int = field(default=1, metadata={"help": "Tokens always left to the student."})
     guidance_unit: str | None = field(default=None, metadata={"help": "tokens or turns; None: turns with tools."})
-    guidance_pattern: str = field(default="prefix", metadata={"help": "prefix or mixed, for turns."})
+    guidance_pattern: str = field(default="prefix", metadata={"help": "prefix, mixed or trust, for turns."})
     max_tool_result_tokens: int | None = field(default=None, metadata={"help": "Longer replies of tools are cut."})
     reduction: str | None = field(default=None, metadata={"help": "shared, per_region, per_turn or selected."})
     turn_trust: str | None = field(default=None, metadata={"help": "none or weight."})

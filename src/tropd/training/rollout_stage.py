@@ -31,6 +31,7 @@ from ..rollout.engine.noise import (
     drawing_without_address,
 )
 from ..rollout.engine.notes import SamplerNotes, unpad
+from ..rollout.engine.slots import KeptStates
 from ..rollout.guidance import prefixes, response_ids, splice
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
@@ -44,7 +45,7 @@ from .guards.memory import WRITING
 from .guards.reading import check_student, check_teachers
 from .guards.step_guards import finite_softmax
 from .records import Rollout, read_rollouts
-from .turn_guidance import TurnGuidance, write_by_teacher
+from .turn_guidance import TurnGuidance, check_trust_pattern, write_by_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class _Batch:
         notes: what the sampler knows of its tokens; `None` where nobody reads it.
         engines: which decoding loop has written, turn by turn.
         prompts: as the host has tokenised them, an environment's observations included; `None` where there is one turn.
+        kept: what the student knows of the rows between their turns; `None` where there is one turn.
     """
 
     rows: Sequence[Row]
@@ -75,6 +77,7 @@ class _Batch:
     guidance: TurnGuidance | None = None
     engines: list[float] = field(default_factory=list)
     prompts: Sequence[Any] | None = None
+    kept: KeptStates | None = None
 
 
 class RolloutStage:
@@ -98,6 +101,7 @@ class RolloutStage:
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         self._ranks_in_step = RanksInStep(trainer)
+        check_trust_pattern(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
@@ -153,7 +157,8 @@ class RolloutStage:
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
         turns = Turns(first_row) if self._has_turns else None
         guidance, self._guidance = self._guidance, None
-        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance)
+        kept = KeptStates() if turns else None
+        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
         guards = trainer.step_guards()
         try:
             with guards.memory(WRITING), finite_softmax(guards.step, guards.directory):
@@ -232,7 +237,7 @@ class RolloutStage:
         """A turn of which the teacher writes some rows, or the start of some; the student goes on with the others."""
         if turns.messages is None:
             guidance.begin(batch.prompts or (), prompt_ids)
-        starts = guidance.starts(turns.asked or [], prompt_ids, places, turns.messages)
+        starts = guidance.starts(turns, prompt_ids, places)
         mine = [i for i, start in enumerate(starts) if not start.is_whole]
         written, logps = [start.ids for start in starts], None
         if mine:
@@ -487,6 +492,7 @@ class RolloutStage:
             synced_gpus=self._weights_are_sharded,
             rows_at_once=trainer.args.rollout_batch_size,
             notes=batch.notes,
+            kept=batch.kept,
             used=batch.engines,
         )
         return decoding_through(student, noise)

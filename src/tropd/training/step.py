@@ -39,6 +39,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
+from .guards.faults import teacher_asked
 from .guards.memory import SCORING
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
@@ -577,6 +578,40 @@ def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSigna
         accepted = torch.where(signals.guidance_mask > 0, 1.0, trust_probability(signals.log_ratio))
         weight = weight * turn_trust_weights(accepted, counted, lengths)
     return replace(signals, turn_weight=weight, reward_advantage=rewards)
+
+
+def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
+    """Of each rollout [n], the probability with which its teacher accepts each token that a model wrote of it.
+
+    What the teacher wrote itself it accepts; NaN where it has no finite score. One pass of each model, and nothing that
+    other processes would have to take part in.
+    """
+    with setup.guards.memory(SCORING), setup.guards.autocast():
+        student = score_student(
+            setup.student,
+            rollouts,
+            pad_id=setup.pad_id,
+            temperature=setup.temperature,
+            rows_per_pass=setup.rows_per_pass,
+            device=setup.device,
+            endings=setup.endings.as_one,
+            by_length=setup.by_length,
+        )
+    with teacher_asked(setup.guards.moment, setup.guards.directory):
+        teacher = setup.teachers.score(
+            [rollout.teacher for rollout in rollouts],
+            [rollout.teacher_context for rollout in rollouts],
+            [rollout.response for rollout in rollouts],
+            [rollout.scored for rollout in rollouts],
+            pad_id=setup.pad_id,
+            temperature=setup.temperature,
+            rows_per_pass=setup.teacher_rows_per_pass,
+            endings=setup.endings.as_one,
+        )
+    known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
+    own = student_tokens(rollouts, setup.device)
+    accepted = torch.where(own, trust_probability(known - student.rollout_logp), 1.0)
+    return list(torch.split(accepted, [sum(rollout.scored) for rollout in rollouts]))
 
 
 def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,10 +63,10 @@ from .logging.collect import (
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, untracked
-from .records import MicroBatch, pack_for_student
+from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage, no_reward
 from .set_up import find_endings, load_teachers, prepare_student, write_with_a_cache
-from .step import Step, StepSetup, build_step, micro_batches
+from .step import Step, StepSetup, acceptances, build_step, micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -389,6 +389,10 @@ class TrOPDTrainer(GRPOTrainer):
             shards_teacher=self._shards_teacher,
             autocast=self.accelerator.autocast,
         )
+
+    def acceptances(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """How far each row's teacher accepts what was written of it so far; see `step.acceptances`."""
+        return acceptances(self.step_setup(), rollouts)
 
     # ------------------------------------------------------------------ a step's rollouts: what the host calls back
 

@@ -13,13 +13,17 @@ import trl.trainer.grpo_trainer as host
 
 from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
+from ..objective.turns import takeover_probability
 from ..rollout.engine.noise import PREFIX_STREAM, AddressedNoise, Place, decoding_through
 from ..rollout.guidance import RecordedTurn, recorded_turns
+from ..rollout.turns import Turns
 from ..teacher.context import Row, with_observation
 from ..teacher.names import Name, rows_by_name
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
+from .distributed.tool_loop import writes_together
 from .guards.faults import teacher_asked
+from .records import Rollout
 
 TURN_STREAM = 7
 """Addressed draws of who writes a turn, where each is the teacher's with some probability."""
@@ -75,9 +79,9 @@ class TurnGuidance:
     """Guidance of one batch's rows.
 
     `prefix`: the teacher begins each episode, and from its first turn (or token) on the student goes on alone.
-    `mixed`: each turn is the teacher's with probability α, whoever wrote the others. The last turn, which calls no
-    tool, is begun by the teacher at most: where turns are counted it is all the student's, where tokens are,
-    `guidance_min_tail` of it are.
+    `mixed`: each turn is the teacher's with probability α, whoever wrote the others. `trust`: with α (1 − A), where A
+    is the mean acceptance of all that the row has written so far. The last turn, which calls no tool, is begun by the
+    teacher at most: where turns are counted it is all the student's, where tokens are, `guidance_min_tail` of it are.
 
     Args:
         trainer: a built `TrOPDTrainer`.
@@ -100,7 +104,8 @@ class TurnGuidance:
         self.trainer, self.rows, self.first_row, self.fraction = trainer, rows, first_row, fraction
         self.method, self.ending_ids = method, ending_ids
         self.by_turns = guidance_unit(trainer) == "turns"
-        self.is_mixed = trainer.args.guidance_pattern == "mixed"
+        self.pattern = trainer.args.guidance_pattern
+        self.is_drawn = self.pattern != "prefix"
         self._episodes: list[_Episode] = []
         self._teacher_contexts: list[list[int]] = []
         self._prompt_lengths: list[int] = []
@@ -112,18 +117,19 @@ class TurnGuidance:
         self._prompt_lengths = [len(ids) for ids in prompt_ids]
         self._episodes = [self._episode(row, list(ids)) for row, ids in zip(rows, prompt_ids, strict=True)]
 
-    def starts(
-        self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place], messages: Any
-    ) -> list[Start]:
+    def starts(self, turns: Turns, contexts: Sequence[list[int]], places: Sequence[Place]) -> list[Start]:
         """What the teacher writes of this turn, row by row.
 
         Args:
-            asked: the rows of this turn, counted from 0 in the batch.
-            contexts: theirs.
+            turns: with the rows that it asks for, and all rows' messages behind their prompts.
+            contexts: of the rows that it asks for.
             places: row in the step, and position in the response, of each.
-            messages: of all rows, behind their prompts; `None` in the first turn.
         """
-        guided = [i for i, row in enumerate(asked) if self._is_teachers(row)]
+        asked, messages = turns.asked or [], turns.messages
+        chances = [self.fraction] * len(asked)
+        if self.pattern == "trust":
+            chances = self._chances(turns, contexts)
+        guided = [i for i, row in enumerate(asked) if self._is_teachers(row, chances[i])]
         proposals: dict[int, _Proposal] = {}
         for i in guided:
             recorded = self._recorded(asked[i], messages)
@@ -149,15 +155,37 @@ class TurnGuidance:
 
     # ------------------------------------------------------------------ who
 
-    def _is_teachers(self, row: int) -> bool:
+    def _is_teachers(self, row: int, chance: float) -> bool:
         episode = self._episodes[row]
-        if self.is_mixed:
+        if self.is_drawn:
             trainer, number = self.trainer, self.first_row + row
             draws = addressed_uniforms(
                 trainer.args.seed, trainer.state.global_step, [number], episode.turn + 1, TURN_STREAM
             )
-            return bool(draws[0, -1] < self.fraction)
+            return bool(draws[0, -1] < chance)
         return not episode.is_over and episode.tokens != 0 and episode.turns != 0
+
+    def _chances(self, turns: Turns, contexts: Sequence[list[int]]) -> list[float]:
+        """How likely the teacher takes each row's turn over, by what it makes of the turns before."""
+        rows = [row for row in turns.asked or [] if turns.written[row]]
+        if not rows:  # the first turn
+            return [0.0] * len(contexts)
+        so_far = [
+            Rollout(
+                row=self.first_row + row,
+                prompt_ids=context[: self._prompt_lengths[row]],
+                teacher_context=self._teacher_contexts[row],
+                response=context[self._prompt_lengths[row] : self._prompt_lengths[row] + turns.written[row][-1].stop],
+                external=_outside(turns.written[row]),
+                guided=_inside(turns.guided[row], turns.written[row][-1].stop),
+                teacher=self.trainer.teachers.name_for(self.rows[row]),
+            )
+            for row, context in zip(rows, contexts, strict=True)
+        ]
+        return [
+            takeover_probability(accepted, accepted.isfinite(), self.fraction)
+            for accepted in self.trainer.acceptances(so_far)
+        ]
 
     def _episode(self, row: Row, prompt_ids: list[int]) -> _Episode:
         """A row at its first turn, with how much of it is the teacher's."""
@@ -170,7 +198,7 @@ class TurnGuidance:
                 response, row["prompt"], prompt_ids, trainer._tokenizer, self.ending_ids, **options
             )
             self._check(recorded, row)
-        if self.is_mixed:
+        if self.is_drawn:
             return _Episode(recorded)
         # The epsilon undoes rounding, as in `prefix_length`.
         if self.method.guidance_length == "cap":
@@ -180,7 +208,7 @@ class TurnGuidance:
                 raise ValueError(
                     f"guidance_length is 'share', but prompt {row['prompt']!r:.60} has no teacher_response whose turns "
                     "could be counted. Give it one, set guidance_length: cap (of max_completion_length tokens), or "
-                    "guidance_pattern: mixed."
+                    "guidance_pattern: mixed or trust."
                 )
             return _Episode(recorded)
         if self.by_turns:
@@ -221,7 +249,7 @@ class TurnGuidance:
                 "(teacher_response), and a sharded teacher cannot write while training. Record episodes before "
                 "(docs/agents.md), or set shard_teacher: false."
             )
-        each = 1 if self.is_mixed else trainer.num_generations
+        each = 1 if self.is_drawn else trainer.num_generations
         keys = [
             ((place[0] // each * each, place[1]), tuple(context))
             for place, context in zip(places, contexts, strict=True)
@@ -282,6 +310,32 @@ class TurnGuidance:
             return Start([*proposal.ids, proposal.ending], is_whole=True)  # type: ignore[list-item]
         episode.is_over = True
         return Start(proposal.ids[: max(0, min(allowed, len(proposal.ids) - tail, room - tail))])
+
+
+def check_trust_pattern(trainer: Any) -> None:
+    """Refuse to ask for the trust of turns where processes would have to ask for as many as each other.
+
+    Raises:
+        ValueError: with the field, and what can be set instead.
+    """
+    if trainer.args.guidance_pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
+        raise ValueError(
+            "guidance_pattern is 'trust', for which both models read each turn while the episode goes on, but their "
+            "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
+            "Choose guidance_pattern: mixed, or run without sharding."
+        )
+
+
+def _outside(written: Sequence[slice]) -> list[bool]:
+    """For each token up to the last that a model wrote: did no model write it?"""
+    return [not mark for mark in _inside(written, written[-1].stop)]
+
+
+def _inside(stretches: Sequence[slice], length: int) -> list[bool]:
+    marks = [False] * length
+    for stretch in stretches:
+        marks[stretch] = [True] * (stretch.stop - stretch.start)
+    return marks
 
 
 def guidance_unit(trainer: Any) -> str:

@@ -154,6 +154,8 @@ def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:
             cap=plan.max_length if method.guidance_length == "cap" else None,
             is_mixed=changed.get("guidance_pattern") == "mixed",
         )
+        if changed.get("guidance_pattern") == "trust":  # which nobody knows before: as if the teacher took no turn
+            tail = partial(lambda own, _: own, tail(0.0))
     forecast = Forecast(
         method,
         [max(sum(text.turn_lengths) - 1, 1) for text in texts],

@@ -27,7 +27,7 @@ from transformers.generation import logits_process, stopping_criteria
 from ...objective.endings import events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
 from .notes import SamplerNotes
-from .slots import Batch, Row, SlotCache
+from .slots import Batch, Kept, KeptStates, Row, SlotCache
 
 LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
 """Tokens between two looks at which rows have ended: each waits for a GPU, and none costs a CPU anything."""
@@ -97,6 +97,9 @@ class Request:
         cache_name: the keyword under which it is given its cache.
         notes: for whom each token's log-probability and the entropy are found, in the model's softmax at their
             temperature, whatever the processors do to it; `None` finds nothing.
+        kept: what is known of rows from their turns before, and is noted of them for those to come; `None` keeps
+            nothing.
+        numbers: each row's in the whole step, by which `kept` knows it.
     """
 
     input_ids: Tensor
@@ -111,6 +114,8 @@ class Request:
     inputs: dict[str, Any]
     cache_name: str
     notes: SamplerNotes | None
+    kept: KeptStates | None = None
+    numbers: Sequence[int] = ()
 
 
 class Output(NamedTuple):
@@ -159,6 +164,8 @@ def decode(model: Any, request: Request) -> Output:
             else:  # another rank needs our part of the weights
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
             if batch.rows and loop.look_in <= 0:
+                if request.kept is not None:
+                    loop.keep_ended(request.kept)
                 order = batch.let_go()
                 if order is not None:
                     loop.cache.keep(order)
@@ -217,7 +224,10 @@ class _Loop:
         ids = [[self.request.pad_id] * gap + context for gap, context in zip(gaps, group.contexts, strict=True)]
         positions_UW = torch.arange(width, device=self.device) - torch.tensor(gaps, device=self.device)[:, None]
         mask_UW = (positions_UW >= 0).long() if any(gaps) else None
-        logits = self._logits(torch.tensor(ids, device=self.device), mask_UW, positions_UW.clamp_min(0), prefilled)
+        kept = self.request.kept
+        known = 0 if kept is None else self._begin(prefilled, group, gaps, kept)
+        read, positions = torch.tensor(ids, device=self.device)[:, known:], positions_UW.clamp_min(0)[:, known:]
+        logits = self._logits(read, mask_UW, positions, prefilled)
 
         rows = [Row(row, len(self.request.contexts[row])) for several in group.rows for row in several]
         numbers = torch.tensor([row.number for row in rows], device=self.device)
@@ -229,6 +239,35 @@ class _Loop:
         tokens, ended = self._write(logits[source], numbers, torch.full_like(numbers, self.width), written=0)
         self.batch.admit(rows, numbers, tokens, ended, first_column=self.width)
         self.look_in = 0
+
+    def _begin(self, prefilled: DynamicCache, group: _Group, gaps: list[int], kept: KeptStates) -> int:
+        """Put what is known of a group's rows into their cache; how many columns need not be read."""
+        numbers = self.request.numbers
+        counts = [
+            [kept.known(numbers[row], context) for row in several]
+            for several, context in zip(group.rows, group.contexts, strict=True)
+        ]
+        columns = min(gap + max(own) for gap, own in zip(gaps, counts, strict=True))
+        if columns > min(gaps):
+            rows = [several[own.index(max(own))] for several, own in zip(group.rows, counts, strict=True)]
+            kept.begin(prefilled, [numbers[row] for row in rows], gaps, columns)
+            return columns
+        return 0
+
+    def keep_ended(self, kept: KeptStates) -> None:
+        """Keep what is known of the rows that have ended, where all rows are decoded together.
+
+        So much is held by the batch itself; of rows that take turns in it, and of windows, nothing is kept.
+        """
+        request, batch = self.request, self.batch
+        if self.at_once < len(request.contexts) or self.cache.is_sliding_anywhere:
+            return
+        slots = torch.nonzero(batch.ended)[:, 0].tolist()
+        written = self.ids[batch.numbers[slots], self.width :].tolist()
+        for slot, tokens in zip(slots, written, strict=True):
+            row, size = batch.rows[slot], batch.sizes[slot]
+            ids = [*request.contexts[row], *tokens][:size]
+            kept.keep(request.numbers[row], Kept(ids, self.cache.states(slot, size)))
 
     def step(self) -> None:
         """One more token of each row of the batch."""

@@ -28,6 +28,7 @@ from ...objective.randomness import DrawAddress, addressed_uniforms
 from .loop import CACHES, Request, decode, why_plain
 from .notes import SamplerNotes, unpad
 from .self_test import why_not_here
+from .slots import KeptStates
 from .writing import KNOWN, Way, check_padded, find_way
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class AddressedNoise:
         rows_at_once: sequences that are decoded together, at most; `None` is all.
         notes: where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
             log-probabilities alone.
+        kept: keys and values of rows between their turns, where our loop decodes them; `None` reads each turn's
+            context wholly.
         used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
         plainly: leave it to Transformers' own loop in any case.
     """
@@ -89,6 +92,7 @@ class AddressedNoise:
     synced_gpus: bool = False
     rows_at_once: int | None = None
     notes: SamplerNotes | None = None
+    kept: KeptStates | None = None
     used: list[float] = field(default_factory=list)
     plainly: bool = False
 
@@ -191,6 +195,8 @@ class AddressedNoise:
                 inputs={"logits_to_keep": 1} if "logits_to_keep" in model_kwargs else {},
                 cache_name=next(name for name in CACHES if name in model_kwargs),
                 notes=notes,
+                kept=self.kept,
+                numbers=[row for row, _ in self.places],
             )
             output, logps, entropies = decode(model, request)
             if notes is not None:

@@ -112,6 +112,52 @@ class Batch:
         return order
 
 
+class Kept(NamedTuple):
+    """What is known of one row between two turns.
+
+    Attributes:
+        ids: the tokens whose keys and values these are.
+        states: of each layer, keys and values [H, tokens, D].
+    """
+
+    ids: list[int]
+    states: list[tuple[Tensor, Tensor]]
+
+
+class KeptStates:
+    """Keys and values of rows between the turns of one batch's rollouts, so that a turn reads what is new alone.
+
+    They are of the weights that wrote the turn, so this lives no longer than the batch. A row's are given away when it
+    goes on.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Kept] = {}
+
+    def keep(self, row: int, kept: Kept) -> None:
+        """Note what is known of a row, by its number in the whole step."""
+        self._rows[row] = kept
+
+    def known(self, row: int, context: list[int]) -> int:
+        """How many of a context's first tokens are known; the last one never is, as its logits are wanted."""
+        ids = self._rows[row].ids if row in self._rows else []
+        most = min(len(ids), len(context) - 1)
+        if ids[:most] == context[:most]:
+            return most
+        return next(place for place in range(most) if ids[place] != context[place])
+
+    def begin(self, cache: Any, rows: list[int], gaps: list[int], columns: int) -> None:
+        """Begin an empty cache with the first `columns` of rows that have a gap of padding before them."""
+        kept = [self._rows.pop(row) if gap < columns else None for row, gap in zip(rows, gaps, strict=True)]
+        like = next(one for one in kept if one is not None).states
+        for number, (layer, of_layer) in enumerate(zip(cache.layers, like, strict=True)):
+            both = [states.new_zeros(len(rows), states.shape[0], columns, states.shape[2]) for states in of_layer]
+            for place, (one, gap) in enumerate(zip(kept, gaps, strict=True)):
+                for buffer, states in zip(both, one.states[number] if one else (), strict=False):
+                    buffer[place, :, gap:] = states[:, : columns - gap]
+            layer.update(*both)
+
+
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, [slots, H, columns, D], of which `rows` and the columns `first` to `end` are in use.
 
@@ -164,6 +210,7 @@ class SlotCache(Cache):
 
     def __init__(self, prefilled: Any):
         super().__init__(layers=[SlotLayer(layer) for layer in prefilled.layers])
+        self.is_sliding_anywhere = any(layer.is_sliding for layer in self.layers)
 
     def admit(self, prefilled: Any, source: Tensor, width: int, slots: int, room: int) -> None:
         """Add the rows `source` [B] of a cache that was prefilled with `width` columns, right-aligned.
@@ -210,6 +257,11 @@ class SlotCache(Cache):
                 columns = buffer[:, :, layer.first : layer.end]
                 columns[targets] = columns[sources]
             layer.rows = len(order)
+
+    def states(self, slot: int, size: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of the last `size` columns of a row, of each layer: keys and values [H, size, D]."""
+        parts = ((layer, slice(layer.end - size, layer.end)) for layer in self.layers)
+        return [(layer.keys[slot, :, part].clone(), layer.values[slot, :, part].clone()) for layer, part in parts]
 
     def _grow(self, slots: int, width: int, room: int) -> None:
         """New buffers with this many slots, whose used part ends at column `width` or later."""

@@ -151,6 +151,7 @@ def _gap(
         noise,
         places=[(row, 0) for row in range(len(contexts))],
         notes=notes,
+        kept=None,
         used=[],
     )
     stand_in = _Generating(model, lambda **asked: trial.generate(way, generate, asked))

@@ -191,15 +191,16 @@ def _check_apart(role: str, model: Any, output_dir: str) -> None:
 
 def _check_guidance_of_turns(args: TrOPDConfig, guided: bool, has_turns: bool) -> None:
     """Refuse settings of guidance over turns where there is none, or where there is one turn alone."""
-    by_turns = args.guidance_unit == "turns" or args.guidance_pattern == "mixed"
+    by_turns = args.guidance_unit == "turns" or args.guidance_pattern != "prefix"
     if by_turns and not (guided and has_turns):
         name = "guidance_unit" if args.guidance_unit == "turns" else "guidance_pattern"
         why = "there are no tools and no environment, so that an episode is one turn"
         why = why if guided else f"method {args.method!r} is not guided"
         raise ValueError(f"{name} is {getattr(args, name)!r}, but {why}. Remove it.")
-    if args.guidance_pattern == "mixed" and args.guidance_unit == "tokens":
+    if args.guidance_pattern != "prefix" and args.guidance_unit == "tokens":
         raise ValueError(
-            "guidance_pattern is 'mixed', which draws who writes a turn, but guidance_unit is 'tokens'. Remove one."
+            f"guidance_pattern is {args.guidance_pattern!r}, which draws who writes a turn, but guidance_unit is "
+            "'tokens'. Remove one."
         )
 
 
