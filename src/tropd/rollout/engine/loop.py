@@ -27,6 +27,7 @@ from transformers.generation import logits_process, stopping_criteria
 from ...objective.endings import events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
 from .notes import SamplerNotes
+from .packed import packed_weights
 from .slots import Batch, Row, SlotCache
 
 LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
@@ -138,7 +139,8 @@ def decode(model: Any, request: Request) -> Output:
     """Write behind all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
     batch, device = loop.batch, loop.device
-    with loop.mode:
+    # Sharded weights are gathered for each pass anew.
+    with loop.mode, packed_weights(model, 0 if request.synced_gpus else loop.length):
         for number in count():
             busy = bool(batch.rows or loop.groups or loop.waiting)
             if request.synced_gpus and number % AGREE_EVERY == 0:
