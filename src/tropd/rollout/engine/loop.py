@@ -26,8 +26,8 @@ from transformers.generation import logits_process, stopping_criteria
 
 from ...objective.endings import events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
+from . import packed
 from .notes import SamplerNotes
-from .packed import packed_weights
 from .slots import Batch, Row, SlotCache
 
 LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
@@ -140,7 +140,8 @@ def decode(model: Any, request: Request) -> Output:
     loop = _Loop(model, request)
     batch, device = loop.batch, loop.device
     # Sharded weights are gathered for each pass anew.
-    with loop.mode, packed_weights(model, 0 if request.synced_gpus else loop.length):
+    pays = device.type == "cpu" and not request.synced_gpus and loop.length >= packed.PAYS_FROM
+    with loop.mode, packed.packed_weights(model) if pays else nullcontext():
         for number in count():
             busy = bool(batch.rows or loop.groups or loop.waiting)
             if request.synced_gpus and number % AGREE_EVERY == 0:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 SMALLEST = 2**16
 """Entries of a weight from which the layout pays: 256 by 256, where both ways take 17 µs for 8 rows."""
 
-PAYS_FROM = 6
-"""Tokens that a row may write from which the copies pay."""
+PAYS_FROM = 32
+"""Tokens that rows may write from which packing pays, though most end earlier."""
 
 LARGEST_SHARE = 1 / 8
 """Of the machine's memory, that the copies may take."""
@@ -27,17 +27,13 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def packed_weights(model: nn.Module, tokens: int) -> Iterator[None]:
+def packed_weights(model: nn.Module) -> Iterator[None]:
     """Inside, linear maps on a CPU read copies of their weights, which must not change meanwhile.
 
     Left as they are: small ones, other devices and dtypes, quantised and sharded weights, calls with gradient, and all
-    of them where fewer than `PAYS_FROM` tokens are written or the copies would take more than `LARGEST_SHARE`.
-
-    Args:
-        model: whose linear maps.
-        tokens: that a row may write.
+    of them where the copies would take more than `LARGEST_SHARE`.
     """
-    layers = [module for module in model.modules() if _can_be_packed(module)] if tokens >= PAYS_FROM else []
+    layers = [module for module in model.modules() if _can_be_packed(module)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST_SHARE * _memory():
         layers = []
     try:
