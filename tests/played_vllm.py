@@ -32,6 +32,7 @@ class Played:
     head_rows: int
     ids: range
     fails_in: int = 0
+    on_cpu: bool = True
     refuses: bool = False
     started: list[dict[str, Any]] = field(default_factory=list)
     calls: list[list[tuple[list[int], SamplingParams]]] = field(default_factory=list)
@@ -65,7 +66,10 @@ def play(monkeypatch: Any, **settings: Any) -> Played:
     module = types.ModuleType("vllm")
     module.__spec__ = ModuleSpec("vllm", None)
     module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    platforms = types.ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: played.on_cpu)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr("tropd.engines.vllm.installed", lambda: ("vllm", "0.32.0"))
     return played
 

@@ -122,6 +122,14 @@ def test_vllm_computes_as_stored_unless_asked_otherwise(monkeypatch, dtype, stor
     assert vllm_writer(dtype, stored).describe()["dtype"] == computes == played.started[0]["dtype"]
 
 
+@pytest.mark.parametrize(("on_cpu", "asked"), [(True, False), (False, None)])
+def test_vllm_on_a_cpu_reads_whole_prompts(monkeypatch, on_cpu, asked):
+    """Where it reads one in parts, the generator of a request's seed stops it."""
+    played = play(monkeypatch, head_rows=64, ids=range(10, 60), on_cpu=on_cpu)
+    vllm_writer()
+    assert played.started[0].get("enable_chunked_prefill") is asked
+
+
 def test_what_vllm_raises_is_a_sentence(monkeypatch):
     played = play(monkeypatch, head_rows=64, ids=range(10, 60), fails_in=1)
     with pytest.raises(ValueError, match=r"vLLM failed while it wrote \(RuntimeError: EngineCore .*command goes on"):

@@ -48,6 +48,12 @@ REQUESTS = {
     "min_p": {"contexts": CONTEXTS, "rows": ROWS, "drawing": PLAIN | {"min_p": 0.2}},
     # A server is not told which ids the reader has; here every id of the head may be drawn.
     "as a server": {"contexts": CONTEXTS, "rows": ROWS, "drawing": PLAIN | {"vocab_limit": tiny.VOCABULARY_ROWS}},
+    # 9,600 tokens of prompts, more than vLLM reads in one pass: on a CPU it must not stop within a prompt.
+    "long": {
+        "contexts": [CONTEXTS[row % 24] * (160 // len(CONTEXTS[row % 24])) for row in range(60)],
+        "rows": list(range(60)),
+        "drawing": PLAIN,
+    },
     "many": {
         "contexts": [CONTEXTS[1]] * 4000,
         "rows": list(range(4000)),
@@ -88,6 +94,10 @@ def test_a_response_is_its_address_s_alone(answers):
     whole = answers["whole"]
     assert answers["back"] == whole[:9:-1] and answers["front"] == whole[:10]
     assert len({tuple(response) for response in whole}) > 20
+
+
+def test_long_prompts_by_the_dozen_have_seeds_too(answers):
+    assert len({tuple(response) for response in answers["long"]}) > 50
 
 
 def test_a_response_ends_with_the_first_of_all_endings_and_stays_in_the_readers_vocabulary(answers):

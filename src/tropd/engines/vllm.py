@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models.files import ModelFiles
 from ..rollout.engine.noise import AddressedNoise
-from ..rollout.engine.vllm_release import installed
+from ..rollout.engine.vllm_release import WHOLE_PROMPTS, installed
 from .drawing import Drawing, Responses
 
 
@@ -58,6 +58,7 @@ class VllmWriter:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM, SamplingParams
+        from vllm.platforms import current_platform
 
         self._params, self._settings = SamplingParams, {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
         try:
@@ -70,6 +71,7 @@ class VllmWriter:
                 skip_tokenizer_init=True,  # token ids go in and come out
                 generation_config="vllm",  # nothing of the model's own reshapes the softmax
                 disable_log_stats=True,
+                **(WHOLE_PROMPTS if current_platform.is_cpu() else {}),
                 **self._settings,
             )
         except Exception as error:

@@ -25,7 +25,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from ...objective.randomness import addressed_uniforms
-from .vllm_release import installed
+from .vllm_release import WHOLE_PROMPTS, installed
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,11 @@ class StudentEngine(VLLMGeneration):
         if engine is None:
             super()._init_vllm()
             return
+        changes: dict[str, Any] = {"dtype": self.dtype}
         if self.accelerator.device.type == "cpu":
             keep_weights_loadable()
-        vllm_generation.LLM = partial(engine, dtype=self.dtype)  # type: ignore[attr-defined]
+            changes |= WHOLE_PROMPTS
+        vllm_generation.LLM = partial(_build, engine, changes)  # type: ignore[attr-defined]
         try:
             super()._init_vllm()
         finally:
@@ -204,6 +206,15 @@ class StudentEngine(VLLMGeneration):
         engine = self.__dict__.pop("llm", None)
         if engine is not None:
             engine.llm_engine.engine_core.shutdown()
+
+
+def _build(engine: Any, changes: dict[str, Any], **settings: Any) -> Any:
+    """TRL's engine with settings of ours; one that reads whole prompts must be able to read the longest."""
+    settings |= changes
+    longest, at_once = settings.get("max_model_len"), settings.get("max_num_batched_tokens")
+    if not settings.get("enable_chunked_prefill", True) and longest and at_once:
+        settings["max_num_batched_tokens"] = max(longest, at_once)
+    return engine(**settings)
 
 
 def keep_weights_loadable() -> None:
