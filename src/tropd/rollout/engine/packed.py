@@ -2,7 +2,7 @@
 
 A step of decoding multiplies a few rows with every weight of the model, and reading the weights is what it costs a CPU.
 oneDNN's own layout takes it a third to a half of the time in float32 and two thirds in bfloat16; and in float32, too, a
-row comes out the same to the bit whatever rows are beside it. The copies cost about as much as six steps, and the
+row comes out the same to the bit whatever rows are beside it. The copies pay after about six steps, and take the
 memory of the weights: each is made when its layer is first called and goes with the call, so that a training step,
 which holds gradients of that size later, does not grow.
 """
