@@ -18,10 +18,18 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
-from tropd.rollout.engine import loop, noise
+from tropd.rollout.engine import loop, noise, packed
 from tropd.rollout.engine.noise import AddressedNoise, Race, decoding_through
 from tropd.rollout.engine.notes import SamplerNotes
 from tropd.rollout.engine.slots import Batch, SlotCache, SlotLayer
@@ -32,12 +40,15 @@ MODELS = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512},
     "small": {"num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 8, "vocab_size": 8192},
     "large": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 32_768},
+    "vocabulary": {"num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 49_152},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--model", default="small", help=f"{', '.join(MODELS)}, or a folder with a model")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--by-layer", action="store_true", help="the forward passes by kind of layer")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--contexts", type=int, nargs=2, default=(64, 256), help="shortest and longest")
     parser.add_argument("--responses", type=int, nargs=2, default=(16, 512), help="shortest and longest")
@@ -68,18 +79,13 @@ class Task:
 
     def __init__(self, options: argparse.Namespace):
         torch.manual_seed(0)
-        sizes = MODELS[options.model]
-        config = LlamaConfig(
-            **sizes,
-            intermediate_size=3 * sizes["hidden_size"],
-            max_position_embeddings=2048,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-        )
-        self.model = LlamaForCausalLM(config).eval()
+        self.model = model_of(options.model, getattr(torch, options.dtype))
+        self.by_layer = options.by_layer
         shortest, longest = options.contexts
         lengths = torch.randint(shortest, longest + 1, (options.rows // GROUP,)).repeat_interleave(GROUP)
-        ids = torch.randint(4, config.vocab_size, (options.rows // GROUP, longest)).repeat_interleave(GROUP, 0)
+        ids = torch.randint(4, self.model.config.vocab_size, (options.rows // GROUP, longest)).repeat_interleave(
+            GROUP, 0
+        )
         self.mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
         self.ids = torch.where(self.mask == 1, ids, PAD)[:, longest - int(lengths.max()) :]
         self.mask = self.mask[:, longest - int(lengths.max()) :]
@@ -108,6 +114,21 @@ class Task:
         written = output[:, self.ids.shape[1] :]
         assert torch.equal((written != PAD).sum(-1), self.ends)
         return written
+
+
+def model_of(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A random Llama of `MODELS`, or what is saved in a folder."""
+    if name not in MODELS:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
+    sizes = MODELS[name]
+    config = LlamaConfig(
+        **sizes,
+        intermediate_size=3 * sizes["hidden_size"],
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 class Clocks:
@@ -151,8 +172,22 @@ def timed_model(task: Task, clocks: Clocks) -> Iterator[None]:
     after = task.model.register_forward_hook(
         lambda _, given, named, output: clocks.end(name(**named)) and None, with_kwargs=True
     )
-    with before, after:
+    with before, after, ExitStack() as stack:
+        if task.by_layer:
+            time_layers(task.model, clocks, stack)
         yield
+
+
+def time_layers(model: PreTrainedModel, clocks: Clocks, stack: ExitStack) -> None:
+    """What the layers' products, the output layer's and attention take is not counted with the rest of a pass."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            part = "output layer" if layer is model.get_output_embeddings() else "linear maps"
+            stack.enter_context(layer.register_forward_pre_hook(lambda *_: clocks.begin()))
+            stack.enter_context(layer.register_forward_hook(lambda *_, part=part: clocks.end(part) and None))
+    attention = nn.functional.scaled_dot_product_attention
+    stack.enter_context(patch.object(nn.functional, attention.__name__, clocks.around("attention", attention)))
+    stack.enter_context(patch.object(packed._Packed, "_copy", clocks.around("packing", packed._Packed._copy)))
 
 
 # ---------------------------------------------------------------------- the host's way
@@ -257,6 +292,11 @@ def in_place(stack: ExitStack) -> None:
     stack.enter_context(patch.object(SlotLayer, "update", copying))
 
 
+def packing(stack: ExitStack) -> None:
+    """Weights are read as they lie."""
+    stack.enter_context(patch.object(packed, "PAYS_FROM", math.inf))
+
+
 WAYS = {
     "host": host,
     "ours": ours(),
@@ -264,6 +304,7 @@ WAYS = {
     "without groups of like length": ours(without=likeness),
     "without leaving": ours(without=leaving),
     "without writing in place": ours(without=in_place),
+    "without packing": ours(without=packing),
     "32 rows at once": ours(rows_at_once=32),
     "16 rows at once": ours(rows_at_once=16),
     "8 rows at once": ours(rows_at_once=8),

@@ -26,6 +26,7 @@ from transformers.generation import logits_process, stopping_criteria
 
 from ...objective.endings import events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
+from . import packed
 from .notes import SamplerNotes
 from .slots import Batch, Kept, KeptStates, Row, SlotCache
 
@@ -143,7 +144,9 @@ def decode(model: Any, request: Request) -> Output:
     """Write behind all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
     batch, device = loop.batch, loop.device
-    with loop.mode:
+    # Sharded weights are gathered for each pass anew.
+    pays = device.type == "cpu" and not request.synced_gpus and loop.length >= packed.PAYS_FROM
+    with loop.mode, packed.packed_weights(model) if pays else nullcontext():
         for number in count():
             busy = bool(batch.rows or loop.groups or loop.waiting)
             if request.synced_gpus and number % AGREE_EVERY == 0:
