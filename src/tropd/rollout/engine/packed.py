@@ -33,7 +33,7 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     Left as they are: small ones, other devices and dtypes, quantised and sharded weights, calls with gradient, and all
     of them where the copies would take more than `LARGEST_SHARE`.
     """
-    layers = [module for module in model.modules() if _can_be_packed(module)]
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _can_be_packed(module)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST_SHARE * _memory():
         layers = []
     try:
@@ -50,10 +50,9 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _can_be_packed(module: nn.Module) -> bool:
+def _can_be_packed(module: nn.Linear) -> bool:
     return (
-        type(module) is nn.Linear
-        and type(module.weight.data) is Tensor
+        type(module.weight.data) is Tensor
         and module.weight.device.type == "cpu"
         and module.weight.dtype in _DTYPES
         and module.weight.numel() >= SMALLEST
