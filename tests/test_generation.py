@@ -209,7 +209,7 @@ def test_settings_may_change_while_nothing_is_written(write):
 
 def test_a_file_of_another_maker_is_not_touched(write, tmp_path):
     (tmp_path / "responses.jsonl").write_text("mine\n")
-    with pytest.raises(ValueError, match=r"no responses.jsonl.settings.json beside it"):
+    with pytest.raises(ValueError, match=r"exists without responses.jsonl.settings.json"):
         write()
     assert (tmp_path / "responses.jsonl").read_text() == "mine\n"
 
@@ -275,7 +275,7 @@ def test_a_tokenizer_of_another_model_is_refused(files, tokenizer):
     [
         ([], "no rows"),
         ([{"prompt": ""}], "prompts.jsonl:1: the prompt is empty"),
-        ([{"prompt": "1+1=", "teacher_response": "2"}], "a column teacher_response already"),
+        ([{"prompt": "1+1=", "teacher_response": "2"}], "a column teacher_response, which would be overwritten"),
     ],
 )
 def test_rows_that_cannot_be_answered_are_refused(rows, said, tokenizer):

@@ -204,7 +204,10 @@ def test_options_from_a_file_and_flags_above_them(data, tmp_path, capfd):
     assert run("--config", config, "--out", tmp_path / "eval", "--samples", 1) == 0
     described = json.loads((tmp_path / "eval/evaluation.json").read_text())["benchmarks"]["aime24"]
     assert described["samples"] == 1 and described["max_new_tokens"] == 10
-    for line, sentence in (("sample: 3", "'sample', not an option of"), ("samples: many", "samples is 'many'")):
+    for line, sentence in (
+        ("sample: 3", "'sample', which is not an option of"),
+        ("samples: many", "samples is 'many'"),
+    ):
         config.write_text(line)
         assert run("--config", config) == 2
         assert sentence in flat(capfd)

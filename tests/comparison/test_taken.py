@@ -131,7 +131,7 @@ def test_seeds_rates_and_methods_that_the_plan_does_not_ask_for_are_left(publish
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda plan: plan.update(max_length=32), r"a different plan: max_length \(32, now 16\)\. Give"),
+        (lambda plan: plan.update(max_length=32), r"a different plan: max_length \(32, now 16\)\. Make"),
         (
             lambda plan: plan["methods"].update(tropd={"guidance_beta": 0.5}),
             r"methods\.tropd\.guidance_beta \(0\.5, now 0\.01\)",
@@ -154,7 +154,9 @@ def other_models(results):
 
 def test_runs_of_other_models_are_refused_at_once_where_the_setting_is_ready(published, plan_data, compared):
     layout = compared(plan_data, only=["opd"])
-    with pytest.raises(ValueError, match=r"other models or prompts in one: .* accuracy was 0\.75 there, and is 0\.25"):
+    with pytest.raises(
+        ValueError, match=r"different models or prompts in one: .* accuracy was 0\.75 there and is 0\.25"
+    ):
         take(published(change=other_models), plan_data, layout)
     assert len(layout.results()) == 2
 
@@ -162,7 +164,7 @@ def test_runs_of_other_models_are_refused_at_once_where_the_setting_is_ready(pub
 def test_runs_of_other_models_are_found_out_when_the_setting_is_prepared(published, grown, compared, empty):
     take(published(change=other_models), grown, empty)
     layout = compared(grown)
-    assert "other models or prompts" in collect(layout)["settings"]["one"]["error"]
+    assert "different models or prompts" in collect(layout)["settings"]["one"]["error"]
     assert not any(cell["label"] == "fkl" for cell in layout.results().values()), "nothing ran beside them"
 
 

@@ -44,7 +44,7 @@ def test_a_folder_that_transformers_cannot_read_is_said_to_be_here(folder):
 
 
 def test_a_model_without_a_role_is_a_model(folder):
-    with pytest.raises(ValueError, match="model is 'org/model', which is neither"):
+    with pytest.raises(ValueError, match="model is 'org/model', which is not a model folder here"):
         read_model_files("org/model", trust_remote_code=False)
 
 

@@ -124,7 +124,7 @@ def test_a_model_whose_step_computes_something_else_is_refused():
 def test_without_addresses_a_model_that_reads_padding_is_refused():
     model = recurrent_gemma()
     with (
-        pytest.raises(ValueError, match=r"addressed_sampling is False, but a RecurrentGemmaForCausalLM writes from"),
+        pytest.raises(ValueError, match=r"addressed_sampling is False, but a RecurrentGemmaForCausalLM samples from"),
         drawing_without_address(model),
     ):
         model.generate(**asked())

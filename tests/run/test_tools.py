@@ -100,7 +100,7 @@ def test_what_is_no_tool_is_refused(module, tools, environment, message):
     ("row", "environment", "message"),
     [
         ({"prompt": "a"}, "own_tools.Store", "the prompts are text, .* chat: true"),
-        ({"prompt": ASK, "tools": "[]"}, "own_tools.Store", "the data has a column 'tools'"),
+        ({"prompt": ASK, "tools": "[]"}, "own_tools.Store", "the data also has a column 'tools'"),
         ({"prompt": ASK, "environment": "mine"}, {"a": "own_tools.Store"}, "row 0 .* has 'mine' in its column"),
     ],
 )

@@ -59,8 +59,9 @@ def test_a_teacher_with_virtual_tokens_is_refused(tmp_path, pair, kind):
         ValueError, match=rf"the teacher's adapter \(peft_config\) is {kind.__name__}, .*3 virtual tokens"
     ):
         build(tmp_path, pair[0], teacher, "opd")
+    rows = [{"prompt": prompt, "teacher": "code"} for prompt in tiny.PROMPTS]
     with pytest.raises(ValueError, match=r"the teacher 'math''s adapter"):
-        build(tmp_path, pair[0], {"code": clone(pair[0]), "math": teacher}, "opd")
+        build(tmp_path, pair[0], {"code": clone(pair[0]), "math": teacher}, "opd", rows=rows)
 
 
 def test_a_teacher_with_adalora_scores_as_the_model_that_it_is(tmp_path, pair):

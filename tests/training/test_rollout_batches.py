@@ -4,7 +4,7 @@ import pytest
 
 from training import tiny
 from training.tiny import build
-from tropd.rollout.engine import loop, writing
+from tropd.rollout.engine import loop, noise, writing
 from tropd.rollout.engine.self_test import why_not_here
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS[:2] for _ in range(4)]
@@ -22,7 +22,7 @@ def rolled_out(tmp_path, method, rows, **options):
 def test_rollouts_do_not_depend_on_how_many_are_written_at_once(tmp_path, monkeypatch, method):
     """Unguided, with prefixes of the data, and with those that the teacher writes."""
     assert why_not_here() is None  # which decodes something itself, once in a process
-    monkeypatch.setattr(writing, "_find_way", lambda *_: writing.WAYS[0])  # and so does this, once for each model
+    monkeypatch.setattr(noise, "find_way", lambda *_: writing.WAYS[0])  # and so does this, once for each model
     most, decode = [], loop.decode
     monkeypatch.setattr(
         "tropd.rollout.engine.noise.decode",

@@ -146,7 +146,7 @@ def test_several_teachers_may_be_here_and_there(tmp_path, served):
     [
         ("gkd", {}, "method 'gkd' needs whole distributions"),
         ("vopd", {}, "or set baseline: top_k"),
-        ("eopd", {}, "method 'eopd' reads the teacher's entropy"),
+        ("eopd", {}, "method 'eopd' needs the teacher's entropy"),
         ("opd", {"temperature": 0.7}, "temperature is 0.7"),
         ("opd", {"teacher_model_init_kwargs": {"dtype": "float32"}}, "teacher_model_init_kwargs is set"),
         ("opd", {"teacher_chat_template": "teacher"}, "teacher_tokenizer"),

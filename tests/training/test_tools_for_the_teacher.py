@@ -88,4 +88,4 @@ def test_tools_from_two_places_are_refused(built):
 def test_a_column_of_tools_beside_text_is_said_to_have_no_effect(built, caplog):
     with caplog.at_level(logging.WARNING):
         built([{"prompt": "ab", "tools": "hammer"}] * 2, tools=())
-    assert "has a column 'tools', but the prompts are text, so no chat template renders it" in caplog.text
+    assert "has a column 'tools', which reaches no chat template, as the prompts are text" in caplog.text

@@ -238,6 +238,6 @@ def _lengths(role: str, model: ModelFiles, contexts: Ids, settings: PromptSettin
         "refusal",
         f"{role}'s context",
         f"{arithmetic}, but it was made for {limit} positions (max_position_embeddings) and cannot read beyond them. "
-        + (f"Set max_completion_length to at most {room}, or remove" if room > 0 else "Leave")
+        + (f"Set max_completion_length to at most {room}, or remove" if room > 0 else "Remove")
         + " the longest prompts.",
     )
