@@ -127,7 +127,7 @@ def main() -> None:
     healing = commands.add_parser("heal", help="fine-tune a cut student on the teacher's responses")
     healing.add_argument("--student", required=True)
     healing.add_argument("--data", type=Path, required=True, help="what `tropd generate` wrote")
-    healing.add_argument("--learning_rate", type=float, default=1e-4)
+    healing.add_argument("--learning_rate", type=float, default=3e-4)
     healing.add_argument("--rows", type=int, default=8)
     for command in (writing, healing):
         command.add_argument("--out", type=Path, required=True)

@@ -127,7 +127,7 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
         state = layout.read_state()
         changed = changes(as_now(state["plan"]), described)
         began = state.get("own_methods", {})
-        for label in began.keys() & own.keys():
+        for label in sorted(began.keys() & own.keys()):
             changed += differences(f"methods.{label}", began[label], own[label])
         own = began | own
         if changed:

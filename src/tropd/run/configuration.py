@@ -109,7 +109,7 @@ def build(written: Mapping[str, Value]) -> Configuration:
     types = _field_types()
     _refuse_unknown(written, types)
     typed = {name: convert(name, value, types[name]) for name, value in written.items()}
-    typed |= {name: _located(name, written[name].place, typed[name]) for name in _MAY_BE_SHIPPED & typed.keys()}
+    typed |= {name: _located(name, written[name].place, typed[name]) for name in _MAY_BE_SHIPPED if name in typed}
     places = {name: value.place for name, value in written.items()}
     ours = {f.name for f in fields(RunSettings)}
     settings = RunSettings(**{name: value for name, value in typed.items() if name in ours})
@@ -122,7 +122,7 @@ def build(written: Mapping[str, Value]) -> Configuration:
     return Configuration(settings, trainer, places)
 
 
-_MAY_BE_SHIPPED = {"student", "teacher", "data", "eval_data"}
+_MAY_BE_SHIPPED = ("student", "teacher", "data", "eval_data")
 
 
 def _located(field_name: str, place: str, value: Any) -> Any:
