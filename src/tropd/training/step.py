@@ -586,17 +586,7 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
     What the teacher wrote itself it accepts; NaN where it has no finite score. One pass of each model, and nothing that
     other processes would have to take part in.
     """
-    with setup.guards.memory(SCORING), setup.guards.autocast():
-        student = score_student(
-            setup.student,
-            rollouts,
-            pad_id=setup.pad_id,
-            temperature=setup.temperature,
-            rows_per_pass=setup.rows_per_pass,
-            device=setup.device,
-            endings=setup.endings.as_one,
-            by_length=setup.by_length,
-        )
+    student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
     with teacher_asked(setup.guards.moment, setup.guards.directory):
         teacher = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
