@@ -88,8 +88,8 @@ def write_scores_to_card(model: str, described: Mapping[str, Mapping[str, Any]])
     """Put the scores of an evaluation, as in `scores.json`, into the card of the model's folder; the card's path."""
     path = Path(model) / CARD
     rows = [
-        f"| {title(name)} | {one['problems']} × {one['samples']} | {_percent(one['accuracy'])} "
-        f"| {_percent(one['error_sampling'])} | {_percent(one['error_problems'])} |"
+        f"| {title(name)} | {one['problems']} × {one['samples']} | {percent(one['accuracy'])} "
+        f"| {percent(one['error_sampling'])} | {percent(one['error_problems'])} |"
         for name, one in described.items()
     ]
     table = ["| benchmark | problems × samples | accuracy | ± sampling | ± problems |", "|---|---|---|---|---|", *rows]
@@ -100,5 +100,6 @@ def write_scores_to_card(model: str, described: Mapping[str, Mapping[str, Any]])
     return path
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share in percent, with one digit; a dash where there is none."""
     return "–" if share is None else f"{100 * share:.1f}"

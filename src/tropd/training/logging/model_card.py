@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.utils import is_peft_model
 
 from ...atomic_files import write_whole
-from ...evaluation.card import with_head, with_measured
+from ...evaluation.card import percent, with_head, with_measured
 from ...evaluation.results import title
 from ...teacher.teachers import Teachers
 from ..set_up import model_name
@@ -95,7 +95,7 @@ def with_benchmarks(card: str, args: Any, state: Any) -> str:
         return card
     columns = [measured[-1], *(measured[:1] if measured[0][0] == 0 < measured[-1][0] else [])]
     heads = ["benchmark", *(f"after step {step}" if step else "before training" for step, _ in columns)]
-    rows = [[title(name), *(_percent(found.get(name)) for _, found in columns)] for name in columns[0][1]]
+    rows = [[title(name), *(percent(found.get(name)) for _, found in columns)] for name in columns[0][1]]
     chosen = ""
     if args.load_best_model_at_end and "benchmark/" in str(args.metric_for_best_model):
         chosen = " The model was chosen by them, so they flatter it."
@@ -114,10 +114,6 @@ def _measured(log: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
         if named:
             found.append((entry["step"], named))
     return found
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def step_of_model(args: Any, state: Any) -> int:
