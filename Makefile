@@ -110,7 +110,7 @@ $(NEWEST)/.installed: pyproject.toml | $(STAMP)
 	@echo "Installing verl into .venv-verl (once; this takes several minutes) ..."
 	@.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
 	  $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -c constraints-verl.txt \
-	  torch verl cachetools uvicorn TransferQueue pytest pytest-timeout -e .
+	  torch verl cachetools fastapi uvicorn TransferQueue pytest pytest-timeout -e .
 	@touch $@
 
 # Debian keeps ensurepip in a package of its own; where only that is missing, pip can put itself into .venv.

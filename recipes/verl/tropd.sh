@@ -13,6 +13,10 @@
 # A method without prefixes (METHOD=fkl_outlier) reads the same file: the agent loop takes a row's prefix where it has one,
 # so export it with the method that trains.
 set -euo pipefail
+: "${STUDENT:?is the folder or Hub name of the student: STUDENT=... TEACHER=... TRAIN=... VAL=... bash $0}"
+: "${TEACHER:?is the folder or Hub name of the teacher}"
+: "${TRAIN:?is the Parquet file that tropd export has written}"
+: "${VAL:?is the Parquet file of tropd export --validation}"
 
 METHOD=${METHOD:-tropd}
 BATCH=${BATCH:-128}

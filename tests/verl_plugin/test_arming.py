@@ -131,9 +131,24 @@ def test_a_method_that_verl_cannot_run_is_refused_with_those_that_it_can():
 @without_verl
 def test_the_command_says_how_to_install_verl(capfd):
     assert main(["verl"]) == 2
-    assert (
-        "verl is not installed here. Install it along with tropd: pip install 'verl==0.9.*'" in capfd.readouterr().err
-    )
+    said = capfd.readouterr().err
+    assert "verl is not installed here. Install it along with tropd: pip install 'verl[vllm]==0.9.*'" in said
+
+
+def test_the_command_says_which_package_of_verls_extras_is_missing(release, tmp_path, monkeypatch, capfd):
+    """As `pip install verl` leaves it, whose agent loops import fastapi."""
+    package = tmp_path / "verl" / "experimental" / "agent_loop"
+    package.mkdir(parents=True)
+    (package / "agent_loop.py").write_text("import none_such_web_server\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(arming, "CHANGES", {"verl.experimental.agent_loop.agent_loop": ("", lambda module: None)})
+    release("0.9.1")
+    assert main(["verl"]) == 2
+    said = capfd.readouterr().err
+    assert "agent_loop needs the package 'none_such_web_server', which is not. Install verl with" in said
+    assert "pip install 'verl[vllm]==0.9.*'" in said
+    for name in [name for name in sys.modules if name.split(".")[0] == "verl"]:
+        del sys.modules[name]
 
 
 def test_the_command_refuses_a_release_that_is_not_known(release, capfd):

@@ -85,8 +85,9 @@ def test_validation_has_each_prompt_once_and_no_prefix(export, tmp_path):
         (("--chat", "--batch_size", "3"), "max_response_length is not set"),
         ((*STEPS, "--columns.teacher_response", "none_such"), "none_such"),
         ((*STEPS, "--out", "out.jsonl"), "it must end in .parquet"),
+        ((*STEPS, "--data", "shipped:none"), "data is 'shipped:none', which is not in this installation"),
     ],
-    ids=["text", "method", "long", "few", "length", "column", "name"],
+    ids=["text", "method", "long", "few", "length", "column", "name", "shipped"],
 )
 def test_what_verl_would_get_wrong_is_refused(export, tmp_path, capfd, words, sentence):
     assert export(*words) == 2

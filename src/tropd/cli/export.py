@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..objective.methods import Method, get_method
+from ..shipped import locate_field
 from ..verl.methods import verl_methods, why_not
 from ..verl.rows import Order, Prompt, steps_of, training_rows, validation_rows
 from . import console
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"out is {str(options.out)!r}; verl selects the format by the file name: it must end in .parquet."
         )
+    options.student = locate_field("student", options.student)
+    options.data = locate_field("data", options.data)
     columns, template = _columns(options), _template_kwargs(options.chat_template_kwargs) or {}
     quiet_libraries()
     data = load_prompts(

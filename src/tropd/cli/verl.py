@@ -75,7 +75,7 @@ def _verl_version() -> str:
     found = installed("verl")
     if found is None:
         raise ValueError(
-            f"verl is not installed here. Install it along with tropd: pip install 'verl=={arming.KNOWN}.*' "
+            f"verl is not installed here. Install it along with tropd: pip install 'verl[vllm]=={arming.KNOWN}.*' "
             "(docs/verl.md)."
         )
     return found
@@ -100,10 +100,21 @@ def _arm() -> dict[str, str]:
     importlib.import_module("verl")
     for name in arming.CHANGES:
         if _missing(name) is None:
-            importlib.import_module(name)
+            _import(name)
     if not arming.ARMED:
         raise ValueError("verl was imported, but it did not load tropd; its output above says why.")
     return dict(arming.ARMED)
+
+
+def _import(name: str) -> None:
+    """A module of verl, which imports packages that only verl's extras ask for."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"verl is installed, but its module {name} needs the package {error.name!r}, which is not. Install verl "
+            f"with what its workers import: pip install 'verl[vllm]=={arming.KNOWN}.*' (docs/verl.md)."
+        ) from error
 
 
 def _missing(name: str) -> str | None:
