@@ -50,7 +50,7 @@ def load_asked(args: Any) -> list[Asked]:
         one = benchmark(name, "eval_benchmarks")
         if one.source and args.eval_benchmarks_data is None:
             raise ValueError(
-                f"eval_benchmarks has {name!r}, and eval_benchmarks_data is not set. Name the folder of the "
+                f"eval_benchmarks has {name!r}, but eval_benchmarks_data is not set. Name the folder of the "
                 "benchmarks' files (`tropd evaluate --list --data FOLDER` says what is found there)."
             )
         check_gradable(one)
@@ -171,7 +171,7 @@ class BenchmarkStage:
             raise ValueError(
                 f"eval_benchmarks_max_new_tokens is {room}, and the longest prompt of {one.name} has {longest} tokens: "
                 f"together more than the {positions} of the student's context. Lower it to {positions - longest} or "
-                "less, or leave the benchmark out."
+                "less, or remove the benchmark."
             )
 
 

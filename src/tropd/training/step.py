@@ -223,8 +223,8 @@ def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScor
 def warn_of_a_pass() -> None:
     """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
     logger.warning(
-        "rescore_rollouts is False, but the sampler noted nothing of some rollouts (docs/rollouts.md says where "
-        "Transformers' own loop writes them), so a pass of the student reads these batches after all."
+        "rescore_rollouts is False, but the sampler recorded nothing for some rollouts (docs/rollouts.md says where "
+        "Transformers' own loop writes them), so the student scores these batches in a pass of its own."
     )
 
 

@@ -484,7 +484,7 @@ class TrOPDTrainer(GRPOTrainer):
         try:
             json.dumps(logs)
         except TypeError as error:
-            raise ValueError(f"logs has a value that is no number and no text ({error}). Give value.item().") from error
+            raise ValueError(f"logs has a value that is not a number or text ({error}). Give value.item().") from error
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
         super().log(logs, start_time)
@@ -665,6 +665,6 @@ class TrOPDTrainer(GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Our card in the place of the host's, which knows no teacher. Arguments have no effect, which is said."""
         if args or kwargs.keys() - {"model_name"}:
-            logger.warning("create_model_card takes nothing here; edit README.md when the run is over.")
+            logger.warning("create_model_card takes no arguments here; edit README.md after the run.")
         if self.is_world_process_zero():
             write_card(self)

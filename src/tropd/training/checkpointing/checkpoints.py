@@ -87,7 +87,7 @@ def room_on_disk(directory: str | Path) -> Iterator[None]:
             raise
         raise CheckpointNotWritten(
             f"there is no room for a checkpoint in {directory} ({_reason(error)}); earlier checkpoints are untouched. "
-            "Free some space and go on with resume_from_checkpoint, or set save_total_limit or save_only_model."
+            "Free some space and resume with resume_from_checkpoint, or set save_total_limit or save_only_model."
         ) from error
 
 
@@ -131,7 +131,7 @@ def fault_of(folder: str | Path, digests: bool = True) -> str | None:
     if not (folder / "trainer_state.json").is_file():
         return "it has no trainer_state.json"
     if not (folder / MANIFEST).is_file():
-        logger.warning("%s has no %s, so whether it is whole cannot be told.", folder, MANIFEST)
+        logger.warning("%s has no %s, so it cannot be checked for completeness.", folder, MANIFEST)
         return None
     try:
         files = read_record(folder / MANIFEST, {"files": dict})["files"]
@@ -216,7 +216,7 @@ def check_checkpoint(folder: str | Path) -> None:
     if fault is None:
         return
     earlier = next((path for path in _checkpoints_before(Path(folder)) if fault_of(path) is None), None)
-    offer = f"Go on from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is none before it"
+    offer = f"Resume from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is none before it"
     raise ValueError(f"checkpoint {folder} is not whole: {fault}. {offer}.")
 
 

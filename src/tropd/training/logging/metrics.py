@@ -52,13 +52,13 @@ response/excluded_share | share | rollouts left out of the loss by the masking s
 guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
 guidance/turns | turns | mean number of turns of a rollout that the teacher wrote or began; absent without tools | follows the schedule to 0 | 0 from the start: the teacher's turns do not fit, or call nothing
-guidance/stale_share | share | of the rollouts with a recorded episode, those in which a tool answered otherwise than recorded, so that it was left | near 0 | near 1: the recordings are of another environment
-agent/turns | turns | mean number of turns of a rollout, those of the teacher included; absent without tools, as all of its kind | settles | grows to the limit: the student goes round in circles
+guidance/stale_share | share | of the rollouts with a recorded episode, those in which a tool replied differently than recorded, so that the recording was dropped | near 0 | near 1: the recordings are of another environment
+agent/turns | turns | mean number of turns of a rollout, those of the teacher included; absent without tools, like all agent metrics | settles | grows to the limit: the student repeats itself
 agent/cut_share | share | rollouts that end in a call that nobody answered, or in a reply: out of turns, or of room | near 0 | grows: raise max_completion_length or max_tool_calling_iterations, or see repetition
 agent/cut_reply_share | share | tools' replies longer than max_tool_result_tokens, which were cut; logged where that is set | low | grows: what the student needs may be cut
 agent/turn_weight | factor | mean factor of a student token by its turn, under `turn_trust` and `reduction: per_turn`; 1 under the latter alone; absent without either | rises towards 1 | falls: the teacher trusts less of what came before
 agent/trust_first_turn | probability | trust/fraction in the first turn that the student wrote | rises towards 1 | see trust/fraction
-agent/trust_last_turn | probability | trust/fraction in the last turn of rollouts of several turns | comes near that of the first turn | stays far below it: errors add up over turns
+agent/trust_last_turn | probability | trust/fraction in the last turn of rollouts of several turns | approaches that of the first turn | stays far below it: errors add up over turns
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states
 sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent with continuous batching, and where a `rollout_func` returns none | below 0.02 | grows: wrong temperature, stale weights or precision
 teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
@@ -67,12 +67,12 @@ loss/outlier | nats per token | the outlier region's part of the loss | falls | 
 loss/guidance | nats per token | the prefix's part of the loss | falls to 0 with the schedule | dominates: see regions/num_guidance
 loss/reward | nats per token | the mixed-in rewards' part of the loss | small | dominates the teacher's signal
 grad_norm | loss per unit of weight | norm of the gradient before clipping (logged by Transformers) | falls, then steady | peaks with log_ratio/p01: outliers drive the update; use a trust region
-teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one of several teachers; absent where it had none, as all of its metrics | rises towards 1 | falls while others rise: this teacher's rows are crowded out
+teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one of several teachers; absent where it had none, like all of its metrics | rises towards 1 | falls while others rise: this teacher's rows are crowded out
 teacher/<name>/k1 | nats | kl/k1 on the rows of one of several teachers | falls | rises while others fall: the teachers pull apart
 teacher/<name>/entropy | nats | entropy/teacher on the rows of one of several teachers | steady | rises: the student leads this teacher where it knows nothing
 teacher/<name>/num_tokens | tokens per rollout batch | student tokens learned from on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
 benchmark/<name>/accuracy | share | in an evaluation, for each of eval_benchmarks: mean over problems of the share of their samples that are right | rises | falls while the loss does too: the run learns something else
-benchmark/<name>/truncated_share | share | its responses that were cut at eval_benchmarks_max_new_tokens | small | near 1: they are graded before they have come to an answer
+benchmark/<name>/truncated_share | share | its responses that were cut at eval_benchmarks_max_new_tokens | small | near 1: they are graded before they reach an answer
 benchmark/<name>/no_answer_share | share | its responses without an answer in the form that was asked for | falls | near 1: the accuracy is about the form
 benchmark/<name>/undecided_share | share | its responses that the grader could not judge, and that count as wrong | 0 | any: see docs/evaluation.md
 benchmark/<name>/length | tokens | mean length of its responses | steady | runs to the limit

@@ -63,7 +63,7 @@ def _step(path: Path, line: str) -> float:
         number = None
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ValueError(
-            f"{path} has the line {line!r:.60}, which is no record of a step. Remove it, or the whole file, to go on."
+            f"{path} has the line {line!r:.60}, which is no record of a step. Remove it or the file to continue."
         )
     return number
 
