@@ -49,7 +49,7 @@ def test_means_divide_by_the_global_count_and_absent_is_not_zero():
     first, second = Totals(), Totals()
     first.add("kl/k1", 6.0, 2)
     second.add("kl/k1", 1.0, 5)
-    first.add_sum("regions/num_trust", 0.0)
+    first.add("regions/num_trust", 0.0)
     both = first.collect(lambda table: table + second._table)
     assert both == {"kl/k1": 1.0, "regions/num_trust": 0.0}
 

@@ -3,6 +3,7 @@
 N counts the response tokens of a micro-batch that are learned from or measured, row after row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,7 +138,7 @@ class MicroBatch:
 
 
 def pack_for_student(
-    rollouts: list[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
+    rollouts: Sequence[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
 ) -> PackedResponses:
     """Model inputs in the student's context; several groups `by_length`, where they pay."""
     return pack_responses(
@@ -179,7 +180,7 @@ def read_rollouts(
         eos_ids: every id that ends a response.
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
-        notes: what our own sampler knew of the tokens.
+        notes: what our own sampler knew of the tokens, and which endings are one action.
         messages: each row's, behind its prompt, where tools may have answered.
         guided: where each row's teacher wrote, over turns; `None`: in its start alone.
         stale: could a row's recorded episode not be followed? `None` where there is none.
@@ -187,6 +188,8 @@ def read_rollouts(
     prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
     responses = unpad(host["completion_ids"], host["completion_mask"])
     tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
+    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
+    unsaid = notes.endings if notes is not None and len(notes.endings) > 1 else ()
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
@@ -195,8 +198,11 @@ def read_rollouts(
             marks, turns = _find_turns(response, guided[i] if guided else [slice(0, len(start))], external)
         is_cut = None if messages is None else is_unanswered(messages[i])
         goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
-        logps, entropies = None if sampler is None else sampler[i][: len(response)].tolist(), None
-        if notes is not None and sampler is None:
+        logps, entropies = None, None
+        if sampler is not None:
+            pairs = zip(response, sampler[i][: len(response)].tolist(), strict=True)
+            logps = [math.nan if token in unsaid else logp for token, logp in pairs]
+        elif notes is not None:
             logps, entropies = notes.of(first_row + i, prompt_ids[i], response) or (None, None)
         written = [token for turn in turns for token in turn]
         again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])

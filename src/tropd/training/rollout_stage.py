@@ -21,6 +21,7 @@ from ..models.files import context_length, steady_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
+from ..objective.schedules import prefix_length
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     SAMPLING_STREAM,
@@ -32,7 +33,7 @@ from ..rollout.engine.noise import (
 )
 from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.engine.slots import KeptStates
-from ..rollout.guidance import prefixes, response_ids, splice
+from ..rollout.guidance import response_ids, splice
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -110,6 +111,8 @@ class RolloutStage:
     def begin(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
         """This rank's rows as they were written, and the first one's number among all ranks' rows.
 
+        In an evaluation it is the number among all of its rows.
+
         Once, before the first rollout: check that the log-probabilities computed from hidden states and head are those
         of each model's own forward pass.
         """
@@ -120,7 +123,11 @@ class RolloutStage:
         structs = self._struct_columns
         # Arrow fills its structs with nulls: the fields that only other rows have.
         written = [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
-        return written, self._first_row(len(rows))
+        accelerator, before = self.trainer.accelerator, 0
+        if not self.trainer.model.training:  # rows of an evaluation are counted over its batches
+            before = self.evaluated_rows
+            self.evaluated_rows += accelerator.num_processes * len(rows)
+        return written, int(before + accelerator.process_index * len(rows))
 
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
@@ -140,14 +147,11 @@ class RolloutStage:
         numbers = range(first_row, first_row + len(rows))
         firsts = [i for i, number in enumerate(numbers) if number % each == 0]
         responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction, method)
-        starts = prefixes(
-            responses,
-            reading=method.guidance_length,
-            fraction=fraction,
-            max_length=trainer.max_completion_length,
-            min_tail=trainer.args.guidance_min_tail,
-        )
-        found = [(numbers[i] // each, start) for i, start in zip(firsts, starts, strict=True)]
+        budget = {"max_length": trainer.max_completion_length, "min_tail": trainer.args.guidance_min_tail}
+        found = []
+        for i, ids in zip(firsts, responses, strict=True):
+            length = prefix_length(method.guidance_length, fraction, response_length=len(ids), **budget)
+            found.append((numbers[i] // each, ids[:length]))
         of_prompt = dict(gather_object(found))
         return [of_prompt[number // each] for number in numbers]
 
@@ -334,14 +338,6 @@ class RolloutStage:
         """May a rollout have more than one turn, or a prompt that is made only now?"""
         host = self.trainer
         return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
-
-    def _first_row(self, count: int) -> int:
-        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
-        accelerator, before = self.trainer.accelerator, 0
-        if not self.trainer.model.training:
-            before = self.evaluated_rows
-            self.evaluated_rows += accelerator.num_processes * count
-        return int(before + accelerator.process_index * count)
 
     @cached_property
     def _struct_columns(self) -> set[str]:

@@ -251,10 +251,9 @@ def score_student(
     by_length: bool = False,
 ) -> StudentScores:
     """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
-    logps, entropies, noted, numbers = [], [], [], []
+    logps, entropies = [], []
     for start in range(0, len(rollouts), rows_per_pass):
-        rows = list(rollouts[start : start + rows_per_pass])
-        packed = pack_for_student(rows, pad_id, device, by_length=by_length)
+        packed = pack_for_student(rollouts[start : start + rows_per_pass], pad_id, device, by_length=by_length)
         logp, entropy = student(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
@@ -264,27 +263,13 @@ def score_student(
         )
         logps.append(logp.float())
         entropies.append(entropy.float())
-        said = [_said_of_tokens(rollout, endings) for rollout in rows]
-        noted.append(_column(rows, said, logp.device))
-        # Our own sampler is the model of this pass, which says it more exactly.
-        ours = [rollout.sampler_entropies is not None for rollout in rows]
-        theirs = [None if own else line for own, line in zip(ours, said, strict=True)]
-        numbers.append(_column(rows, theirs, logp.device))
-    trainer, sampler = torch.cat(logps), torch.cat(numbers)
+    trainer = torch.cat(logps)
+    noted = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
+    # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
+    theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
+    sampler = _column(rollouts, theirs, trainer.device)
     known = sampler.isfinite()
-    rollout_logp = torch.where(known, sampler, trainer)
-    return StudentScores(rollout_logp, trainer, torch.cat(noted), known, torch.cat(entropies))
-
-
-def _said_of_tokens(rollout: Rollout, endings: Endings) -> list[float] | None:
-    """What the sampler says of its tokens.
-
-    Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
-    """
-    if rollout.sampler_entropies is not None or rollout.sampler_logps is None or len(endings) < 2:
-        return rollout.sampler_logps
-    pairs = zip(rollout.response, rollout.sampler_logps, strict=True)
-    return [math.nan if token in endings else logp for token, logp in pairs]
+    return StudentScores(torch.where(known, sampler, trainer), trainer, noted, known, torch.cat(entropies))
 
 
 def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:

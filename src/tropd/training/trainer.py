@@ -314,7 +314,8 @@ class TrOPDTrainer(GRPOTrainer):
         self._window.add_speed("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._record(self._window.collect(self.ranks.sum))
+            for name, value in self._window.collect(self.ranks.sum).items():
+                self._metrics["train"][name].append(value)
             self._window = Totals(self.teachers.names)
         return output
 
@@ -342,7 +343,8 @@ class TrOPDTrainer(GRPOTrainer):
             return micro_batches(setup, step, rows_each=len(step.rollouts))
         quantiles = log_ratio_quantiles(student_log_ratios(step.signals), self.ranks.gather_ragged)
         metrics = totals.collect(self.ranks.sum) | quantiles
-        self._record(metrics)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
         self._watch_endings(step, metrics)
         windows = self.args.steps_per_generation // self.args.gradient_accumulation_steps
         return micro_batches(setup, step, self.args.per_device_train_batch_size, windows)
@@ -488,11 +490,6 @@ class TrOPDTrainer(GRPOTrainer):
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
         super().log(logs, start_time)
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        mode = "train" if self.model.training else "eval"
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
 
     def close_engine(self) -> None:
         """End vLLM, if it runs in this process, before the processes part."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..endings import Endings, events_of, one_action
-from ..shapes import check_axes, check_rows
+from ..shapes import check_rows, check_same_shape
 from .matmul import (
     add_weight_gradient,
     blocks_of,
@@ -290,7 +290,7 @@ def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
     Raises:
         ValueError: the logits have no axis.
     """
-    check_axes(1, logits_NV=logits_NV)
+    check_same_shape(least_axes=1, logits_NV=logits_NV)
     return F.log_softmax(logits_NV.to(wide(logits_NV.dtype)) / temperature, dim=-1)
 
 
@@ -304,7 +304,7 @@ def topk_of(logps_NV: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor]
     Raises:
         ValueError: the log-probabilities are not [N, V].
     """
-    check_axes(2, logps_NV=logps_NV)
+    check_same_shape(least_axes=2, logps_NV=logps_NV)
     top = logps_NV[:, :vocab_limit].topk(k, dim=-1)
     return top.indices, top.values
 
@@ -331,7 +331,7 @@ def entropy_of(logps_NV: Tensor) -> Tensor:
     Raises:
         ValueError: the log-probabilities have no axis.
     """
-    check_axes(1, logps_NV=logps_NV)
+    check_same_shape(least_axes=1, logps_NV=logps_NV)
     return -(logps_NV.exp() * logps_NV.masked_fill(logps_NV == -torch.inf, 0.0)).sum(-1)
 
 

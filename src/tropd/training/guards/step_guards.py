@@ -173,23 +173,19 @@ class CollapseGuard:
             of_all: share of all its rollouts that ended; `ended_share` by default.
             rollouts: how many it has.
         """
-        self._remember((ended_share if of_all is None else of_all) or 0.0, rollouts)
+        # The last steps together, until they have enough rollouts for their share to say something.
+        self.recent.append(((ended_share if of_all is None else of_all) or 0.0, rollouts))
+        while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
+            del self.recent[0]
+        if (total := sum(count for _, count in self.recent)) >= ENOUGH_ROLLOUTS:
+            pooled = sum(share * count for share, count in self.recent) / total
+            self.best_ended_share = max(self.best_ended_share, pooled)
         endless = ended_share is not None and self.best_ended_share >= 0.5 and 1 - ended_share >= self.share
         if endless or collapsed_share >= self.share:
             self.steps_in_a_row += 1
             self.unheeded_share = max(self.unheeded_share, unheeded_share)
         elif ended_share is not None:
             self.steps_in_a_row, self.unheeded_share = 0, 0.0
-
-    def _remember(self, ended_share: float, rollouts: int) -> None:
-        """Pool the last steps until they have enough rollouts for their share to say something."""
-        self.recent.append((ended_share, rollouts))
-        while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
-            del self.recent[0]
-        total = sum(count for _, count in self.recent)
-        if total >= ENOUGH_ROLLOUTS:
-            pooled = sum(share * count for share, count in self.recent) / total
-            self.best_ended_share = max(self.best_ended_share, pooled)
 
     @property
     def tripped(self) -> bool:

@@ -41,13 +41,10 @@ class Totals:
         self._row = {name: row for row, name in enumerate(metric_names(teachers))}
         self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
 
-    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Add `total` over `count` items to the mean called `name`."""
-        self._table[self._row[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
-
-    def add_sum(self, name: str, total: Tensor | float) -> None:
-        """Add to a metric that is a sum over the step and not a mean."""
-        self._table[self._row[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
+    def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
+        """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step."""
+        columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
+        self._table[self._row[name]] += torch.tensor(columns, dtype=torch.float64)
 
     def add_speed(self, name: str, tokens: float, seconds: float) -> None:
         """Add tokens by the time they took, unless a clock says that they took none."""
@@ -205,10 +202,10 @@ def batch_metrics(
     """
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
-    totals.add_sum("regions/num_trust", signals.trust_weight.sum())
-    totals.add_sum("regions/num_outlier", signals.outlier_weight.sum())
-    totals.add_sum("regions/num_guidance", signals.guidance_mask.sum())
-    totals.add_sum("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
+    totals.add("regions/num_trust", signals.trust_weight.sum())
+    totals.add("regions/num_outlier", signals.outlier_weight.sum())
+    totals.add("regions/num_guidance", signals.guidance_mask.sum())
+    totals.add("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
     totals.add_mean("trust/fraction", trust_probability(log_ratio), on_policy)
     totals.add_mean("trust/share", signals.trust_weight, on_policy)
     totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
@@ -230,7 +227,7 @@ def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSign
     totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
     totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
     if mine.any():
-        totals.add_sum(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+        totals.add(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
 
 
 def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
@@ -270,7 +267,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
     divided_by = denominators(batch.counts, batch.method.reduction)
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
         if part_of_evaluation is None:
-            window.add_sum(f"loss/{name}", value.detach())
+            window.add(f"loss/{name}", value.detach())
         else:
             window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
     if batch.from_notes and batch.first_update:
