@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from tropd.rollout.engine import loop, noise, packed
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, Race, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
 from tropd.rollout.engine.slots import Batch, SlotCache, SlotLayer
 
 PAD, EOS = 0, 2

@@ -26,8 +26,8 @@ from training import tiny
 from training.tiny import EOS, PAD, ids
 from tropd.rollout.engine import loop as decoding
 from tropd.rollout.engine import noise as addressed
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
 from tropd.rollout.engine.slots import Batch, Kept, KeptStates, Row, SlotCache
 
 TEXTS = ("ab=", "cde+f=", "hi+jk+lm+no=", "m=", "pq+rst+uvw+xyz=1+2=")

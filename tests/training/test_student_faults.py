@@ -112,7 +112,7 @@ def test_an_interruption_in_a_reward_is_no_fault_of_it(train):
 
 def test_a_process_that_is_lost_while_rewards_are_gathered_is_no_fault_of_a_reward():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
-    with pytest.raises(RuntimeError) as caught, faults.rewards_given([("brevity", brevity)], "step 1", "nowhere"):
+    with pytest.raises(RuntimeError) as caught, faults.reward_guard([("brevity", brevity)], "step 1", "nowhere"):
         raise lost
     assert caught.value is lost
 

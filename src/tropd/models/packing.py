@@ -62,7 +62,7 @@ def pack_responses(
     if by_length and sequences:
         cost = PASS_COST.get(torch.device(device).type, PASS_COST["elsewhere"])
         groups = length_groups([len(sequence) for sequence in sequences], cost)
-    padded, first_state = _padded(sequences, groups, pad_id)
+    padded, first_state = _pad(sequences, groups, pad_id)
     state_index: list[int] = []
     token_ids: list[int] = []
     for row, (context, response, marks) in enumerate(zip(contexts, responses, scored, strict=True)):
@@ -104,7 +104,7 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
     return groups[::-1]
 
 
-def _padded(
+def _pad(
     sequences: list[list[int]], groups: list[list[int]], pad_id: int
 ) -> tuple[list[tuple[Tensor, Tensor]], dict[int, int]]:
     """Each group's ids and mask, and where each row begins among the flattened tokens of all groups."""

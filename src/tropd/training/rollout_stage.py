@@ -22,6 +22,7 @@ from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
 from ..objective.schedules import prefix_length
+from ..rollout.engine.loop import SamplerNotes, unpad
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     SAMPLING_STREAM,
@@ -31,7 +32,6 @@ from ..rollout.engine.noise import (
     decoding_through,
     drawing_without_address,
 )
-from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.engine.slots import KeptStates
 from ..rollout.guidance import response_ids, splice
 from ..rollout.replies import PlainReplies
@@ -40,11 +40,10 @@ from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observa
 from ..teacher.names import rows_by_name, teacher_phrase
 from .distributed.sharding import shards_teacher, student_is_sharded_while_writing
 from .distributed.tool_loop import RanksInStep
-from .guards.contexts import Reader, doubtful_rows
-from .guards.faults import engine_asked, rewards_given
+from .guards.faults import engine_guard, reward_guard
 from .guards.memory import WRITING
 from .guards.reading import check_student, check_teachers
-from .guards.step_guards import finite_softmax
+from .guards.step_guards import Reader, doubtful_rows, finite_softmax
 from .records import Rollout, read_rollouts
 from .turn_guidance import TurnGuidance, check_trust_pattern, write_by_teacher
 
@@ -220,8 +219,17 @@ class RolloutStage:
         batch = self._batch or _Batch((), 0, None, None, None)
         if batch.turns is not None and batch.turns.messages is not None:
             self._ranks_in_step.begin_turn()
+        # Row and position at which each context goes on; `None` where one has none.
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
-        places = self._places(batch, prompt_ids)
+        places = [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
+        if batch.turns is not None:
+            places = batch.turns.places(prompt_ids)
+            if places is None and self._is_addressed:
+                logger.warning(
+                    "The rollout was asked to go on from a context that continues no response of its batch, so the "
+                    "tokens of this turn come from a generator of this rank: another split of the step, or a resumed "
+                    "run, may draw others."
+                )
         if batch.guidance is not None and batch.turns is not None and places is not None:
             return self._guided_turn(batch, batch.guidance, batch.turns, prompt_ids, places, host)
         written, logps = self._continue(batch, prompt_ids, starts, places, host)
@@ -325,7 +333,7 @@ class RolloutStage:
         """The host's rewards [B, F]; a reward function that fails stops the run in a sentence."""
         trainer = self.trainer
         functions = list(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True))
-        with rewards_given(functions, trainer.moment(), trainer.args.output_dir):
+        with reward_guard(functions, trainer.moment(), trainer.args.output_dir):
             rewards = host()
         if trainer.monitors_rewards:
             self._count_missing_rewards(rewards)
@@ -456,22 +464,6 @@ class RolloutStage:
 
     # ------------------------------------------------------------------ draws
 
-    def _places(self, batch: _Batch, prompt_ids: list[list[int]]) -> list[Place] | None:
-        """Row and position at which each context goes on; `None` where one has none."""
-        if batch.turns is None:
-            return [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
-        places = batch.turns.places(prompt_ids)
-        if places is None:
-            if not self._is_addressed:
-                return None
-            logger.warning(
-                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
-                "of this turn come from a generator of this rank: another split of the step, or a resumed run, may "
-                "draw others."
-            )
-            return None
-        return places
-
     def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         trainer = self.trainer
@@ -511,7 +503,7 @@ class RolloutStage:
                 )
                 for row, position in places
             ]
-        with engine_asked(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
+        with engine_guard(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
             yield
 
     @contextmanager

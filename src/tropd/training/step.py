@@ -39,7 +39,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import teacher_asked
+from .guards.faults import teacher_guard
 from .guards.memory import SCORING
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
@@ -407,7 +407,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     """
     method = setup.method
     needed = torch.zeros_like(gate.student_mask)
-    noted = tokens_noted(setup, rollouts, needed) if setup.noted_rows else None
+    noted = logged_tokens(setup, rollouts, needed) if setup.noted_rows else None
     everywhere = method.trust != "k1" or method.baseline != "none"  # of trusted tokens, too
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
@@ -459,7 +459,7 @@ def _bound_with(bound: Tensor, noted: Tensor | None) -> Tensor:
     return bound if noted is None else bound.masked_fill(noted, math.inf)
 
 
-def tokens_noted(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
+def logged_tokens(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
     """bool [N]: the tokens that are logged with the teacher's likeliest ones."""
     noted = torch.zeros_like(like)
     noted[: sum(sum(rollout.scored) for rollout in rollouts[: setup.noted_rows])] = True
@@ -572,7 +572,7 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
     other processes would have to take part in.
     """
     student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
-    with teacher_asked(setup.guards.moment, setup.guards.directory):
+    with teacher_guard(setup.guards.moment, setup.guards.directory):
         teacher = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],

@@ -391,7 +391,8 @@ class HeadGradients:
         hidden_NH, weight, _ = self._inputs
         if self.bias is not None:
             self.bias += raw_grad_CV.sum(0)
-        grad_CV = narrow_(raw_grad_CV, product_dtype(weight, of_gradient=True))
+        dtype = product_dtype(weight, of_gradient=True)
+        grad_CV = raw_grad_CV if raw_grad_CV.dtype == dtype else narrow_(raw_grad_CV, dtype)
         if self.hidden is not None:
             self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
         if self.weight is not None:

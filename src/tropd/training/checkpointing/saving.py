@@ -160,7 +160,7 @@ class Checkpointing:
             "loss": float(trainer._tr_loss),
             "last_logged": trainer._globalstep_last_logged,
             "total_loss": trainer._total_loss_scalar,
-            "steps_summed": self._steps_summed,
+            "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
             "guard": {
                 "steps_in_a_row": trainer.guard.steps_in_a_row,
@@ -170,12 +170,12 @@ class Checkpointing:
         }
 
     @property
-    def _steps_summed(self) -> int:
+    def _num_summed_steps(self) -> int:
         return int(self._summed_before + self.trainer.state.global_step - self._began_at)
 
     def mean_loss(self) -> float:
         """The mean loss of all steps of the run, those before it was resumed included."""
-        return float(self.trainer._total_loss_scalar / max(self._steps_summed, 1))
+        return float(self.trainer._total_loss_scalar / max(self._num_summed_steps, 1))
 
     # ------------------------------------------------------------------ writing
 

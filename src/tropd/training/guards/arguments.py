@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 
 from ...objective.methods import Method
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
-from ...teacher.per_teacher_settings import args_of
+from ...teacher.per_teacher_settings import args_of, check_settings
 from ...teacher.served.address import is_own, is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
@@ -35,20 +35,28 @@ OWN_BASE = (
 )
 
 
-def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]) -> None:
-    """Refuse arguments of `TrOPDTrainer` that contradict each other.
+def check_arguments(
+    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], data: Mapping[str, Any], options: dict[str, Any]
+) -> None:
+    """Refuse arguments of `TrOPDTrainer` that cannot be, or that contradict each other.
 
     Args:
         args: the configuration.
         student: a folder, a name or a model.
         teachers: likewise, by name.
+        data: the data sets, by the names of their arguments.
         options: the remaining arguments, `reward_funcs` among them.
 
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
+    _check_given(args, student, teachers)
+    method = args.resolved_method()
+    check_settings(args, teachers)
+    for argument, rows in data.items():
+        check_data(argument, rows, teachers, options.get("environment_factory") is not None)
     check_host_settings(args)
-    check_served(args.resolved_method(), args, teachers)
+    check_served(method, args, teachers)
     _warn_of_idle_fields(args, teachers)
     check_no_adapter_beside("student", student)
     assert args.output_dir is not None  # the host names one where nobody has
@@ -66,15 +74,14 @@ def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any
         _check_adapter(teacher_phrase(name), teacher, learns=False)
         check_no_adapter_beside(field_of(name), teacher)
     _check_engine_of_tools(args, options)
-    guided = args.resolved_method().guided
-    if guided and options.get("rollout_func") is not None:
+    if method.guided and options.get("rollout_func") is not None:
         raise ValueError(
             f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
             "Set guidance_schedule='none', or leave rollout_func out."
         )
     has_turns = bool(options.get("tools") or options.get("environment_factory"))
-    _check_guidance_of_turns(args, guided, has_turns)
-    _check_weights_of_turns(args.resolved_method(), has_turns or options.get("rollout_func") is not None)
+    _check_guidance_of_turns(args, method.guided, has_turns)
+    _check_weights_of_turns(method, has_turns or options.get("rollout_func") is not None)
     if args.cast_lm_head_to_fp32:
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
@@ -102,12 +109,8 @@ def as_text(model: Any) -> Any:
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
-def check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
-    """Refuse what is no configuration, no model nor where one is.
-
-    Raises:
-        ValueError: with what was given, and what can be.
-    """
+def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse what is no configuration, no model nor where one is."""
     if not isinstance(args, TrOPDConfig):
         raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or leave it out for its defaults.")
     given = {"model": student} | {f"teacher_model{'' if n is None else f'[{n!r}]'}": t for n, t in teachers.items()}

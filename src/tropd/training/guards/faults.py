@@ -77,7 +77,7 @@ def kept_phrase(moment: str, directory: str) -> str:
 
 
 @guard
-def teacher_asked(error: Exception, moment: str, directory: str) -> TeacherFailed:
+def teacher_guard(error: Exception, moment: str, directory: str) -> TeacherFailed:
     """Stop in a sentence where the teacher raises: with what, what is kept, and what to try.
 
     Args:
@@ -104,7 +104,7 @@ def _teacher_advice(error: Exception) -> str:
 
 
 @contextmanager
-def engine_started(args: Any) -> Iterator[None]:
+def engine_start_guard(args: Any) -> Iterator[None]:
     """Inside, the trainer is built with vLLM, where the run uses it.
 
     Raises:
@@ -131,7 +131,7 @@ def engine_started(args: Any) -> Iterator[None]:
 
 
 @guard
-def engine_asked(error: Exception, moment: str, directory: str) -> EngineFailed | None:
+def engine_guard(error: Exception, moment: str, directory: str) -> EngineFailed | None:
     """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it."""
     if is_out_of_memory(error):
         return None  # whoever writes says what to lower
@@ -145,7 +145,7 @@ def engine_asked(error: Exception, moment: str, directory: str) -> EngineFailed 
 
 
 @guard
-def rewards_given(
+def reward_guard(
     error: Exception, functions: Sequence[tuple[str, Any]], moment: str, directory: str
 ) -> RewardFailed | None:
     """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
@@ -159,13 +159,13 @@ def rewards_given(
     if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
         return None
     return RewardFailed(
-        f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
+        f"the reward function {_find_failing(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
         f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
         f"{resume_phrase(directory, moment)}."
     )
 
 
-def _that_failed(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
+def _find_failing(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
     """The reward function whose code was running; all of them, where it was the host's own."""
     running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     failed = [name for name, function in functions if _code(function) in running]
@@ -188,7 +188,7 @@ def _reward_advice(error: Exception) -> str:
 
 
 @guard
-def data_read(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
+def data_guard(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
     Args:
@@ -198,10 +198,10 @@ def data_read(error: Exception, step: int, directory: str, which: str = "trainin
         which: `training` or `evaluation` data.
     """
     # The host may hand out a stream's batches from one process.
-    return None if _is_lost_peer(error) else _data_failed(error, step, directory, which)
+    return None if _is_lost_peer(error) else _data_failure(error, step, directory, which)
 
 
-def _data_failed(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
+def _data_failure(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
     lost = "the step was not taken" if which == "training" else "nothing was evaluated"
     where = f"at step {step}" if which == "training" else f"after step {step}"
     advice = (
@@ -293,7 +293,7 @@ class DataEnd(TrainerCallback):
 
 
 @guard
-def log_written(error: Exception, file: str, step: int, directory: str) -> LogNotWritten | None:
+def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotWritten | None:
     """Stop in a sentence where a record of the run cannot be written."""
     if not isinstance(error, OSError):
         return None
@@ -316,7 +316,7 @@ def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -
     if not isinstance(error, RuntimeError):
         return None
     if _is_lost_worker(error):
-        return _data_failed(error, step(), directory)
+        return _data_failure(error, step(), directory)
     if not _is_lost_peer(error):
         return None
     return ProcessLost(

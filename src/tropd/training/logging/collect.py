@@ -4,6 +4,7 @@ N counts scored tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -77,6 +78,7 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
         own_ending: the ending of the student's tokenizer.
         engine: what wrote the rollouts; see the metric rollout/engine.
     """
+    on_policy = step.signals.trust_weight + step.signals.outlier_weight
     if step.guidance_fraction is not None:
         totals.add("guidance/fraction", step.guidance_fraction, 1)
     totals.add("rollout/engine", engine, 1)
@@ -86,7 +88,14 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     if any(rollout.is_cut is not None for rollout in step.rollouts):
         episode_metrics(totals, step.rollouts, step.signals)
     batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
-    ending_metrics(totals, step.rollouts, step.signals, own_ending)
+    # By which id responses end, and what the teacher thinks of it.
+    ended = [rollout for rollout in step.rollouts if rollout.ended]
+    totals.add("response/other_ending_share", sum(rollout.ended_by != own_ending for rollout in ended), len(ended))
+    stops = accumulate(sum(rollout.scored) for rollout in step.rollouts)
+    read = [rollout.ended and rollout.scored[-1] for rollout in step.rollouts]
+    last = torch.tensor([stop - 1 for stop, is_read in zip(stops, read, strict=True) if is_read], dtype=torch.long)
+    log_ratio, known = (values[last.to(values.device)] for values in (step.signals.log_ratio, on_policy))
+    totals.add_mean("log_ratio/ending_outlier_share", (log_ratio < OUTLIER).float(), known)
 
 
 def ended_share(
@@ -160,28 +169,6 @@ def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenS
         totals.add_mean("agent/turn_weight", signals.turn_weight, on_policy)
     totals.add_mean("agent/trust_first_turn", trust, on_policy * first)
     totals.add_mean("agent/trust_last_turn", trust, on_policy * last)
-
-
-def ending_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals, own: int | None) -> None:
-    """By which id responses end, and what the teacher thinks of it.
-
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        signals: of its N tokens.
-        own: the ending of the student's tokenizer.
-    """
-    last, start = [], 0
-    for rollout in rollouts:
-        stop = start + sum(rollout.scored)
-        if rollout.ended and stop > start and rollout.scored[-1]:
-            last.append(stop - 1)
-        start = stop
-    ended = [rollout for rollout in rollouts if rollout.ended]
-    totals.add("response/other_ending_share", sum(rollout.ended_by != own for rollout in ended), len(ended))
-    place = torch.tensor(last, dtype=torch.long, device=signals.log_ratio.device)
-    known = (signals.trust_weight + signals.outlier_weight)[place]
-    totals.add_mean("log_ratio/ending_outlier_share", (signals.log_ratio[place] < OUTLIER).float(), known)
 
 
 def batch_metrics(
