@@ -99,11 +99,11 @@ class BenchmarkStage:
         self.trainer.model.eval()
         found: dict[str, float] = {}
         for one, prompted in self.asked:
-            scores = score(self._grade(one, prompted))
+            scores = score(self._write_and_grade(one, prompted))
             found |= {of_benchmark(family, one.name): value for family, value in _values(scores).items()}
         return found
 
-    def _grade(self, one: Asked, prompted: Prompted) -> list[Graded]:
+    def _write_and_grade(self, one: Asked, prompted: Prompted) -> list[Graded]:
         """Responses of all ranks with their verdicts, in their order."""
         ranks, world = self.trainer.ranks, self.trainer.accelerator.num_processes
         samples = self.trainer.args.eval_benchmarks_samples

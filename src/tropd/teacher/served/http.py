@@ -304,20 +304,16 @@ class Client:
             if now < self._next_word:
                 return
             self._next_word = now + NEXT_WORD
-        logger.warning(
-            "%s at %s does not answer (%s); retrying, %.0f s left.", self._sentence_start(), address, failure, left
-        )
+        logger.warning("%s at %s does not answer (%s); retrying, %.0f s left.", self._subject(), address, failure, left)
 
     def _say_answered(self, address: Address) -> None:
         with self._lock:
             since, self._silent_since = self._silent_since, None
             was_said = since is not None and self._next_word > since + FIRST_WORD
         if since is not None and was_said:
-            logger.warning(
-                "%s at %s answers again, after %.0f s.", self._sentence_start(), address, time.monotonic() - since
-            )
+            logger.warning("%s at %s answers again, after %.0f s.", self._subject(), address, time.monotonic() - since)
 
-    def _sentence_start(self) -> str:
+    def _subject(self) -> str:
         """At the beginning of a sentence."""
         return self._role.noun[0].upper() + self._role.noun[1:]
 
