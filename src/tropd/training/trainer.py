@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,10 +54,8 @@ from .logging.callbacks import RunCallback
 from .logging.collect import (
     Totals,
     ended_share,
-    log_ratio_quantiles,
     loss_metrics,
     step_metrics,
-    student_log_ratios,
 )
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
@@ -68,14 +66,6 @@ from .set_up import find_endings, load_teachers, prepare_student, write_with_a_c
 from .step import Step, StepSetup, acceptances, build_step, micro_batches
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Evaluation:
-    """What an evaluation adds up over its batches, so that no metric depends on how they were cut."""
-
-    totals: Totals
-    log_ratios: list[Tensor] = field(default_factory=list)
 
 
 @checks_arguments
@@ -205,7 +195,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._ended_before = 0.0
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
-        self._evaluated = Evaluation(Totals(self.teachers.names))
+        self._evaluated = Totals(self.teachers.names)
         self.stops_at, self.signals = TOLD_TO_END, Signals()
         self.pushes = Pushes()
         for callback in (DataEnd(), RunCallback(self), PushWhenWhole(self)):
@@ -314,7 +304,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._window.add_speed("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
-            for name, value in self._window.collect(self.ranks.sum).items():
+            for name, value in self._window.collect(self.ranks).items():
                 self._metrics["train"][name].append(value)
             self._window = Totals(self.teachers.names)
         return output
@@ -336,13 +326,11 @@ class TrOPDTrainer(GRPOTrainer):
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
         setup = self.step_setup()
         step = build_step(setup, self.rollout_stage, rows)
-        totals = Totals(self.teachers.names) if setup.is_training else self._evaluated.totals
+        totals = Totals(self.teachers.names) if setup.is_training else self._evaluated
         step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id, self.rollout_stage.engine)
         if not setup.is_training:
-            self._evaluated.log_ratios.append(student_log_ratios(step.signals))
             return micro_batches(setup, step, rows_each=len(step.rollouts))
-        quantiles = log_ratio_quantiles(student_log_ratios(step.signals), self.ranks.gather_ragged)
-        metrics = totals.collect(self.ranks.sum) | quantiles
+        metrics = totals.collect(self.ranks)
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         self._watch_endings(step, metrics)
@@ -459,7 +447,7 @@ class TrOPDTrainer(GRPOTrainer):
         if self.model.training:
             loss_metrics(self._window, inputs, terms)
         else:
-            loss_metrics(self._evaluated.totals, inputs, terms, 1 / self.accelerator.num_processes)
+            loss_metrics(self._evaluated, inputs, terms, 1 / self.accelerator.num_processes)
         if logs_rollouts:
             self._log_rollouts(inputs, terms)
         # Transformers would divide by the accumulation steps; TRL's `loss_is_scaled_for_ga` stops it. Data parallelism
@@ -600,12 +588,12 @@ class TrOPDTrainer(GRPOTrainer):
 
         The host calls every metric `eval_…`; those of one set of several, and of `predict`, get their own prefix.
         """
-        self._evaluated = Evaluation(Totals(self.teachers.names))
+        # Added up over all batches, so that no metric depends on how they were cut.
+        self._evaluated = Totals(self.teachers.names)
         self._metrics["eval"].clear()  # of one that broke off
         output = super().evaluation_loop(*args, **kwargs)
-        found = self._evaluated.totals.collect(self.ranks.sum)
-        ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
-        for name, value in (found | log_ratio_quantiles(ratios, self.ranks.gather_ragged)).items():
+        found = self._evaluated.collect(self.ranks)
+        for name, value in found.items():
             self._metrics["eval"][name].append(value)
         parts = [value for name, value in found.items() if name.startswith("loss/")]
         metrics = output.metrics or {}

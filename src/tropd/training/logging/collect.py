@@ -4,7 +4,6 @@ N counts scored tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ...objective.reduce import denominators, reduced_parts
 from ...objective.regions import trust_probability
 from ...teacher.endings import PairEndings
 from ...teacher.local import TeacherScores
+from ..distributed.ranks import Ranks
 from ..records import MicroBatch, Rollout
 from ..step import Step, StudentScores
 from .metrics import metric_names, of_teacher
@@ -34,6 +34,9 @@ class Totals:
 
     Args:
         teachers: the names of several teachers.
+
+    Attributes:
+        log_ratios: r of the student tokens that have one, batch by batch; their quantiles are metrics.
     """
 
     def __init__(self, teachers: tuple[str, ...] = ()) -> None:
@@ -41,6 +44,7 @@ class Totals:
         # Columns: sum, count, and how often the name was added as a plain sum.
         self._row = {name: row for row, name in enumerate(metric_names(teachers))}
         self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
+        self.log_ratios: list[Tensor] = []
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
         """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step."""
@@ -57,14 +61,19 @@ class Totals:
         used = weights > 0
         self.add(name, (values[used].double() * weights[used].double()).sum(), weights[used].double().sum())
 
-    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Global sums and means; a mean whose global count is zero is absent, not zero."""
+    def collect(self, ranks: Ranks) -> dict[str, float]:
+        """Global sums, means and quantiles; a mean whose global count is zero is absent, not zero."""
         collected = {}
-        for name, (total, count, sums) in zip(self._row, sum_over_ranks(self._table).tolist(), strict=True):
+        for name, (total, count, sums) in zip(self._row, ranks.sum(self._table).tolist(), strict=True):
             if sums > 0:
                 collected[name] = total
             elif count > 0:
                 collected[name] = total / count
+        if self.log_ratios:  # on all ranks, as each has as many batches
+            values = ranks.gather_ragged(torch.cat(self.log_ratios)).sort().values
+            last = values.numel() - 1
+            # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
+            collected |= {name: values[round(q * last)].item() for name, q in QUANTILES.items() if last >= 0}
         return collected
 
 
@@ -91,11 +100,10 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     # By which id responses end, and what the teacher thinks of it.
     ended = [rollout for rollout in step.rollouts if rollout.ended]
     totals.add("response/other_ending_share", sum(rollout.ended_by != own_ending for rollout in ended), len(ended))
-    stops = accumulate(sum(rollout.scored) for rollout in step.rollouts)
-    read = [rollout.ended and rollout.scored[-1] for rollout in step.rollouts]
-    last = torch.tensor([stop - 1 for stop, is_read in zip(stops, read, strict=True) if is_read], dtype=torch.long)
-    log_ratio, known = (values[last.to(values.device)] for values in (step.signals.log_ratio, on_policy))
-    totals.add_mean("log_ratio/ending_outlier_share", (log_ratio < OUTLIER).float(), known)
+    stops = torch.tensor([sum(rollout.scored) for rollout in step.rollouts]).cumsum(0)
+    is_read = torch.tensor([rollout.ended and rollout.scored[-1] for rollout in step.rollouts])
+    last = (stops[is_read] - 1).to(on_policy.device)
+    totals.add_mean("log_ratio/ending_outlier_share", (step.signals.log_ratio[last] < OUTLIER).float(), on_policy[last])
 
 
 def ended_share(
@@ -195,6 +203,7 @@ def batch_metrics(
     totals.add("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
     totals.add_mean("trust/fraction", trust_probability(log_ratio), on_policy)
     totals.add_mean("trust/share", signals.trust_weight, on_policy)
+    totals.log_ratios.append(log_ratio[on_policy > 0].float())
     totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
@@ -223,20 +232,6 @@ def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor,
     on_policy = signals.trust_weight + signals.outlier_weight
     totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
     totals.add_mean("sampler/logp_gap", (sampler_logp - trainer_logp).abs(), on_policy * sampler_logp.isfinite() * read)
-
-
-def student_log_ratios(signals: TokenSignals) -> Tensor:
-    """r of the student tokens that have one."""
-    return signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()
-
-
-def log_ratio_quantiles(log_ratios: Tensor, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Quantiles of r over the student tokens of all ranks; absent where there are none."""
-    values = gather(log_ratios).sort().values
-    if values.numel() == 0:
-        return {}
-    # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
-    return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
 
 
 def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
