@@ -74,7 +74,7 @@ MOVED = {
     "training.model_card": "training.logging.model_card",
     "training.monitoring": "training.logging.collect",
     "training.no_trace": "preflight.no_trace",
-    "training.out_of_memory": "training.guards.memory",
+    "training.out_of_memory": "training.guards.faults",
     "training.own_base": "teacher.shared_base",
     "training.probe": "preflight.probe",
     "training.probed": "preflight.probe_records",

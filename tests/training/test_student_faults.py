@@ -26,8 +26,7 @@ from tropd.teacher.local import LocalTeacher
 from tropd.training import step
 from tropd.training.guards import faults
 from tropd.training.guards.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
-from tropd.training.guards.faults import is_out_of_memory
-from tropd.training.guards.memory import TRAINED_ROWS, WRITING, enough_memory
+from tropd.training.guards.faults import TRAINED_ROWS, WRITING, enough_memory, is_out_of_memory
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

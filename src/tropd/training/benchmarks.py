@@ -22,7 +22,7 @@ from ..models.files import context_length
 from ..models.sampling import sample, until_eos
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from .distributed.sharding import student_is_sharded_while_writing
-from .guards.memory import EVALUATED_ROWS, SCORING, enough_memory
+from .guards.faults import EVALUATED_ROWS, SCORING, enough_memory
 from .logging.metrics import of_benchmark
 
 

@@ -40,8 +40,7 @@ from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observa
 from ..teacher.names import rows_by_name, teacher_phrase
 from .distributed.sharding import shards_teacher, student_is_sharded_while_writing
 from .distributed.tool_loop import RanksInStep
-from .guards.faults import engine_guard, reward_guard
-from .guards.memory import WRITING
+from .guards.faults import WRITING, engine_guard, reward_guard
 from .guards.reading import check_student, check_teachers
 from .guards.step_guards import Reader, doubtful_rows, finite_softmax
 from .records import Rollout, read_rollouts
@@ -92,7 +91,6 @@ class RolloutStage:
         self.evaluated_rows = 0
         self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
-        self._guidance: TurnGuidance | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
         student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
@@ -140,9 +138,6 @@ class RolloutStage:
             method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
-        if self._has_turns:  # whose turns are guided one by one, when each is due
-            self._guidance = TurnGuidance(trainer, rows, first_row, fraction, method, self._every_ending)
-            return [[] for _ in rows]
         numbers = range(first_row, first_row + len(rows))
         firsts = [i for i, number in enumerate(numbers) if number % each == 0]
         responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction, method)
@@ -154,12 +149,21 @@ class RolloutStage:
         of_prompt = dict(gather_object(found))
         return [of_prompt[number // each] for number in numbers]
 
-    def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
-        """The student's continuations of `prefixes`, through the host."""
+    def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
+        """Likewise of rows whose turns are guided one by one, when each is due."""
+        return TurnGuidance(self.trainer, rows, first_row, fraction, method, self._every_ending)
+
+    def roll_out(
+        self,
+        rows: Sequence[Row],
+        first_row: int,
+        prefixes: list[list[int]],
+        guidance: TurnGuidance | None = None,
+    ) -> list[Rollout]:
+        """The student's continuations of `prefixes`, through the host; turns as `guidance` has them."""
         trainer = self.trainer
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
-        turns = Turns(first_row) if self._has_turns else None
-        guidance, self._guidance = self._guidance, None
+        turns = Turns(first_row) if self.has_turns else None
         kept = KeptStates() if turns else None
         self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
         guards = trainer.step_guards()
@@ -202,7 +206,7 @@ class RolloutStage:
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             rows = self._batch.rows
-            if self._has_turns:
+            if self.has_turns:
                 # Copies: the host's tool loop appends calls and replies to these very lists, no part of a prompt.
                 self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
@@ -342,7 +346,7 @@ class RolloutStage:
     # ------------------------------------------------------------------ rows
 
     @cached_property
-    def _has_turns(self) -> bool:
+    def has_turns(self) -> bool:
         """May a rollout have more than one turn, or a prompt that is made only now?"""
         host = self.trainer
         return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)

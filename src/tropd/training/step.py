@@ -39,8 +39,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import teacher_guard
-from .guards.memory import SCORING
+from .guards.faults import SCORING, teacher_guard
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
@@ -168,8 +167,13 @@ def make_rollouts(
     fraction = None
     if setup.method.guided and setup.is_training:
         fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
-    prefixes = rollout_stage.find_prefixes(rows, first_row, fraction, setup.method) if fraction else [[] for _ in rows]
-    return fraction, rollout_stage.roll_out(rows, first_row, prefixes)
+    prefixes: list[list[int]] = [[] for _ in rows]
+    guidance = None
+    if fraction and rollout_stage.has_turns:
+        guidance = rollout_stage.guide_turns(rows, first_row, fraction, setup.method)
+    elif fraction:
+        prefixes = rollout_stage.find_prefixes(rows, first_row, fraction, setup.method)
+    return fraction, rollout_stage.roll_out(rows, first_row, prefixes, guidance)
 
 
 # ---------------------------------------------------------------------- the student's scores

@@ -45,9 +45,21 @@ from .guards.arguments import (
     has_rewards,
 )
 from .guards.errors import RolloutsCollapsed
-from .guards.faults import PREFLIGHT, DataEnd, Reading, data_guard, engine_start_guard, log_guard, processes_alive
+from .guards.faults import (
+    EVALUATED_ROWS,
+    LEARNING,
+    PREFLIGHT,
+    SCORING,
+    TRAINED_ROWS,
+    DataEnd,
+    Reading,
+    data_guard,
+    engine_start_guard,
+    enough_memory,
+    log_guard,
+    processes_alive,
+)
 from .guards.host_settings import models_found, named_by_field
-from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
 from .guards.trl_contract import check_installed_host
 from .logging.callbacks import RunCallback

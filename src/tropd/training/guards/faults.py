@@ -1,4 +1,4 @@
-"""What fails around a step, in a sentence: the teacher, a reward, the data, the log's disk, another process.
+"""What fails around a step, in a sentence: memory, the teacher, a reward, the data, the log's disk, another process.
 
 `KeyboardInterrupt` and `SystemExit` pass; everything else is kept as the cause.
 """
@@ -19,6 +19,7 @@ from .errors import (
     DataFailed,
     EngineFailed,
     LogNotWritten,
+    OutOfMemory,
     ProcessLost,
     RewardFailed,
     TeacherFailed,
@@ -31,6 +32,12 @@ LONGEST = 300
 
 NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
 """What is said where memory ran out and the exception's type does not tell."""
+
+WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
+"""What was being done; where it is not known, the update needs most."""
+
+TRAINED_ROWS, EVALUATED_ROWS = "per_device_train_batch_size", "per_device_eval_batch_size"
+"""The fields that say how many rows pass through the student at once; a preflight has training's."""
 
 PREFLIGHT = "the preflight"
 """The moment before training, in which a few prompts are looked at."""
@@ -71,6 +78,46 @@ def checkpoint_phrase(directory: str) -> str:
 def kept_phrase(moment: str, directory: str) -> str:
     """What there is of the run."""
     return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
+
+
+# ---------------------------------------------------------------------- memory
+
+
+@guard
+def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: Any, rows: str) -> OutOfMemory | None:
+    """Stop in a sentence where memory runs out: with what was being done, what is kept, and what to lower.
+
+    Args:
+        error: what was raised.
+        work: one of `WRITING`, `SCORING`, `LEARNING`.
+        moment: tells, when asked, such as `step 3`.
+        args: the run's configuration.
+        rows: `TRAINED_ROWS` or `EVALUATED_ROWS`.
+    """
+    if not is_out_of_memory(error):
+        return None
+    when = f"{moment()} {work}".strip()
+    return OutOfMemory(
+        f"memory ran out in {when} ({in_a_line(error)}); {kept_phrase(moment(), args.output_dir)}. "
+        f"{_advice(work, args, rows)} and {resume_phrase(args.output_dir, moment())}."
+    )
+
+
+def _advice(work: str, args: Any, rows: str) -> str:
+    if work == WRITING:
+        return f"Lower {_field_of_writing(args, rows)} or max_completion_length"
+    fewer = f"{rows} (and raise gradient_accumulation_steps)" if rows == TRAINED_ROWS else rows
+    advice = f"Lower {fewer} or max_completion_length"
+    if work == SCORING or args.gradient_checkpointing:
+        return advice
+    return f"{advice}, or set gradient_checkpointing: true,"
+
+
+def _field_of_writing(args: Any, rows: str) -> str:
+    """The field that says how much the rollouts take."""
+    if args.use_vllm:
+        return "vllm_gpu_memory_utilization"
+    return "rollout_batch_size" if args.addresses_sampling() else rows
 
 
 # ---------------------------------------------------------------------- the teacher

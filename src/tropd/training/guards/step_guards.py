@@ -16,8 +16,7 @@ from ...teacher.local import TeacherScores
 from ...teacher.names import Name, teacher_phrase
 from ..distributed.ranks import Ranks
 from .errors import NotFinite, TeacherFailed, guard
-from .faults import checkpoint_phrase, kept_phrase, teacher_guard
-from .memory import EVALUATED_ROWS, TRAINED_ROWS, enough_memory
+from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memory, kept_phrase, teacher_guard
 
 
 @dataclass(frozen=True)
