@@ -148,7 +148,9 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
     teacher = score_teachers(setup, rollouts, gate)
     clock.append(time.perf_counter())
 
-    of_teachers = tokens_of_teachers(rollouts, setup.teachers.names, teacher.logp.device)
+    names = setup.teachers.names
+    marks = {name: [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts] for name in names}
+    of_teachers = {name: column_of(rollouts, lines, teacher.logp.device, torch.bool) for name, lines in marks.items()}
     check_teachers(setup, teacher, gate, of_teachers)
     signals = make_signals(setup, rollouts, student, gate, teacher)
     direct = make_direct(setup.method, signals, teacher)
@@ -234,10 +236,11 @@ def warn_of_a_pass() -> None:
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
     """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
-    logp = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
-    entropy = _column(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
+    logp = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
+    entropy = column_of(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
     known = logp.isfinite() & entropy.isfinite()
-    if not known[student_tokens(rollouts, device)].all():
+    by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
+    if not (known | by_teacher).all():
         return None
     return StudentScores(logp, torch.full_like(logp, torch.nan), logp, known, entropy, from_notes=True)
 
@@ -268,28 +271,24 @@ def score_student(
         logps.append(logp.float())
         entropies.append(entropy.float())
     trainer = torch.cat(logps)
-    noted = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
+    noted = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
     # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
     theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
-    sampler = _column(rollouts, theirs, trainer.device)
+    sampler = column_of(rollouts, theirs, trainer.device)
     known = sampler.isfinite()
     return StudentScores(torch.where(known, sampler, trainer), trainer, noted, known, torch.cat(entropies))
 
 
-def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:
-    """The numbers of the N tokens; NaN in rows without any."""
+def column_of(
+    rollouts: Sequence[Rollout], lines: Sequence[Sequence[float] | None], device: Any, dtype: Any = torch.float32
+) -> Tensor:
+    """[N], for each rollout a line of numbers, of which those of its scored tokens are taken; NaN where it has none."""
     values = [
         math.nan if line is None else line[position]
         for rollout, line in zip(rollouts, lines, strict=True)
         for position in rollout.scored_positions()
     ]
-    return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def student_tokens(rollouts: Sequence[Rollout], device: Any) -> Tensor:
-    """bool [N]: the tokens that the student wrote; the others are the teacher's."""
-    marks = [not rollout.by_teacher[position] for rollout in rollouts for position in rollout.scored_positions()]
-    return torch.tensor(marks, dtype=torch.bool, device=device)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 # ---------------------------------------------------------------------- regions
@@ -368,7 +367,7 @@ class Gate:
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
     """The gate of a batch: its draws, and the entropy that its tokens must reach."""
     method, device = setup.method, student.entropy.device
-    student_mask = student_tokens(rollouts, device)
+    student_mask = ~column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
     uniforms = threshold = None
     if method.gate == "bernoulli":
         stream = GATE_STREAM if setup.is_training else EVALUATION_GATE_STREAM
@@ -452,8 +451,8 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
         scores = set_noted_aside(scores, noted, needed)
     scores = without_unusable(scores, method)
     if method.gate == "support":
-        ids = [rollout.response[position] for rollout in rollouts for position in rollout.scored_positions()]
-        sampled = events_of(torch.tensor(ids, device=scores.topk_index.device), setup.endings.as_one)
+        ids = column_of(rollouts, [rollout.response for rollout in rollouts], scores.topk_index.device, torch.long)
+        sampled = events_of(ids, setup.endings.as_one)
         gate.distrust(scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)])
     return scores
 
@@ -505,13 +504,6 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     )
 
 
-def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
-    """For each name of a teacher, bool [N]: the tokens of its rows."""
-    lengths = torch.tensor([sum(rollout.scored) for rollout in rollouts])
-    rows = {name: torch.tensor([rollout.teacher == name for rollout in rollouts]) for name in names}
-    return {name: mine.repeat_interleave(lengths).to(device) for name, mine in rows.items()}
-
-
 def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teachers: dict[str, Tensor]) -> None:
     """Stop where a teacher has no finite score for any token of its rows.
 
@@ -536,8 +528,8 @@ def make_signals(
     known = teacher.logp.isfinite()
     rewards = None
     if setup.reward_weight > 0:
-        per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
-        rewards = setup.reward_weight * torch.tensor(per_token, dtype=torch.float32, device=known.device)
+        advantages = [[rollout.reward_advantage] * len(rollout.response) for rollout in rollouts]
+        rewards = setup.reward_weight * column_of(rollouts, advantages, known.device)
     prefix = ~gate.student_mask
     if setup.method.guidance_term == "k1":
         prefix &= known
@@ -588,8 +580,8 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
             endings=setup.endings.as_one,
         )
     known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
-    own = student_tokens(rollouts, setup.device)
-    accepted = torch.where(own, trust_probability(known - student.rollout_logp), 1.0)
+    by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], setup.device, torch.bool)
+    accepted = torch.where(by_teacher, 1.0, trust_probability(known - student.rollout_logp))
     return list(torch.split(accepted, [sum(rollout.scored) for rollout in rollouts]))
 
 

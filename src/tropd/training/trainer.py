@@ -59,7 +59,7 @@ from .guards.faults import (
     log_guard,
     processes_alive,
 )
-from .guards.host_settings import models_found, named_by_field
+from .guards.host_settings import field_guard, model_guard
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
 from .guards.trl_contract import check_installed_host
 from .logging.callbacks import RunCallback
@@ -161,7 +161,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.teachers_elsewhere = are_all_served(teachers)
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         read = {"model": model} | {f"reward_funcs[{place}]": reward for place, reward in enumerate(rewards)}
-        with models_found(read), named_by_field(vars(args), loading="model_init_kwargs"), engine_start_guard(args):
+        with model_guard(read), field_guard(vars(args), loading="model_init_kwargs"), engine_start_guard(args):
             super().__init__(
                 model,
                 reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -172,18 +172,18 @@ class TrOPDTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
-        self._set_models_up(teachers, teacher_processing_class)
-        self._set_run_up(asked)
+        self._set_up_models(teachers, teacher_processing_class)
+        self._set_up_run(asked)
 
     # ------------------------------------------------------------------ set-up
 
-    def _set_models_up(self, teachers: Mapping[Any, Any], tokenizers: Any) -> None:
+    def _set_up_models(self, teachers: Mapping[Any, Any], tokenizers: Any) -> None:
         """The host's student made readable, the teachers loaded beside it, and what the models agree about."""
         prepare_student(self, teachers)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
         read = {"teacher_model" if n is None else f"teacher_model[{n!r}]": t for n, t in teachers.items()}
-        with models_found(read), named_by_field(vars(self.args), loading="teacher_model_init_kwargs"):
+        with model_guard(read), field_guard(vars(self.args), loading="teacher_model_init_kwargs"):
             self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, tokenizers)
         # Token ids that every model can score.
         sizes = (teacher.vocab_size for teacher in self.teachers.by_name.values())
@@ -196,7 +196,7 @@ class TrOPDTrainer(GRPOTrainer):
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
         self._notes_topk = lists and self.args.alternatives_per_token > 0
 
-    def _set_run_up(self, asked: Any) -> None:
+    def _set_up_run(self, asked: Any) -> None:
         """What goes on over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
         self.cycle = int(self.args.steps_per_generation * self.num_iterations)  # micro-batches of one batch of rollouts
         self._updates_each = max(1, self.cycle // self.args.gradient_accumulation_steps)
@@ -261,7 +261,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._forget_what_was_begun()
         here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
         enough = enough_memory(LEARNING, lambda: f"step {self.state.global_step + 1}", self.args, TRAINED_ROWS)
-        with here, enough, named_by_field(vars(self.args)):
+        with here, enough, field_guard(vars(self.args)):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
             self.rollout_stage.check_prompts((self.train_dataset, self.eval_dataset))
             with stopping_at_signals(self), processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
