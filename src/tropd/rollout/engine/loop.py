@@ -29,7 +29,7 @@ from transformers.generation import logits_process, stopping_criteria
 from ...objective.endings import Endings, events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
 from . import packed
-from .slots import Batch, Kept, KeptStates, Row, SlotCache
+from .slots import Kept, KeptStates, Row, Slots
 
 LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
 """Tokens between two looks at which rows have ended: each waits for a GPU, and none costs a CPU anything."""
@@ -228,12 +228,12 @@ class _Group(NamedTuple):
 def decode(model: Any, request: Request) -> Output:
     """Write behind all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
-    batch, device = loop.batch, loop.device
+    slots, device = loop.slots, loop.device
     # Sharded weights are gathered for each pass anew.
     pays = device.type == "cpu" and not request.synced_gpus and loop.length >= packed.PAYS_FROM
     with loop.mode, packed.packed_weights(model) if pays else nullcontext():
         for number in count():
-            busy = bool(batch.rows or loop.groups or loop.waiting)
+            busy = bool(slots.rows or loop.groups or loop.waiting)
             if request.synced_gpus and number % AGREE_EVERY == 0:
                 ranks = torch.tensor(float(busy), device=device)
                 dist.all_reduce(ranks)
@@ -242,30 +242,26 @@ def decode(model: Any, request: Request) -> Output:
             if not request.synced_gpus and not busy:
                 break
             # Reading one context at a time would not pay; processors that read ids want rows of one length.
-            free = loop.at_once - len(batch.rows)
+            free = loop.at_once - len(slots.rows)
             if not loop.groups and free >= (1.0 if loop.reads_ids else REFILL) * loop.at_once:
                 loop.groups = loop.next_groups(min(free, len(loop.waiting)))
             if loop.groups:
                 loop.read(loop.groups.pop())
-            elif batch.rows:
+            elif slots.rows:
                 loop.step()
             else:  # another rank needs our part of the weights
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-            if batch.rows and loop.look_in <= 0:
+            if slots.rows and loop.look_in <= 0:
                 if request.kept is not None:
                     loop.keep_ended(request.kept)
-                order = batch.let_go()
-                if order is not None:
-                    loop.cache.keep(order)
-                left = loop.length - max(batch.written, default=0)
+                slots.let_go()
+                left = loop.length - max(slots.written, default=0)
                 loop.look_in = min(LOOK_EVERY.get(device.type, LOOK_EVERY["elsewhere"]), left)
     return Output(loop.ids[:, : loop.width + loop.longest], loop.logps, loop.entropies)
 
 
 class _Loop:
     """One call: the rows that wait, the groups about to be read, the batch, and what has been written."""
-
-    cache: Any = None  # a `SlotCache` from the first prefill on
 
     def __init__(self, model: Any, request: Request):
         self.model, self.request = model, request
@@ -283,7 +279,7 @@ class _Loop:
         contexts = request.contexts
         self.waiting = sorted(range(rows), key=lambda row: (len(contexts[row]), contexts[row], -row))
         self.groups: list[_Group] = []
-        self.batch = Batch(self.device)
+        self.slots = Slots(self.device)
         self.look_in = self.longest = 0
         self.mode, self.in_decoding_mode = ExitStack(), False
 
@@ -321,11 +317,9 @@ class _Loop:
         numbers = torch.tensor([row.number for row in rows], device=self.device)
         source = torch.tensor([i for i, several in enumerate(group.rows) for _ in several], device=self.device)
         coming = sum(len(several) for other in self.groups for several in other.rows)
-        if self.cache is None:
-            self.cache = SlotCache(prefilled)
-        self.cache.admit(prefilled, source, width, len(self.batch.rows) + len(rows) + coming, self.length)
+        self.slots.hold(prefilled, source, width, coming, self.length)
         tokens, ended = self._write(logits[source], numbers, torch.full_like(numbers, self.width), written=0)
-        self.batch.admit(rows, numbers, tokens, ended, first_column=self.width)
+        self.slots.admit(rows, numbers, tokens, ended, first_column=self.width)
         self.look_in = 0
 
     def _begin(self, prefilled: DynamicCache, group: _Group, gaps: list[int], kept: KeptStates) -> int:
@@ -347,25 +341,25 @@ class _Loop:
 
         So much is held by the batch itself; of rows that take turns in it, and of windows, nothing is kept.
         """
-        request, batch = self.request, self.batch
-        if self.at_once < len(request.contexts) or self.cache.is_sliding_anywhere:
+        request, slots = self.request, self.slots
+        if self.at_once < len(request.contexts) or slots.is_sliding_anywhere:
             return
-        slots = torch.nonzero(batch.ended)[:, 0].tolist()
-        written = self.ids[batch.numbers[slots], self.width :].tolist()
-        for slot, tokens in zip(slots, written, strict=True):
-            row, size = batch.rows[slot], batch.sizes[slot]
+        ended = torch.nonzero(slots.ended)[:, 0].tolist()
+        written = self.ids[slots.numbers[ended], self.width :].tolist()
+        for slot, tokens in zip(ended, written, strict=True):
+            row, size = slots.rows[slot], slots.sizes[slot]
             ids = [*request.contexts[row], *tokens][:size]
-            kept.keep(request.numbers[row], Kept(ids, self.cache.states(slot, size)))
+            kept.keep(request.numbers[row], Kept(ids, slots.states(slot, size)))
 
     def step(self) -> None:
         """One more token of each row of the batch."""
         if not self.in_decoding_mode:
             self.mode.enter_context(getattr(self.model, "_optimize_model_for_decode", nullcontext)())
             self.in_decoding_mode = True
-        batch = self.batch
-        self.cache.prepare(max(batch.sizes), room=self.length - min(batch.written))
-        logits = self._logits(batch.tokens[:, None], batch.mask(), batch.positions[:, None], self.cache)
-        batch.advance(*self._write(logits, batch.numbers, batch.columns, max(batch.written), batch.ended))
+        slots = self.slots
+        mask = slots.prepare(room=self.length - min(slots.written))
+        logits = self._logits(slots.tokens[:, None], mask, slots.positions[:, None], slots)
+        slots.advance(*self._write(logits, slots.numbers, slots.columns, max(slots.written), slots.ended))
         self.look_in -= 1
 
     def _logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:
