@@ -148,9 +148,7 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
     teacher = score_teachers(setup, rollouts, gate)
     clock.append(time.perf_counter())
 
-    names = setup.teachers.names
-    marks = {name: [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts] for name in names}
-    of_teachers = {name: column_of(rollouts, lines, teacher.logp.device, torch.bool) for name, lines in marks.items()}
+    of_teachers = tokens_of_teachers(rollouts, setup.teachers.names, teacher.logp.device)
     check_teachers(setup, teacher, gate, of_teachers)
     signals = make_signals(setup, rollouts, student, gate, teacher)
     direct = make_direct(setup.method, signals, teacher)
@@ -502,6 +500,12 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
         topk_ids=scores.topk_ids[read],
         topk_logp=topk[read],
     )
+
+
+def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
+    """For each name of a teacher, bool [N]: the tokens of its rows."""
+    marks = {name: [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts] for name in names}
+    return {name: column_of(rollouts, lines, device, torch.bool) for name, lines in marks.items()}
 
 
 def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teachers: dict[str, Tensor]) -> None:
