@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import lines_of, read_jsonl, write_whole
 from ..extras import installed
+from ..report.markdown import markdown_table, percent
 from .benchmarks.grading import Grader
 from .benchmarks.problem import Problem
 from .benchmarks.registry import benchmark
@@ -167,11 +168,11 @@ HEADINGS = (
 def score_tables(scores: dict[str, Scores]) -> str:
     """Scores in percent with two standard errors, and what the responses were like."""
     rows = [score_row(name, found) for name, found in scores.items()]
-    lines = [*_table(HEADINGS, rows), "", EXPLANATION]
+    text = f"{markdown_table(HEADINGS, rows)}\n{EXPLANATION}\n"
     for name, found in scores.items():
         for caption, head, parts in part_rows(found):
-            lines += ["", f"## {title(name)}: {caption}", "", *_table(head, parts)]
-    return "\n".join(lines) + "\n"
+            text += f"\n## {title(name)}: {caption}\n\n{markdown_table(head, parts)}"
+    return text
 
 
 Part = tuple[str, Sequence[str], Sequence[Sequence[str]]]
@@ -185,16 +186,16 @@ def part_rows(found: Scores) -> list[Part]:
     others += [(LENIENT, found.last_number)] if found.last_number == found.last_number else []
     tables: list[Part] = []
     if others:
-        tables.append(("other scores", ("score", "share"), [(name, _percent(share)) for name, share in others]))
+        tables.append(("other scores", ("score", "share"), [(name, percent(share)) for name, share in others]))
     if found.seen_problems is not None:
         rest = found.problems - found.seen_problems
         rows = [
-            ("without those in the training data", str(rest), _percent(found.accuracy_unseen)),
-            ("those in the training data", str(found.seen_problems), _percent(found.accuracy_seen)),
+            ("without those in the training data", str(rest), percent(found.accuracy_unseen)),
+            ("those in the training data", str(found.seen_problems), percent(found.accuracy_seen)),
         ]
         tables.append(("trained on", ("problems", "how many", "accuracy"), rows))
     if found.groups:
-        parts = [(group, _percent(accuracy)) for group, accuracy in found.groups.items()]
+        parts = [(group, percent(accuracy)) for group, accuracy in found.groups.items()]
         tables.append(("parts", ("part", "accuracy"), parts))
     return tables
 
@@ -221,28 +222,19 @@ def score_row(name: str, found: Scores) -> tuple[str, ...]:
     return (
         title(name),
         f"{found.problems} × {found.samples}",
-        _percent(found.accuracy),
-        _percent(found.error_sampling),
-        _percent(found.error_problems),
-        f"{_percent(found.pass_at[most])} (k = {most})",
-        *map(_percent, (found.accuracy_ended, found.truncated, found.no_answer, found.undecided)),
+        percent(found.accuracy),
+        percent(found.error_sampling),
+        percent(found.error_problems),
+        f"{percent(found.pass_at[most])} (k = {most})",
+        *map(percent, (found.accuracy_ended, found.truncated, found.no_answer, found.undecided)),
         f"{found.tokens[0]:.0f}",
         f"{found.tokens[1]:.0f} / {found.tokens[2]:.0f}",
         f"{_number(found.tokens_right)} / {_number(found.tokens_wrong)}",
     )
 
 
-def _percent(value: float) -> str:
-    return "–" if value != value else f"{100 * value:.1f}"
-
-
 def _number(value: float) -> str:
     return "–" if value != value else f"{value:.0f}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruled = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return ruled + [f"| {' | '.join(row)} |" for row in rows]
 
 
 Method = Sequence[Path]
@@ -266,8 +258,8 @@ def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
             ours = [read_graded(folder, name) for folder in method]
             accuracy = sum(score(one).accuracy for one in ours) / len(ours)
             difference = "reference" if label == reference else _interval(compare(ours, theirs))
-            rows.append((title(name), label, _percent(accuracy), difference))
-    return "\n".join([*_table(("benchmark", "run", "accuracy", "difference in points"), rows), "", COMPARED]) + "\n"
+            rows.append((title(name), label, percent(accuracy), difference))
+    return f"{markdown_table(('benchmark', 'run', 'accuracy', 'difference in points'), rows)}\n{COMPARED}\n"
 
 
 COMPARED = (

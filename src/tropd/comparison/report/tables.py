@@ -1,10 +1,11 @@
 """The results of a comparison as Markdown, in the layout of the paper's tables: a row for each method, a column for
 each domain, the average last, and beside it the paired difference to the reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...report import page as report
+from ...report.markdown import markdown_table
 from ..plan import TURNS
 from .results import failed_cells, taken_over
 
@@ -29,12 +30,12 @@ def tables_markdown(results: Mapping[str, Any]) -> str:
     for name, setting in results["settings"].items():
         could_not = [f"Preparation failed: {setting['error']}\n"] if setting["error"] else []
         parts += [f"## {name}\n", *(could_not or map(_markdown, setting_tables(setting, results["plan"])))]
-    parts += ["## Every cell\n", _table(*cell_table(results))]
+    parts += ["## Every cell\n", markdown_table(*cell_table(results))]
     failures = failed_cells(results)
     if failures:
         parts += [
             "## Failed or stopped runs\n",
-            _table(["cell", "ending", "why"], [list(row) for row in failures]),
+            markdown_table(["cell", "ending", "why"], [list(row) for row in failures]),
         ]
     return "\n".join(parts)
 
@@ -53,7 +54,7 @@ def _notes(results: Mapping[str, Any]) -> str:
 
 def _markdown(table: report.Table) -> str:
     note = f"\n{table.note}\n" if table.note else ""
-    return f"### {table.caption}\n\n{_table(table.head, table.rows)}{note}"
+    return f"### {table.caption}\n\n{markdown_table(table.head, table.rows)}{note}"
 
 
 def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[report.Table]:
@@ -255,13 +256,3 @@ def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> 
         return mean
     star = " *" if found["excludes_zero"] else ""
     return f"{mean} [{found['low'] * factor:+.{digits}f}, {found['high'] * factor:+.{digits}f}]{star}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(_cell(value) for value in row) for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-def _cell(value: str) -> str:
-    """Text that stays inside its cell."""
-    return " ".join(value.split()).replace("|", "\\|")
