@@ -173,9 +173,9 @@ def generate(
         template: keyword arguments of the chat template, of episodes.
     """
     tokens = 0
-    for rows in file.missing_batches():
+    for lines in file.missing_batches():
         write = partial(_episodes, tools=tools, template=template) if tools.are_there else _responses
-        records, count = write(writer, teacher, file, rows)
+        records, count = write(writer, teacher, file, file.rows(lines))
         file.append(records)
         tokens += count
         advance(len(records))
