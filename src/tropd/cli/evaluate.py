@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..evaluation.responses import ResponseLog, Sampling
     from ..models.files import ModelFiles
 
-NAME = "evaluate"
+HELP = "grade a model on benchmarks"
 
 DESCRIPTION = """\
 Run a model on benchmarks, grade its responses, and write scores with their standard errors.
@@ -79,14 +79,7 @@ WRITTEN_BY = "written_by"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="grade a model on benchmarks",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
     for name, (default, help) in DEFAULTS.items():
@@ -103,7 +96,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--compare", nargs="+", metavar="DIR", help="evaluations to compare; separate the seeds of one by commas"
     )
     parser.add_argument("--reference", metavar="DIR", help="what they are compared with")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data import PromptData
     from ..models.files import ModelFiles
 
-NAME = "export"
+HELP = "write the data of a verl run"
 
 DESCRIPTION = """\
 Write a Parquet file that verl trains on with a method of tropd.
@@ -36,15 +36,7 @@ examples:
   tropd export --to verl --student models/student --data test.jsonl --out val.parquet --validation"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="write the data of a verl run",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = partial(add_option, parser)
 
     option("to", "the program to write for: verl", required=True, choices=("verl",))
@@ -69,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
     option("max_prompts", "export only the first N prompts", type=int, metavar="N")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
-    parser.set_defaults(run=run, takes_fields=True, overrides=[])
+    parser.set_defaults(takes_fields=True, overrides=[])
 
 
 def run(options: argparse.Namespace) -> int:

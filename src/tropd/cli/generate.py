@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..response_file import ResponseFile
     from ..run.tools import RunTools
 
-NAME = "generate"
+HELP = "write teacher responses for a file of prompts"
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -53,15 +53,7 @@ RESERVED = ("add_generation_prompt", "conversation", "return_dict", "tokenize")
 """Arguments of `apply_chat_template` that decide what comes back, and are ours."""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="write teacher responses for a file of prompts",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = partial(add_option, parser)
 
     option("teacher", "model folder of the teacher, its name on the Hub, or its server's address", metavar="DIR")
@@ -93,7 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         kind = {"int": int, "float": float}.get(str(getattr(field.type, "__name__", field.type)).split(" ")[0], str)
         shown = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
         option(field.name, field.metadata["help"], default=field.default, **shown)
-    parser.set_defaults(run=run, takes_fields=True, overrides=[])
+    parser.set_defaults(takes_fields=True, overrides=[])
 
 
 def served_fields() -> list[Field]:
