@@ -12,6 +12,7 @@ from ..models.folder import check_model_folder, check_weights
 from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
+from .generate import DTYPES
 
 if TYPE_CHECKING:
     from ..engines.drawing import Writer
@@ -76,8 +77,6 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
 WRITTEN_BY = "written_by"
 """In evaluation.json: the engine that wrote, or resumed, the responses to a benchmark."""
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
@@ -122,19 +121,32 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: a key of the file that is no option, or of another type.
     """
-    from_file = _read_config(options.config) if options.config else {}
+    from ..run.configuration import convert, read_file
+
+    known = {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}
+    written = read_file(options.config) if options.config else {}
+    for name, value in written.items():
+        if name not in known:
+            raise ValueError(
+                f"{value.place} has {name!r}, which is not an option of `tropd evaluate`{hint(name, known)}."
+            )
     settings = {}
-    for name, default in {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}.items():
-        given = getattr(options, name)
-        value = from_file.get(name, default) if given is None else given
-        wanted = _type_of(name, default)
-        value = float(value) if wanted is float and type(value) is int else value
-        if value is not default and type(value) is not wanted:
-            raise ValueError(f"{name} is {value!r} in {options.config}; it must be {_kind(wanted)}.")
+    for name, default in known.items():
+        if (value := getattr(options, name)) is None:
+            kind = IN_A_FILE.get(name, _type_of(name, default))
+            value = convert(name, written[name], kind) if name in written else default
         settings[name] = value
+    if isinstance(settings["benchmarks"], list):
+        settings["benchmarks"] = ",".join(settings["benchmarks"])
+    if isinstance(settings["chat_template_kwargs"], dict):
+        settings["chat_template_kwargs"] = json.dumps(settings["chat_template_kwargs"])
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {settings['dtype']!r}; choose one of {', '.join(DTYPES)}.")
     return settings
+
+
+IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_template_kwargs": str | dict[str, Any]}
+"""Options that a file may write as lists or mappings."""
 
 
 def _type_of(name: str, default: Any) -> type:
@@ -142,38 +154,6 @@ def _type_of(name: str, default: Any) -> type:
     if default is None:
         return int if name == "batch_size" else str
     return type(default)
-
-
-def _kind(wanted: type) -> str:
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list of files"}[
-        wanted
-    ]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"config is {path}, but there is no such file.")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    known = ["model", *DEFAULTS]
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} has no options; write one per line, such as `benchmarks: aime24,amc23`.")
-    for name in found:
-        if name not in known:
-            raise ValueError(
-                f"{path} has {name!r}, which is not an option of `tropd evaluate`{hint(str(name), known)}."
-            )
-    if isinstance(found.get("benchmarks"), list):
-        found["benchmarks"] = ",".join(map(str, found["benchmarks"]))
-    if isinstance(found.get("trained_on"), str):
-        found["trained_on"] = [found["trained_on"]]
-    if isinstance(found.get("chat_template_kwargs"), dict):
-        found["chat_template_kwargs"] = json.dumps(found["chat_template_kwargs"])
-    return found
 
 
 def _needed(settings: dict[str, Any], *names: str) -> None:

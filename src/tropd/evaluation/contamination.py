@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.prompts import PROBLEM_COLUMNS
+from ..data.overlap import problem_column
 from ..data.sources import read_records
 from ..data.wording import asked, letters_and_digits, wordings
 from .benchmarks.problem import Problem
@@ -65,13 +65,7 @@ def read_trained_on(sources: Sequence[str]) -> TrainedOn:
     rows: list[tuple[str, frozenset[str], tuple[str, ...]]] = []
     for source in sources:
         records = [record for record in read_records(source, split="train") if not record.fault]
-        there = dict.fromkeys(name for record in records for name in record.values)
-        column = next((name for name in PROBLEM_COLUMNS if name in there), None)
-        if column is None:
-            raise ValueError(
-                f"trained_on has {source}, which has no column {' or '.join(PROBLEM_COLUMNS)} (it has: "
-                f"{', '.join(there) or 'none'}). Name a file of prompts."
-            )
+        column = problem_column(f"trained_on has {source}, which", records)
         values = [record.values.get(column) for record in records]
         texts = wordings([asked(value) if isinstance(value, str | list) else "" for value in values])
         for record, forms in zip(records, texts, strict=True):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..suggestions import nearest
-from .safetensors_header import read_header
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+LFS_POINTER = b"version https://git-lfs"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
@@ -83,7 +83,7 @@ def check_model_folder(name: str | Path, role: str) -> None:
     folder, start = Path(name), f"{role} is {str(name)!r}"
     _check_is_folder(folder, start)
     _check_config(folder, start)
-    _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_header(file, start)})
+    _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_shapes(file, start)})
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
             f"{start}, which has no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary file). Copy the "
@@ -237,6 +237,27 @@ def weight_files(folder: Path, start: str) -> list[Path]:
             f"missing, the first is {missing[0]}. Copy or download the missing files."
         )
     return [folder / name for name in shards]
+
+
+def read_shapes(path: Path, start: str) -> dict[str, list[int]]:
+    """The tensors of a safetensors file and their shapes, from its header.
+
+    Raises:
+        ValueError: it is truncated, or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{start}, whose {path.name} is a Git LFS pointer without weights. Run `git lfs pull`.")
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{start}, whose {path.name} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}). Copy "
+            "or download it again."
+        ) from error
 
 
 def _weight_map(folder: Path, start: str) -> dict[str, Any]:

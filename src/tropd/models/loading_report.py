@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig
 
-from .folder import read_by_transformers
+from .folder import read_by_transformers, read_shapes
 from .hidden_states import language_model_class
-from .safetensors_header import read_header
 
 
 class LoadingReport(NamedTuple):
@@ -45,7 +44,7 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return LoadingReport([], [])  # each method stores weights under names of its own
-    shapes = {name: tensor["shape"] for file in files for name, tensor in read_header(file, start).items()}
+    shapes = {name: shape for file in files for name, shape in read_shapes(file, start).items()}
     with read_by_transformers(start, "config.json"), torch.device("meta"):
         built = language_model_class(config, start).from_config(config, trust_remote_code=trust_remote_code)
     try:

@@ -1,11 +1,9 @@
 """What the preflight finds out without weights, as sentences with a level."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "note", "warning", "refusal"]
-LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "refusal")
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,3 @@ class Finding:
     level: Level
     subject: str
     sentence: str
-
-
-def worst_level(findings: Sequence[Finding]) -> Level:
-    """The gravest level among `findings`, `ok` for none.
-
-    >>> worst_level([Finding("ok", "padding", "…"), Finding("note", "heads", "…")])
-    'note'
-    """
-    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
