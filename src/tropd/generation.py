@@ -115,11 +115,7 @@ def _render(
 
 
 def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFiles) -> None:
-    """Refuse prompts that the teacher cannot read or that leave no room for a response, and a teacher without an end.
-
-    Raises:
-        ValueError: naming the rows.
-    """
+    """Refuse prompts that the teacher cannot read or that leave no room for a response, and a teacher without an end."""
     if not teacher.eos_ids:
         raise ValueError(
             "neither the teacher's generation_config.json nor its tokenizer names an end-of-sequence token, so no "

@@ -76,11 +76,7 @@ class Prompts:
 
 
 def as_json(row: Row, place: str) -> str:
-    """A row as one line.
-
-    Raises:
-        ValueError: a value that JSON cannot carry, such as a date, bytes or not-a-number.
-    """
+    """A row as one line."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ from ..models.folder import check_model_folder, check_weights
 from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
-from .generate import DTYPES
+from .generate import DTYPES, json_mapping
 
 if TYPE_CHECKING:
     from ..engines.drawing import Writer
@@ -116,11 +116,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _resolved(options: argparse.Namespace) -> dict[str, Any]:
-    """Every option: from the command line, else from the file, else its default.
-
-    Raises:
-        ValueError: a key of the file that is no option, or of another type.
-    """
+    """Every option: from the command line, else from the file, else its default."""
     from ..run.configuration import convert, read_file
 
     known = {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}
@@ -280,15 +276,8 @@ def _evaluate(settings: dict[str, Any]) -> int:
 def _sampling(settings: dict[str, Any]) -> "Sampling":
     from ..evaluation.responses import Sampling
 
-    try:
-        template = json.loads(settings["chat_template_kwargs"])
-    except json.JSONDecodeError:
-        template = None
-    if not isinstance(template, dict):
-        raise ValueError(
-            f"chat_template_kwargs is {settings['chat_template_kwargs']!r}; write a JSON object, in single quotes for "
-            "the shell: --chat_template_kwargs '{\"enable_thinking\": false}'."
-        )
+    example = '{"enable_thinking": false}'
+    template = json_mapping("chat_template_kwargs", settings["chat_template_kwargs"], example) or {}
     taken = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed", "dtype")
     engine = writers.kind_of(settings["engine"])
     return Sampling(
@@ -344,11 +333,7 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
 
 
 def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]") -> None:
-    """Put the engine into `evaluation.json`.
-
-    Raises:
-        ValueError: a server answers as another model than the one that wrote the first responses.
-    """
+    """Put the engine into `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION
     from ..teacher.served.served import is_same_model
@@ -416,11 +401,7 @@ def _timed(name: str) -> Iterator[None]:
 
 
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:
-    """Grade stored responses again, by the graders of today.
-
-    Raises:
-        ValueError: no evaluation is there, or the benchmark's files are others than those that were asked.
-    """
+    """Grade stored responses again, by the graders of today."""
     from ..evaluation.responses import sha256_of
     from ..evaluation.results import EVALUATION, responses_path
 

@@ -71,11 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """The key, without which no other machine is served.
-
-    Raises:
-        ValueError: the field and what to type.
-    """
+    """The key, without which no other machine is served."""
     from ..teacher.served.address import TEACHER, read_key
 
     key = read_key(options.api_key_env, field="api_key_env")

@@ -55,11 +55,7 @@ def report_cells(plan: Plan, setting: str, label: str, learning_rate: float) -> 
 
 
 def pairs(plan: Plan, only: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Every setting with every method, or those that `only` names: a setting, label, or pattern as `multi-domain/*`.
-
-    Raises:
-        ValueError: a name that fits nothing.
-    """
+    """Every setting with every method, or those that `only` names: a setting, label, or pattern as `multi-domain/*`."""
     every = [(setting, label) for setting in plan.settings for label in plan.methods]
 
     def fits(word: str, setting: str, label: str) -> bool:

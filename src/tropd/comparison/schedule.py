@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_whole
 from .cells import GRID, Cell, count_cells, next_cells, pairs
 from .layout import RESULT, Layout, Told
 from .plan import Plan
@@ -179,12 +179,12 @@ class Schedule:
             if not self.layout.is_ready(task.name):
                 self.unprepared.add(task.name)
                 if not self.layout.setting_error(task.name).is_file():
-                    _write(self.layout.setting_error(task.name), _ended(worker) + "\n")
+                    write_whole(self.layout.setting_error(task.name), _ended(worker) + "\n")
             else:
                 self.layout.setting_error(task.name).unlink(missing_ok=True)
         elif not (self.layout.cell(task.name) / RESULT).is_file():
             result = asdict(task.cell) | {"failure": None, "error": _ended(worker), "scores": None}
-            _write(self.layout.cell(task.name) / RESULT, json.dumps(result) + "\n")
+            write_whole(self.layout.cell(task.name) / RESULT, json.dumps(result) + "\n")
 
     def _tell(self, ended: Task | None) -> None:
         results = self.layout.results()
@@ -242,9 +242,3 @@ class Schedule:
 def _ended(worker: Worker) -> str:
     code = worker.process.returncode
     return f"the process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'} before the work was done"
-
-
-def _write(path: Path, text: str) -> None:
-    from ..atomic_files import write_whole
-
-    write_whole(path, text)

@@ -189,11 +189,7 @@ def _problems(source: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def problem_column(part: str, records: Sequence[Record]) -> str:
-    """The column that holds what is asked.
-
-    Raises:
-        ValueError: there is none of a known name.
-    """
+    """The column that holds what is asked."""
     there = dict.fromkeys(name for record in records for name in record.values)
     for name in PROBLEM_COLUMNS:
         if name in there:

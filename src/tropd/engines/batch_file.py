@@ -24,9 +24,6 @@ class BatchFile:
 
     Attributes:
         done: lines that are on the disk.
-
-    Raises:
-        ValueError: the file was begun with something else, was written by something else, or was edited.
     """
 
     def __init__(self, path: Path, settings: Path, described: dict[str, Any], total: int, batch_size: int):

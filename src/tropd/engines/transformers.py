@@ -15,11 +15,7 @@ from .drawing import Drawing, Responses
 
 @contextmanager
 def enough_memory(responses: int, model: Any) -> Iterator[None]:
-    """Report that a batch of this size does not fit into memory.
-
-    Raises:
-        ValueError: memory has run out.
-    """
+    """Report that a batch of this size does not fit into memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -12,11 +12,7 @@ from .drawing import Drawing, Responses
 
 
 def check_installed() -> None:
-    """Refuse `engine: vllm` where there is no vLLM, before anything is read.
-
-    Raises:
-        ValueError: with what to install.
-    """
+    """Refuse `engine: vllm` where there is no vLLM, before anything is read."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "engine is 'vllm', but vLLM is not installed. Install it with: pip install -c constraints-vllm.txt "
@@ -36,9 +32,6 @@ class VllmWriter:
         tensor_parallel_size: GPUs over which the weights are split.
         enforce_eager: start sooner, without compiling and CUDA graphs, and write slower.
         trust_remote_code: run the code that the model brings along.
-
-    Raises:
-        ValueError: the engine does not start; with its reason.
     """
 
     def __init__(

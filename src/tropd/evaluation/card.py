@@ -16,11 +16,7 @@ CARD = "README.md"
 
 
 def read_card(text: str) -> ModelCard:
-    """The card with this text.
-
-    Raises:
-        ValueError: its head cannot be read.
-    """
+    """The card with this text."""
     try:
         return ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:

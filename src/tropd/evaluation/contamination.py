@@ -57,11 +57,7 @@ class TrainedOn:
 
 
 def read_trained_on(sources: Sequence[str]) -> TrainedOn:
-    """Files, folders or names of training data.
-
-    Raises:
-        ValueError: one that cannot be read, or that has no column with what is asked.
-    """
+    """Files, folders or names of training data."""
     rows: list[tuple[str, frozenset[str], tuple[str, ...]]] = []
     for source in sources:
         records = [record for record in read_records(source, split="train") if not record.fault]

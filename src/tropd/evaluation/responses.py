@@ -155,11 +155,7 @@ def read_prompts(problems: Sequence[Problem], tokenizer: Any, sampling: Sampling
 
 
 def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
-    """Refuse a model without an end, and prompts that leave no room for a response.
-
-    Raises:
-        ValueError: with what to change.
-    """
+    """Refuse a model without an end, and prompts that leave no room for a response."""
     if not model.eos_ids:
         raise ValueError(
             f"neither generation_config.json nor the tokenizer of {sampling.model} names an end of sequence, so no "

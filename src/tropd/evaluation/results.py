@@ -64,11 +64,7 @@ def overlap_path(folder: Path, name: str) -> Path:
 def grade(
     folder: Path, name: str, problems: Sequence[Problem], thinking_opened: bool, advance: Callable[[int], Any]
 ) -> list[Graded]:
-    """Judge the responses of one benchmark and write the verdicts, whole.
-
-    Raises:
-        ValueError: a grader cannot be had here.
-    """
+    """Judge the responses of one benchmark and write the verdicts, whole."""
     by_id = {problem.id: problem for problem in problems}
     graded, lines = [], []
     with Grader(name) as grader:
@@ -106,11 +102,7 @@ def is_graded(folder: Path, name: str) -> bool:
 
 
 def read_graded(folder: Path, name: str) -> list[Graded]:
-    """The verdicts of a benchmark.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The verdicts of a benchmark."""
     path = verdicts_path(folder, name)
     if not path.is_file():
         raise ValueError(f"{folder} has no verdicts of {name}. Finish that evaluation, or name another folder.")
@@ -120,11 +112,7 @@ def read_graded(folder: Path, name: str) -> list[Graded]:
 
 
 def graded_benchmarks(folder: Path) -> list[str]:
-    """Names of the benchmarks that a folder has verdicts of.
-
-    Raises:
-        ValueError: it is no folder of an evaluation.
-    """
+    """Names of the benchmarks that a folder has verdicts of."""
     names = sorted(path.stem for path in (folder / "verdicts").glob("*.jsonl"))
     if not names:
         raise ValueError(f"{folder} has no verdicts/, so it is not a finished evaluation. Name the --out of one.")
@@ -242,11 +230,7 @@ Method = Sequence[Path]
 
 
 def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
-    """Accuracy of each method minus the reference's, benchmark by benchmark, with 95% intervals.
-
-    Raises:
-        ValueError: no benchmark is in all of them, or they were asked other problems.
-    """
+    """Accuracy of each method minus the reference's, benchmark by benchmark, with 95% intervals."""
     folders = [folder for method in methods.values() for folder in method]
     names = sorted(set.intersection(*(set(graded_benchmarks(folder)) for folder in folders)))
     if not names:

@@ -65,9 +65,6 @@ def check_model_folder(name: str | Path, role: str) -> None:
     Args:
         name: a folder, or a Hub name, which is not checked.
         role: `student` or `teacher`; starts the sentence.
-
-    Raises:
-        ValueError: with the value, what is wrong, and what to type.
     """
     if "://" in str(name):
         raise ValueError(
@@ -105,9 +102,6 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
         name: a folder or a Hub name.
         role: `student` or `teacher`; starts the sentence.
         trust_remote_code: run code from the folder.
-
-    Raises:
-        ValueError: naming up to three tensors that are missing, or of another shape.
     """
     if not is_local(name):
         return
@@ -220,11 +214,7 @@ def _instead_of(folder: Path) -> str:
 
 
 def weight_files(folder: Path, start: str) -> list[Path]:
-    """The safetensors files that Transformers would load.
-
-    Raises:
-        ValueError: there are none, or the index names files that are not there.
-    """
+    """The safetensors files that Transformers would load."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -240,11 +230,7 @@ def weight_files(folder: Path, start: str) -> list[Path]:
 
 
 def read_shapes(path: Path, start: str) -> dict[str, list[int]]:
-    """The tensors of a safetensors file and their shapes, from its header.
-
-    Raises:
-        ValueError: it is truncated, or not a safetensors file.
-    """
+    """The tensors of a safetensors file and their shapes, from its header."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as stream:

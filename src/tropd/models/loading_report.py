@@ -36,9 +36,6 @@ def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote
         files: its safetensors files.
         start: how a sentence starts, such as `teacher is 'models/teacher'`.
         trust_remote_code: run code from the folder.
-
-    Raises:
-        ValueError: weights that Transformers cannot put together, such as experts of which one lacks a part.
     """
     with read_by_transformers(start, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

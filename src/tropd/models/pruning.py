@@ -62,11 +62,7 @@ def _is_number(text: str) -> bool:
 
 
 def check_layers(keep: Sequence[int], num_layers: int) -> None:
-    """Refuse a choice of layers that is no smaller model of the same order.
-
-    Raises:
-        ValueError: none, all, a layer that is not there or is named twice, or a changed order.
-    """
+    """Refuse a choice of layers that is no smaller model of the same order."""
     start = f"keep_layers is {','.join(map(str, keep))}"
     if not keep:
         raise ValueError(f"keep_layers is empty; keep at least one of the teacher's layers 0 to {num_layers - 1}.")
@@ -97,9 +93,6 @@ def write_student(
         keep: layer numbers, ascending.
         out: a folder that does not exist yet, or is empty.
         trust_remote_code: run code from the teacher's folder.
-
-    Raises:
-        ValueError: see `check_out`, `read_model_files` and `keep_layers`.
     """
     out = Path(out)
     check_out(out)
@@ -158,11 +151,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's decoder layers.
-
-    Raises:
-        ValueError: an architecture that keeps its layers elsewhere.
-    """
+    """The list of a model's decoder layers."""
     decoder = model.get_decoder()
     layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
     if not isinstance(layers, nn.ModuleList) or len(layers) != _num_layers(model):

@@ -74,11 +74,7 @@ def _num_checkpoints(args: "TrOPDConfig", max_steps: int) -> int:
 
 
 def check_disk(output_dir: str | Path, needed: int) -> None:
-    """Refuse an output directory without room for `needed` bytes; the folder need not exist yet.
-
-    Raises:
-        ValueError: with the folder, what is free, what is needed, and what to type.
-    """
+    """Refuse an output directory without room for `needed` bytes; the folder need not exist yet."""
     folder = Path(output_dir).expanduser().absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(existing).free

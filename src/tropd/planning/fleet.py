@@ -70,9 +70,6 @@ def plan_fleets(
         micro_rows: the most sequences that a GPU takes at once.
         num_generations: rollouts of a prompt; a GPU gets whole prompts.
         lengths: further arguments of `plan_run`, such as `prompt_tokens` and `response_tokens`.
-
-    Raises:
-        ValueError: the sequences cannot be split evenly.
     """
     fleets = []
     for number in gpus:

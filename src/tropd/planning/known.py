@@ -29,9 +29,6 @@ ALIASES = {"Qwen3-SFT-1.7B": "Qwen3-1.7B", "Qwen3-Nemotron-4B": "Qwen3-4B"}
 def shape_by_name(name: str) -> ModelShape:
     """The shape of a model folder, of a model in `KNOWN` (by the last part of its name), of a name of the Hub, or of
     what lies behind a server.
-
-    Raises:
-        ValueError: neither here, nor known, nor to be had.
     """
     if is_served(name):
         return served_shape(name)

@@ -132,11 +132,7 @@ def draw(rng: random.Random, level: int) -> Order:
 
 
 def orders(split: Split, count: int, seed: int, levels: Sequence[int] = (1, 2, 3, 4)) -> list[Order]:
-    """Different problems of a split; the same arguments give the same.
-
-    Raises:
-        ValueError: there are fewer.
-    """
+    """Different problems of a split; the same arguments give the same."""
     rng = random.Random(f"{split} {seed}")
     found: dict[str, Order] = {}
     without_news = 0

@@ -77,11 +77,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of a file that may be being written: a last line without its end is not there yet.
-
-    Raises:
-        ValueError: a line is no record.
-    """
+    """The records of a file that may be being written: a last line without its end is not there yet."""
     text = file.read_text(encoding="utf-8")
     lines = lines_of(text[: text.rfind("\n") + 1])
     try:

@@ -44,9 +44,6 @@ def run_page(folders: Sequence[Path], follow: int | None = None) -> str:
     Args:
         folders: of the runs; several stand side by side.
         follow: seconds after which the page asks for itself again, while a run goes on.
-
-    Raises:
-        ValueError: a folder is no run's, or one of its files is damaged.
     """
     runs = [read_run(folder) for folder in folders]
     names = run_names(runs)

@@ -69,11 +69,7 @@ class Configuration:
         return replace(self, trainer={**self.trainer, **trainer})
 
     def training_arguments(self, **defaults: Any) -> Any:
-        """The `TrOPDConfig`; `defaults` are fields for where the configuration is silent.
-
-        Raises:
-            ValueError: values that contradict each other, in the words of TRL, Transformers or ours.
-        """
+        """The `TrOPDConfig`; `defaults` are fields for where the configuration is silent."""
         from ..training.config import TrOPDConfig
 
         try:
@@ -196,11 +192,7 @@ def _values_of(node: Any, path: Path) -> dict[str, Value]:
 
 
 def _places(root: Any, path: Path) -> dict[str, str]:
-    """Every name of a mapping, and of those in it as `methods.tropd.gate`, with where it is written.
-
-    Raises:
-        ValueError: a name that is given twice in one mapping.
-    """
+    """Every name of a mapping, and of those in it as `methods.tropd.gate`, with where it is written."""
     found: dict[str, str] = {}
     met, waiting = set(), [("", root)]
     while waiting:

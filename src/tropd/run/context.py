@@ -67,11 +67,7 @@ class ContextFit:
         return self._fit(data, lengths, read, budget, "prompt" if same else "teacher_prompt")
 
     def _seen(self, contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
-        """Tokens of each prompt as a teacher sees it.
-
-        Raises:
-            ValueError: a chat template that refuses the messages, or that is none.
-        """
+        """Tokens of each prompt as a teacher sees it."""
         from jinja2 import TemplateError
 
         try:
@@ -132,9 +128,6 @@ def tokenize(
         prompts: of one form.
         template_kwargs: keyword arguments of the chat template.
         tools: those of each prompt, where there are any.
-
-    Raises:
-        ValueError: a chat template that refuses the messages, in its own words.
     """
     from jinja2 import TemplateError
 

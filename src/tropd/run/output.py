@@ -24,9 +24,6 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
     Args:
         output_dir: where the run goes.
         resume: `latest`, a checkpoint's folder, or `None` for a new run.
-
-    Raises:
-        ValueError: with what is in the folder, and what to type.
     """
     directory = Path(os.path.expanduser(output_dir))  # as Transformers will read it
     check_place(directory)
@@ -47,11 +44,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
 
 
 def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:
-    """A run resumes with the method it began with; other changed settings, and a different teacher, are reported.
-
-    Raises:
-        ValueError: another method, or other parts of it.
-    """
+    """A run resumes with the method it began with; other changed settings, and a different teacher, are reported."""
     from ..training.checkpointing.fingerprints import changed_settings
 
     path = Path(output_dir) / "run.json"

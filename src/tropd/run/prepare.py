@@ -123,11 +123,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
 
 
 def check_benchmarks(args: Any, configuration: Configuration) -> None:
-    """Refuse benchmarks that are not found or cannot be graded here, before weights are loaded.
-
-    Raises:
-        ValueError: with the field, where it was written, and what to type.
-    """
+    """Refuse benchmarks that are not found or cannot be graded here, before weights are loaded."""
     from ..training.benchmarks import load_asked
 
     try:
@@ -139,11 +135,7 @@ def check_benchmarks(args: Any, configuration: Configuration) -> None:
 
 
 def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: ModelFiles) -> ModelFiles:
-    """A teacher's small files, or what its server reports instead.
-
-    Raises:
-        ValueError: the teacher cannot be read; the message says what to type.
-    """
+    """A teacher's small files, or what its server reports instead."""
     model = teachers[name]
     if not is_served(model):
         return read_model_files(model, trust_remote_code=args.trust_remote_code, role=field_of(name))
@@ -152,11 +144,7 @@ def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: M
 
 
 def arguments_of(configuration: Configuration) -> Any:
-    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written.
-
-    Raises:
-        ValueError: with the field, where it was written, its value, why, and what to type.
-    """
+    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written."""
     from ..training.config import TrOPDConfig
 
     defaults = {field.name: field.default for field in fields(TrOPDConfig)}
@@ -187,11 +175,7 @@ def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> None:
-    """Refuse a teacher that does not read the student's token ids, by its name where it has one.
-
-    Raises:
-        ValueError: with the ids that differ.
-    """
+    """Refuse a teacher that does not read the student's token ids, by its name where it has one."""
     try:
         check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     except ValueError as error:
@@ -206,11 +190,7 @@ def compare(
     args: Any,
     tools: RunTools = NO_TOOLS,
 ) -> list[Finding]:
-    """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused.
-
-    Raises:
-        ValueError: every refusal, one a line.
-    """
+    """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused."""
     found = {
         name: _compared(student, teacher, tools.told(_rows_for(data, name, longest_row)), args_of(args, name, teachers))
         for name, teacher in teachers.items()

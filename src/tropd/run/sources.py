@@ -132,9 +132,6 @@ def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) ->
         data: the training data.
         args: the configuration.
         shares_base: is the teacher the student's own base, sharded as the student is?
-
-    Raises:
-        ValueError: a sharded teacher would have to write.
     """
     if not args.resolved_method().guided:
         if "teacher_response" not in data.dataset.column_names:

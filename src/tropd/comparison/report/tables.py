@@ -1,7 +1,7 @@
 """The results of a comparison as Markdown, in the layout of the paper's tables: a row for each method, a column for
 each domain, the average last, and beside it the paired difference to the reference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report import page as report
@@ -113,24 +113,15 @@ def trust_table(setting: Mapping[str, Any]) -> Table:
     """A column for each turn that episodes of all levels have."""
     every = [f"trust_{turn}" for turn in range(1, TURNS + 1)]
     names = [name for name in every if any(name in scores for _, scores in _before(setting))]
-    rows = [[name, *(_plain(scores.get(column), 1, 3) for column in names)] for name, scores in _before(setting)]
-    for label, method in setting["methods"].items():
-        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(column), 1, 3) for column in names)])
-    return ["method", *(f"turn {name.removeprefix('trust_')}" for name in names)], rows
+    head = ["method", *(f"turn {name.removeprefix('trust_')}" for name in names)]
+    return head, _score_rows(setting, [(name, 1, 3) for name in names])
 
 
 def ending_table(setting: Mapping[str, Any]) -> Table | None:
     """The share of responses that end, and their length; `None` where it was not measured."""
     if not any("ended" in scores for _, scores in _before(setting)):
         return None
-    rows = [
-        [name, _plain(scores.get("ended"), 100, 1), _plain(scores.get("length"), 1, 0)]
-        for name, scores in _before(setting)
-    ]
-    for label, method in setting["methods"].items():
-        found = method["metrics"]
-        rows.append([_row_name(label, method), _mean(found.get("ended"), 100, 1), _mean(found.get("length"), 1, 0)])
-    return ["method", "ended (%)", "tokens"], rows
+    return ["method", "ended (%)", "tokens"], _score_rows(setting, [("ended", 100, 1), ("length", 1, 0)])
 
 
 def distance_table(setting: Mapping[str, Any]) -> Table | None:
@@ -138,10 +129,18 @@ def distance_table(setting: Mapping[str, Any]) -> Table | None:
     shown = _distances(setting)
     if not shown:
         return None
-    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown)] for name, scores in _before(setting)]
-    for label, method in setting["methods"].items():
-        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(name), 1, 3) for name, _ in shown)])
-    return ["method", *(title for _, title in shown)], rows
+    return ["method", *(title for _, title in shown)], _score_rows(setting, [(name, 1, 3) for name, _ in shown])
+
+
+def _score_rows(setting: Mapping[str, Any], columns: Sequence[tuple[str, int, int]]) -> list[list[str]]:
+    """Scores, each with its factor and digits: of the models before training, then of the methods."""
+    before = [
+        [name, *(_plain(scores.get(score), *form) for score, *form in columns)] for name, scores in _before(setting)
+    ]
+    return before + [
+        [_row_name(label, method), *(_mean(method["metrics"].get(score), *form) for score, *form in columns)]
+        for label, method in setting["methods"].items()
+    ]
 
 
 def difference_table(setting: Mapping[str, Any], reference: str) -> Table | None:
@@ -232,7 +231,7 @@ def _missing(method: Mapping[str, Any]) -> list[str]:
     return ["rate not chosen yet" if method["learning_rate"] is None else "not run yet"]
 
 
-def _plain(value: float | None, factor: float, digits: int) -> str:
+def _plain(value: float | None, factor: int, digits: int) -> str:
     return NOTHING if value is None else f"{value * factor:.{digits}f}"
 
 
@@ -240,7 +239,7 @@ def _count(value: float | None) -> str:
     return NOTHING if value is None else f"{round(value):,}"
 
 
-def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+def _mean(found: Mapping[str, Any] | None, factor: int, digits: int) -> str:
     if found is None:
         return NOTHING
     error = found["standard_error"]
@@ -248,7 +247,7 @@ def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
     return f"{found['mean'] * factor:.{digits}f}{spread}"
 
 
-def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+def _difference(found: Mapping[str, Any] | None, factor: int, digits: int) -> str:
     if found is None:
         return NOTHING
     mean = f"{found['mean'] * factor:+.{digits}f}"

@@ -31,11 +31,7 @@ PROMPT = "{text}\n\nGive the whole Python function, with its imports, in one blo
 
 
 def load_mbpp_plus(content: bytes) -> list[Problem]:
-    """JSONL, compressed or not.
-
-    Raises:
-        ValueError: inputs whose types cannot be told.
-    """
+    """JSONL, compressed or not."""
     text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     return [_problem(json.loads(line)) for line in text.decode().split("\n") if line.strip()]
 

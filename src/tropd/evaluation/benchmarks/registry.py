@@ -243,11 +243,7 @@ BENCHMARKS = {
 
 
 def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
-    """A benchmark by its name, or a user's own by the path of its JSONL file; `field` is where it was named.
-
-    Raises:
-        ValueError: there is none, with what was probably meant.
-    """
+    """A benchmark by its name, or a user's own by the path of its JSONL file; `field` is where it was named."""
     if is_procedural(name):
         return _procedural(name)
     path, at, function = name.partition(".jsonl@")
@@ -328,11 +324,7 @@ class Found:
 
 
 def find(one: Benchmark, folder: Path) -> Found:
-    """Look for a benchmark's files.
-
-    Raises:
-        ValueError: they are not there, with where a user gets them.
-    """
+    """Look for a benchmark's files."""
     paths: list[Path] = []
     for file in one.files:
         found = sorted(folder.glob(file.path)) if "*" in file.path else [folder / file.path]

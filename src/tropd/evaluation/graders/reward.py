@@ -27,11 +27,7 @@ class RewardTest:
 
 
 def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
-    """The function at `package.module:function`, from the working directory too.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The function at `package.module:function`, from the working directory too."""
     module, _, attribute = name.partition(":")
     try:
         found = import_own(module, attribute)
@@ -48,11 +44,7 @@ def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
 
 
 def grade_by_reward(response: str, test: RewardTest) -> Verdict:
-    """The function's word on one response. It is the user's own code, and runs in this process.
-
-    Raises:
-        ValueError: it failed, or gave no number.
-    """
+    """The function's word on one response. It is the user's own code, and runs in this process."""
     columns = {name: [value] for name, value in test.columns.items()}
     try:
         given = test.function(prompts=[test.prompt], completions=[response], **columns)
