@@ -21,16 +21,7 @@ from .teacher.context import check_renders_tools, text_ids, tools_of
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file of responses holds.
-
-    Attributes:
-        responses: how many.
-        tokens: of all responses, without the ends of sequence.
-        ended: responses that the teacher ended; the others were cut at `max_new_tokens`.
-        empty: responses without a token.
-        messages: of all episodes, where there are tools.
-        rewards: of the episodes that an environment has judged.
-    """
+    """What a file of responses holds; tokens without ends of sequence, messages and rewards of episodes."""
 
     responses: int
     tokens: int
@@ -115,7 +106,7 @@ def _render(
 
 
 def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFiles) -> None:
-    """Refuse prompts that the teacher cannot read or that leave no room for a response, and a teacher without an end."""
+    """Refuse prompts that the teacher cannot read or that leave no room to respond, and a teacher without an end."""
     if not teacher.eos_ids:
         raise ValueError(
             "neither the teacher's generation_config.json nor its tokenizer names an end-of-sequence token, so no "

@@ -19,18 +19,7 @@ REWARD = "teacher_reward"
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What decides the responses; a file is only continued with the settings that it was begun with.
-
-    Attributes:
-        teacher: folder or name, as given.
-        max_new_tokens: length at which a response is cut.
-        temperature: of the softmax.
-        responses_per_prompt: side by side in the file.
-        batch_size: responses sampled together; a batch cut short is sampled again as a whole.
-        seed: of the whole file.
-        dtype: in which the teacher computes; `auto` is the stored one.
-        engine: what writes: `hf`, `vllm` or `server`; they draw other responses with one seed.
-    """
+    """What decides the responses, as `tropd generate --help` explains it; a file is continued only with the same."""
 
     teacher: str
     max_new_tokens: int = 512
@@ -55,13 +44,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The rows of a data set, ready to be answered.
-
-    Attributes:
-        rows: copied to the output, each with its response.
-        places: `file:line` of each row, for messages.
-        contexts: token ids that the teacher reads.
-    """
+    """The rows of a data set with their `file:line`, ready to be answered, and the token ids that the teacher reads."""
 
     rows: Sequence[Row]
     places: Sequence[str]

@@ -52,13 +52,7 @@ class Requirement(NamedTuple):
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that one may want to run here.
-
-    Attributes:
-        what: in words.
-        lacking: what stands in the way, in words; empty where nothing does.
-        command: what to type for it; empty where no command helps.
-    """
+    """Something that one may want to run here, what stands in the way in words, and what to type for it."""
 
     what: str
     lacking: str

@@ -80,13 +80,7 @@ def show_time(inputs: Any, times: Any, mean_length: float) -> None:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the models said to a few prompts.
-
-    Attributes:
-        found: all of it, as plain data; of several teachers, each one's by its name.
-        times: how long it took; `None` where nothing was asked.
-        mean_length: tokens of a response.
-    """
+    """What the models said to a few prompts, as plain data; `times` is `None` where nothing was asked."""
 
     found: dict[str, Any]
     times: Any = None

@@ -14,12 +14,7 @@ GRID, REPORT = "grid", "report"
 class Cell:
     """One run: a method in a setting, at a learning rate, with a seed.
 
-    Attributes:
-        setting: name of the setting.
-        label: of the method.
-        learning_rate: of the run.
-        seed: of the run.
-        kind: `grid` is measured on validation prompts and chooses a rate, `report` on test prompts.
+    A cell of the `grid` is measured on validation prompts and chooses a rate, one to `report` on test prompts.
     """
 
     setting: str

@@ -52,17 +52,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a comparison.
+    """Progress of a comparison, in cells; of what runs, how far each `told` it is.
 
-    Attributes:
-        done: cells that have ended.
-        total: cells of the whole comparison.
-        ended: the task that has just ended; `None` where none has.
-        well: did it end well? A cell that collapsed did.
-        result: of that cell, if it was one.
-        running: what is being worked on.
-        told: of that, how far each said it is.
-        seconds_left: forecast from the cells done so far; `None` before the first.
+    `ended` is the task that has just ended, `well` where it did (a cell that collapsed did), with its `result`.
+    `seconds_left` is `None` before the first cell.
     """
 
     done: int

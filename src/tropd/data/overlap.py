@@ -26,13 +26,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How often prompts repeat.
-
-    Attributes:
-        rows: all of them.
-        different: how many different prompts they hold.
-        groups: the places of each prompt that repeats, the most frequent first.
-    """
+    """How often prompts repeat: `groups` has the places of each that does, the most frequent first."""
 
     rows: int
     different: int
@@ -52,14 +46,8 @@ class Duplicates:
 class Overlap:
     """What training prompts and an evaluation set have in common.
 
-    Attributes:
-        training: the training data.
-        evaluation: the evaluation set.
-        training_rows: rows of the training data.
-        evaluation_problems: problems of the evaluation set.
-        pairs: for each training row that holds an evaluation problem, its place and the place of that problem.
-        problems: how many evaluation problems are in the training data.
-        word_for_word: how many of them are there word for word, spaces aside.
+    `pairs` has, for each training row that holds an evaluation problem, its place and the problem's. So many `problems`
+    are in the training data, and `word_for_word` of them are there as they stand, spaces aside.
     """
 
     training: str

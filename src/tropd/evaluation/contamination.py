@@ -30,13 +30,8 @@ SAME, RUNS = "same text", f"{WORDS}-word runs"
 
 @dataclass(frozen=True)
 class Seen:
-    """A problem that was trained on.
-
-    Attributes:
-        how: `SAME` or `RUNS`.
-        share: of the problem's runs that the row holds; 1 for the same text.
-        place: `file:line` of the first row that holds most of it.
-    """
+    """A problem that was trained on: how it was found, the share of its runs, and `file:line` of the row that holds
+    most of it."""
 
     how: str
     share: float
@@ -45,12 +40,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Training data, read once for all benchmarks.
-
-    Attributes:
-        sha256: of each file, by its name.
-        rows: place, key of each wording of what was asked, words of all texts.
-    """
+    """Training data, read once: the files' digests, and of each row its place, the key of each wording, and all
+    words."""
 
     sha256: dict[str, str]
     rows: Sequence[tuple[str, frozenset[str], tuple[str, ...]]]

@@ -19,22 +19,7 @@ MOST_SAMPLES = 2**16
 
 @dataclass(frozen=True)
 class Sampling:
-    """All settings that determine a model's responses; a file of responses is resumed only with the same settings.
-
-    Attributes:
-        model: folder or name, as given.
-        temperature: of the softmax; 0 takes the likeliest token.
-        top_p: draw from the likeliest tokens that together have this probability; 1 means all.
-        top_k: draw from this many likeliest tokens; 0 means all.
-        min_p: draw from tokens at least this likely relative to the likeliest; 0 means all.
-        max_new_tokens: length at which a response is cut.
-        batch_size: responses sampled together.
-        seed: of all draws.
-        dtype: in which the model computes; `auto` is the stored one, or the server's.
-        engine: what generates: `hf`, `vllm` or `server`; with the same seed they draw different responses.
-        system_prompt: a message before every problem.
-        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": false}`.
-    """
+    """All that determines a model's responses, as `tropd evaluate --help` explains it; resumed only with the same."""
 
     model: str
     temperature: float = 0.6
@@ -112,13 +97,7 @@ def describe(sampling: Sampling, problems: Sequence[Problem], samples: int, file
 
 @dataclass(frozen=True)
 class Prompted:
-    """What the model reads before each response.
-
-    Attributes:
-        contexts: token ids, one list for each problem.
-        thinking_opened: the prompts end inside of a thought.
-        chat: they went through the chat template.
-    """
+    """What the model reads before each response, and whether it is inside of a thought, or a chat template's."""
 
     contexts: list[list[int]]
     thinking_opened: bool

@@ -21,14 +21,7 @@ SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scal
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's small files.
-
-    Attributes:
-        name: folder or Hub name, for sentences.
-        tokenizer: its tokenizer.
-        config: its configuration.
-        generation_config: its generation settings.
-    """
+    """A model's small files; the folder or Hub name is for sentences."""
 
     name: str
     tokenizer: Any

@@ -17,12 +17,7 @@ from .hidden_states import language_model_class
 
 
 class LoadingReport(NamedTuple):
-    """Where weights and configuration disagree; both empty where they agree.
-
-    Attributes:
-        missing: names of the model's tensors that no weight becomes.
-        mismatched: sentences about tensors of another shape, such as `lm_head.weight is [8, 4] and should be [9, 4]`.
-    """
+    """Where weights and configuration disagree: tensors that no weight becomes, and sentences about others' shapes."""
 
     missing: list[str]
     mismatched: list[str]

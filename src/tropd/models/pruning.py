@@ -20,15 +20,7 @@ LAYER_LISTS = ("layers", "h")
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `write_student` wrote.
-
-    Attributes:
-        layers_before: of the teacher.
-        kept: numbers of the teacher's layers that are left, as the student numbers them from 0.
-        parameters_before: of the teacher; tied weights count once.
-        parameters_after: of the student.
-        dtype: of the weights, such as `bfloat16`.
-    """
+    """What `write_student` wrote; tied weights count once."""
 
     layers_before: int
     kept: list[int]

@@ -22,14 +22,8 @@ TOKEN_RECORD_BYTES, ALTERNATIVE_BYTES = 250, 18
 
 @dataclass(frozen=True)
 class DiskEstimate:
-    """Bytes that a run writes to its output directory.
-
-    Attributes:
-        checkpoint: one checkpoint.
-        num_checkpoints: how many lie there at most, the one being written included.
-        final_model: the model at the end, 0 if it is not saved.
-        logs: logged rollouts.
-    """
+    """Bytes that a run writes to its output directory; `num_checkpoints` lie there at most, the one being written
+    included."""
 
     checkpoint: int
     num_checkpoints: int

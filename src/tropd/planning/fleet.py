@@ -11,16 +11,7 @@ from .time import Hardware
 
 @dataclass(frozen=True)
 class Fleet:
-    """A run on some GPUs.
-
-    Attributes:
-        gpus: how many; one process each.
-        sharded: does FSDP2 shard both models over them?
-        micro_rows: sequences of one forward-backward on a GPU.
-        accumulation: micro-batches of a step.
-        plan: the estimates.
-        hardware: peak numbers of one GPU.
-    """
+    """A run on some GPUs, one process each; with `sharded` FSDP2 shards both models over them."""
 
     gpus: int
     sharded: bool

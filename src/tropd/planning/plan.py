@@ -15,15 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Estimates of a run.
-
-    Attributes:
-        setup: what they were made from.
-        memory: of one process.
-        work: of one optimiser step on one process.
-        disk: of the whole run.
-        max_steps: optimiser steps.
-    """
+    """Estimates of a run, and what they were made from: memory and work of a step on one process, disk of the whole
+    run."""
 
     setup: Setup
     memory: MemoryEstimate

@@ -65,7 +65,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class HeldTeacher:
-    """One of several teachers beside the largest: its name, its shape, and bytes of a parameter."""
+    """One of several teachers beside the largest, which holds its weights."""
 
     name: str
     shape: ModelShape

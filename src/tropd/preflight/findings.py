@@ -8,13 +8,10 @@ Level = Literal["ok", "note", "warning", "refusal"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at: what was found, what follows from it, and what to type.
 
-    Attributes:
-        level: `ok`; `note`, worth knowing; `warning`, training goes on but probably not as meant; `refusal`, training
-            cannot work.
-        subject: what was looked at, such as `end of sequence`.
-        sentence: what was found, what follows from it, and what to type.
+    `note` is worth knowing; with a `warning` training goes on, but probably not as meant; with a `refusal` it cannot
+    work.
     """
 
     level: Level

@@ -39,13 +39,7 @@ DRAWS_WITHOUT_NEWS = 3_000
 
 @dataclass(frozen=True)
 class Order:
-    """One problem: bring so many to `a`.
-
-    Attributes:
-        need: how many.
-        boxes: what each box holds, by its letter.
-        level: 1 to 5: 2 to 6 boxes.
-    """
+    """One problem: bring `need` to `a`, out of what each box holds; level 1 to 5 has 2 to 6 boxes."""
 
     need: int
     boxes: dict[str, int]

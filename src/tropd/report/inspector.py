@@ -15,14 +15,7 @@ COLUMNS = ("log_ratio", "rollout_logp", "teacher_logp", "student_logp", "direct"
 
 @dataclass(frozen=True)
 class Inspector:
-    """The part of a page with its rollouts.
-
-    Attributes:
-        data: JSON, of which nothing can be taken for markup.
-        runs: names of the runs.
-        steps: those that have a rollout.
-        note: how many rollouts are here, of how many.
-    """
+    """The part of a page with its rollouts; `data` is JSON of which nothing can be taken for markup."""
 
     data: str
     runs: Sequence[str]

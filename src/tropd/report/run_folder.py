@@ -13,15 +13,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has written so far.
-
-    Attributes:
-        path: its folder.
-        description: `run.json`.
-        steps: logged training steps, in order.
-        evaluations: logged evaluations, in order.
-        preflight: `preflight.json`, empty where there was none.
-    """
+    """What a run has written so far; `preflight` is empty where there was none."""
 
     path: Path
     description: Record

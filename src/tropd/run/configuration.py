@@ -54,10 +54,7 @@ _Loader.add_implicit_resolver(
 class Configuration:
     """A run's configuration, checked as far as that goes without loading anything.
 
-    Attributes:
-        settings: models, data, adapter.
-        trainer: fields of `TrOPDConfig` that were set, of the right types.
-        places: field → where it was written.
+    `trainer` has the fields of `TrOPDConfig` that were set, of the right types; `places` where each was written.
     """
 
     settings: RunSettings

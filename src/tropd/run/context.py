@@ -23,12 +23,7 @@ BATCH = 1000
 class ContextFit:
     """Prompts that leave no room for a response in a model's context are refused, or dropped.
 
-    Attributes:
-        student: small files of the student.
-        teachers: likewise, by name; each reads its own rows.
-        args: the `TrOPDConfig`.
-        overlong: `refuse` or `drop`.
-        tools: what each prompt is told may be called, beside the data's own.
+    Each teacher reads its own rows; `tools` are what each prompt is told may be called, beside the data's own.
     """
 
     student: ModelFiles

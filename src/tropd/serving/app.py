@@ -94,17 +94,8 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Served:
-    """What is served.
-
-    Attributes:
-        teacher: the model.
-        tokenizer: its own.
-        name: what it is called.
-        folder: where it lies here, or its name on the Hub.
-        eos_ids: what ends its responses.
-        key: that each question has to bring; `None` where none is wanted.
-        most_tokens: of a question.
-    """
+    """What is served: the model and its files, how it is called and where it lies, and the key that each question has
+    to bring."""
 
     teacher: LocalTeacher
     tokenizer: Any

@@ -37,14 +37,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Everything a measurement needs besides the model.
-
-    Attributes:
-        teachers: by part.
-        tokenizer: of all models.
-        endings: of student and teachers; divergences take them as one action.
-        plan: the comparison.
-    """
+    """Everything a measurement needs besides the model: the teacher of each part, the tokenizer of all, their
+    endings."""
 
     teachers: Mapping[str, Any]
     tokenizer: Any

@@ -19,14 +19,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart of the report.
-
-    Attributes:
-        title: with the unit.
-        value: of a step's metrics; `None` where it was not logged.
-        log: is the axis logarithmic?
-        zero: does the axis show 0?
-    """
+    """A chart of the report: its title with the unit, and its value of a step's metrics, `None` where it was not
+    logged."""
 
     title: str
     value: Callable[[Step], float | None]

@@ -310,12 +310,9 @@ def _rewarded(path: str, function: str, field: str) -> Benchmark:
 
 @dataclass(frozen=True)
 class Found:
-    """A benchmark's files as they lie in a folder.
+    """A benchmark's files as they lie in a folder, in the order in which they are read, and the SHA-256 of each.
 
-    Attributes:
-        paths: in the order in which they are read.
-        sha256: of each, by its path below the folder.
-        known: they are the copy that was tried; `None` where no digest is known.
+    `known`: are they the copy that was tried? `None` where no digest is known.
     """
 
     paths: tuple[Path, ...]

@@ -10,14 +10,10 @@ from .verdict import RIGHT, UNDECIDED, WRONG, Verdict
 
 @dataclass(frozen=True)
 class RewardTest:
-    """What the function is called with, beside the response.
+    """What a user's function is called with, beside the response.
 
-    Attributes:
-        name: `package.module:function`.
-        function: takes `prompts`, `completions` and the row's other columns, each a list of one, as keyword arguments,
-            and gives a list of one number: 1 or more is right, less is wrong, `None` undecided.
-        prompt: what was asked.
-        columns: the row's other columns.
+    It takes `prompts`, `completions` and the row's other columns, each a list of one, as keyword arguments, and gives a
+    list of one number: 1 or more is right, less is wrong, `None` undecided.
     """
 
     name: str
