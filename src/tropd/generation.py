@@ -37,12 +37,6 @@ def read_prompts(
     """Token ids of each row's `teacher_prompt`, else its `prompt`: text as it stands, messages through the template,
     with the row's `tools`.
 
-    Args:
-        rows: the data set's.
-        places: `file:line` of each.
-        tokenizer: the teacher's.
-        template_kwargs: keyword arguments of the chat template, such as `{"enable_thinking": True}`.
-
     Raises:
         ValueError: rows that have a response already, an empty prompt, or messages or tools that the chat template
             refuses.
@@ -150,14 +144,6 @@ def generate(
 
     What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
     global generators stay as they were.
-
-    Args:
-        writer: an engine with the teacher.
-        teacher: its tokenizer, and what ends a response.
-        file: the output.
-        advance: told how many responses were added.
-        tools: what it may call: then its episodes are written, as messages, by a model in this process.
-        template: keyword arguments of the chat template, of episodes.
     """
     tokens = 0
     for lines in file.missing_batches():

@@ -30,12 +30,7 @@ ROWS = (
 
 
 def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
-    """Play what is missing, write it and its scores, and print them.
-
-    Args:
-        settings: options of `tropd evaluate`.
-        sampling: what they say of drawing.
-    """
+    """Play what is missing, write it and its scores, and print them."""
     from ..atomic_files import read_jsonl, write_whole
     from ..data import load_prompts
     from ..engines.batch_file import BatchFile

@@ -22,13 +22,7 @@ STAGES = (("speed/rollout", "rollout"), ("speed/teacher", "teacher"), ("speed/up
 def show_end(history: Any, output_dir: str, *, steps: int, seconds: float, saved: bool, before: Any = None) -> None:
     """Write the page of a run that has ended, print how its metrics moved, what was written, and what to do next.
 
-    Args:
-        history: what was logged.
-        output_dir: of the run.
-        steps: taken now.
-        seconds: what they took.
-        saved: is the model there?
-        before: the preflight's measurement; `None`: that of `preflight.json`, where there is one.
+    `before` is the preflight's measurement; `None`: that of `preflight.json`, where there is one.
     """
     folder, screen = Path(output_dir), console.out()
     write_page([folder], folder / PAGE)

@@ -96,14 +96,7 @@ def _check_server(settings: Mapping[str, Any]) -> None:
 
 
 def begin(files: "ModelFiles", role: str, settings: Mapping[str, Any], longest_prompt: int) -> "Writer":
-    """The engine with the model, ready to write.
-
-    Args:
-        files: the model's small files.
-        role: `model` or `teacher`; starts the sentences.
-        settings: the command's options, checked.
-        longest_prompt: tokens.
-    """
+    """The engine with the model, ready to write."""
     kind, length = kind_of(settings["engine"]), longest_prompt + settings["max_new_tokens"]
     remote = settings["trust_remote_code"]
     if kind == "hf":

@@ -30,18 +30,7 @@ def compare(
     hardware: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
-    """Run what is missing and write results.json, tables.md and report.html; the results as plain data.
-
-    Args:
-        plan: what is compared.
-        out: folder of the comparison; an existing one is resumed.
-        jobs: processes of one thread each.
-        only: settings, methods or patterns of both; all by default.
-        retry_failed: run cells of `only` that ended in an error again.
-        sources: results.json files whose cells are imported instead of run.
-        hardware: the machine, in words for the report.
-        report: told of each start and end.
-    """
+    """Run what is missing and write results.json, tables.md and report.html; the results as plain data."""
     asked = pairs(plan, only)
     check_trainer_fields(plan)
     check_models(plan)

@@ -71,14 +71,7 @@ class Progress:
 class Schedule:
     """Runs what of a comparison is not on the disk yet.
 
-    Args:
-        plan: what is compared.
-        layout: its folder, locked.
-        jobs: workers at once.
-        only: which settings and methods; all by default.
-        lock: descriptor that workers inherit, so that the folder stays locked until the last of them is gone.
-        report: told when a worker starts, when one ends, and now and then between.
-        command: what does the work.
+    Workers inherit the descriptor `lock`, so that the folder stays locked until the last of them is gone.
     """
 
     def __init__(

@@ -98,12 +98,8 @@ def find_overlap(data: PromptData, evaluation_sources: Iterable[Source]) -> list
 
     Training sets often wrap each problem in one instruction, which would hide every match. So a prompt is compared
     twice, as it stands and without the text that nine in ten different prompts of its file begin and end with; see
-    `wording.template`. Evaluation problems are compared in the same two ways.
-
-    Args:
-        data: loaded training prompts.
-        evaluation_sources: files, folders or names, each as `load_prompts` takes it; of splits, `test` is read.
-            The problem is in the first of `PROBLEM_COLUMNS` that a source has.
+    `wording.template`. Evaluation problems are compared in the same two ways; of sources with splits, `test` is read,
+    and the problem is in the first of `PROBLEM_COLUMNS` that a source has.
 
     Returns:
         An overlap for each source, in their order.

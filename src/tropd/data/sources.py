@@ -35,13 +35,7 @@ def has_splits(source: Source) -> bool:
 
 
 def read_records(part: str, split: str, notes: MutableMapping[str, str] | None = None) -> Iterator[Record]:
-    """The rows of a single source, with their places.
-
-    Args:
-        part: a file, a folder written by `save_to_disk`, a name on the Hub, or tasks of reasoning-gym.
-        split: of a folder or a name that has splits; a file has none.
-        notes: receives notes for the user while rows are read.
-    """
+    """The rows of a single source, with their places."""
     empty = True
     for record in procedural_records(part, split, notes) if is_procedural(part) else _records(part, split):
         empty = False

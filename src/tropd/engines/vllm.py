@@ -21,18 +21,7 @@ def check_installed() -> None:
 
 
 class VllmWriter:
-    """Writes with `vllm.LLM`.
-
-    Args:
-        files: of the model.
-        role: `model` or `teacher`; starts the sentences.
-        dtype: in which it computes; `auto` is the stored one, and not vLLM's own, which makes bf16 of float32.
-        max_model_len: tokens of the longest prompt and its response.
-        gpu_memory_utilization: share of each GPU that the engine takes.
-        tensor_parallel_size: GPUs over which the weights are split.
-        enforce_eager: start sooner, without compiling and CUDA graphs, and write slower.
-        trust_remote_code: run the code that the model brings along.
-    """
+    """Writes with `vllm.LLM`; dtype `auto` is the stored one, and not vLLM's own, which makes bf16 of float32."""
 
     def __init__(
         self,

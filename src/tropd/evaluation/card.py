@@ -35,13 +35,6 @@ def with_measured(card: str, kind: str, section: str, accuracies: Mapping[str, f
     >>> twice = with_measured(once, "evaluate", "## Evaluation\\n\\n60%\\n", {"GSM8K": 0.6}, "me")
     >>> "50%" in once, "50%" in twice, [one.metric_value for one in read_card(twice).data.eval_results]
     (True, False, [0.6])
-
-    Args:
-        card: the text of the file.
-        kind: one word; sections of other kinds stay.
-        section: Markdown, from its heading on.
-        accuracies: of benchmarks, by their titles, in [0, 1].
-        name: of the model, for `model-index`.
     """
     read: Any = read_card(card)
     kept = [result for result in read.data.eval_results or [] if result.dataset_name not in accuracies]

@@ -160,18 +160,7 @@ def write_responses(
     name: str,
     advance: Callable[[int], Any],
 ) -> None:
-    """Draw what the log misses, batch by batch.
-
-    Args:
-        writer: an engine with the model.
-        tokenizer: the model's.
-        eos_ids: what ends a response.
-        prompted: the prompts.
-        log: the output.
-        sampling: how to draw.
-        name: the benchmark's, which makes its draws independent of another's.
-        advance: told how many responses were added.
-    """
+    """Draw what the log misses, batch by batch."""
     from ..engines.drawing import Drawing
     from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise
 

@@ -60,12 +60,7 @@ def is_local(name: str | Path) -> bool:
 
 
 def check_model_folder(name: str | Path, role: str) -> None:
-    """Refuse a folder that does not hold a complete causal language model and its tokenizer.
-
-    Args:
-        name: a folder, or a Hub name, which is not checked.
-        role: `student` or `teacher`; starts the sentence.
-    """
+    """Refuse a folder that does not hold a complete causal language model and its tokenizer."""
     if "://" in str(name):
         raise ValueError(
             f"{role} is {str(name)!r:.200}, an address, but this model is loaded in this process. Give a folder or a "
@@ -97,11 +92,6 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
     Transformers fills a tensor that it does not find with random numbers and says so in a log only. Imports torch and
     Transformers, so it belongs behind `check_model_folder`; and before training arguments with DeepSpeed ZeRO-3 are
     made, which change how models are built. Quantised weights, and a name of the Hub, are let through.
-
-    Args:
-        name: a folder or a Hub name.
-        role: `student` or `teacher`; starts the sentence.
-        trust_remote_code: run code from the folder.
     """
     if not is_local(name):
         return

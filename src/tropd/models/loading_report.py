@@ -24,14 +24,7 @@ class LoadingReport(NamedTuple):
 
 
 def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote_code: bool = False) -> LoadingReport:
-    """Load the shapes of `files` into the model of the folder's config.json; milliseconds, whatever the size.
-
-    Args:
-        folder: with config.json.
-        files: its safetensors files.
-        start: how a sentence starts, such as `teacher is 'models/teacher'`.
-        trust_remote_code: run code from the folder.
-    """
+    """Load the shapes of `files` into the model of the folder's config.json; milliseconds, whatever the size."""
     with read_by_transformers(start, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:

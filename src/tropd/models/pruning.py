@@ -79,12 +79,6 @@ def write_student(
     """Write the teacher with only the layers `keep` as a model folder; the folder appears when it is whole.
 
     Weights keep their dtype. The tokenizer with its chat template and the generation settings come along.
-
-    Args:
-        teacher: a folder of a causal language model, or a Hub name.
-        keep: layer numbers, ascending.
-        out: a folder that does not exist yet, or is empty.
-        trust_remote_code: run code from the teacher's folder.
     """
     out = Path(out)
     check_out(out)

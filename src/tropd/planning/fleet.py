@@ -49,19 +49,7 @@ def plan_fleets(
     num_generations: int,
     **lengths: Any,
 ) -> list[Fleet]:
-    """Plans for each number of GPUs, replicated and (for several) sharded.
-
-    Args:
-        make_args: the `TrOPDConfig` with some fields changed.
-        student: see `model_shape`.
-        teacher: as `student`.
-        hardware: one GPU's.
-        gpus: numbers of GPUs.
-        sequences_per_step: rollouts of one optimiser step, whatever the number of GPUs.
-        micro_rows: the most sequences that a GPU takes at once.
-        num_generations: rollouts of a prompt; a GPU gets whole prompts.
-        lengths: further arguments of `plan_run`, such as `prompt_tokens` and `response_tokens`.
-    """
+    """Plans for each number of GPUs, replicated and (for several) sharded."""
     fleets = []
     for number in gpus:
         if number < 1 or sequences_per_step % (number * num_generations):

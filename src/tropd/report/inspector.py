@@ -26,14 +26,7 @@ class Inspector:
 def inspector(
     names: Sequence[str], divergences: Sequence[str], rollouts: Sequence[Sequence[Mapping[str, Any]]], note: str
 ) -> Inspector:
-    """Rollouts as the page holds them.
-
-    Args:
-        names: of the runs.
-        divergences: what each run's method calls `direct`.
-        rollouts: of each run, records as `rollouts/step-*.jsonl` has them.
-        note: see `Inspector`.
-    """
+    """Rollouts as the page holds them."""
     regions = list(REGIONS)
     shown = [_rollout(number, record, regions) for number, records in enumerate(rollouts) for record in records]
     data: dict[str, Any] = {"runs": [visible(name) for name in names], "regions": [r.name for r in REGIONS.values()]}

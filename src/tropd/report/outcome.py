@@ -76,10 +76,6 @@ def outcome(history: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> 
 
     With evaluations these are the preflight, or the first of them, and the last. Without, the preflight, or the
     first steps, and the last steps; nothing is said to have moved where a teacher's prefixes are in one of the two.
-
-    Args:
-        history: logged steps and evaluations.
-        before: the preflight's measurement, or nothing.
     """
     evaluations = [entry for entry in history if "eval_loss" in entry]
     steps = [entry for entry in history if "eval_loss" not in entry]

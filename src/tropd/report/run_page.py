@@ -39,12 +39,7 @@ EVALUATED = ("loss", "kl/k1", "trust/fraction", "log_ratio/p01", "response/lengt
 
 
 def run_page(folders: Sequence[Path], follow: int | None = None) -> str:
-    """One self-contained file of HTML.
-
-    Args:
-        folders: of the runs; several stand side by side.
-        follow: seconds after which the page asks for itself again, while a run goes on.
-    """
+    """One self-contained file of HTML."""
     runs = [read_run(folder) for folder in folders]
     names = run_names(runs)
     chosen, left_out = choose_rollouts(runs)

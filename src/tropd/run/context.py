@@ -116,14 +116,7 @@ class ContextFit:
 def tokenize(
     tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, Any], tools: Sequence[Any] | None = None
 ) -> list[list[int]]:
-    """Prompts as the student sees them: text as it stands, messages through the chat template.
-
-    Args:
-        tokenizer: the student's.
-        prompts: of one form.
-        template_kwargs: keyword arguments of the chat template.
-        tools: those of each prompt, where there are any.
-    """
+    """Prompts as the student sees them: text as it stands, messages through the chat template."""
     from jinja2 import TemplateError
 
     if isinstance(prompts[0], str):

@@ -19,12 +19,7 @@ RECORDS = re.compile(
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> str | None:
-    """Refuse a folder that holds another run; the checkpoint to resume from, where one is asked for.
-
-    Args:
-        output_dir: where the run goes.
-        resume: `latest`, a checkpoint's folder, or `None` for a new run.
-    """
+    """Refuse a folder that holds another run; the checkpoint to resume from, where one is asked for."""
     directory = Path(os.path.expanduser(output_dir))  # as Transformers will read it
     check_place(directory)
     if resume is not None:

@@ -41,21 +41,7 @@ ROWS_COMPARED = 16
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of. Made by `prepare`, read by `build_trainer`, the preflight and the summary.
-
-    Attributes:
-        configuration: as written.
-        args: the `TrOPDConfig`.
-        data: training prompts.
-        evaluation: evaluation prompts, or `None`.
-        rewards: reward functions.
-        tools: what may be called.
-        student: tokenizer and configurations of the student, no weights.
-        teachers: likewise, by name; one teacher has the name `None`.
-        findings: what was noticed about the pair and the data.
-        mean_prompt_tokens: of the training prompts, as the student sees them.
-        longest_prompt_tokens: likewise.
-    """
+    """What a run is made of. Made by `prepare`, read by `build_trainer`, the preflight and the summary."""
 
     configuration: Configuration
     args: Any
@@ -72,10 +58,6 @@ class RunInputs:
 
 def prepare(configuration: Configuration, say: Callable[[str], None] = lambda text: None) -> RunInputs:
     """Look at all files, read the data, compare the tokenizers.
-
-    Args:
-        configuration: what is wanted.
-        say: receives progress messages.
 
     Raises:
         ValueError: the first stage that finds a mistake, with all it found.

@@ -81,11 +81,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Refused(ValueError):
-    """A question that is not answered.
-
-    Attributes:
-        status: of HTTP.
-    """
+    """A question that is not answered."""
 
     def __init__(self, sentence: str, status: int = 400):
         super().__init__(sentence)

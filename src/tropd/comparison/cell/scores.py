@@ -46,13 +46,7 @@ class Ruler:
     plan: Plan
 
     def measure(self, model: Any, texts: Sequence[Text], stops: Sequence[int] | None = None) -> Measured:
-        """Accuracy and endings where there are graders, divergences on the first `divergence_prompts` of each part.
-
-        Args:
-            model: is measured.
-            texts: prompts with their teacher's responses.
-            stops: the ids at which the model's responses end; every ending of the pair by default.
-        """
+        """Accuracy and endings where there are graders, divergences on the first `divergence_prompts` of each part."""
         stops = list(self.endings.ids if stops is None else stops)
         right, scores = self._graded(model, texts, stops)
         for part, mine in by_part(texts).items():  # a divergence that is not finite is no score, and neither is a mean

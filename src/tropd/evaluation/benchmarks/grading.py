@@ -31,9 +31,6 @@ def check_gradable(one: "Benchmark") -> None:
 class Grader:
     """Judges the problems of one benchmark; starts what it needs at the first response that needs it.
 
-    Args:
-        benchmark: its name, which the checkers of instructions ask for.
-
     Use it as a context manager.
     """
 
