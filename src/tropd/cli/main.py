@@ -1,6 +1,7 @@
 """`tropd`: the door to every command. A mistake gets a sentence and exit code 2; `--debug` shows where it came from."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,32 +9,13 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extras import missing_part
 from ..suggestions import hint
-from . import (
-    check,
-    compare,
-    console,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    methods,
-    plan,
-    recipes,
-    report,
-    serve,
-    show,
-    student,
-    train,
-    verl,
-)
+from . import console
 
-COMMANDS = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        *(check, train, generate, serve, evaluate, compare, report, show),
-        *(student, plan, methods, recipes, doctor, export, verl),
-    )
-}
+NAMES = (
+    *("check", "train", "generate", "serve", "evaluate", "compare", "report", "show"),
+    *("student", "plan", "methods", "recipes", "doctor", "export", "verl"),
+)
+COMMANDS = {name: importlib.import_module(f"{__package__}.{name}") for name in NAMES}
 """By name; each has `HELP`, `DESCRIPTION`, `EPILOG`, `run`, and `add_options` where it takes any."""
 
 EXIT_MISTAKE = 2

@@ -91,7 +91,7 @@ def check_models(plan: Plan) -> None:
         for role, model in sorted(models):
             try:
                 check_model_folder(model_folder(model), role)
-            except (ValueError, FileNotFoundError) as error:
+            except ValueError as error:
                 raise ValueError(f"settings.{name}: {error}") from error
 
 

@@ -21,10 +21,10 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..shipped import locate_field
 from .problems import Split, split_of
 
 BOXES = "bcdefg"
@@ -208,18 +208,11 @@ def _replay(store: Storeroom, messages: Sequence[dict[str, Any]]) -> tuple[set[s
 
 
 def model_path(name: str) -> Path:
-    """Folder of the shipped teacher or student, for `from_pretrained`.
+    """Folder of a shipped teacher or the student, for `from_pretrained`.
 
     Raises:
-        ValueError: there is no model of this name.
-        FileNotFoundError: it is not in this installation.
+        ValueError: there is no model of this name, or not in this installation.
     """
     if name not in MODELS:
         raise ValueError(f"name is {name!r}; the storeroom has no such model. Choose {' or '.join(MODELS)}.")
-    folder = Path(str(files("tropd.proving_ground") / "models" / "storeroom" / name))
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"The storeroom's {name} is not in {folder}: an installed package leaves it out. It is in the repository, "
-            "where `pip install -e .` uses it."
-        )
-    return folder
+    return Path(locate_field("name", f"shipped:storeroom-{name}"))
