@@ -66,13 +66,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..comparison.plan_file import load_plan
+    from ..comparison.run import report_only
 
     jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; at least one run is needed. Use 1 or more, or remove it.")
     plan = load_plan(options.plan, options.teacher)
-    results = _report_only(plan, options) if options.report_only else _compare(plan, options, jobs)
-    return _end(results, options.out)
+    if options.report_only:
+        return _end(report_only(plan, options.out, options.sources, options.hardware), options.out)
+    return _end(_compare(plan, options, jobs), options.out)
 
 
 def _cores() -> int:
@@ -113,12 +115,6 @@ def _sigterm_as_exit() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
-
-
-def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from ..comparison.run import report_only
-
-    return report_only(plan, options.out, options.sources, options.hardware)
 
 
 class _Screen:

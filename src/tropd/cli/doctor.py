@@ -206,7 +206,8 @@ def abilities(asked: Iterable[Requirement]) -> list[Ability]:
     asked = list(asked)
     train = _part("training, check, generate (CPU)", asked, "train")
     found = [train, _on_gpu(train), _part("tropd evaluate: graders", asked, "eval")]
-    found.append(_part("rollouts by vLLM", asked, "vllm") if sys.platform == "linux" else _no_vllm())
+    what = "rollouts by vLLM"
+    found.append(_part(what, asked, "vllm") if sys.platform == "linux" else Ability(what, "vLLM runs on Linux", ""))
     found.append(_demo())
     for tracker in TRACKERS:
         here = installed(tracker) is not None
@@ -234,10 +235,6 @@ def _on_gpu(train: Ability) -> Ability:
             what, "PyTorch is the CPU build", "pip install --force-reinstall torch  # from a CUDA or ROCm index"
         )
     return Ability(what, train.lacking, train.command)
-
-
-def _no_vllm() -> Ability:
-    return Ability("rollouts by vLLM", "vLLM runs on Linux", "")
 
 
 def _demo() -> Ability:

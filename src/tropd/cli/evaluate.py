@@ -3,8 +3,6 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -356,31 +354,36 @@ def _grade_all(
     folder: Path, asked: "dict[str, tuple[Any, bool]]", settings: dict[str, Any], again: bool = False
 ) -> int:
     """Grade what is not, and print the tables of all that is."""
-    from ..evaluation.results import grade, graded_benchmarks, is_graded, read_graded, responses_path, write_scores
+    from ..evaluation.results import (
+        SCORES,
+        grade,
+        graded_benchmarks,
+        is_graded,
+        read_graded,
+        responses_path,
+        write_scores,
+    )
 
     for name, (problems, opened) in asked.items():
         if is_graded(folder, name) and not again:
             continue
         with responses_path(folder, name).open("rb") as stream:
             total = sum(1 for _ in stream)
-        with _timed(name), console.progress(f"grade {name}", total, "responses") as advance:
+        started = time.monotonic()
+        with console.progress(f"grade {name}", total, "responses") as advance:
             grade(folder, name, problems, opened, advance)
+        console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
     if settings["trained_on"]:
         _mark_seen(folder, asked, settings["trained_on"])
     text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
     console.out().print(text, markup=False)
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     if settings["card"]:
-        _write_card(settings["model"], folder)
+        from ..evaluation.card import write_scores_to_card
+
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        console.say(f"the scores are in the model card: {write_scores_to_card(settings['model'], scores)}")
     return 0
-
-
-def _write_card(model: str, folder: Path) -> None:
-    from ..evaluation.card import write_scores_to_card
-    from ..evaluation.results import SCORES
-
-    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    console.say(f"the scores are in the model card: {write_scores_to_card(model, scores)}")
 
 
 def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str]) -> None:
@@ -391,13 +394,6 @@ def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
     for name, (problems, _) in asked.items():
         count = write_overlap(folder, name, problems, found)
         console.say(f"{name}: {count} of {len(problems)} problems are in the training data ({len(found.rows):,} rows)")
-
-
-@contextmanager
-def _timed(name: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
 
 
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:

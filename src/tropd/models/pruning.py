@@ -140,16 +140,13 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of a model's decoder layers."""
     decoder = model.get_decoder()
     layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) != _num_layers(model):
+    declared = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != declared:
         raise ValueError(
             f"the teacher is a {type(model).__name__}, whose layers were not found: its decoder has no list "
             f"{' or '.join(LAYER_LISTS)} of num_hidden_layers layers. Use a different teacher."
         )
     return layers
-
-
-def _num_layers(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
 
 
 def _per_layer_settings(config: Any, num_layers: int, keep: Sequence[int]) -> dict[str, list]:

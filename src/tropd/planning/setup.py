@@ -187,7 +187,9 @@ def read_setup(
         beside: the others.
     """
     if on_gpu is None:
-        on_gpu = not args.use_cpu and _has_cuda()
+        import torch
+
+        on_gpu = not args.use_cpu and torch.cuda.is_available()
     method = args.resolved_method()
     stages = [method, *filter(None, [method.second_stage])]
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
@@ -283,9 +285,3 @@ def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> boo
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         return args.rescore_rollouts is False
     return not half and weight_bytes > 2
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

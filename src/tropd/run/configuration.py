@@ -265,7 +265,9 @@ def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str,
 
 def _check_method(written: Mapping[str, Value]) -> None:
     """Refuse an unknown method or a part it never reads, before TRL is imported."""
-    types = _part_types()
+    from ..training.method_settings import MethodSettings
+
+    types = get_type_hints(MethodSettings)
     name = written.get("method", Value("tropd", ""))
     if name.value in ("", None):
         raise ValueError(_said(name.place, "method is empty; name one, such as tropd (`tropd methods` lists them)."))
@@ -302,12 +304,6 @@ def at_place(
 
 def _said(place: str, sentence: str) -> str:
     return f"{place}: {sentence}" if place else sentence
-
-
-def _part_types() -> dict[str, Any]:
-    from ..training.method_settings import MethodSettings
-
-    return get_type_hints(MethodSettings)
 
 
 def _field_types() -> dict[str, Any]:
