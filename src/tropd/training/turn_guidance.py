@@ -129,7 +129,8 @@ class TurnGuidance:
         chances = [self.fraction] * len(asked)
         if self.pattern == "trust":
             chances = self._chances(turns, contexts)
-        guided = [i for i, row in enumerate(asked) if self._is_teachers(row, chances[i])]
+        rooms = [self._room(self._episodes[row], position) for row, (_, position) in zip(asked, places, strict=True)]
+        guided = [i for i, row in enumerate(asked) if rooms[i] > 0 and self._is_teachers(row, chances[i])]
         proposals: dict[int, _Proposal] = {}
         for i in guided:
             recorded = self._recorded(asked[i], messages)
