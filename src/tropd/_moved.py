@@ -48,7 +48,6 @@ MOVED = {
     "rollout.plain": "rollout.engine.loop",
     "rollout.slot_cache": "rollout.engine.slots",
     "rollout.quality": "training.records",
-    "safetensors_header": "models.safetensors_header",
     "sampling": "models.sampling",
     "teacher.agreement": "teacher.vocabulary",
     "teacher.base": "teacher.adapter_base",
