@@ -63,12 +63,7 @@ from .guards.host_settings import field_guard, model_guard
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
 from .guards.trl_contract import check_installed_host
 from .logging.callbacks import RunCallback
-from .logging.collect import (
-    Totals,
-    ended_share,
-    loss_metrics,
-    step_metrics,
-)
+from .logging.collect import Totals, ended_share, loss_metrics, step_metrics
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, without_trackers
