@@ -21,8 +21,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.rollouts import MODELS, PAD
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
 from tropd.rollout.engine.slots import KeptStates
 
 

@@ -20,7 +20,7 @@ from tropd import TrOPDConfig
 from tropd.rollout.engine import vllm
 from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, row_seed
 from tropd.training.guards.errors import EngineFailed
-from tropd.training.guards.faults import engine_started
+from tropd.training.guards.faults import engine_start_guard
 from tropd.training.logging.callbacks import RunCallback
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
@@ -281,7 +281,7 @@ def test_only_what_the_engine_raises_is_laid_at_its_door(from_engine):
     def load_student():
         raise OSError("the student's folder is gone")
 
-    with pytest.raises(expected[0], match=expected[1]), engine_started(args):
+    with pytest.raises(expected[0], match=expected[1]), engine_start_guard(args):
         (engine._init_vllm if from_engine else load_student)()
 
 

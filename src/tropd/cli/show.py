@@ -91,7 +91,7 @@ def _matches(record: Mapping[str, Any], options: argparse.Namespace) -> bool:
 def _print(record: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from ..training.logging.marked import marked, marked_pieces
+    from ..training.logging.marked import mark_response, marked_pieces
 
     whose = f", teacher {record['teacher']}" if "teacher" in record else ""
     ended = "ended" if record["ended_by"] is not None else "cut at the limit"
@@ -104,5 +104,5 @@ def _print(record: Mapping[str, Any]) -> None:
     text = Text()
     for piece, region in marked_pieces(record["tokens"]):
         text.append(piece, STYLES.get(region, ""))
-    screen.print(text if record["tokens"] else marked(record), markup=False)
+    screen.print(text if record["tokens"] else mark_response(record), markup=False)
     screen.print()

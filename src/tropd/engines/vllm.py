@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models.files import ModelFiles
 from ..rollout.engine.noise import AddressedNoise
-from ..rollout.engine.vllm_release import WHOLE_PROMPTS, installed
+from ..rollout.engine.vllm_release import WHOLE_PROMPTS, installed_release
 from .drawing import Drawing, Responses
 
 
@@ -90,7 +90,7 @@ class VllmWriter:
 
     def describe(self) -> dict[str, Any]:
         """See `Writer.describe`."""
-        _, version = installed() or (None, None)  # one that was built from source may have no metadata
+        _, version = installed_release() or (None, None)  # one that was built from source may have no metadata
         return {"engine": "vllm", "version": version, **self._settings}
 
     def close(self) -> None:
