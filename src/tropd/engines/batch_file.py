@@ -91,7 +91,7 @@ def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> 
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 

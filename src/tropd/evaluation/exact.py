@@ -42,10 +42,14 @@ class ExactDivergence:
 
 
 def exact_divergence(
-    student: PreTrainedModel, teacher: PreTrainedModel, *states: Any, **options: Any
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    **options: Any,
 ) -> ExactDivergence:
     """The means of `state_divergences`, which takes the same."""
-    found = state_divergences(student, teacher, *states, **options)
+    found = state_divergences(student, teacher, prompts, responses, **options)
     if len(found) == 0:
         raise ValueError("there are no response tokens on which to measure a divergence")
     reverse, forward, variation, entropy = found.mean(0).tolist()

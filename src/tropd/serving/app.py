@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import torch
-from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -67,7 +66,7 @@ class Writing(BaseModel):
     """What is asked for responses; see `AskedTeacher.sample`."""
 
     model_config = ConfigDict(strict=True)
-    contexts: Annotated[list[Annotated[list[Count], Len(1)]], Len(1)]
+    contexts: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
     eos_ids: list[Count]
     pad_id: Count
     max_new_tokens: Annotated[int, Field(ge=1)]
