@@ -20,16 +20,16 @@ STEPS, BUDGET = 3, 24
 _, RELEASE = installed_release() or ("", "")
 
 
-def run(folder: Path, **settings) -> dict:
-    """What a run of the worker saw; its output must be free of tracebacks."""
+def run(folder: Path, worker: str = "worker.py", **settings) -> dict:
+    """What a run of a worker saw; its output must be free of tracebacks."""
     folder.mkdir(parents=True)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder), json.dumps(settings)],
+        [sys.executable, str(Path(__file__).with_name(worker)), str(folder), json.dumps(settings)],
         capture_output=True,
         check=False,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}:{ROOT}/tests"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr, done.stderr[-3000:]

@@ -73,6 +73,11 @@ def main(folder: Path, settings: dict) -> None:
         Dataset.from_list(rows),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None,
     )
+    finish(folder, trainer, watch(trainer, die_in))
+
+
+def watch(trainer: TrOPDTrainer, die_in: int | None = None) -> list[list[dict]]:
+    """Everything that vLLM will be asked for and will have written, call by call."""
     engine, asked = trainer.vllm_generation.llm, []
     generate = engine.generate
 
@@ -89,12 +94,17 @@ def main(folder: Path, settings: dict) -> None:
         return answers
 
     engine.generate = watched
+    return asked
+
+
+def finish(folder: Path, trainer: TrOPDTrainer, asked: list[list[dict]], **seen: object) -> None:
+    """Train, write down what was seen, and end the engine."""
     try:
         trainer.train()
         failure = None
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-    written = {
+    written = seen | {
         "engine": json.loads((folder / "out/run.json").read_text())["engine"],
         "asked": asked,
         "logs": trainer.state.log_history,

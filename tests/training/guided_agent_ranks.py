@@ -36,8 +36,8 @@ def rows(are_recorded: bool) -> list[dict[str, Any]]:
 
 
 def build(directory: Path, pattern: str, are_recorded: bool = False, **settings: Any) -> TrOPDTrainer:
-    """Half of each episode is the teacher's, however long the run is."""
-    step.guidance_fraction = lambda *_: 0.5
+    """Half of each episode is the teacher's, however long the run is; with `trust`, all that trust lacks."""
+    step.guidance_fraction = lambda *_: 1.0 if pattern == "trust" else 0.5
     defaults = {
         "per_device_train_batch_size": ROWS,
         "num_generations": 4,

@@ -45,7 +45,7 @@ def assert_same_run(ours, theirs, atol):
             assert mine.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-3, abs=1e-6), name
 
 
-@pytest.mark.parametrize(("pattern", "are_recorded"), [("prefix", True), ("mixed", False)])
+@pytest.mark.parametrize(("pattern", "are_recorded"), [("prefix", True), ("mixed", False), ("trust", False)])
 def test_a_resumed_run_is_the_whole_one_bit_for_bit(tmp_path, pattern, are_recorded):
     saves = {"save_strategy": "steps", "save_steps": 1}
     whole = ran(build(tmp_path / "whole", pattern, are_recorded))
@@ -62,10 +62,11 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(tmp_path, pattern, are_recor
         assert whole["log"][-1]["guidance/stale_share"] == 0
 
 
-@pytest.mark.parametrize("pattern", ["prefix", "mixed"])
+@pytest.mark.parametrize("pattern", ["prefix", "mixed", "trust"])
 def test_micro_batches_are_one_batch(tmp_path, pattern):
     """Eight rollouts of one prompt: the teacher's turns are the same in both halves."""
     one = ran(build(tmp_path / "one", pattern, num_generations=ROWS, **SGD))
+    assert any(any(marks) for _, _, marks in one["written"]), "the teacher took part"
     halves = {"per_device_train_batch_size": ROWS // 2, "gradient_accumulation_steps": 2, "num_generations": ROWS}
     assert_same_run(ran(build(tmp_path / "two", pattern, **halves, **SGD)), one, atol=3e-5)
 

@@ -1,10 +1,10 @@
 """Episodes of a model with tools or in an environment, outside of a training step: how often it succeeds, and how.
 
-The turns are those of a training step: the host's parser reads the calls, and its templates write the replies.
+The turns are those of a training step: the host's parser reads the calls, its templates write the replies, and keys and
+values are kept between turns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import trl.trainer.grpo_trainer as host
 from ..messages import is_unanswered
 from ..models.sampling import sample
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
+from ..rollout.engine.slots import KeptStates
 from ..rollout.replies import PlainReplies
 from ..teacher.context import Row, message_ids
 
@@ -97,10 +98,11 @@ def play(
         options["chat_template"] = host.get_training_chat_template(parser)
     episodes = [_begin(parser, row, environment, functions, options) for row in rows]
     live, replies = list(range(len(rows))), Replies(parser, PlainReplies(parser, reply_tokens), options)
+    kept = KeptStates()
     for _ in range(max_turns):
         if not live:
             break
-        _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)))
+        _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)), kept)
         live = [n for n in live if _answer(replies, episodes[n], max_length)]
     for episode in episodes:
         if hasattr(episode.environment, "get_reward"):
@@ -126,13 +128,15 @@ def _begin(
     return Episode(ids, made, {str(tool.__name__): tool for tool in tools})
 
 
-def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...]) -> None:
+def _write(
+    model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...], kept: KeptStates
+) -> None:
     """The next turn of each episode that goes on."""
     eos_ids, max_length, turn_tokens, temperature, (seed, first_row) = how
     contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
     room = [max_length - len(episodes[n].response) for n in live]
-    noise = AddressedNoise(seed, 0, BENCHMARK_STREAM, [(first_row + n, len(episodes[n].response)) for n in live])
-    with decoding_through(model, noise) if temperature > 0 else nullcontext():
+    places = [(first_row + n, len(episodes[n].response)) for n in live]
+    with decoding_through(model, AddressedNoise(seed, 0, BENCHMARK_STREAM, places, kept=kept)):
         texts = sample(
             model,
             contexts,
@@ -143,11 +147,11 @@ def _write(model: Any, tokenizer: Any, episodes: list[Episode], live: list[int],
             vocab_limit=max(tokenizer.get_vocab().values()) + 1,
         )
     for n, context, ids, most in zip(live, contexts, texts, room, strict=True):
-        episode, kept = episodes[n], ids[:most]
-        episode.response += kept
-        episode.external += [False] * len(kept)
+        episode, turn = episodes[n], ids[:most]
+        episode.response += turn
+        episode.external += [False] * len(turn)
         told: list[Any] = list(episode.tools.values())
-        episode.messages.append(host.parse_response(tokenizer, kept, prefix=context, tools=told))
+        episode.messages.append(host.parse_response(tokenizer, turn, prefix=context, tools=told))
 
 
 def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:

@@ -146,6 +146,7 @@ class AddressedNoise:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
         The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
+        Where nothing is to be sampled (`do_sample=False`) the likeliest token wins, whatever the noise.
         The loop is ours where it can be (`why_plain`, `why_not_here`), and Transformers' otherwise, which
         is said once; both draw the same tokens. With `unproven` it is ours or none.
 
@@ -154,7 +155,7 @@ class AddressedNoise:
         """
         width, notes = input_ids.shape[1], self.notes
         keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
-        race = Race(keys, width)
+        race = Race(keys, width, takes_likeliest=not generation_config.do_sample)
         mask = model_kwargs.get("attention_mask")
         contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
@@ -248,12 +249,14 @@ class Race(LogitsProcessor):
     Attributes:
         keys_BL: int64, one key for each token to come.
         width: length of `input_ids` when the first of them is drawn.
+        takes_likeliest: nothing is drawn; the largest score is taken.
         finite: were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores
             with NaN or +∞, or with nothing but −∞.
     """
 
     keys_BL: Tensor
     width: int
+    takes_likeliest: bool = False
     finite: Tensor | bool = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -263,7 +266,7 @@ class Race(LogitsProcessor):
         """π/E of each row, with its key."""
         largest_B = scores_BV.amax(-1)
         self.finite = self.finite & largest_B.isfinite().all()
-        return run_race(scores_BV, keys_B, largest_B)
+        return scores_BV if self.takes_likeliest else run_race(scores_BV, keys_B, largest_B)
 
 
 def run_race(scores_BV: Tensor, keys_B: Tensor, largest_B: Tensor | None = None) -> Tensor:
