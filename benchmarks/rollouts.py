@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from tropd.rollout.engine import loop, noise, packed
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, Race, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
-from tropd.rollout.engine.slots import Batch, SlotCache, SlotLayer
+from tropd.rollout.engine.slots import SlotLayer, Slots
 
 PAD, EOS = 0, 2
 GROUP = 4
@@ -247,9 +247,9 @@ def ours(rows_at_once: int | None = None, without: Callable[[ExitStack], object]
             stack.enter_context(patch.object(Race, "run", clocks.around("draw", Race.run)))
             stack.enter_context(patch.object(noise, "Race", race))
             stack.enter_context(patch.object(loop._Loop, "_note", clocks.around("notes", loop._Loop._note)))
-            for part in ("keep", "_grow", "admit"):
-                timed = clocks.around("moving rows", getattr(SlotCache, part))
-                stack.enter_context(patch.object(SlotCache, part, timed))
+            for part in ("let_go", "_grow", "hold"):
+                timed = clocks.around("moving rows", getattr(Slots, part))
+                stack.enter_context(patch.object(Slots, part, timed))
             if without is not None:
                 without(stack)
             stack.enter_context(decoding_through(task.model, addressed))
@@ -278,8 +278,8 @@ def likeness(stack: ExitStack) -> None:
 
 def leaving(stack: ExitStack) -> None:
     """Rows stay until all have ended."""
-    let_go = Batch.let_go
-    stack.enter_context(patch.object(Batch, "let_go", lambda self: let_go(self) if bool(self.ended.all()) else None))
+    let_go = Slots.let_go
+    stack.enter_context(patch.object(Slots, "let_go", lambda self: let_go(self) if bool(self.ended.all()) else None))
 
 
 def in_place(stack: ExitStack) -> None:

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.rollouts import MODELS, PAD
 from tropd.evaluation import episodes
 from tropd.proving_ground.storeroom import Storeroom, model_path, orders
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
 from tropd.rollout.engine.slots import KeptStates
 
 Written = tuple[list[list[int]], list[list[float]]]

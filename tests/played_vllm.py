@@ -70,7 +70,7 @@ def play(monkeypatch: Any, **settings: Any) -> Played:
     platforms.current_platform = SimpleNamespace(is_cpu=lambda: played.on_cpu)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
-    monkeypatch.setattr("tropd.engines.vllm.installed", lambda: ("vllm", "0.32.0"))
+    monkeypatch.setattr("tropd.engines.vllm.installed_release", lambda: ("vllm", "0.32.0"))
     return played
 
 

@@ -144,11 +144,11 @@ def test_missing_shards_are_counted(folder):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (safetensors()[:-1], "is truncated"),
-        (safetensors() + b"x", "longer than its header says"),
-        (safetensors()[:40], "does not start with a safetensors header"),
-        (b"", "does not start with a safetensors header"),
-        (b"nothing of the kind", "does not start with a safetensors header"),
+        (safetensors()[:-1], "not fully covered"),
+        (safetensors() + b"x", "not fully covered"),
+        (safetensors()[:40], "invalid header length"),
+        (b"", "header too small"),
+        (b"nothing of the kind", "header too large"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
 )

@@ -21,16 +21,7 @@ from .teacher.context import check_renders_tools, text_ids, tools_of
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file of responses holds.
-
-    Attributes:
-        responses: how many.
-        tokens: of all responses, without the ends of sequence.
-        ended: responses that the teacher ended; the others were cut at `max_new_tokens`.
-        empty: responses without a token.
-        messages: of all episodes, where there are tools.
-        rewards: of the episodes that an environment has judged.
-    """
+    """What a file of responses holds; tokens without ends of sequence, messages and rewards of episodes."""
 
     responses: int
     tokens: int
@@ -45,12 +36,6 @@ def read_prompts(
 ) -> Prompts:
     """Token ids of each row's `teacher_prompt`, else its `prompt`: text as it stands, messages through the template,
     with the row's `tools`.
-
-    Args:
-        rows: the data set's.
-        places: `file:line` of each.
-        tokenizer: the teacher's.
-        template_kwargs: keyword arguments of the chat template, such as `{"enable_thinking": True}`.
 
     Raises:
         ValueError: rows that have a response already, an empty prompt, or messages or tools that the chat template
@@ -115,11 +100,7 @@ def _render(
 
 
 def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFiles) -> None:
-    """Refuse prompts that the teacher cannot read or that leave no room for a response, and a teacher without an end.
-
-    Raises:
-        ValueError: naming the rows.
-    """
+    """Refuse prompts that the teacher cannot read or that leave no room to respond, and a teacher without an end."""
     if not teacher.eos_ids:
         raise ValueError(
             "neither the teacher's generation_config.json nor its tokenizer names an end-of-sequence token, so no "
@@ -163,19 +144,11 @@ def generate(
 
     What a token is drawn with depends on the seed, the line of its response in the file and the position alone, and the
     global generators stay as they were.
-
-    Args:
-        writer: an engine with the teacher.
-        teacher: its tokenizer, and what ends a response.
-        file: the output.
-        advance: told how many responses were added.
-        tools: what it may call: then its episodes are written, as messages, by a model in this process.
-        template: keyword arguments of the chat template, of episodes.
     """
     tokens = 0
-    for rows in file.missing_batches():
+    for lines in file.missing_batches():
         write = partial(_episodes, tools=tools, template=template) if tools.are_there else _responses
-        records, count = write(writer, teacher, file, rows)
+        records, count = write(writer, teacher, file, file.rows(lines))
         file.append(records)
         tokens += count
         advance(len(records))

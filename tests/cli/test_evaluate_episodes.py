@@ -77,5 +77,6 @@ def test_what_cannot_be_is_refused(evaluate, words, what, capfd):
 def test_episodes_of_other_settings_are_not_gone_on_with(evaluate, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "episodes.json").write_text(json.dumps({"model": str(model_path("student"))}))
+    (tmp_path / "out" / "episodes.jsonl").write_text("{}\n")
     assert evaluate() == 2
-    assert "Choose another --out" in " ".join(capfd.readouterr().err.split())
+    assert "or choose another --out" in " ".join(capfd.readouterr().err.split())

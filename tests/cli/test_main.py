@@ -37,12 +37,12 @@ def test_building_every_parser_imports_nothing_heavy():
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.NAME)
-def test_the_help_of_a_command_shows_an_example(module, capsys):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_shows_an_example(name, capsys):
     with pytest.raises(SystemExit):
-        build_parser().parse_args([module.NAME, "--help"])
+        build_parser().parse_args([name, "--help"])
     text = capsys.readouterr().out.split("usage:")[1].split("\n", 1)[1]
-    assert f"tropd {module.NAME}" in text
+    assert f"tropd {name}" in text
     assert not re.search(r"(?<!\w)(recipes|src|tools|docs/assets)/", text)  # an installed package has no such folders
 
 

@@ -19,9 +19,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def run(*words):
     parser = argparse.ArgumentParser("tropd")
-    student.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["student", *map(str, words)])
-    return options.run(options)
+    student.add_options(parser)
+    return student.run(parser.parse_args([*map(str, words)]))
 
 
 def test_a_student_is_written_and_described(tmp_path, capfd):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli.conftest import PROMPTS
 from tropd import TerminalReport, TrOPDConfig, TrOPDTrainer
-from tropd.evaluation.card import head_of
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -155,7 +155,8 @@ def test_the_card_of_a_run_names_its_models_and_its_method(workspace, tropd):
         assert words in card
     assert "| prompts | 8 rows of prompts.jsonl |" in card and "AutoModelForCausalLM" in card
     assert "None" not in card and "Evaluation" not in card
-    assert head_of(card) == {"library_name": "transformers", "tags": ["tropd", "on-policy-distillation", "opd"]}
+    tags = ["tropd", "on-policy-distillation", "opd"]
+    assert ModelCard(card).data.to_dict() == {"library_name": "transformers", "tags": tags}
 
 
 def test_an_adapter_is_trained_alone(workspace, tropd):
@@ -166,7 +167,7 @@ def test_an_adapter_is_trained_alone(workspace, tropd):
     assert max(tensor.shape[0] for name, tensor in saved.items() if "lora_A" in name) == 2
     assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
     card = (workspace.root / "out/README.md").read_text()
-    assert head_of(card)["library_name"] == "peft" and "merge_and_unload()" in card
+    assert ModelCard(card).data["library_name"] == "peft" and "merge_and_unload()" in card
 
 
 def test_evaluation_prompts_are_evaluated(workspace, tropd):

@@ -128,28 +128,12 @@ def test_without_evaluation_sources_nothing_is_done(load, monkeypatch):
     data = load(PROBLEMS)
     monkeypatch.setattr(overlap, "_compared", None)
     assert find_overlap(data, []) == []
-    with pytest.raises(ValueError, match=r"names 'test.jsonl', which is not an evaluation source"):
-        find_overlap(data, [], columns={"test.jsonl": "task"})
-
-
-def test_the_column_of_the_problem_may_be_named(load, write):
-    name = write("test.jsonl", [{"prompt": "-", "task": "one"}])
-    data = load(["one"])
-    assert find_overlap(data, [name], columns="task")[0].problems == 1
-    assert find_overlap(data, [name], columns={name: "task"})[0].problems == 1
-    assert find_overlap(data, [name])[0].problems == 0
 
 
 def test_evaluation_data_without_a_known_column_are_refused(load, write):
     name = write("test.jsonl", [{"task": "one"}])
     with pytest.raises(ValueError, match=r"test.jsonl has no column prompt or problem .*\(it has: task\)"):
         find_overlap(load(["one"]), [name])
-    with pytest.raises(ValueError, match=r"test.jsonl has no column tusk to compare"):
-        find_overlap(load(["one"]), [name], columns="tusk")
-    with pytest.raises(
-        ValueError, match=r"names 'tst.jsonl', which is not an evaluation source. Did you mean 'test.jsonl'"
-    ):
-        find_overlap(load(["one"]), [name], columns={"tst.jsonl": "task"})
 
 
 def test_evaluation_rows_without_a_problem_are_refused(load, write):

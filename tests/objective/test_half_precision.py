@@ -47,7 +47,7 @@ def test_a_teacher_that_rules_a_token_out_has_no_finite_score_for_it(endings):
     bias = torch.zeros(8)
     bias[6] = -torch.inf
     head = Head(torch.randn(8, 4), bias, endings=endings)
-    logp, entropy, *_ = _score_states(torch.randn(3, 4), head, torch.tensor([6, 5, 3]), 0, None)
+    (logp, entropy, *_), *_ = _score_states(torch.randn(3, 4), head, torch.tensor([6, 5, 3]), 0, None)
     assert logp[0] == -torch.inf and logp[1:].isfinite().all() and entropy.isfinite().all()
 
 

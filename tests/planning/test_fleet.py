@@ -30,7 +30,8 @@ def fleets(gpus):
 def test_every_number_of_gpus_takes_the_same_step():
     for fleet in fleets([1, 2, 8, 64]):
         assert fleet.gpus * fleet.micro_rows * fleet.accumulation == 256
-        assert fleet.plan.step_tokens == 256 * 1024
+        setup = fleet.plan.setup
+        assert setup.work.update_rows * setup.work.response_tokens * setup.num_processes == 256 * 1024
 
 
 def test_sharding_divides_what_is_kept_and_more_gpus_are_faster():

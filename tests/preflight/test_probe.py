@@ -2,11 +2,7 @@
 
 import inspect
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +14,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from preflight.rank_worker import measured
+from torchrun import written_by
 from training import tiny
 from tropd.preflight import no_trace
 from tropd.preflight.probe import _batches, probe
@@ -173,17 +170,10 @@ def test_every_rank_has_as_many_rows_and_prompts_stay_whole(ranks, group, rows):
 
 def test_two_ranks_see_what_one_sees(tmp_path):
     """Over gloo on the CPU, with recorded rollouts; both ranks have the whole probe."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command += [str(Path(__file__).with_name("rank_worker.py")), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = written_by(2, Path(__file__).with_name("rank_worker.py"), tmp_path / "two")
     one = measured(tmp_path / "one", rank=0, world=1)
     for rank in (0, 1):
-        two = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        two = json.loads((out / f"rank-{rank}.json").read_text())
         assert two.pop("positions") == [pytest.approx(bucket, abs=1e-5) for bucket in one["positions"]]
         assert two.pop("gradient") == pytest.approx(one["gradient"], rel=1e-5)
         ended, expected = two.pop("endings"), one["endings"]

@@ -74,6 +74,6 @@ def test_the_teacher_is_far_better_than_both_students(domain):
 def test_an_unknown_or_missing_model_is_answered_in_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name is .teacher.; the family has no such model\. Choose generalist"):
         model_path("teacher")
-    monkeypatch.setattr(family, "family_path", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"model pruned is not in .*An installed package has generalist"):
+    monkeypatch.setattr("tropd.shipped.MODELS", tmp_path)
+    with pytest.raises(ValueError, match=r"'shipped:pruned', which is not in this .* in tropd's repository alone"):
         model_path("pruned")

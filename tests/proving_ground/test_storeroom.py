@@ -116,7 +116,6 @@ def test_an_episode_is_the_same_whatever_others_are_played_with_it():
 def test_a_model_that_is_not_there_says_so(monkeypatch):
     with pytest.raises(ValueError, match=r"the storeroom has no such model\. Choose teacher or student or robust"):
         model_path("generalist")
-    nowhere = model_path("teacher").parents[3] / "nowhere"
-    monkeypatch.setattr(storeroom, "files", lambda _: nowhere)
-    with pytest.raises(FileNotFoundError, match="an installed package leaves it out"):
+    monkeypatch.setattr("tropd.shipped.MODELS", model_path("teacher") / "nowhere")
+    with pytest.raises(ValueError, match=r"'shipped:storeroom-teacher', which is not in this .* repository alone"):
         model_path("teacher")

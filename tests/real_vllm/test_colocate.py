@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tropd.rollout.engine.vllm_release import installed
+from tropd.rollout.engine.vllm_release import installed_release
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,7 +17,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 STEPS, BUDGET = 3, 24
-_, RELEASE = installed() or ("", "")
+_, RELEASE = installed_release() or ("", "")
 
 
 def run(folder: Path, worker: str = "worker.py", **settings) -> dict:

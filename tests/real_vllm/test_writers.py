@@ -22,7 +22,7 @@ from tropd.engines.server import ServerWriter
 from tropd.engines.transformers import TransformersWriter
 from tropd.rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise
 from tropd.rollout.engine.vllm import StudentEngine
-from tropd.rollout.engine.vllm_release import installed
+from tropd.rollout.engine.vllm_release import installed_release
 from tropd.teacher.served.address import ENGINE
 from tropd.teacher.served.connect import connect
 
@@ -185,7 +185,7 @@ def test_a_server_tells_its_precision_and_release(server):
 
     engine._read_server(SimpleNamespace(get_server_info=info))
     described = engine.describe()
-    assert described["dtype"] == "float32" and installed()[1].startswith(described["version"].split("+")[0])
+    assert described["dtype"] == "float32" and installed_release()[1].startswith(described["version"].split("+")[0])
 
 
 # ---------------------------------------------------------------------- the commands

@@ -5,11 +5,14 @@ import doctest
 import pytest
 
 from tropd.cli import doctor
-from tropd.report import axes, choice, outcome
+from tropd.evaluation import card
+from tropd.report import axes, choice, markdown, outcome
 from tropd.training.logging import marked
 
+MODULES = [axes, card, choice, markdown, outcome, marked, doctor]
 
-@pytest.mark.parametrize("module", [axes, choice, outcome, marked, doctor], ids=lambda module: module.__name__)
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_the_examples_run(module):
     failed, run = doctest.testmod(module)
     assert run and not failed

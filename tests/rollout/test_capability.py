@@ -45,10 +45,10 @@ def another_name(monkeypatch):
 
 
 def a_cache_that_moved(monkeypatch):
-    def moved(self, prefilled):
+    def moved(self, device):
         raise AttributeError("layers")
 
-    monkeypatch.setattr(slots.SlotCache, "__init__", moved)
+    monkeypatch.setattr(slots.Slots, "__init__", moved)
 
 
 def a_loop_that_writes_something_else(monkeypatch):

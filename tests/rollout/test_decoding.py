@@ -26,9 +26,9 @@ from training import tiny
 from training.tiny import EOS, PAD, ids
 from tropd.rollout.engine import loop as decoding
 from tropd.rollout.engine import noise as addressed
+from tropd.rollout.engine.loop import SamplerNotes
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through
-from tropd.rollout.engine.notes import SamplerNotes
-from tropd.rollout.engine.slots import Batch, Kept, KeptStates, Row, SlotCache
+from tropd.rollout.engine.slots import Kept, KeptStates, Row, Slots
 
 TEXTS = ("ab=", "cde+f=", "hi+jk+lm+no=", "m=", "pq+rst+uvw+xyz=1+2=")
 CONTEXTS = [ids(text) for text in TEXTS for _ in range(3)]
@@ -346,8 +346,7 @@ def test_a_mask_with_holes_is_left_to_transformers():
 
 def test_the_cache_holds_what_a_plain_one_would():
     """Rows that come, move and leave, with buffers that grow: against keys made by hand."""
-    cache, expected = None, {}
-    batch: list[int] = []
+    slots, expected = Slots(torch.device("cpu")), {}
     generator = torch.Generator().manual_seed(0)
 
     def states(rows, columns):
@@ -358,33 +357,38 @@ def test_the_cache_holds_what_a_plain_one_would():
         prefilled = DynamicCache()
         keys = states(2, width)
         prefilled.update(keys, -keys, 0)
-        cache = cache or SlotCache(prefilled)
-        cache.admit(prefilled, torch.tensor([1, 0, 1]), width, slots=len(batch) + 3, room=200)
-        for source in (1, 0, 1):
-            batch.append(len(expected))
-            expected[batch[-1]] = keys[source]
+        slots.hold(prefilled, torch.tensor([1, 0, 1]), width, coming=0, room=200)
+        rows = [Row(len(expected) + i, width) for i in range(3)]
+        numbers = torch.tensor([row.number for row in rows])
+        slots.admit(rows, numbers, numbers, numbers < 0, first_column=9)
+        expected |= {row.number: keys[source] for row, source in zip(rows, (1, 0, 1), strict=True)}
         for _ in range(70):
-            cache.prepare(max(expected[row].shape[1] for row in batch), room=200)
-            new = states(len(batch), 1)
-            seen, negative = cache.update(new, -new, 0)
-            for slot, row in enumerate(batch):
+            slots.prepare(room=200)
+            new = states(len(slots.rows), 1)
+            seen, negative = slots.update(new, -new, 0)
+            for slot, row in enumerate(slots.rows):
                 expected[row] = torch.cat([expected[row], new[slot]], dim=1)
                 assert torch.equal(seen[slot, :, -expected[row].shape[1] :], expected[row])
             assert torch.equal(seen, -negative) and seen.isfinite().all()
-        order = [len(batch) - 1, *range(1, len(batch) - 1)]
-        cache.keep(order)
-        batch = [batch[slot] for slot in order]
+            slots.advance(slots.tokens, torch.arange(len(slots.rows)) == 0)
+        before = slots.rows
+        slots.let_go()  # the first, whose place the last one takes
+        assert slots.rows == [before[-1], *before[1:-1]]
 
 
 def test_the_last_rows_fill_the_places_of_those_that_leave():
-    batch = Batch(torch.device("cpu"))
+    slots = Slots(torch.device("cpu"))
+    prefilled = DynamicCache()
+    prefilled.update(torch.zeros(1, 2, 8, 3), torch.zeros(1, 2, 8, 3), 0)
+    slots.hold(prefilled, torch.zeros(6, dtype=torch.long), 8, coming=0, room=9)
     numbers = torch.arange(6)
     ended = torch.tensor([True, False, False, True, False, False])
-    batch.admit([Row(n, 3 + n) for n in range(6)], numbers, numbers + 10, ended, first_column=8)
-    assert batch.let_go() == [5, 1, 2, 4]
-    assert batch.rows == batch.numbers.tolist() == [5, 1, 2, 4]
-    assert batch.positions.tolist() == [3 + row for row in batch.rows]
-    assert batch.let_go() is None
+    slots.admit([Row(n, 3 + n) for n in range(6)], numbers, numbers + 10, ended, first_column=8)
+    for _ in range(2):  # the second time none has ended
+        slots.let_go()
+        assert slots.rows == slots.numbers.tolist() == [5, 1, 2, 4]
+        assert slots.positions.tolist() == [3 + row for row in slots.rows]
+        assert [layer.rows for layer in slots.layers] == [4]
 
 
 # ---------------------------------------------------------------------- over turns

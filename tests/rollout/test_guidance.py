@@ -3,7 +3,8 @@
 import pytest
 
 from training.tiny import BOS, EOS, ids, tokenizer
-from tropd.rollout.guidance import prefixes, response_ids, splice
+from tropd.objective.schedules import prefix_length
+from tropd.rollout.guidance import response_ids, splice
 
 CHAT = [{"role": "user", "content": "ab"}]
 ANSWER = [{"role": "assistant", "content": "xy+z"}]
@@ -74,16 +75,16 @@ def test_messages_for_a_plain_prompt_are_refused():
 
 def test_a_prefix_leaves_the_minimum_tail_of_response_and_budget():
     settings = {"reading": "cap", "fraction": 1.0, "max_length": 6}
-    assert prefixes([[1, 2, 3, 4]], min_tail=1, **settings) == [[1, 2, 3]]
-    assert prefixes([[1, 2, 3, 4]], min_tail=3, **settings) == [[1]]
-    assert prefixes([list(range(9))], min_tail=2, **settings) == [[0, 1, 2, 3]]
-    assert prefixes([[1], []], min_tail=1, **settings) == [[], []]
+    assert prefix_length(response_length=4, min_tail=1, **settings) == 3
+    assert prefix_length(response_length=4, min_tail=3, **settings) == 1
+    assert prefix_length(response_length=9, min_tail=2, **settings) == 4
+    assert [prefix_length(response_length=length, min_tail=1, **settings) for length in (1, 0)] == [0, 0]
 
 
 def test_the_two_readings_of_the_schedule_differ_on_short_responses():
     half = {"fraction": 0.5, "max_length": 100, "min_tail": 1}
-    assert prefixes([list(range(10))], reading="cap", **half) == [list(range(9))]
-    assert prefixes([list(range(10))], reading="share", **half) == [list(range(5))]
+    assert prefix_length("cap", response_length=10, **half) == 9
+    assert prefix_length("share", response_length=10, **half) == 5
 
 
 def test_prefix_and_continuation_stay_within_the_budget_and_keep_their_ids():

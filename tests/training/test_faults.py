@@ -8,10 +8,9 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +19,8 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
 import shipped
+from torchrun import run_ranks
 from training import fault_worker
-from training.test_ranks import free_port
 from training.tiny import ROWS, TrainerCallback, largest, largest_difference, weights_of
 from tropd import atomic_files
 from tropd.atomic_files import append_jsonl, write_whole
@@ -417,7 +416,7 @@ def test_a_duration_that_is_not_positive_is_left_out_of_a_speed():
     totals = Totals()
     for seconds in (2.0, 0.0, -3600.0):
         totals.add_speed("speed/update", 100, seconds)
-    assert totals.collect(lambda table: table) == {"speed/update": 50.0}
+    assert totals.collect(SimpleNamespace(sum=lambda table: table)) == {"speed/update": 50.0}
 
 
 def test_progress_and_estimates_survive_a_clock_that_jumps(tmp_path, monkeypatch, capfd):
@@ -612,16 +611,7 @@ def test_a_teacher_that_fails_in_the_preflight_of_one_rank_stops_both(tmp_path):
 
 def said_by_two(tmp_path, fault, rank, *more):
     """What two processes say that train until `fault` happens on one of them, which is soon for both."""
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    done = subprocess.run(
-        [sys.executable, *launch, str(WORKER), fault, str(rank), *fields(tmp_path), *more],
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_ranks(2, WORKER, fault, rank, *fields(tmp_path), *more, cwd=tmp_path)
     took = time.time() - float((tmp_path / "fault.txt").read_text())
     assert done.returncode != 0 and took < SECONDS, took
     return done.stderr

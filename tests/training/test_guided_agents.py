@@ -1,16 +1,13 @@
 """Guidance over turns in an environment is one run however it is cut: resumed, in micro-batches, on several ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from torchrun import written_by
 from training import guided_agent_ranks
 from training.guided_agent_ranks import ROWS, SGD, build, seen
-from training.test_ranks import free_port
 from training.test_resume import StopAfter
 
 LOGGED = ("loss", "guidance/turns", "guidance/stale_share", "agent/turns", "agent/trust_last_turn", "reward")
@@ -77,10 +74,5 @@ def test_micro_batches_are_one_batch(tmp_path, pattern):
 def test_two_ranks_are_one(tmp_path):
     """Eight rollouts of one prompt, four on each rank: both begin with the same turns of the teacher."""
     one = ran(build(tmp_path / "one", "prefix", num_generations=ROWS, **SGD))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    worker = [str(Path(guided_agent_ranks.__file__)), str(tmp_path), "prefix"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, *launch, *worker]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_run(torch.load(tmp_path / "seen.pt", weights_only=True), one, atol=3e-5)
+    out = written_by(2, Path(guided_agent_ranks.__file__), tmp_path / "two", "prefix", timeout=180)
+    assert_same_run(torch.load(out / "seen.pt", weights_only=True), one, atol=3e-5)

@@ -20,7 +20,7 @@ from tropd.training.checkpointing.hub import NotPushed, check_hub
 from tropd.training.guards.host_settings import (
     can_checkpoint,
     check_host_settings,
-    named_by_field,
+    field_guard,
     settle_checkpointing,
 )
 from tropd.training.logging import callbacks
@@ -232,11 +232,11 @@ def test_what_the_trainer_itself_does_not_take_is_named_with_its_field_too(tmp_p
 def test_an_error_that_no_field_is_to_blame_for_stays_as_it_is():
     with (
         pytest.raises(TypeError, match="unexpected keyword argument 'flux'"),
-        named_by_field({"seed": 1, "other": {"a": 1}}),
+        field_guard({"seed": 1, "other": {"a": 1}}),
     ):
         raise TypeError("f() got an unexpected keyword argument 'flux'")
     lost = pytest.raises(ValueError, match=r"^fsdp_config is 'none.json', which cannot be read")
-    with lost, named_by_field({"seed": 1, "fsdp_config": "none.json"}):
+    with lost, field_guard({"seed": 1, "fsdp_config": "none.json"}):
         Path("none.json").read_text()
 
 

@@ -6,15 +6,12 @@ The order of sums differs between the splits, and nothing else: in float32 log-p
 and so rounds otherwise, by 2⁻⁸ of a value.
 """
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from torchrun import written_by
 from training.rank_worker import SCENARIOS
 
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -38,22 +35,10 @@ SIGNALS = ("rollout_logp", "teacher_logp", "trust_weight", "outlier_weight", "gu
 REGIONS = SIGNALS[2:]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def seen_by(out: Path, kind: str, ranks: int, micro_batches: int) -> dict:
     """What the ranks saw of every scenario."""
-    out.mkdir()
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
     scenarios = [name for name in SCENARIOS if name not in NOT_RUN.get(kind, ())]
-    worker = [str(WORKER), str(out), kind, str(micro_batches), *scenarios]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, *(launch if ranks > 1 else []), *worker]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = written_by(ranks, WORKER, out, kind, micro_batches, *scenarios, timeout=280)
     return torch.load(out / "seen.pt", weights_only=True)
 
 

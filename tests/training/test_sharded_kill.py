@@ -3,18 +3,15 @@
 Each process kills itself at a place in the code, so nothing here depends on a clock.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from torchrun import run_ranks
 from training.sharded_kill_worker import STEPS
 from training.test_faults import metrics, steps_saved
-from training.test_ranks import free_port
 
 WORKER = Path(__file__).with_name("sharded_kill_worker.py")
 
@@ -31,15 +28,7 @@ KILLS = [
 
 def trained(out, kind, checkpoint=0, place="nowhere", rank=0, step=0):
     """Two processes that go on from a checkpoint, until one dies."""
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    return subprocess.run(
-        [sys.executable, *launch, WORKER, *map(str, (out, kind, checkpoint, place, rank, step))],
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return run_ranks(2, WORKER, out, kind, checkpoint, place, rank, step)
 
 
 @pytest.mark.slow

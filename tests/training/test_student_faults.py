@@ -26,8 +26,7 @@ from tropd.teacher.local import LocalTeacher
 from tropd.training import step
 from tropd.training.guards import faults
 from tropd.training.guards.errors import DataFailed, OutOfMemory, RewardFailed, TeacherFailed, TrainingStopped
-from tropd.training.guards.faults import is_out_of_memory
-from tropd.training.guards.memory import TRAINED_ROWS, WRITING, enough_memory
+from tropd.training.guards.faults import TRAINED_ROWS, WRITING, enough_memory, is_out_of_memory
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -112,7 +111,7 @@ def test_an_interruption_in_a_reward_is_no_fault_of_it(train):
 
 def test_a_process_that_is_lost_while_rewards_are_gathered_is_no_fault_of_a_reward():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
-    with pytest.raises(RuntimeError) as caught, faults.rewards_given([("brevity", brevity)], "step 1", "nowhere"):
+    with pytest.raises(RuntimeError) as caught, faults.reward_guard([("brevity", brevity)], "step 1", "nowhere"):
         raise lost
     assert caught.value is lost
 

@@ -1,16 +1,13 @@
 """Episodes of several turns through the host's own loop: what is scored, where one was cut, what a reply can do."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from torchrun import written_by
 from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
-from training.test_ranks import free_port
 from training.tiny import plain_logp
 from tropd.rollout.replies import PlainReplies
 
@@ -208,13 +205,7 @@ def test_engines_whose_processes_go_in_step_are_refused_with_tools(settings, wha
 
 
 def seen_by(out, kind, ranks, micro_batches):
-    out.mkdir()
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
-    worker = [str(Path(__file__).with_name("agent_ranks.py")), str(out), kind, str(micro_batches)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, *(launch if ranks > 1 else []), *worker]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = written_by(ranks, Path(__file__).with_name("agent_ranks.py"), out, kind, micro_batches, timeout=120)
     return torch.load(out / "seen.pt", weights_only=True)
 
 

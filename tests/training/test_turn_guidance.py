@@ -200,6 +200,29 @@ def test_mixed_turns_are_drawn_for_each_row_with_the_schedules_probability(tmp_p
     assert [r.response for r in rollouts(again)] == [r.response for r in found]
 
 
+@pytest.mark.parametrize("pattern", ["prefix", "mixed"])
+def test_a_teacher_is_not_asked_for_a_turn_without_room(tmp_path, monkeypatch, pattern):
+    """A tool's reply may end with the last token that a response may have."""
+    monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 1.0)
+    rooms = []
+
+    def write(contexts, *, max_new_tokens, **_):
+        rooms.append(max_new_tokens)
+        return [ids(CALL)[:-1] for _ in contexts]
+
+    def found(folder, length):
+        settings = {"max_completion_length": length, "guidance_pattern": pattern, "guidance_length": "cap"}
+        trainer = build(tmp_path / folder, answers, "tropd", **settings, **FULL)
+        trainer.teacher.write = write
+        return rollouts(trainer)[0]
+
+    full = found("roomy", 900).turns[1].start
+    rooms.clear()
+    cut = found("full", full)
+    assert by_teacher(cut) == CALL and len(cut.response) == full and not cut.ended
+    assert rooms and min(rooms) > 0
+
+
 def plain_logps(model, rollout):
     """log π of each response token, of an ordinary forward pass over one row."""
     tokens = torch.tensor([[*rollout.prompt_ids, *rollout.response]])

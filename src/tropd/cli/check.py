@@ -9,7 +9,7 @@ from typing import Any
 from . import console
 from .fields import add_configuration_arguments, fields_help
 
-NAME = "check"
+HELP = "do student and teacher fit, and what will it cost?"
 
 DESCRIPTION = """\
 Check a student, a teacher and prompts before training.
@@ -21,27 +21,19 @@ Exit code 2 if training would refuse the pair, the data or the configuration. (I
 output_dir is in use.)
 """
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   tropd check --student small/ --teacher large/ --data prompts.jsonl
   tropd check --config recipe.yaml --steps 2      also takes two optimiser steps (optimiser state appears on the second)
   tropd check --config recipe.yaml --json pair.json
 
-"""
+""" + fields_help()
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="do student and teacher fit, and what will it cost?",
-        description=DESCRIPTION,
-        epilog=EXAMPLES + fields_help(),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_configuration_arguments(parser)
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="take N optimiser steps and throw them away")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from rich.markup import escape
 
 from ..visible import visible
 from . import console
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..comparison.schedule import Progress
 
-NAME = "compare"
+HELP = "methods side by side at one budget, with a report"
 
 DESCRIPTION = """\
 Compare methods in several settings over seeds, all at the same budget of student-written tokens.
@@ -48,59 +50,31 @@ PREPARING = "preparing "
 """The description of a task that is not a cell begins with this."""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="methods side by side at one budget, with a report",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file, such as recipe:proving_ground/demo")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for all output; a comparison that is already there is resumed",
-    )
-    parser.add_argument("--teacher", metavar="DIR", help="the teacher for settings that name none")
-    parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs, one thread each (default: all cores)")
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only this setting, method or pattern such as 'multi-domain/*'; may be repeated",
-    )
-    parser.add_argument(
-        "--retry-failed", "--retry_failed", action="store_true", help="rerun cells that ended in an error"
-    )
-    parser.add_argument(
-        "--report-only", "--report_only", action="store_true", help="write tables and report for the results so far"
-    )
-    parser.add_argument(
-        "--from",
-        dest="sources",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="import runs from this results.json instead of running them; may be repeated",
-    )
-    parser.add_argument("--hardware", metavar="WORDS", help="the machine, in words for the report")
-    parser.set_defaults(run=run)
+    option, files = partial(add_option, parser), {"action": "append", "default": []}
+    option("out", "folder for all output; a comparison in it is resumed", type=Path, required=True, metavar="DIR")
+    option("teacher", "the teacher for settings that name none", metavar="DIR")
+    option("jobs", "parallel runs, one thread each (default: all cores)", type=int, metavar="N")
+    option("only", "this setting, method or pattern such as 'multi-domain/*'; may be repeated", metavar="NAME", **files)
+    option("retry_failed", "rerun cells that ended in an error", action="store_true")
+    option("report_only", "write tables and report for the results so far", action="store_true")
+    told = "import runs from this results.json instead of running them; may be repeated"
+    option("from", told, dest="sources", type=Path, metavar="FILE", **files)
+    option("hardware", "the machine, in words for the report", metavar="WORDS")
 
 
 def run(options: argparse.Namespace) -> int:
     from ..comparison.plan_file import load_plan
+    from ..comparison.run import report_only
 
     jobs = _cores() if options.jobs is None else options.jobs
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; at least one run is needed. Use 1 or more, or remove it.")
     plan = load_plan(options.plan, options.teacher)
-    results = _report_only(plan, options) if options.report_only else _compare(plan, options, jobs)
-    return _end(results, options.out)
+    if options.report_only:
+        return _end(report_only(plan, options.out, options.sources, options.hardware), options.out)
+    return _end(_compare(plan, options, jobs), options.out)
 
 
 def _cores() -> int:
@@ -141,12 +115,6 @@ def _sigterm_as_exit() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, earlier)
-
-
-def _report_only(plan: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from ..comparison.run import report_only
-
-    return report_only(plan, options.out, options.sources, options.hardware)
 
 
 class _Screen:

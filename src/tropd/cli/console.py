@@ -83,14 +83,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Report a long work: a bar with the time left on a terminal, else a line now and then.
-
-    Args:
-        title: what is being done, such as `generate`.
-        total: units in all.
-        unit: what is counted, such as `prompts`.
-        done: units that an earlier run has finished.
-    """
+    """Report a long work: a bar with the time left on a terminal, else a line now and then."""
     if err().is_terminal:
         with _bar(title, total, unit, done) as advance:
             yield advance

@@ -15,18 +15,24 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from packaging import requirements as requirements_of
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from ..extras import installed
 from . import console
 
-NAME = "doctor"
+HELP = "versions, what this machine can run, and what is missing"
 
 DESCRIPTION = """\
 Show which versions are installed and whether they work together, what this machine can run, and the commands to install
 what is missing. No model is needed and none is loaded. Exit code 1 if training cannot run here.
 """
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   tropd doctor
   tropd doctor && make demo
@@ -36,44 +42,21 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 SECONDS_FOR_A_DRIVER = 5.0
 
 
-@dataclass(frozen=True)
-class Requirement:
+class Requirement(NamedTuple):
     """What a distribution asks for: `name` within `bounds` such as `>=5.17,<5.25`, for one of its extras or always."""
 
     name: str
     bounds: str
     extra: str | None
 
-    @property
-    def spelled(self) -> str:
-        """As pip takes it."""
-        return f"{self.name}{self.bounds}"
-
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that one may want to run here.
-
-    Attributes:
-        what: in words.
-        lacking: what stands in the way, in words; empty where nothing does.
-        command: what to type for it; empty where no command helps.
-    """
+    """Something that one may want to run here, what stands in the way in words, and what to type for it."""
 
     what: str
     lacking: str
     command: str
-
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="versions, what this machine can run, and what is missing",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,44 +105,20 @@ def _read(line: str) -> Requirement | None:
     >>> _read('trl<1.17,>=1.16; extra == "train"')
     Requirement(name='trl', bounds='<1.17,>=1.16', extra='train')
     """
-    wanted, _, marker = line.partition(";")
-    of_extra = re.fullmatch(r"""\s*extra\s*==\s*['"]([^'"]+)['"]\s*""", marker)
-    named = re.fullmatch(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*\(?([^)]*)\)?\s*", wanted)
-    if named is None or (marker and of_extra is None):
+    asked = requirements_of.Requirement(line)
+    of_extra = re.fullmatch('extra == "(.+)"', str(asked.marker or ""))
+    if asked.marker and of_extra is None:
         return None
-    name = re.sub(r"[-_.]+", "-", named[1]).lower()
-    return Requirement(name, named[2].replace(" ", ""), of_extra[1] if of_extra else None)
+    return Requirement(canonicalize_name(asked.name), str(asked.specifier), of_extra[1] if of_extra else None)
 
 
 def fits(version: str, bounds: str) -> bool:
-    """Is a version within bounds? Compared by its numbers; what follows them (`+cpu`, `rc1`) does not count.
+    """Is a version within bounds? One before a release counts as that release.
 
-    >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17"), fits("4.13.2", "==4.13.2")
-    (True, False, True)
-    >>> fits("1.4", "~=1.2"), fits("2.0", "~=1.2"), fits("5.1.0", "!=5.1.*")
-    (True, False, False)
+    >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17")
+    (True, False)
     """
-    return all(_fits_one(version, bound) for bound in bounds.split(",") if bound)
-
-
-def _fits_one(version: str, bound: str) -> bool:
-    read = re.fullmatch(r"(~=|===|[<>=!]=|[<>])(.+?)(\.\*)?", bound)
-    if read is None:
-        return True
-    (sign, text, star), have = read.groups(), _numbers(version)
-    want = _numbers(text)
-    if star or sign == "~=":
-        stem = want if star else want[:-1]
-        same = have[: len(stem)] == stem
-        return same != (sign == "!=") and (sign != "~=" or have >= want)
-    width = max(len(have), len(want))
-    have, want = (numbers + (0,) * (width - len(numbers)) for numbers in (have, want))
-    tests = {"<": have < want, ">": have > want, "<=": have <= want, ">=": have >= want, "!=": have != want}
-    return tests.get(sign, have == want)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
+    return SpecifierSet(bounds).contains(Version(version).base_version)
 
 
 def _version_lines(asked: Iterable[Requirement]) -> list[str]:
@@ -188,7 +147,8 @@ def find_conflicts(names: Iterable[str]) -> Iterable[str]:
         for requirement in requirements(name):
             version = installed(requirement.name) if requirement.name in names and not requirement.extra else None
             if version is not None and not fits(version, requirement.bounds):
-                yield f"{name} {installed(name)} needs {requirement.spelled}, but {version} is installed."
+                asked = f"{requirement.name}{requirement.bounds}"
+                yield f"{name} {installed(name)} needs {asked}, but {version} is installed."
 
 
 # ---------------------------------------------------------------------- the machine
@@ -246,7 +206,8 @@ def abilities(asked: Iterable[Requirement]) -> list[Ability]:
     asked = list(asked)
     train = _part("training, check, generate (CPU)", asked, "train")
     found = [train, _on_gpu(train), _part("tropd evaluate: graders", asked, "eval")]
-    found.append(_part("rollouts by vLLM", asked, "vllm") if sys.platform == "linux" else _no_vllm())
+    what = "rollouts by vLLM"
+    found.append(_part(what, asked, "vllm") if sys.platform == "linux" else Ability(what, "vLLM runs on Linux", ""))
     found.append(_demo())
     for tracker in TRACKERS:
         here = installed(tracker) is not None
@@ -274,10 +235,6 @@ def _on_gpu(train: Ability) -> Ability:
             what, "PyTorch is the CPU build", "pip install --force-reinstall torch  # from a CUDA or ROCm index"
         )
     return Ability(what, train.lacking, train.command)
-
-
-def _no_vllm() -> Ability:
-    return Ability("rollouts by vLLM", "vLLM runs on Linux", "")
 
 
 def _demo() -> Ability:

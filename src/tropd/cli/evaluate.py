@@ -3,8 +3,6 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ from ..models.folder import check_model_folder, check_weights
 from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
+from .generate import DTYPES, json_mapping
 
 if TYPE_CHECKING:
     from ..engines.drawing import Writer
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ..evaluation.responses import ResponseLog, Sampling
     from ..models.files import ModelFiles
 
-NAME = "evaluate"
+HELP = "grade a model on benchmarks"
 
 DESCRIPTION = """\
 Run a model on benchmarks, grade its responses, and write scores with their standard errors.
@@ -76,17 +75,8 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
 WRITTEN_BY = "written_by"
 """In evaluation.json: the engine that wrote, or resumed, the responses to a benchmark."""
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="grade a model on benchmarks",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
     for name, (default, help) in DEFAULTS.items():
@@ -103,7 +93,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--compare", nargs="+", metavar="DIR", help="evaluations to compare; separate the seeds of one by commas"
     )
     parser.add_argument("--reference", metavar="DIR", help="what they are compared with")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -125,24 +114,33 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _resolved(options: argparse.Namespace) -> dict[str, Any]:
-    """Every option: from the command line, else from the file, else its default.
+    """Every option: from the command line, else from the file, else its default."""
+    from ..run.configuration import convert, read_file
 
-    Raises:
-        ValueError: a key of the file that is no option, or of another type.
-    """
-    from_file = _read_config(options.config) if options.config else {}
+    known = {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}
+    written = read_file(options.config) if options.config else {}
+    for name, value in written.items():
+        if name not in known:
+            raise ValueError(
+                f"{value.place} has {name!r}, which is not an option of `tropd evaluate`{hint(name, known)}."
+            )
     settings = {}
-    for name, default in {"model": None, **{name: default for name, (default, _) in DEFAULTS.items()}}.items():
-        given = getattr(options, name)
-        value = from_file.get(name, default) if given is None else given
-        wanted = _type_of(name, default)
-        value = float(value) if wanted is float and type(value) is int else value
-        if value is not default and type(value) is not wanted:
-            raise ValueError(f"{name} is {value!r} in {options.config}; it must be {_kind(wanted)}.")
+    for name, default in known.items():
+        if (value := getattr(options, name)) is None:
+            kind = IN_A_FILE.get(name, _type_of(name, default))
+            value = convert(name, written[name], kind) if name in written else default
         settings[name] = value
+    if isinstance(settings["benchmarks"], list):
+        settings["benchmarks"] = ",".join(settings["benchmarks"])
+    if isinstance(settings["chat_template_kwargs"], dict):
+        settings["chat_template_kwargs"] = json.dumps(settings["chat_template_kwargs"])
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {settings['dtype']!r}; choose one of {', '.join(DTYPES)}.")
     return settings
+
+
+IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_template_kwargs": str | dict[str, Any]}
+"""Options that a file may write as lists or mappings."""
 
 
 def _type_of(name: str, default: Any) -> type:
@@ -150,38 +148,6 @@ def _type_of(name: str, default: Any) -> type:
     if default is None:
         return int if name == "batch_size" else str
     return type(default)
-
-
-def _kind(wanted: type) -> str:
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list of files"}[
-        wanted
-    ]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"config is {path}, but there is no such file.")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    known = ["model", *DEFAULTS]
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} has no options; write one per line, such as `benchmarks: aime24,amc23`.")
-    for name in found:
-        if name not in known:
-            raise ValueError(
-                f"{path} has {name!r}, which is not an option of `tropd evaluate`{hint(str(name), known)}."
-            )
-    if isinstance(found.get("benchmarks"), list):
-        found["benchmarks"] = ",".join(map(str, found["benchmarks"]))
-    if isinstance(found.get("trained_on"), str):
-        found["trained_on"] = [found["trained_on"]]
-    if isinstance(found.get("chat_template_kwargs"), dict):
-        found["chat_template_kwargs"] = json.dumps(found["chat_template_kwargs"])
-    return found
 
 
 def _needed(settings: dict[str, Any], *names: str) -> None:
@@ -308,15 +274,8 @@ def _evaluate(settings: dict[str, Any]) -> int:
 def _sampling(settings: dict[str, Any]) -> "Sampling":
     from ..evaluation.responses import Sampling
 
-    try:
-        template = json.loads(settings["chat_template_kwargs"])
-    except json.JSONDecodeError:
-        template = None
-    if not isinstance(template, dict):
-        raise ValueError(
-            f"chat_template_kwargs is {settings['chat_template_kwargs']!r}; write a JSON object, in single quotes for "
-            "the shell: --chat_template_kwargs '{\"enable_thinking\": false}'."
-        )
+    example = '{"enable_thinking": false}'
+    template = json_mapping("chat_template_kwargs", settings["chat_template_kwargs"], example) or {}
     taken = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed", "dtype")
     engine = writers.kind_of(settings["engine"])
     return Sampling(
@@ -372,11 +331,7 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
 
 
 def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]") -> None:
-    """Put the engine into `evaluation.json`.
-
-    Raises:
-        ValueError: a server answers as another model than the one that wrote the first responses.
-    """
+    """Put the engine into `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION
     from ..teacher.served.served import is_same_model
@@ -399,31 +354,36 @@ def _grade_all(
     folder: Path, asked: "dict[str, tuple[Any, bool]]", settings: dict[str, Any], again: bool = False
 ) -> int:
     """Grade what is not, and print the tables of all that is."""
-    from ..evaluation.results import grade, graded_benchmarks, is_graded, read_graded, responses_path, write_scores
+    from ..evaluation.results import (
+        SCORES,
+        grade,
+        graded_benchmarks,
+        is_graded,
+        read_graded,
+        responses_path,
+        write_scores,
+    )
 
     for name, (problems, opened) in asked.items():
         if is_graded(folder, name) and not again:
             continue
         with responses_path(folder, name).open("rb") as stream:
             total = sum(1 for _ in stream)
-        with _timed(name), console.progress(f"grade {name}", total, "responses") as advance:
+        started = time.monotonic()
+        with console.progress(f"grade {name}", total, "responses") as advance:
             grade(folder, name, problems, opened, advance)
+        console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
     if settings["trained_on"]:
         _mark_seen(folder, asked, settings["trained_on"])
     text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
     console.out().print(text, markup=False)
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     if settings["card"]:
-        _write_card(settings["model"], folder)
+        from ..evaluation.card import write_scores_to_card
+
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        console.say(f"the scores are in the model card: {write_scores_to_card(settings['model'], scores)}")
     return 0
-
-
-def _write_card(model: str, folder: Path) -> None:
-    from ..evaluation.card import write_scores_to_card
-    from ..evaluation.results import SCORES
-
-    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    console.say(f"the scores are in the model card: {write_scores_to_card(model, scores)}")
 
 
 def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: list[str]) -> None:
@@ -436,19 +396,8 @@ def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
         console.say(f"{name}: {count} of {len(problems)} problems are in the training data ({len(found.rows):,} rows)")
 
 
-@contextmanager
-def _timed(name: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
-
-
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:
-    """Grade stored responses again, by the graders of today.
-
-    Raises:
-        ValueError: no evaluation is there, or the benchmark's files are others than those that were asked.
-    """
+    """Grade stored responses again, by the graders of today."""
     from ..evaluation.responses import sha256_of
     from ..evaluation.results import EVALUATION, responses_path
 

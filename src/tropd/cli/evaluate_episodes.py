@@ -9,6 +9,7 @@ from ..models.folder import check_model_folder, check_weights
 from . import console, writers
 
 if TYPE_CHECKING:
+    from ..engines.batch_file import BatchFile
     from ..evaluation.responses import Sampling
     from ..models.files import ModelFiles
     from ..run.tools import RunTools
@@ -29,13 +30,10 @@ ROWS = (
 
 
 def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
-    """Play what is missing, write it and its scores, and print them.
-
-    Args:
-        settings: options of `tropd evaluate`.
-        sampling: what they say of drawing.
-    """
+    """Play what is missing, write it and its scores, and print them."""
+    from ..atomic_files import read_jsonl, write_whole
     from ..data import load_prompts
+    from ..engines.batch_file import BatchFile
     from ..evaluation.episode_scores import scores_of
     from ..models.files import read_model_files
     from ..run.tools import check_rows_of_tools
@@ -52,15 +50,16 @@ def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
     files = read_model_files(settings["model"], trust_remote_code=settings["trust_remote_code"])
     check_weights(settings["model"], "model", settings["trust_remote_code"])
     folder = Path(settings["out"])
-    records = _begin(folder, settings)
     rows = [row for row in data.dataset for _ in range(settings["samples"] or 1)]
-    if len(records) < len(rows):
+    described = {name: settings[name] for name in ("model", "environment", *DECIDES)}
+    file = BatchFile(folder / EPISODES, folder / SETTINGS, described, len(rows), sampling.batch_size)
+    if file.done < file.total:
         writer: Any = writers.begin(files, "model", settings, 0)
         console.say(writers.described(settings["model"], writer))
-        with console.progress("episodes", len(rows), "episodes", len(records)) as advance:
-            _play(writer.model, files, tools, rows, (folder, settings, sampling), records, advance)
-    scores = scores_of(records)
-    _write(folder / SCORES, scores)
+        with console.progress("episodes", file.total, "episodes", file.done) as advance:
+            _play(writer.model, files, tools, rows, settings, sampling, file, advance)
+    scores = scores_of(read_jsonl(file.path))
+    write_whole(folder / SCORES, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     _print(scores, folder)
     return 0
 
@@ -84,51 +83,26 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError("benchmarks and environment (or tools) are both set; evaluate one, then the other.")
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The episodes that are there already, of the same evaluation.
-
-    Raises:
-        ValueError: they are of another.
-    """
-    from ..atomic_files import read_jsonl
-
-    described = {name: settings[name] for name in ("model", "environment", *DECIDES)}
-    path = folder / SETTINGS
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in described if before.get(name) != described[name]]
-        if other:
-            raise ValueError(
-                f"{other[0]} is {described[other[0]]!r}, but the episodes in {folder} are of {before.get(other[0])!r}. "
-                "Choose another --out."
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, described)
-    return read_jsonl(folder / EPISODES) if (folder / EPISODES).is_file() else []
-
-
 def _play(
     model: Any,
     files: "ModelFiles",
     tools: "RunTools",
     rows: list[dict[str, Any]],
-    how: tuple[Path, dict[str, Any], "Sampling"],
-    records: list[dict[str, Any]],
+    settings: dict[str, Any],
+    sampling: "Sampling",
+    file: "BatchFile",
     advance: Any,
 ) -> None:
-    """Add the missing episodes, a batch at a time, to the file and to `records`."""
-    from ..atomic_files import append_jsonl
+    """Add the missing episodes to the file, a batch at a time."""
     from ..evaluation.episode_scores import record_of
     from ..evaluation.episodes import play
 
-    folder, settings, sampling = how
-    while len(records) < len(rows):
-        first = len(records)
+    samples = settings["samples"] or 1
+    for lines in file.missing_batches():
         played = play(
             model,
             files.tokenizer,
-            rows[first : first + sampling.batch_size],
+            [rows[line] for line in lines],
             environment=tools.environments,
             functions=tools.functions,
             eos_ids=files.eos_ids,
@@ -136,21 +110,13 @@ def _play(
             max_turns=settings["max_turns"],
             temperature=sampling.temperature,
             seed=sampling.seed,
-            first_row=first,
+            first_row=lines.start,
             template=sampling.chat_template_kwargs,
         )
-        added = [
-            {"row": (first + n) // (settings["samples"] or 1)} | record_of(episode) for n, episode in enumerate(played)
-        ]
-        append_jsonl(folder / EPISODES, added)
-        records += added
-        advance(len(added))
-
-
-def _write(path: Path, value: Any) -> None:
-    from ..atomic_files import write_whole
-
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.append(
+            [{"row": line // samples} | record_of(episode) for line, episode in zip(lines, played, strict=True)]
+        )
+        advance(len(lines))
 
 
 def _print(scores: dict[str, Any], folder: Path) -> None:

@@ -11,14 +11,14 @@ from ..shipped import locate_field
 from ..verl.methods import verl_methods, why_not
 from ..verl.rows import Order, Prompt, steps_of, training_rows, validation_rows
 from . import console
-from .generate import _columns, _template_kwargs
+from .generate import _columns, _template_kwargs, read_data
 from .options import add_option
 
 if TYPE_CHECKING:
     from ..data import PromptData
     from ..models.files import ModelFiles
 
-NAME = "export"
+HELP = "write the data of a verl run"
 
 DESCRIPTION = """\
 Write a Parquet file that verl trains on with a method of tropd.
@@ -37,15 +37,7 @@ examples:
   tropd export --to verl --student models/student --data test.jsonl --out val.parquet --validation"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="write the data of a verl run",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = partial(add_option, parser)
 
     option("to", "the program to write for: verl", required=True, choices=("verl",))
@@ -70,11 +62,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
     option("max_prompts", "export only the first N prompts", type=int, metavar="N")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
-    parser.set_defaults(run=run, takes_fields=True, overrides=[])
+    parser.set_defaults(takes_fields=True, overrides=[])
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..data import load_prompts
     from ..models.files import read_model_files
     from .quiet import quiet_libraries
 
@@ -87,16 +78,7 @@ def run(options: argparse.Namespace) -> int:
     options.data = locate_field("data", options.data)
     columns, template = _columns(options), _template_kwargs(options.chat_template_kwargs) or {}
     quiet_libraries()
-    data = load_prompts(
-        options.data,
-        columns=columns,
-        split=options.data_split,
-        chat=options.chat,
-        system_prompt=options.system_prompt,
-        limit=options.max_prompts,
-    )
-    for note in data.notes:
-        console.say(note)
+    data = read_data(options, columns)
     student = read_model_files(options.student, role="student", trust_remote_code=options.trust_remote_code)
     prompts = list(_prompts(data, student, method if not options.validation else None, options, template))
     order = None if options.validation else _order(options, len(prompts))
@@ -107,11 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def export_method(options: argparse.Namespace) -> Method:
-    """The method of the options, as verl can run it.
-
-    Raises:
-        ValueError: verl cannot run it, or a setting has no effect under it.
-    """
+    """The method of the options, as verl can run it."""
     method = get_method(
         options.method, guidance_schedule=options.guidance_schedule, guidance_length=options.guidance_length
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..response_file import ResponseFile
     from ..run.tools import RunTools
 
-NAME = "generate"
+HELP = "write teacher responses for a file of prompts"
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -53,15 +53,7 @@ RESERVED = ("add_generation_prompt", "conversation", "return_dict", "tokenize")
 """Arguments of `apply_chat_template` that decide what comes back, and are ours."""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="write teacher responses for a file of prompts",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = partial(add_option, parser)
 
     option("teacher", "model folder of the teacher, its name on the Hub, or its server's address", metavar="DIR")
@@ -93,7 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         kind = {"int": int, "float": float}.get(str(getattr(field.type, "__name__", field.type)).split(" ")[0], str)
         shown = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
         option(field.name, field.metadata["help"], default=field.default, **shown)
-    parser.set_defaults(run=run, takes_fields=True, overrides=[])
+    parser.set_defaults(takes_fields=True, overrides=[])
 
 
 def served_fields() -> list[Field]:
@@ -188,7 +180,7 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
     unknown += [word for word in words[:1] if not word.startswith("--")]
     if unknown:
         raise ValueError(f"{unknown[0]} is not an option of `tropd generate`; see `tropd generate --help`.")
-    columns = _json_mapping("columns", options.columns, '{"prompt": "question"}') or {}
+    columns = json_mapping("columns", options.columns, '{"prompt": "question"}') or {}
     for written in read_overrides(words).values():
         columns |= written.value
     wrong = next((name for name, theirs in columns.items() if not isinstance(theirs, str)), None)
@@ -201,7 +193,7 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
 
 def _template_kwargs(text: str | None) -> dict[str, Any] | None:
     """The arguments of the chat template."""
-    arguments = _json_mapping("chat_template_kwargs", text, '{"enable_thinking": false}')
+    arguments = json_mapping("chat_template_kwargs", text, '{"enable_thinking": false}')
     taken = [name for name in RESERVED if name in (arguments or {})]
     if taken:
         raise ValueError(
@@ -211,7 +203,8 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
     return arguments
 
 
-def _json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] | None:
+def json_mapping(name: str, text: str | None, example: str) -> dict[str, Any] | None:
+    """The mapping that an option holds as JSON."""
     if text is None:
         return None
     try:
@@ -229,7 +222,6 @@ def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
 ) -> "tuple[ResponseFile, ModelFiles, Writer | None]":
     """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
-    from ..data import load_prompts
     from ..generation import check_fit, read_prompts
     from ..models.files import read_model_files
     from ..response_file import GenerationSettings, ResponseFile
@@ -248,16 +240,7 @@ def _open(
         dtype=options.dtype,
         engine="server" if is_served(options.teacher) else options.engine,
     )
-    data = load_prompts(
-        options.data,
-        columns=columns,
-        split=options.data_split,
-        chat=options.chat,
-        system_prompt=options.system_prompt,
-        limit=options.max_prompts,
-    )
-    for note in data.notes:
-        console.say(note)
+    data = read_data(options, columns)
     from ..run.tools import check_rows_of_tools
 
     check_rows_of_tools(options.found_tools, data)
@@ -283,6 +266,23 @@ def _open(
     if served is None:
         check_weights(options.teacher, "teacher", options.trust_remote_code)
     return ResponseFile(options.out, prompts, settings), teacher, served
+
+
+def read_data(options: argparse.Namespace, columns: dict[str, str] | None) -> "PromptData":
+    """The prompts, and what there is to say about them."""
+    from ..data import load_prompts
+
+    data = load_prompts(
+        options.data,
+        columns=columns,
+        split=options.data_split,
+        chat=options.chat,
+        system_prompt=options.system_prompt,
+        limit=options.max_prompts,
+    )
+    for note in data.notes:
+        console.say(note)
+    return data
 
 
 def _rows(data: "PromptData", teacher: str | None) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,6 +1,7 @@
 """`tropd`: the door to every command. A mistake gets a sentence and exit code 2; `--debug` shows where it came from."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,42 +9,14 @@ from collections.abc import Sequence
 from .. import __version__
 from ..extras import missing_part
 from ..suggestions import hint
-from . import (
-    check,
-    compare,
-    console,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    methods,
-    plan,
-    recipes,
-    report,
-    serve,
-    show,
-    student,
-    train,
-    verl,
-)
+from . import console
 
-COMMANDS = (
-    check,
-    train,
-    generate,
-    serve,
-    evaluate,
-    compare,
-    report,
-    show,
-    student,
-    plan,
-    methods,
-    recipes,
-    doctor,
-    export,
-    verl,
+NAMES = (
+    *("check", "train", "generate", "serve", "evaluate", "compare", "report", "show"),
+    *("student", "plan", "methods", "recipes", "doctor", "export", "verl"),
 )
+COMMANDS = {name: importlib.import_module(f"{__package__}.{name}") for name in NAMES}
+"""By name; each has `HELP`, `DESCRIPTION`, `EPILOG`, `run`, and `add_options` where it takes any."""
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -94,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     parser = build_parser()
     command = next((word for word in words if not word.startswith("-")), None)
-    names = [module.NAME for module in COMMANDS]
-    if command is not None and command not in names:
-        raise ValueError(f"{command!r} is not a command of tropd{hint(command, names)}. Commands: {', '.join(names)}.")
+    if command is not None and command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise ValueError(f"{command!r} is not a command of tropd{hint(command, COMMANDS)}. Commands: {known}.")
     if not words:
         parser.print_help()
         return 0
@@ -119,8 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     parser.set_defaults(takes_fields=False)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS:
-        module.add_parser(commands)
+    for name, module in COMMANDS.items():
+        words = {"help": module.HELP, "description": module.DESCRIPTION, "epilog": module.EPILOG}
+        command = commands.add_parser(name, **words, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(run=module.run)
+        if hasattr(module, "add_options"):
+            module.add_options(command)
     return parser
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from ..objective.methods import METHODS, SETTINGS, Method, describe, get_method
 from . import console
 
-NAME = "methods"
+HELP = "list the methods, or explain one"
 
 DESCRIPTION = """\
 List the methods, or explain one.
@@ -58,17 +58,9 @@ _OUTLIERS = {
 }
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="list the methods, or explain one",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", nargs="?", help="a method to explain")
     parser.add_argument("--json", action="store_true", help="print the settings as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

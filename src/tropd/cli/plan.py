@@ -1,12 +1,14 @@
 """`tropd plan`: memory, time and disk of a run on GPUs that are not here, so that one knows before renting."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from . import console
 from .fields import add_configuration_arguments
+from .options import add_option
 
-NAME = "plan"
+HELP = "memory, time and disk on GPUs that are not here"
 
 DESCRIPTION = """\
 Estimate memory, time and disk of a run on GPUs that are not here, from its configuration alone.
@@ -25,28 +27,15 @@ fields of the configuration are set as in `tropd train`
 """
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="memory, time and disk on GPUs that are not here",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_configuration_arguments(parser)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="how many (1 8 64)")
-    parser.add_argument("--gpu", default="h100", help="h100, h200, a100 or rtx4090 (h100)")
-    parser.add_argument(
-        "--sequences_per_step",
-        type=int,
-        metavar="N",
-        help="rollouts per step, over all GPUs (default: those of one process of the configuration)",
-    )
-    parser.add_argument("--prompt_tokens", type=int, default=200, metavar="N", help="mean length of a prompt (200)")
-    parser.add_argument(
-        "--response_tokens", type=int, metavar="N", help="mean length of a response (max_completion_length)"
-    )
-    parser.set_defaults(run=run)
+    option = partial(add_option, parser)
+    option("gpus", "how many (1 8 64)", type=int, nargs="+", default=[1, 8, 64], metavar="N")
+    option("gpu", "h100, h200, a100 or rtx4090 (h100)", default="h100")
+    rows = "rollouts per step, over all GPUs (default: those of one process of the configuration)"
+    option("sequences_per_step", rows, type=int, metavar="N")
+    option("prompt_tokens", "mean length of a prompt (200)", type=int, default=200, metavar="N")
+    option("response_tokens", "mean length of a response (max_completion_length)", type=int, metavar="N")
 
 
 def run(options: argparse.Namespace) -> int:

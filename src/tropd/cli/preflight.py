@@ -31,38 +31,38 @@ def show_findings(inputs: Any, everything: bool = False) -> None:
         console.out().print(render_findings(found))
 
 
-def show_plan(inputs: Any, disk: bool) -> Any:
-    """Memory and disk of the run; a disk that is too small is refused where `disk` says so.
-
-    Returns:
-        The plan, or `None`, with a warning, if the cost model does not know the architecture.
-    """
-    from ..planning import available_memory, render
-    from ..run.costs import NoEstimate, check_room, plan_of
+def _plan(inputs: Any) -> Any:
+    """Memory and disk of the run, or `None`, with a warning, if the cost model does not know the architecture."""
+    from ..run.costs import NoEstimate, plan_of
 
     try:
-        plan = plan_of(inputs)
+        return plan_of(inputs)
     except NoEstimate as unknown:
         console.warn(str(unknown))
         return None
-    for line in render(plan, available_memory(inputs.args.use_cpu)):
+
+
+def show_plan(inputs: Any, disk: bool) -> Any:
+    """Print and give the plan, or `None`; a disk that is too small is refused where `disk` says so."""
+    from ..planning import available_memory, render
+    from ..run.costs import check_room
+
+    plan = _plan(inputs)
+    for line in [] if plan is None else render(plan, available_memory(inputs.args.use_cpu)):
         console.out().print(line, markup=False)
-    if disk:
+    if disk and plan is not None:
         check_room(inputs, plan)
     return plan
 
 
 def check_costs(inputs: Any) -> None:
     """Before training: warn if memory may not suffice, refuse if the disk will not."""
-    from ..run.costs import NoEstimate, check_room, memory_warning, plan_of
+    from ..run.costs import check_room, memory_warning
 
-    try:
-        plan = plan_of(inputs)
-    except NoEstimate as unknown:
-        console.warn(str(unknown))
+    plan = _plan(inputs)
+    if plan is None:
         return
-    tight = memory_warning(inputs, plan)
-    if tight is not None:
+    if (tight := memory_warning(inputs, plan)) is not None:
         console.warn(tight)
     check_room(inputs, plan)
 
@@ -80,13 +80,7 @@ def show_time(inputs: Any, times: Any, mean_length: float) -> None:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the models said to a few prompts.
-
-    Attributes:
-        found: all of it, as plain data; of several teachers, each one's by its name.
-        times: how long it took; `None` where nothing was asked.
-        mean_length: tokens of a response.
-    """
+    """What the models said to a few prompts, as plain data; `times` is `None` where nothing was asked."""
 
     found: dict[str, Any]
     times: Any = None
@@ -94,11 +88,7 @@ class Looked:
 
 
 def show_probe(trainer: Any, inputs: Any) -> Looked:
-    """Let the models score a few prompts, each teacher some of its own, and say what to expect.
-
-    Raises:
-        ValueError: the verdict is that a pair will not work.
-    """
+    """Let the models score a few prompts, each teacher some of its own, and say what to expect."""
     from ..preflight.report import as_dict
 
     num_prompts = inputs.configuration.settings.preflight_prompts

@@ -91,12 +91,7 @@ def _steps_between_evaluations(args: Any, state: Any) -> int | None:
 
 @dataclass
 class Pace:
-    """How long steps and evaluations take, and what is left of both.
-
-    Attributes:
-        steps: of the run.
-        every: steps between evaluations.
-    """
+    """How long steps and evaluations take, and what is left of both."""
 
     steps: int = 0
     every: int | None = None

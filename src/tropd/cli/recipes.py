@@ -7,7 +7,7 @@ from pathlib import Path
 from ..shipped import locate, recipe_names
 from . import console
 
-NAME = "recipes"
+HELP = "the configurations that come with tropd"
 
 DESCRIPTION = """\
 List the recipes that come with tropd, or print one.
@@ -26,17 +26,9 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="the configurations that come with tropd",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="NAME", help="a recipe to print, as the list names it")
     parser.add_argument("--path", action="store_true", help="print its path instead of its contents")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import console
 
-NAME = "report"
+HELP = "one page of a run: curves, evaluations, every logged token"
 
 DESCRIPTION = """\
 Write one self-contained page about a run of `tropd train` or `TrOPDTrainer`, finished or not, or about several runs
@@ -16,7 +16,7 @@ The page needs no other file and no network. `tropd train` writes it when it end
 machine only, while the run continues, and updates itself.
 """
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   tropd report run                          writes run/report.html
   tropd report run_a run_b --out both.html
@@ -27,19 +27,11 @@ SECONDS = 10
 """After which a page that follows a run asks for itself again."""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="one page of a run: curves, evaluations, every logged token",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: report.html in the run)")
     parser.add_argument("--follow", action="store_true", help="serve the page while the run continues")
     parser.add_argument("--port", type=int, default=8765, metavar="N", help="port for --follow (default 8765; 0: any)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

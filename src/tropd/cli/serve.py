@@ -16,7 +16,7 @@ from .options import add_option
 if TYPE_CHECKING:
     from ..models.files import ModelFiles
 
-NAME = "serve"
+HELP = "serve a teacher to trainers in other processes"
 
 DESCRIPTION = """\
 Serve a teacher: trainers use it with `--teacher tropd://HOST:PORT`.
@@ -35,15 +35,7 @@ examples:
   tropd train --student models/student --teacher tropd://127.0.0.1:8001 --data prompts.jsonl --output_dir run"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="serve a teacher to trainers in other processes",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = partial(add_option, parser)
 
     option("teacher", "model folder of the teacher, or its name on the Hub", required=True, metavar="DIR")
@@ -55,7 +47,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("use_cpu", "compute on the CPU even if there is a GPU", action="store_true")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -80,11 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """The key, without which no other machine is served.
-
-    Raises:
-        ValueError: the field and what to type.
-    """
+    """The key, without which no other machine is served."""
     from ..teacher.served.address import TEACHER, read_key
 
     key = read_key(options.api_key_env, field="api_key_env")

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import console
 
-NAME = "show"
+HELP = "logged rollouts in the terminal, each token by its region"
 
 DESCRIPTION = """\
 Print logged rollouts of a run with the region of every token. Regions are shown by marks as well as by colour:
@@ -18,7 +18,7 @@ r = log π_T − log π_S. Without --step it shows the last logged step. `tropd 
 probabilities and the teacher's likeliest tokens.
 """
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   tropd show run
   tropd show run --step 11 --limit 1
@@ -30,14 +30,7 @@ REGIONS = {"trusted": "trust", "outlier": "outlier", "prefix": "guidance", "left
 STYLES = {"trust": "", "outlier": "bold red", "guidance": "dim italic", "left out": "dim strike"}
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="logged rollouts in the terminal, each token by its region",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the output_dir of a run")
     parser.add_argument("--step", type=int, metavar="N", help="a logged step (default: the last)")
     parser.add_argument("--all", action="store_true", help="every logged step")
@@ -45,7 +38,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--region", choices=sorted(REGIONS), help="rollouts that have a token of this region")
     parser.add_argument("--below", type=float, metavar="R", help="rollouts that have such a token with r at most R")
     parser.add_argument("--limit", type=int, default=4, metavar="N", help="at most this many rollouts (default 4)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -99,7 +91,7 @@ def _matches(record: Mapping[str, Any], options: argparse.Namespace) -> bool:
 def _print(record: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from ..training.logging.marked import marked, marked_pieces
+    from ..training.logging.marked import mark_response, marked_pieces
 
     whose = f", teacher {record['teacher']}" if "teacher" in record else ""
     ended = "ended" if record["ended_by"] is not None else "cut at the limit"
@@ -112,5 +104,5 @@ def _print(record: Mapping[str, Any]) -> None:
     text = Text()
     for piece, region in marked_pieces(record["tokens"]):
         text.append(piece, STYLES.get(region, ""))
-    screen.print(text if record["tokens"] else marked(record), markup=False)
+    screen.print(text if record["tokens"] else mark_response(record), markup=False)
     screen.print()

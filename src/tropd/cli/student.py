@@ -1,13 +1,15 @@
 """`tropd student`: a smaller student, made by taking layers out of a teacher."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from ..models.folder import check_model_folder, check_weights
 from ..shipped import locate_field
 from . import console
+from .options import add_option
 
-NAME = "student"
+HELP = "make a smaller student by removing layers from a teacher"
 
 DESCRIPTION = """\
 Write a smaller student: the teacher with only some of its layers.
@@ -22,30 +24,12 @@ examples:
   tropd student --teacher models/teacher --keep-layers 0-11,20-23 --out models/student"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="make a smaller student by removing layers from a teacher",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--teacher", required=True, metavar="DIR", help="model folder of the teacher")
-    parser.add_argument(
-        "--keep_layers",
-        "--keep-layers",
-        required=True,
-        metavar="LIST",
-        help="layers to keep, counted from 0, ascending: numbers and ranges such as 0-3,6",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write; must not exist")
-    parser.add_argument(
-        "--trust_remote_code",
-        "--trust-remote-code",
-        action="store_true",
-        help="run the code that a model folder brings along",
-    )
-    parser.set_defaults(run=run)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    option, layers = partial(add_option, parser), "layers to keep, from 0, ascending: numbers and ranges such as 0-3,6"
+    option("teacher", "model folder of the teacher", required=True, metavar="DIR")
+    option("keep_layers", layers, required=True, metavar="LIST")
+    option("out", "folder to write; must not exist", required=True, metavar="DIR", type=Path)
+    option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
 
 
 def run(options: argparse.Namespace) -> int:

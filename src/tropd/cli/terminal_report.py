@@ -6,43 +6,50 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from ..report.outcome import Outcome, ends, outcome
 from ..report.run_folder import read_run
 from ..report.run_page import PAGE
+from . import console
 from .progress import TrainingProgress
 from .report import write_page
-from .summary import Ended, show_summary
+
+COLOURS = {None: "{}", True: "[green]{}[/green]", False: "[red]{}[/red]"}
+STAGES = (("speed/rollout", "rollout"), ("speed/teacher", "teacher"), ("speed/update", "update"))
 
 
 def show_end(history: Any, output_dir: str, *, steps: int, seconds: float, saved: bool, before: Any = None) -> None:
-    """Write the page of a run that has ended, print its summary, what was written, and what to do next.
+    """Write the page of a run that has ended, print how its metrics moved, what was written, and what to do next.
 
-    Args:
-        history: what was logged.
-        output_dir: of the run.
-        steps: taken now.
-        seconds: what they took.
-        saved: is the model there?
-        before: the preflight's measurement; `None`: that of `preflight.json`, where there is one.
+    `before` is the preflight's measurement; `None`: that of `preflight.json`, where there is one.
     """
-    folder = Path(output_dir)
+    folder, screen = Path(output_dir), console.out()
     write_page([folder], folder / PAGE)
-    before = read_run(folder).measurement if before is None else before
-    next_step = [("next", f"tropd evaluate {shlex.quote(output_dir)} --benchmarks … --data … --out …")] if saved else []
-    show_summary(
-        history,
-        Ended(
-            steps=steps,
-            seconds=seconds,
-            output_dir=output_dir,
-            saved=saved,
-            before=dict(before),
-            written=[
-                ("page", f"{folder / PAGE}: curves, evaluations, every logged token; open it in a browser"),
-                ("in it", "run.json, metrics.jsonl, preflight.json, rollouts/ (`tropd show` prints them)"),
-                *next_step,
-            ],
-        ),
-    )
+    took = console.duration(seconds)
+    screen.print(f"\n[bold green]done[/bold green]: {steps} step{'' if steps == 1 else 's'} in {took}")
+    _show_outcome(outcome(history, dict(read_run(folder).measurement if before is None else before)))
+    speeds = [(label, ends(history, name)) for name, label in STAGES]
+    if shown := ", ".join(f"{label} {speed[1]:,.0f}" for label, speed in speeds if speed is not None):
+        screen.print(f"tokens per second at the end: {shown}")
+    lines = {
+        "model" if saved else "run": output_dir,
+        "page": f"{folder / PAGE}: curves, evaluations, every logged token; open it in a browser",
+        "in it": "run.json, metrics.jsonl, preflight.json, rollouts/ (`tropd show` prints them)",
+    }
+    lines |= {"next": f"tropd evaluate {shlex.quote(output_dir)} --benchmarks … --data … --out …"} if saved else {}
+    screen.print("\n" + "\n".join(f"{what:<10} {where}" for what, where in lines.items()), markup=False)
+
+
+def _show_outcome(found: Outcome) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", *found.titles, ""):
+        table.add_column(column, justify="right" if column else "left")
+    for row in found.rows:
+        table.add_row(row.label, *row.values, COLOURS[row.well].format(row.moved))
+    console.out().print(table, soft_wrap=False)
+    if found.note:
+        console.out().print(f"({found.note})", markup=False)
 
 
 class TerminalReport(TrainingProgress):

@@ -11,7 +11,7 @@ from typing import Any
 from . import console
 from .fields import add_configuration_arguments, fields_help
 
-NAME = "train"
+HELP = "distil a teacher into a student"
 
 DESCRIPTION = """\
 Distil a teacher into a student on the student's own responses.
@@ -21,26 +21,18 @@ The run's folder contains run.json, metrics.jsonl, rollouts/, preflight.json, ch
 end report.html, a page about the run. `tropd report RUN --follow` serves that page while the run continues.
 """
 
-EXAMPLES = """\
+EPILOG = """\
 examples:
   tropd train --student small/ --teacher large/ --data prompts.jsonl --output_dir run
   tropd train --config recipe:lora_one_gpu --learning_rate 1e-5 --method fkl_outlier
   tropd train --config recipe.yaml --resume_from_checkpoint latest
   accelerate launch --config_file "$(tropd recipes --path accelerate/fsdp2_8gpu)" -m tropd train --config recipe.yaml
 
-"""
+""" + fields_help()
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="distil a teacher into a student",
-        description=DESCRIPTION,
-        epilog=EXAMPLES + fields_help(),
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_configuration_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

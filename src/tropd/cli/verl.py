@@ -11,7 +11,7 @@ from ..verl import arming
 from ..verl.methods import why_not
 from . import console
 
-NAME = "verl"
+HELP = "is tropd armed in verl here?"
 
 DESCRIPTION = """\
 Say whether verl would run with tropd's methods on this machine, which methods these are, and what was not tried.
@@ -34,17 +34,6 @@ REFUSED = (
     "Megatron and VeOmni actors, fused kernels: the loss needs whole rows of logits",
     "SGLang as the teacher's server: it omits the score of the sampled token",
 )
-
-
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        NAME,
-        help="is tropd armed in verl here?",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -35,11 +35,7 @@ SERVER: dict[str, tuple[Any, str]] = {
 
 
 def kind_of(engine: str) -> str:
-    """`hf`, `vllm` or `server`.
-
-    Raises:
-        ValueError: none of these, or a `tropd serve`.
-    """
+    """`hf`, `vllm` or `server`."""
     if is_own(engine):
         raise ValueError(_own(engine))
     if is_served(engine):
@@ -60,11 +56,7 @@ def _own(engine: str) -> str:
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse an engine that cannot be begun, and say which options have no effect on the one that is asked for.
-
-    Raises:
-        ValueError: with the option and what to type.
-    """
+    """Refuse an engine that cannot be begun, and say which options have no effect on the one that is asked for."""
     kind = kind_of(settings["engine"])
     if kind == "vllm":
         from ..engines.vllm import check_installed
@@ -104,17 +96,7 @@ def _check_server(settings: Mapping[str, Any]) -> None:
 
 
 def begin(files: "ModelFiles", role: str, settings: Mapping[str, Any], longest_prompt: int) -> "Writer":
-    """The engine with the model, ready to write.
-
-    Args:
-        files: the model's small files.
-        role: `model` or `teacher`; starts the sentences.
-        settings: the command's options, checked.
-        longest_prompt: tokens.
-
-    Raises:
-        ValueError: it cannot be begun.
-    """
+    """The engine with the model, ready to write."""
     kind, length = kind_of(settings["engine"]), longest_prompt + settings["max_new_tokens"]
     remote = settings["trust_remote_code"]
     if kind == "hf":

@@ -14,12 +14,7 @@ GRID, REPORT = "grid", "report"
 class Cell:
     """One run: a method in a setting, at a learning rate, with a seed.
 
-    Attributes:
-        setting: name of the setting.
-        label: of the method.
-        learning_rate: of the run.
-        seed: of the run.
-        kind: `grid` is measured on validation prompts and chooses a rate, `report` on test prompts.
+    A cell of the `grid` is measured on validation prompts and chooses a rate, one to `report` on test prompts.
     """
 
     setting: str
@@ -55,11 +50,7 @@ def report_cells(plan: Plan, setting: str, label: str, learning_rate: float) -> 
 
 
 def pairs(plan: Plan, only: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Every setting with every method, or those that `only` names: a setting, label, or pattern as `multi-domain/*`.
-
-    Raises:
-        ValueError: a name that fits nothing.
-    """
+    """Every setting with every method, or those that `only` names: a setting, label, or pattern as `multi-domain/*`."""
     every = [(setting, label) for setting in plan.settings for label in plan.methods]
 
     def fits(word: str, setting: str, label: str) -> bool:

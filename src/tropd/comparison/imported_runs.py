@@ -28,9 +28,6 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
     """Put the cells of `file` that the plan asks for into the comparison, and say how many.
 
     Cells that are there already stay, and cells that ended in an error are left out.
-
-    Raises:
-        ValueError: no results.json, or one of another plan, of other models or of other prompts.
     """
     theirs = _read(file)
     changed = changes(_nameless(as_now(theirs["plan"])), _nameless(json.loads(json.dumps(plan.as_dict()))))
@@ -50,11 +47,7 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
 
 
 def check_before(layout: Layout, setting: str, before: Mapping[str, Any]) -> None:
-    """Are the models and prompts that were prepared here those of the runs that were taken over?
-
-    Raises:
-        ValueError: naming the score that gives them away.
-    """
+    """Are the models and prompts that were prepared here those of the runs that were taken over?"""
     taken = layout.taken(setting)
     if taken is not None:
         _check_same(taken["file"], setting, taken["before"], before)

@@ -13,9 +13,6 @@ def write_with_ending(model: str | Path, token: str, folder: Path) -> None:
 
     The rows of the two ids change places in the embeddings and in the output layer, so every probability stays what it
     was, under another id.
-
-    Raises:
-        ValueError: a token that the vocabulary does not have, or the ending itself.
     """
     network, tokenizer = AutoModelForCausalLM.from_pretrained(model, dtype="auto"), AutoTokenizer.from_pretrained(model)
     ids = [tokenizer.eos_token_id, tokenizer.get_vocab().get(token)]

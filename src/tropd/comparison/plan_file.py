@@ -30,11 +30,7 @@ RESERVED = {
 
 
 def load_plan(path: str | Path, teacher: str | None = None) -> Plan:
-    """Read a plan, a file or `recipe:NAME`; `teacher` is for the settings that name none.
-
-    Raises:
-        ValueError: what is wrong with it, with the file, and the line where one is to blame.
-    """
+    """Read a plan, a file or `recipe:NAME`; `teacher` is for the settings that name none."""
     path = locate(str(path))
     if not Path(path).is_file():
         raise ValueError(f"the plan is {str(path)!r}, but there is no such file.")

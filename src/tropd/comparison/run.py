@@ -30,22 +30,7 @@ def compare(
     hardware: str | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
-    """Run what is missing and write results.json, tables.md and report.html; the results as plain data.
-
-    Args:
-        plan: what is compared.
-        out: folder of the comparison; an existing one is resumed.
-        jobs: processes of one thread each.
-        only: settings, methods or patterns of both; all by default.
-        retry_failed: run cells of `only` that ended in an error again.
-        sources: results.json files whose cells are imported instead of run.
-        hardware: the machine, in words for the report.
-        report: told of each start and end.
-
-    Raises:
-        ValueError: models that are not there, cells of another comparison in `out` or in `sources`, or one that is
-            running.
-    """
+    """Run what is missing and write results.json, tables.md and report.html; the results as plain data."""
     asked = pairs(plan, only)
     check_trainer_fields(plan)
     check_models(plan)
@@ -64,11 +49,7 @@ def compare(
 
 
 def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: str | None = None) -> dict[str, Any]:
-    """Write the three files from what is in `out`, also while it runs, and in `sources`; nothing is trained.
-
-    Raises:
-        ValueError: nothing is there, or cells of another comparison.
-    """
+    """Write the three files from what is in `out`, also while it runs, and in `sources`; nothing is trained."""
     layout = Layout(out.resolve())
     if not sources and not layout.has_state():
         raise ValueError(f"--out is {str(out)!r}, which holds no comparison yet. Remove --report-only.")
@@ -110,7 +91,7 @@ def check_models(plan: Plan) -> None:
         for role, model in sorted(models):
             try:
                 check_model_folder(model_folder(model), role)
-            except (ValueError, FileNotFoundError) as error:
+            except ValueError as error:
                 raise ValueError(f"settings.{name}: {error}") from error
 
 
@@ -118,9 +99,6 @@ def record_plan(plan: Plan, layout: Layout, hardware: str | None) -> None:
     """Cells on disk belong to one plan. Settings, methods, rates and seeds may be added; nothing else may change.
 
     Where nothing was prepared, run or taken over yet, the plan may be any other.
-
-    Raises:
-        ValueError: naming what changed.
     """
     described, own = json.loads(json.dumps([plan.as_dict(), plan.own_methods()]))
     if layout.has_state() and not layout.is_empty():

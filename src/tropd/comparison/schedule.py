@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_whole
 from .cells import GRID, Cell, count_cells, next_cells, pairs
 from .layout import RESULT, Layout, Told
 from .plan import Plan
@@ -52,17 +52,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a comparison.
+    """Progress of a comparison, in cells; of what runs, how far each `told` it is.
 
-    Attributes:
-        done: cells that have ended.
-        total: cells of the whole comparison.
-        ended: the task that has just ended; `None` where none has.
-        well: did it end well? A cell that collapsed did.
-        result: of that cell, if it was one.
-        running: what is being worked on.
-        told: of that, how far each said it is.
-        seconds_left: forecast from the cells done so far; `None` before the first.
+    `ended` is the task that has just ended, `well` where it did (a cell that collapsed did), with its `result`.
+    `seconds_left` is `None` before the first cell.
     """
 
     done: int
@@ -78,14 +71,7 @@ class Progress:
 class Schedule:
     """Runs what of a comparison is not on the disk yet.
 
-    Args:
-        plan: what is compared.
-        layout: its folder, locked.
-        jobs: workers at once.
-        only: which settings and methods; all by default.
-        lock: descriptor that workers inherit, so that the folder stays locked until the last of them is gone.
-        report: told when a worker starts, when one ends, and now and then between.
-        command: what does the work.
+    Workers inherit the descriptor `lock`, so that the folder stays locked until the last of them is gone.
     """
 
     def __init__(
@@ -179,12 +165,12 @@ class Schedule:
             if not self.layout.is_ready(task.name):
                 self.unprepared.add(task.name)
                 if not self.layout.setting_error(task.name).is_file():
-                    _write(self.layout.setting_error(task.name), _ended(worker) + "\n")
+                    write_whole(self.layout.setting_error(task.name), _ended(worker) + "\n")
             else:
                 self.layout.setting_error(task.name).unlink(missing_ok=True)
         elif not (self.layout.cell(task.name) / RESULT).is_file():
             result = asdict(task.cell) | {"failure": None, "error": _ended(worker), "scores": None}
-            _write(self.layout.cell(task.name) / RESULT, json.dumps(result) + "\n")
+            write_whole(self.layout.cell(task.name) / RESULT, json.dumps(result) + "\n")
 
     def _tell(self, ended: Task | None) -> None:
         results = self.layout.results()
@@ -242,9 +228,3 @@ class Schedule:
 def _ended(worker: Worker) -> str:
     code = worker.process.returncode
     return f"the process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'} before the work was done"
-
-
-def _write(path: Path, text: str) -> None:
-    from ..atomic_files import write_whole
-
-    write_whole(path, text)

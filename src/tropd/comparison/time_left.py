@@ -17,10 +17,6 @@ class Pace:
 
     A token is as slow as with this method in this setting, else as in this setting with prefixes or without, else as in
     any.
-
-    Args:
-        plan: what is compared.
-        results: the cells that have ended, by name.
     """
 
     def __init__(self, plan: Plan, results: Mapping[str, Any]):

@@ -16,11 +16,7 @@ def as_chat(record: Record) -> Record:
 
 
 def with_system_prompt(record: Record, system_prompt: str) -> Record:
-    """The record with a system message in front of each prompt.
-
-    Raises:
-        ValueError: a prompt that is text, or that has a system message of its own.
-    """
+    """The record with a system message in front of each prompt."""
     _check_room_for_system_prompt(record)
     message = {"role": "system", "content": system_prompt}
     return _change_prompts(record, lambda value: [message, *value] if form_of(value) == "messages" else value)

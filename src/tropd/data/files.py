@@ -48,11 +48,7 @@ class Record(NamedTuple):
 
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
-    """The reader for a file's name.
-
-    Raises:
-        ValueError: an unknown extension; the sentence names the known ones.
-    """
+    """The reader for a file's name."""
     zipped = path.name.lower().endswith(".gz")
     extension = Path(path.name[:-3] if zipped else path.name).suffix.lower()
     known = TEXT_READERS if zipped else TEXT_READERS | {".parquet": read_parquet}
@@ -65,11 +61,7 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, `.gz` or not, without a byte-order mark. Each ends with its `\\n`, as it stands there.
-
-    Raises:
-        ValueError: not UTF-8 (with the line), or a damaged archive.
-    """
+    """The lines of a file, `.gz` or not, without a byte-order mark. Each ends with its `\\n`, as it stands there."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -124,11 +116,7 @@ def _json_line(place: str, line: str) -> Record:
 
 
 def read_json(path: Path) -> Iterator[Record]:
-    """One array of objects, or JSON Lines under the name `.json`; the first character tells.
-
-    Raises:
-        ValueError: an array that is not JSON, with the line.
-    """
+    """One array of objects, or JSON Lines under the name `.json`; the first character tells."""
     first = next((line for line in text_lines(path) if line.strip()), "")
     return _json_array(path) if first.lstrip().startswith("[") else read_json_lines(path)
 
@@ -168,11 +156,7 @@ def _array_items(path: Path, text: str) -> Iterator[Record]:
 
 
 def read_csv(path: Path) -> Iterator[Record]:
-    """Rows under a header line, each placed at the line on which it starts. Fields are text, or `None` where empty.
-
-    Raises:
-        ValueError: a header with an empty or a repeated name, or a quote that never closes.
-    """
+    """Rows under a header line, each placed at the line on which it starts. Fields are text, or `None` where empty."""
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader(_csv_lines(path), strict=True)
     try:
@@ -211,11 +195,7 @@ def _csv_row(place: str, header: list[str], fields: list[str]) -> Record:
 
 
 def read_parquet(path: Path) -> Iterator[Record]:
-    """The rows of a Parquet file, counted from 1.
-
-    Raises:
-        ValueError: not a whole Parquet file.
-    """
+    """The rows of a Parquet file, counted from 1."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 

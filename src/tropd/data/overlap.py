@@ -6,11 +6,10 @@ punctuation and LaTeX signs. That finds a problem that is typeset differently, b
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os.path import basename
 
-from ..suggestions import did_you_mean
 from .files import Record
 from .prompts import PROBLEM_COLUMNS, PromptData
 from .refusals import BadRow, refusal
@@ -27,13 +26,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How often prompts repeat.
-
-    Attributes:
-        rows: all of them.
-        different: how many different prompts they hold.
-        groups: the places of each prompt that repeats, the most frequent first.
-    """
+    """How often prompts repeat: `groups` has the places of each that does, the most frequent first."""
 
     rows: int
     different: int
@@ -53,14 +46,8 @@ class Duplicates:
 class Overlap:
     """What training prompts and an evaluation set have in common.
 
-    Attributes:
-        training: the training data.
-        evaluation: the evaluation set.
-        training_rows: rows of the training data.
-        evaluation_problems: problems of the evaluation set.
-        pairs: for each training row that holds an evaluation problem, its place and the place of that problem.
-        problems: how many evaluation problems are in the training data.
-        word_for_word: how many of them are there word for word, spaces aside.
+    `pairs` has, for each training row that holds an evaluation problem, its place and the problem's. So many `problems`
+    are in the training data, and `word_for_word` of them are there as they stand, spaces aside.
     """
 
     training: str
@@ -106,20 +93,13 @@ def find_duplicates(data: PromptData) -> Duplicates:
     return Duplicates(len(data), len(groups), tuple(repeated))
 
 
-def find_overlap(
-    data: PromptData, evaluation_sources: Iterable[Source], columns: str | Mapping[str, str] | None = None
-) -> list[Overlap]:
+def find_overlap(data: PromptData, evaluation_sources: Iterable[Source]) -> list[Overlap]:
     """Evaluation problems that are trained on, for each evaluation source.
 
     Training sets often wrap each problem in one instruction, which would hide every match. So a prompt is compared
     twice, as it stands and without the text that nine in ten different prompts of its file begin and end with; see
-    `wording.template`. Evaluation problems are compared in the same two ways.
-
-    Args:
-        data: loaded training prompts.
-        evaluation_sources: files, folders or names, each as `load_prompts` takes it; of splits, `test` is read.
-        columns: where the problem stands: one name for all sources, or a name by source. Without it, the first of
-            `PROBLEM_COLUMNS` that a source has.
+    `wording.template`. Evaluation problems are compared in the same two ways; of sources with splits, `test` is read,
+    and the problem is in the first of `PROBLEM_COLUMNS` that a source has.
 
     Returns:
         An overlap for each source, in their order.
@@ -128,25 +108,14 @@ def find_overlap(
         ValueError: a source that cannot be read, that has no such column, or rows without a problem.
     """
     sources = [parts_of(source) for source in evaluation_sources]
-    if isinstance(columns, Mapping):
-        _check_named_sources(columns, sources)
     if not sources:
         return []
     prompts = _compared([asked(prompt) for prompt in data.dataset["prompt"][:]], data.places)
-    return [_overlap(data, prompts, source, columns) for source in sources]
+    return [_overlap(data, prompts, source) for source in sources]
 
 
-def _check_named_sources(columns: Mapping[str, str], sources: Sequence[Sequence[str]]) -> None:
-    known = {part for source in sources for part in source}
-    for name in columns:
-        if name not in known:
-            raise ValueError(f"columns names {name!r}, which is not an evaluation source.{did_you_mean(name, known)}")
-
-
-def _overlap(
-    data: PromptData, prompts: Sequence[Compared], source: Sequence[str], columns: str | Mapping[str, str] | None
-) -> Overlap:
-    texts, places = _problems(source, columns)
+def _overlap(data: PromptData, prompts: Sequence[Compared], source: Sequence[str]) -> Overlap:
+    texts, places = _problems(source)
     problems = _compared(texts, places)
     rows_with: dict[str, list[int]] = defaultdict(list)
     for row, problem in enumerate(problems):
@@ -184,12 +153,12 @@ def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
     return [found[row] for row in range(len(texts))]
 
 
-def _problems(source: Sequence[str], columns: str | Mapping[str, str] | None) -> tuple[list[str], list[str]]:
+def _problems(source: Sequence[str]) -> tuple[list[str], list[str]]:
     """Texts and places of the problems of an evaluation source."""
     texts, places, bad = [], [], []
     for part in source:
         records = list(read_records(part, split="test"))
-        column = _problem_column(part, records, columns)
+        column = problem_column(part, records)
         for record in records:
             value = record.values.get(column)
             fault = record.fault or prompt_fault(column, value)
@@ -203,14 +172,13 @@ def _problems(source: Sequence[str], columns: str | Mapping[str, str] | None) ->
     return texts, places
 
 
-def _problem_column(part: str, records: Sequence[Record], columns: str | Mapping[str, str] | None) -> str:
-    named = columns if columns is None or isinstance(columns, str) else columns.get(part)
-    candidates = PROBLEM_COLUMNS if named is None else (named,)
+def problem_column(part: str, records: Sequence[Record]) -> str:
+    """The column that holds what is asked."""
     there = dict.fromkeys(name for record in records for name in record.values)
-    for name in candidates:
+    for name in PROBLEM_COLUMNS:
         if name in there:
             return name
     raise ValueError(
-        f"{part} has no column {' or '.join(candidates)} to compare with (it has: {', '.join(there) or 'none'}). "
-        f"Name the column with the problem: columns={{{part!r}: '…'}}."
+        f"{part} has no column {' or '.join(PROBLEM_COLUMNS)} to compare with (it has: {', '.join(there) or 'none'}). "
+        "Rename the column with the problem."
     )

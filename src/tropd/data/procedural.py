@@ -45,12 +45,6 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 class Spec:
     """A source as it was written.
 
-    Attributes:
-        tasks: their names in reasoning-gym.
-        size: distinct items of the split, of each task.
-        seed: of the items.
-        options: of the task, as reasoning-gym's configuration of it calls them.
-
     >>> Spec.parse("reasoning_gym:leg_counting?size=20&max_animals=4")
     Spec(tasks=('leg_counting',), size=20, seed=0, options={'max_animals': 4})
     """
@@ -106,11 +100,6 @@ def is_procedural(part: str) -> bool:
 
 def procedural_records(part: str, split: str, notes: MutableMapping[str, str] | None = None) -> Iterator[Record]:
     """Rows of `prompt`, `answer`, `task` and `entry`, the item as JSON text, which the reward reads.
-
-    Args:
-        part: `reasoning_gym:…`.
-        split: `train`, `validation` or `test`.
-        notes: receives a note on excluded items, and on tasks with fewer items than requested.
 
     Raises:
         ValueError: an unknown task, option or split; a task that cannot be rewarded.
@@ -170,13 +159,7 @@ def grades_itself(task: str, entry: str) -> bool:
 
 
 def score(task: str, entry: str, answer: str | None) -> float:
-    """What the task's own scorer gives an answer, in [0, 1]; 0 for one at which it fails, or none.
-
-    Args:
-        task: its name.
-        entry: the item, as JSON text.
-        answer: see `final_answer`.
-    """
+    """What the task's own scorer gives an answer, in [0, 1]; 0 for one at which it fails, or none."""
     scorer = _scorer(task)
     if answer is None:
         return 0.0
@@ -204,13 +187,7 @@ def final_answer(response: str) -> str | None:
 def reasoning_gym_reward(
     completions: Sequence[Any], task: Sequence[str], entry: Sequence[str], **_: Any
 ) -> list[float]:
-    """A reward for TRL: what the scorer of each row's task gives its final answer, in [0, 1]; some give a part.
-
-    Args:
-        completions: text, or messages, of which the last one counts.
-        task: column of the rows.
-        entry: column of the rows.
-    """
+    """A reward for TRL: what the scorer of each row's task gives its final answer, in [0, 1]; some give a part."""
     texts = [one if isinstance(one, str) else str(one[-1].get("content") or "") for one in completions]
     rows = zip(texts, task, entry, strict=True)
     return [score(name, item, final_answer(text)) for text, name, item in rows]

@@ -22,11 +22,7 @@ _DATA_FILE = re.compile(rf"\.({'|'.join(name[1:] for name in TEXT_READERS)}|parq
 
 
 def parts_of(source: Source) -> list[str]:
-    """The single sources of a source.
-
-    Raises:
-        ValueError: an empty list.
-    """
+    """The single sources of a source."""
     parts = [os.fspath(source)] if isinstance(source, str | os.PathLike) else [os.fspath(part) for part in source]
     if not parts:
         raise ValueError("the source is an empty list. Give a file, a folder, a name on the Hub, or several of them.")
@@ -39,16 +35,7 @@ def has_splits(source: Source) -> bool:
 
 
 def read_records(part: str, split: str, notes: MutableMapping[str, str] | None = None) -> Iterator[Record]:
-    """The rows of a single source, with their places.
-
-    Args:
-        part: a file, a folder written by `save_to_disk`, a name on the Hub, or tasks of reasoning-gym.
-        split: of a folder or a name that has splits; a file has none.
-        notes: receives notes for the user while rows are read.
-
-    Raises:
-        ValueError: none of them, no such split, a file that cannot be read, or no rows.
-    """
+    """The rows of a single source, with their places."""
     empty = True
     for record in procedural_records(part, split, notes) if is_procedural(part) else _records(part, split):
         empty = False

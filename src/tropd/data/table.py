@@ -47,11 +47,7 @@ class GrowingTable:
         return []
 
     def dataset(self) -> tuple["Dataset", list[str]]:
-        """The data set of all records, and a note for each column that it had to leave out.
-
-        Raises:
-            ValueError: a column of ours that does not fit, with the row.
-        """
+        """The data set of all records, and a note for each column that it had to leave out."""
         import pyarrow as pa  # type: ignore[import-untyped]
         from datasets import Dataset
 

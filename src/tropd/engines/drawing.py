@@ -14,14 +14,8 @@ Responses = list[list[int]]
 class Drawing:
     """How a response is drawn.
 
-    Attributes:
-        max_new_tokens: length at which it is cut.
-        eos_ids: every id that ends it.
-        vocab_limit: ids from here on are never drawn (a head padded further than the reader's).
-        temperature: of the softmax; 0 takes the likeliest token.
-        top_p: draw among the likeliest tokens that have this much probability together; 1 is all.
-        top_k: draw from this many likeliest tokens; 0 means all.
-        min_p: draw among those at least this likely beside the likeliest; 0 is all.
+    Ids from `vocab_limit` on are never drawn (a head padded further than the reader's); temperature 0 takes the
+    likeliest token.
     """
 
     max_new_tokens: int

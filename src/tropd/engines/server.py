@@ -9,12 +9,7 @@ from .drawing import Drawing, Responses
 
 
 class ServerWriter:
-    """Writes through an OpenAI-compatible server of vLLM's, or a `tropd serve`, which cuts no softmax.
-
-    Args:
-        served: the model there, found by `teacher.served.connect`.
-        address: as it was given, for the record.
-    """
+    """Writes through an OpenAI-compatible server of vLLM's, or a `tropd serve`, which cuts no softmax."""
 
     def __init__(self, served: AskedTeacher, address: str):
         self.served, self.address = served, address

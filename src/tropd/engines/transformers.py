@@ -15,11 +15,7 @@ from .drawing import Drawing, Responses
 
 @contextmanager
 def enough_memory(responses: int, model: Any) -> Iterator[None]:
-    """Report that a batch of this size does not fit into memory.
-
-    Raises:
-        ValueError: memory has run out.
-    """
+    """Report that a batch of this size does not fit into memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -39,15 +35,7 @@ class TransformersWriter:
     def load(
         cls, files: ModelFiles, role: str, *, dtype: str, use_cpu: bool, trust_remote_code: bool
     ) -> "TransformersWriter":
-        """With the weights of a folder or Hub name, on the GPU where there is one.
-
-        Args:
-            files: its small files.
-            role: `model` or `teacher`; starts the sentences.
-            dtype: in which it computes; `auto` is the stored one.
-            use_cpu: even if there is a GPU.
-            trust_remote_code: run the code that the model brings along.
-        """
+        """With the weights of a folder or Hub name, on the GPU where there is one."""
         with explained(files.name, role):
             loaded_by = language_model_class(files.config, f"{role} is {files.name!r}")
             model = loaded_by.from_pretrained(files.name, dtype=dtype, trust_remote_code=trust_remote_code)

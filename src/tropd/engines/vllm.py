@@ -7,16 +7,12 @@ from typing import Any
 
 from ..models.files import ModelFiles
 from ..rollout.engine.noise import AddressedNoise
-from ..rollout.engine.vllm_release import WHOLE_PROMPTS, installed
+from ..rollout.engine.vllm_release import WHOLE_PROMPTS, installed_release
 from .drawing import Drawing, Responses
 
 
 def check_installed() -> None:
-    """Refuse `engine: vllm` where there is no vLLM, before anything is read.
-
-    Raises:
-        ValueError: with what to install.
-    """
+    """Refuse `engine: vllm` where there is no vLLM, before anything is read."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "engine is 'vllm', but vLLM is not installed. Install it with: pip install -c constraints-vllm.txt "
@@ -25,21 +21,7 @@ def check_installed() -> None:
 
 
 class VllmWriter:
-    """Writes with `vllm.LLM`.
-
-    Args:
-        files: of the model.
-        role: `model` or `teacher`; starts the sentences.
-        dtype: in which it computes; `auto` is the stored one, and not vLLM's own, which makes bf16 of float32.
-        max_model_len: tokens of the longest prompt and its response.
-        gpu_memory_utilization: share of each GPU that the engine takes.
-        tensor_parallel_size: GPUs over which the weights are split.
-        enforce_eager: start sooner, without compiling and CUDA graphs, and write slower.
-        trust_remote_code: run the code that the model brings along.
-
-    Raises:
-        ValueError: the engine does not start; with its reason.
-    """
+    """Writes with `vllm.LLM`; dtype `auto` is the stored one, and not vLLM's own, which makes bf16 of float32."""
 
     def __init__(
         self,
@@ -108,7 +90,7 @@ class VllmWriter:
 
     def describe(self) -> dict[str, Any]:
         """See `Writer.describe`."""
-        _, version = installed() or (None, None)  # one that was built from source may have no metadata
+        _, version = installed_release() or (None, None)  # one that was built from source may have no metadata
         return {"engine": "vllm", "version": version, **self._settings}
 
     def close(self) -> None:

@@ -62,9 +62,6 @@ def read_call(text: str) -> Call:
 
     >>> read_call("sort('notes.txt')"), read_call("ls(a=True)")
     (('sort', {'file_name': 'notes.txt'}), ('ls', {'a': True}))
-
-    Raises:
-        ValueError: it is not a call of one of the tools with plain values.
     """
     call = ast.parse(text, mode="eval").body
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in TOOLS):
@@ -75,11 +72,7 @@ def read_call(text: str) -> Call:
 
 
 def rows(split: str) -> Iterator[dict[str, Any]]:
-    """A row for each user turn that asks for calls: the messages before it, and what `FileSystem.reset` gets.
-
-    Raises:
-        ValueError: no such split.
-    """
+    """A row for each user turn that asks for calls: the messages before it, and what `FileSystem.reset` gets."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; the tasks are divided into {' and '.join(SPLITS)}.")
     for number, (task, described) in enumerate(tasks().items()):
@@ -130,9 +123,6 @@ class FileSystem:
         Args:
             task: id of a task.
             turn: number of the user turn, from 0.
-
-        Raises:
-            ValueError: there is no such task.
         """
         if task not in tasks():
             raise ValueError(

@@ -39,11 +39,7 @@ PROMPT = "Play this game. Make each move with the tool `act`; when the game is o
 
 
 def rows(game: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows with seeds from `seed` on, which `Game.reset` gets.
-
-    Raises:
-        ValueError: a game that is none of `GAMES`.
-    """
+    """Rows with seeds from `seed` on, which `Game.reset` gets."""
     check_game(game)
     message = {"role": "user", "content": PROMPT}
     return [{"prompt": [message], "game": game, "seed": number} for number in range(seed, seed + count)]
@@ -64,9 +60,6 @@ class Game:
         Args:
             game: one of `GAMES`.
             seed: of what it draws.
-
-        Raises:
-            ValueError: it is none of them.
         """
         check_game(game)
         self._draws, self._seen, self._is_over = random.Random(seed).getstate(), "", False

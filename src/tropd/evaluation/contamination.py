@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.prompts import PROBLEM_COLUMNS
+from ..data.overlap import problem_column
 from ..data.sources import read_records
 from ..data.wording import asked, letters_and_digits, wordings
 from .benchmarks.problem import Problem
@@ -30,13 +30,8 @@ SAME, RUNS = "same text", f"{WORDS}-word runs"
 
 @dataclass(frozen=True)
 class Seen:
-    """A problem that was trained on.
-
-    Attributes:
-        how: `SAME` or `RUNS`.
-        share: of the problem's runs that the row holds; 1 for the same text.
-        place: `file:line` of the first row that holds most of it.
-    """
+    """A problem that was trained on: how it was found, the share of its runs, and `file:line` of the row that holds
+    most of it."""
 
     how: str
     share: float
@@ -45,33 +40,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Training data, read once for all benchmarks.
-
-    Attributes:
-        sha256: of each file, by its name.
-        rows: place, key of each wording of what was asked, words of all texts.
-    """
+    """Training data, read once: the files' digests, and of each row its place, the key of each wording, and all
+    words."""
 
     sha256: dict[str, str]
     rows: Sequence[tuple[str, frozenset[str], tuple[str, ...]]]
 
 
 def read_trained_on(sources: Sequence[str]) -> TrainedOn:
-    """Files, folders or names of training data.
-
-    Raises:
-        ValueError: one that cannot be read, or that has no column with what is asked.
-    """
+    """Files, folders or names of training data."""
     rows: list[tuple[str, frozenset[str], tuple[str, ...]]] = []
     for source in sources:
         records = [record for record in read_records(source, split="train") if not record.fault]
-        there = dict.fromkeys(name for record in records for name in record.values)
-        column = next((name for name in PROBLEM_COLUMNS if name in there), None)
-        if column is None:
-            raise ValueError(
-                f"trained_on has {source}, which has no column {' or '.join(PROBLEM_COLUMNS)} (it has: "
-                f"{', '.join(there) or 'none'}). Name a file of prompts."
-            )
+        column = problem_column(f"trained_on has {source}, which", records)
         values = [record.values.get(column) for record in records]
         texts = wordings([asked(value) if isinstance(value, str | list) else "" for value in values])
         for record, forms in zip(records, texts, strict=True):

@@ -12,15 +12,8 @@ SCORES = ("reward", "turns", "calls", "failures", "cut", "tokens")
 
 def record_of(episode: Episode) -> dict[str, Any]:
     """An episode as it is written down."""
-    return {
-        "messages": episode.messages,
-        "reward": episode.reward,
-        "turns": episode.turns,
-        "calls": episode.calls,
-        "failures": episode.failures,
-        "cut": episode.is_cut,
-        "tokens": episode.external.count(False),
-    }
+    told = {name: getattr(episode, name) for name in ("messages", "reward", "turns", "calls", "failures")}
+    return told | {"cut": episode.is_cut, "tokens": episode.external.count(False)}
 
 
 def scores_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -179,13 +179,7 @@ def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
 
 @dataclass(frozen=True)
 class Replies:
-    """What stands between a turn and the next, as the host's trainer renders it; no reply can forge a turn.
-
-    Attributes:
-        tokenizer: of the model.
-        plain: keeps special tokens text, and cuts.
-        template: keyword arguments of the chat template.
-    """
+    """What stands between a turn and the next, as the host's trainer renders it; no reply can forge a turn."""
 
     tokenizer: Any
     plain: PlainReplies

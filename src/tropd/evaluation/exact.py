@@ -5,6 +5,7 @@ Affordable with a small vocabulary, where the distance of a pair can be computed
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,40 +41,15 @@ class ExactDivergence:
         return asdict(self)
 
 
-@torch.no_grad()
 def exact_divergence(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
-    *,
-    rows_per_pass: int = 16,
-    pad_id: int = 0,
-    endings: Endings = (),
-    external: Sequence[list[bool]] | None = None,
+    **options: Any,
 ) -> ExactDivergence:
-    """Mean divergences over the states that predict each response token.
-
-    Args:
-        student: scored first; reverse KL is KL(student‖teacher).
-        teacher: must share the student's vocabulary, entry for entry.
-        prompts: token ids.
-        responses: token ids; whose states these are is the caller's choice.
-        rows_per_pass: sequences per forward.
-        pad_id: any valid id.
-        endings: ids that end a response, taken as one action; see `objective.endings`.
-        external: for each response token, did a tool say it? Such ones are no states of a model's.
-    """
-    found = state_divergences(
-        student,
-        teacher,
-        prompts,
-        responses,
-        rows_per_pass=rows_per_pass,
-        pad_id=pad_id,
-        endings=endings,
-        external=external,
-    )
+    """The means of `state_divergences`, which takes the same."""
+    found = state_divergences(student, teacher, prompts, responses, **options)
     if len(found) == 0:
         raise ValueError("there are no response tokens on which to measure a divergence")
     reverse, forward, variation, entropy = found.mean(0).tolist()
@@ -92,7 +68,21 @@ def state_divergences(
     endings: Endings = (),
     external: Sequence[list[bool]] | None = None,
 ) -> Tensor:
-    """[states, 4] in float64: the numbers that `exact_divergence` averages, state by state and row after row."""
+    """Divergences at the states that predict each response token, row after row.
+
+    Args:
+        student: scored first; reverse KL is KL(student‖teacher).
+        teacher: must share the student's vocabulary, entry for entry.
+        prompts: token ids.
+        responses: token ids; whose states these are is the caller's choice.
+        rows_per_pass: sequences per forward.
+        pad_id: any valid id.
+        endings: ids that end a response, taken as one action; see `objective.endings`.
+        external: for each response token, did a tool say it? Such ones are no states of a model's.
+
+    Returns:
+        [states, 4] in float64: the first four numbers of an `ExactDivergence`.
+    """
     found = [torch.zeros(0, 4, dtype=torch.float64)]
     for start in range(0, len(prompts), rows_per_pass):
         rows = slice(start, start + rows_per_pass)

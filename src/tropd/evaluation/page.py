@@ -32,13 +32,14 @@ LONGEST = 6000
 def evaluation_page(folder: Path, scores: dict[str, Scores]) -> str:
     """One self-contained file of HTML, from the files of an evaluation."""
     described = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["benchmarks"]
+    models = ", ".join(dict.fromkeys(Path(one["model"]["name"]).name for one in described.values()))
     rows = []
     for number, (name, found) in enumerate(scores.items()):
         low, high = interval(found)
         rows.append((title(name), number, 100 * found.accuracy, 100 * low, 100 * high))
     return answers_html(
         AnswersPage(
-            title=f"Evaluation of {_model(described)}",
+            title=f"Evaluation of {models}",
             intro=EXPLANATION,
             facts=_facts(described),
             scores=Table("Scores in percent", HEADINGS, [score_row(name, found) for name, found in scores.items()]),
@@ -46,11 +47,6 @@ def evaluation_page(folder: Path, scores: dict[str, Scores]) -> str:
             sections=[_section(folder, name, found) for name, found in scores.items()],
         )
     )
-
-
-def _model(described: dict[str, Any]) -> str:
-    names = dict.fromkeys(Path(one["model"]["name"]).name for one in described.values())
-    return ", ".join(names)
 
 
 FACTS = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed", "dtype", "system_prompt")

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic_files import append_jsonl, write_whole
+from ..engines.batch_file import BatchFile
 from .benchmarks.problem import Problem
 
 if TYPE_CHECKING:
@@ -20,22 +19,7 @@ MOST_SAMPLES = 2**16
 
 @dataclass(frozen=True)
 class Sampling:
-    """All settings that determine a model's responses; a file of responses is resumed only with the same settings.
-
-    Attributes:
-        model: folder or name, as given.
-        temperature: of the softmax; 0 takes the likeliest token.
-        top_p: draw from the likeliest tokens that together have this probability; 1 means all.
-        top_k: draw from this many likeliest tokens; 0 means all.
-        min_p: draw from tokens at least this likely relative to the likeliest; 0 means all.
-        max_new_tokens: length at which a response is cut.
-        batch_size: responses sampled together.
-        seed: of all draws.
-        dtype: in which the model computes; `auto` is the stored one, or the server's.
-        engine: what generates: `hf`, `vllm` or `server`; with the same seed they draw different responses.
-        system_prompt: a message before every problem.
-        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": false}`.
-    """
+    """All that determines a model's responses, as `tropd evaluate --help` explains it; resumed only with the same."""
 
     model: str
     temperature: float = 0.6
@@ -66,96 +50,19 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; it is a number of tokens, and 0 draws from all.")
 
 
-@dataclass(frozen=True)
-class Request:
-    """One response to be drawn: the number of its problem in the benchmark, and of the sample."""
-
-    number: int
-    sample: int
-
-
-class ResponseLog:
-    """Responses to one benchmark, one a line, and beside them `<name>.settings.json` with what decided them.
-
-    Args:
-        path: the JSONL file; what an earlier run wrote is kept up to its last whole batch.
-        problems: all that is asked.
-        samples: of each.
-        described: everything that decides the responses.
-        batch_size: responses written together.
-
-    Raises:
-        ValueError: the file was begun with something else, or was edited.
-    """
+class ResponseLog(BatchFile):
+    """Responses to one benchmark, all samples of a problem side by side, and beside them `<name>.settings.json`."""
 
     def __init__(
         self, path: Path, problems: Sequence[Problem], samples: int, described: dict[str, Any], batch_size: int
     ):
-        self.path, self.problems, self.batch_size = path, problems, batch_size
-        self.requests = [Request(number, sample) for number in range(len(problems)) for sample in range(samples)]
-        self.done = 0
-        settings = path.with_suffix(".settings.json")
-        described = json.loads(json.dumps(described))
-        if path.exists() and path.stat().st_size:
-            _check_begun_with(path, settings, described)
-            self._keep_whole_batches()
-        write_whole(settings, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        self.problems, self.samples = problems, samples
+        super().__init__(path, path.with_suffix(".settings.json"), described, len(problems) * samples, batch_size)
 
-    @property
-    def total(self) -> int:
-        return len(self.requests)
-
-    def missing_batches(self) -> Iterator[list[Request]]:
-        for start in range(self.done, self.total, self.batch_size):
-            yield self.requests[start : start + self.batch_size]
-
-    def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add a batch; it is on the disk when this returns."""
-        append_jsonl(self.path, records)
-        self.done += len(records)
-
-    def _keep_whole_batches(self) -> None:
-        size = kept = 0
-        with self.path.open("rb") as stream:
-            for number, line in enumerate(stream):
-                if not line.endswith(b"\n"):
-                    break
-                self._check_belongs(json.loads(line), number)
-                size += len(line)
-                if (number + 1) % self.batch_size == 0 or number + 1 == self.total:
-                    self.done, kept = number + 1, size
-        os.truncate(self.path, kept)
-
-    def _check_belongs(self, record: dict[str, Any], number: int) -> None:
-        request = self.requests[number] if number < self.total else None
-        if request is None or (record["problem"], record["sample"]) != (
-            self.problems[request.number].id,
-            request.sample,
-        ):
-            raise ValueError(
-                f"{self.path}:{number + 1} is not the expected response: the file was edited or sorted. Choose another "
-                "--out, or remove the file."
-            )
-
-
-def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> None:
-    if not settings.exists():
-        raise ValueError(f"{path} exists without {settings.name}, which records its settings. Remove it.")
-    begun = json.loads(settings.read_text(encoding="utf-8"))
-    names = [name for name in {**begun, **described} if begun.get(name) != described.get(name)]
-    if names:
-        changed = "; ".join(
-            f"{name} was {_short(begun.get(name))} and is {_short(described.get(name))}" for name in names
-        )
-        raise ValueError(
-            f"{path} was begun with different settings or data: {changed}. Use the earlier ones to resume, or choose "
-            "another --out."
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:80] + "…"
+    def is_expected(self, record: dict[str, Any], line: int) -> bool:
+        """See `BatchFile`: it is of this problem and sample."""
+        number, sample = divmod(line, self.samples)
+        return (record["problem"], record["sample"]) == (self.problems[number].id, sample)
 
 
 def sha256_of(problems: Sequence[Problem]) -> str:
@@ -190,13 +97,7 @@ def describe(sampling: Sampling, problems: Sequence[Problem], samples: int, file
 
 @dataclass(frozen=True)
 class Prompted:
-    """What the model reads before each response.
-
-    Attributes:
-        contexts: token ids, one list for each problem.
-        thinking_opened: the prompts end inside of a thought.
-        chat: they went through the chat template.
-    """
+    """What the model reads before each response, and whether it is inside of a thought, or a chat template's."""
 
     contexts: list[list[int]]
     thinking_opened: bool
@@ -233,11 +134,7 @@ def read_prompts(problems: Sequence[Problem], tokenizer: Any, sampling: Sampling
 
 
 def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
-    """Refuse a model without an end, and prompts that leave no room for a response.
-
-    Raises:
-        ValueError: with what to change.
-    """
+    """Refuse a model without an end, and prompts that leave no room for a response."""
     if not model.eos_ids:
         raise ValueError(
             f"neither generation_config.json nor the tokenizer of {sampling.model} names an end of sequence, so no "
@@ -263,18 +160,7 @@ def write_responses(
     name: str,
     advance: Callable[[int], Any],
 ) -> None:
-    """Draw what the log misses, batch by batch.
-
-    Args:
-        writer: an engine with the model.
-        tokenizer: the model's.
-        eos_ids: what ends a response.
-        prompted: the prompts.
-        log: the output.
-        sampling: how to draw.
-        name: the benchmark's, which makes its draws independent of another's.
-        advance: told how many responses were added.
-    """
+    """Draw what the log misses, batch by batch."""
     from ..engines.drawing import Drawing
     from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise
 
@@ -288,18 +174,19 @@ def write_responses(
         min_p=sampling.min_p,
     )
     seed = seed_of(sampling.seed, name)
-    for batch in log.missing_batches():
-        contexts = [prompted.contexts[request.number] for request in batch]
-        places = [(request.number * MOST_SAMPLES + request.sample, 0) for request in batch]
+    for lines in log.missing_batches():
+        asked = [divmod(line, log.samples) for line in lines]
+        contexts = [prompted.contexts[number] for number, _ in asked]
+        places = [(number * MOST_SAMPLES + sample, 0) for number, sample in asked]
         noise = AddressedNoise(seed=seed, step=0, stream=BENCHMARK_STREAM, places=places)
         responses = writer.write(contexts, noise, drawing)
         log.append(
             [
-                _record(log.problems[request.number].id, request.sample, response, tokenizer, eos_ids)
-                for request, response in zip(batch, responses, strict=True)
+                _record(log.problems[number].id, sample, response, tokenizer, eos_ids)
+                for (number, sample), response in zip(asked, responses, strict=True)
             ]
         )
-        advance(len(batch))
+        advance(len(lines))
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import lines_of, read_jsonl, write_whole
 from ..extras import installed
+from ..report.markdown import markdown_table, percent
 from .benchmarks.grading import Grader
 from .benchmarks.problem import Problem
 from .benchmarks.registry import benchmark
@@ -63,11 +64,7 @@ def overlap_path(folder: Path, name: str) -> Path:
 def grade(
     folder: Path, name: str, problems: Sequence[Problem], thinking_opened: bool, advance: Callable[[int], Any]
 ) -> list[Graded]:
-    """Judge the responses of one benchmark and write the verdicts, whole.
-
-    Raises:
-        ValueError: a grader cannot be had here.
-    """
+    """Judge the responses of one benchmark and write the verdicts, whole."""
     by_id = {problem.id: problem for problem in problems}
     graded, lines = [], []
     with Grader(name) as grader:
@@ -105,11 +102,7 @@ def is_graded(folder: Path, name: str) -> bool:
 
 
 def read_graded(folder: Path, name: str) -> list[Graded]:
-    """The verdicts of a benchmark.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The verdicts of a benchmark."""
     path = verdicts_path(folder, name)
     if not path.is_file():
         raise ValueError(f"{folder} has no verdicts of {name}. Finish that evaluation, or name another folder.")
@@ -119,11 +112,7 @@ def read_graded(folder: Path, name: str) -> list[Graded]:
 
 
 def graded_benchmarks(folder: Path) -> list[str]:
-    """Names of the benchmarks that a folder has verdicts of.
-
-    Raises:
-        ValueError: it is no folder of an evaluation.
-    """
+    """Names of the benchmarks that a folder has verdicts of."""
     names = sorted(path.stem for path in (folder / "verdicts").glob("*.jsonl"))
     if not names:
         raise ValueError(f"{folder} has no verdicts/, so it is not a finished evaluation. Name the --out of one.")
@@ -167,11 +156,11 @@ HEADINGS = (
 def score_tables(scores: dict[str, Scores]) -> str:
     """Scores in percent with two standard errors, and what the responses were like."""
     rows = [score_row(name, found) for name, found in scores.items()]
-    lines = [*_table(HEADINGS, rows), "", EXPLANATION]
+    text = f"{markdown_table(HEADINGS, rows)}\n{EXPLANATION}\n"
     for name, found in scores.items():
         for caption, head, parts in part_rows(found):
-            lines += ["", f"## {title(name)}: {caption}", "", *_table(head, parts)]
-    return "\n".join(lines) + "\n"
+            text += f"\n## {title(name)}: {caption}\n\n{markdown_table(head, parts)}"
+    return text
 
 
 Part = tuple[str, Sequence[str], Sequence[Sequence[str]]]
@@ -185,16 +174,16 @@ def part_rows(found: Scores) -> list[Part]:
     others += [(LENIENT, found.last_number)] if found.last_number == found.last_number else []
     tables: list[Part] = []
     if others:
-        tables.append(("other scores", ("score", "share"), [(name, _percent(share)) for name, share in others]))
+        tables.append(("other scores", ("score", "share"), [(name, percent(share)) for name, share in others]))
     if found.seen_problems is not None:
         rest = found.problems - found.seen_problems
         rows = [
-            ("without those in the training data", str(rest), _percent(found.accuracy_unseen)),
-            ("those in the training data", str(found.seen_problems), _percent(found.accuracy_seen)),
+            ("without those in the training data", str(rest), percent(found.accuracy_unseen)),
+            ("those in the training data", str(found.seen_problems), percent(found.accuracy_seen)),
         ]
         tables.append(("trained on", ("problems", "how many", "accuracy"), rows))
     if found.groups:
-        parts = [(group, _percent(accuracy)) for group, accuracy in found.groups.items()]
+        parts = [(group, percent(accuracy)) for group, accuracy in found.groups.items()]
         tables.append(("parts", ("part", "accuracy"), parts))
     return tables
 
@@ -221,28 +210,19 @@ def score_row(name: str, found: Scores) -> tuple[str, ...]:
     return (
         title(name),
         f"{found.problems} × {found.samples}",
-        _percent(found.accuracy),
-        _percent(found.error_sampling),
-        _percent(found.error_problems),
-        f"{_percent(found.pass_at[most])} (k = {most})",
-        *map(_percent, (found.accuracy_ended, found.truncated, found.no_answer, found.undecided)),
+        percent(found.accuracy),
+        percent(found.error_sampling),
+        percent(found.error_problems),
+        f"{percent(found.pass_at[most])} (k = {most})",
+        *map(percent, (found.accuracy_ended, found.truncated, found.no_answer, found.undecided)),
         f"{found.tokens[0]:.0f}",
         f"{found.tokens[1]:.0f} / {found.tokens[2]:.0f}",
         f"{_number(found.tokens_right)} / {_number(found.tokens_wrong)}",
     )
 
 
-def _percent(value: float) -> str:
-    return "–" if value != value else f"{100 * value:.1f}"
-
-
 def _number(value: float) -> str:
     return "–" if value != value else f"{value:.0f}"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruled = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return ruled + [f"| {' | '.join(row)} |" for row in rows]
 
 
 Method = Sequence[Path]
@@ -250,11 +230,7 @@ Method = Sequence[Path]
 
 
 def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
-    """Accuracy of each method minus the reference's, benchmark by benchmark, with 95% intervals.
-
-    Raises:
-        ValueError: no benchmark is in all of them, or they were asked other problems.
-    """
+    """Accuracy of each method minus the reference's, benchmark by benchmark, with 95% intervals."""
     folders = [folder for method in methods.values() for folder in method]
     names = sorted(set.intersection(*(set(graded_benchmarks(folder)) for folder in folders)))
     if not names:
@@ -266,8 +242,8 @@ def comparison_table(methods: Mapping[str, Method], reference: str) -> str:
             ours = [read_graded(folder, name) for folder in method]
             accuracy = sum(score(one).accuracy for one in ours) / len(ours)
             difference = "reference" if label == reference else _interval(compare(ours, theirs))
-            rows.append((title(name), label, _percent(accuracy), difference))
-    return "\n".join([*_table(("benchmark", "run", "accuracy", "difference in points"), rows), "", COMPARED]) + "\n"
+            rows.append((title(name), label, percent(accuracy), difference))
+    return f"{markdown_table(('benchmark', 'run', 'accuracy', 'difference in points'), rows)}\n{COMPARED}\n"
 
 
 COMPARED = (

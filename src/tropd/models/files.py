@@ -21,14 +21,7 @@ SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scal
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's small files.
-
-    Attributes:
-        name: folder or Hub name, for sentences.
-        tokenizer: its tokenizer.
-        config: its configuration.
-        generation_config: its generation settings.
-    """
+    """A model's small files; the folder or Hub name is for sentences."""
 
     name: str
     tokenizer: Any
@@ -98,11 +91,6 @@ def rotary_settings(config: Any) -> list[dict[str, Any]]:
 
 def read_model_files(name: str | Path, *, role: str = "model", trust_remote_code: bool = False) -> ModelFiles:
     """The small files of a folder or Hub name; no weights are read.
-
-    Args:
-        name: a folder or a Hub name.
-        role: `student` or `teacher`; starts the sentence.
-        trust_remote_code: run code from the model's folder.
 
     Raises:
         ValueError: the model is neither local nor on the Hub, or its generation settings cannot be read.

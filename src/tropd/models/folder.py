@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..suggestions import nearest
-from .safetensors_header import read_header
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CAUSAL_LM = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+LFS_POINTER = b"version https://git-lfs"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
@@ -60,15 +60,7 @@ def is_local(name: str | Path) -> bool:
 
 
 def check_model_folder(name: str | Path, role: str) -> None:
-    """Refuse a folder that does not hold a complete causal language model and its tokenizer.
-
-    Args:
-        name: a folder, or a Hub name, which is not checked.
-        role: `student` or `teacher`; starts the sentence.
-
-    Raises:
-        ValueError: with the value, what is wrong, and what to type.
-    """
+    """Refuse a folder that does not hold a complete causal language model and its tokenizer."""
     if "://" in str(name):
         raise ValueError(
             f"{role} is {str(name)!r:.200}, an address, but this model is loaded in this process. Give a folder or a "
@@ -83,7 +75,7 @@ def check_model_folder(name: str | Path, role: str) -> None:
     folder, start = Path(name), f"{role} is {str(name)!r}"
     _check_is_folder(folder, start)
     _check_config(folder, start)
-    _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_header(file, start)})
+    _check_index(folder, start, {tensor for file in weight_files(folder, start) for tensor in read_shapes(file, start)})
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(
             f"{start}, which has no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary file). Copy the "
@@ -100,14 +92,6 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
     Transformers fills a tensor that it does not find with random numbers and says so in a log only. Imports torch and
     Transformers, so it belongs behind `check_model_folder`; and before training arguments with DeepSpeed ZeRO-3 are
     made, which change how models are built. Quantised weights, and a name of the Hub, are let through.
-
-    Args:
-        name: a folder or a Hub name.
-        role: `student` or `teacher`; starts the sentence.
-        trust_remote_code: run code from the folder.
-
-    Raises:
-        ValueError: naming up to three tensors that are missing, or of another shape.
     """
     if not is_local(name):
         return
@@ -220,11 +204,7 @@ def _instead_of(folder: Path) -> str:
 
 
 def weight_files(folder: Path, start: str) -> list[Path]:
-    """The safetensors files that Transformers would load.
-
-    Raises:
-        ValueError: there are none, or the index names files that are not there.
-    """
+    """The safetensors files that Transformers would load."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -237,6 +217,23 @@ def weight_files(folder: Path, start: str) -> list[Path]:
             f"missing, the first is {missing[0]}. Copy or download the missing files."
         )
     return [folder / name for name in shards]
+
+
+def read_shapes(path: Path, start: str) -> dict[str, list[int]]:
+    """The tensors of a safetensors file and their shapes, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{start}, whose {path.name} is a Git LFS pointer without weights. Run `git lfs pull`.")
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{start}, whose {path.name} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}). Copy "
+            "or download it again."
+        ) from error
 
 
 def _weight_map(folder: Path, start: str) -> dict[str, Any]:

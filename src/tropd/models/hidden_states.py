@@ -149,11 +149,6 @@ def language_model_class(config: Any, start: str) -> Any:
 def text_tokenizer(given: Any, model: "str | PreTrainedModel", args: Any) -> Any:
     """The tokenizer of a student, which is used on text alone: of a processor, the part that reads text.
 
-    Args:
-        given: `processing_class`: a tokenizer, a processor, or `None`.
-        model: the student.
-        args: its `trust_remote_code` and `model_init_kwargs` say how the tokenizer is loaded.
-
     Raises:
         ValueError: the model was not loaded from a folder or the Hub, so that nothing says where its tokenizer is.
     """

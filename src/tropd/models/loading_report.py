@@ -12,40 +12,24 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig
 
-from .folder import read_by_transformers
+from .folder import read_by_transformers, read_shapes
 from .hidden_states import language_model_class
-from .safetensors_header import read_header
 
 
 class LoadingReport(NamedTuple):
-    """Where weights and configuration disagree; both empty where they agree.
-
-    Attributes:
-        missing: names of the model's tensors that no weight becomes.
-        mismatched: sentences about tensors of another shape, such as `lm_head.weight is [8, 4] and should be [9, 4]`.
-    """
+    """Where weights and configuration disagree: tensors that no weight becomes, and sentences about others' shapes."""
 
     missing: list[str]
     mismatched: list[str]
 
 
 def loading_report(folder: Path, files: Sequence[Path], start: str, trust_remote_code: bool = False) -> LoadingReport:
-    """Load the shapes of `files` into the model of the folder's config.json; milliseconds, whatever the size.
-
-    Args:
-        folder: with config.json.
-        files: its safetensors files.
-        start: how a sentence starts, such as `teacher is 'models/teacher'`.
-        trust_remote_code: run code from the folder.
-
-    Raises:
-        ValueError: weights that Transformers cannot put together, such as experts of which one lacks a part.
-    """
+    """Load the shapes of `files` into the model of the folder's config.json; milliseconds, whatever the size."""
     with read_by_transformers(start, "config.json"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return LoadingReport([], [])  # each method stores weights under names of its own
-    shapes = {name: tensor["shape"] for file in files for name, tensor in read_header(file, start).items()}
+    shapes = {name: shape for file in files for name, shape in read_shapes(file, start).items()}
     with read_by_transformers(start, "config.json"), torch.device("meta"):
         built = language_model_class(config, start).from_config(config, trust_remote_code=trust_remote_code)
     try:

@@ -62,7 +62,19 @@ def pack_responses(
     if by_length and sequences:
         cost = PASS_COST.get(torch.device(device).type, PASS_COST["elsewhere"])
         groups = length_groups([len(sequence) for sequence in sequences], cost)
-    padded, first_state = _padded(sequences, groups, pad_id)
+    padded: list[tuple[Tensor, Tensor]] = []
+    first_state, done = {}, 0  # where each row begins among the flattened tokens of all groups
+    for group in groups:
+        length = max((len(sequences[row]) for row in group), default=0)
+        input_ids = torch.full((len(group), length), pad_id, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        for place, row in enumerate(group):
+            size = len(sequences[row])
+            input_ids[place, :size] = torch.tensor(sequences[row])
+            attention_mask[place, :size] = 1
+            first_state[row] = done + place * length
+        done += input_ids.numel()
+        padded.append((input_ids.to(device), attention_mask.to(device)))
     state_index: list[int] = []
     token_ids: list[int] = []
     for row, (context, response, marks) in enumerate(zip(contexts, responses, scored, strict=True)):
@@ -74,8 +86,8 @@ def pack_responses(
                 state_index.append(before_response + position)
                 token_ids.append(token)
     return PackedResponses(
-        tuple(ids.to(device) for ids, _ in padded),
-        tuple(mask.to(device) for _, mask in padded),
+        tuple(ids for ids, _ in padded),
+        tuple(mask for _, mask in padded),
         torch.tensor(state_index, dtype=torch.long, device=device),
         torch.tensor(token_ids, dtype=torch.long, device=device),
     )
@@ -102,22 +114,3 @@ def length_groups(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
         groups.append(sorted(order[begins[stop] : stop]))
         stop = int(begins[stop])
     return groups[::-1]
-
-
-def _padded(
-    sequences: list[list[int]], groups: list[list[int]], pad_id: int
-) -> tuple[list[tuple[Tensor, Tensor]], dict[int, int]]:
-    """Each group's ids and mask, and where each row begins among the flattened tokens of all groups."""
-    tensors, first_state, done = [], {}, 0
-    for group in groups:
-        length = max((len(sequences[row]) for row in group), default=0)
-        input_ids = torch.full((len(group), length), pad_id, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for place, row in enumerate(group):
-            size = len(sequences[row])
-            input_ids[place, :size] = torch.tensor(sequences[row])
-            attention_mask[place, :size] = 1
-            first_state[row] = done + place * length
-        done += input_ids.numel()
-        tensors.append((input_ids, attention_mask))
-    return tensors, first_state

@@ -20,15 +20,7 @@ LAYER_LISTS = ("layers", "h")
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `write_student` wrote.
-
-    Attributes:
-        layers_before: of the teacher.
-        kept: numbers of the teacher's layers that are left, as the student numbers them from 0.
-        parameters_before: of the teacher; tied weights count once.
-        parameters_after: of the student.
-        dtype: of the weights, such as `bfloat16`.
-    """
+    """What `write_student` wrote; tied weights count once."""
 
     layers_before: int
     kept: list[int]
@@ -62,11 +54,7 @@ def _is_number(text: str) -> bool:
 
 
 def check_layers(keep: Sequence[int], num_layers: int) -> None:
-    """Refuse a choice of layers that is no smaller model of the same order.
-
-    Raises:
-        ValueError: none, all, a layer that is not there or is named twice, or a changed order.
-    """
+    """Refuse a choice of layers that is no smaller model of the same order."""
     start = f"keep_layers is {','.join(map(str, keep))}"
     if not keep:
         raise ValueError(f"keep_layers is empty; keep at least one of the teacher's layers 0 to {num_layers - 1}.")
@@ -91,15 +79,6 @@ def write_student(
     """Write the teacher with only the layers `keep` as a model folder; the folder appears when it is whole.
 
     Weights keep their dtype. The tokenizer with its chat template and the generation settings come along.
-
-    Args:
-        teacher: a folder of a causal language model, or a Hub name.
-        keep: layer numbers, ascending.
-        out: a folder that does not exist yet, or is empty.
-        trust_remote_code: run code from the teacher's folder.
-
-    Raises:
-        ValueError: see `check_out`, `read_model_files` and `keep_layers`.
     """
     out = Path(out)
     check_out(out)
@@ -158,23 +137,16 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of a model's decoder layers.
-
-    Raises:
-        ValueError: an architecture that keeps its layers elsewhere.
-    """
+    """The list of a model's decoder layers."""
     decoder = model.get_decoder()
     layers = next((getattr(decoder, name) for name in LAYER_LISTS if hasattr(decoder, name)), None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) != _num_layers(model):
+    declared = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != declared:
         raise ValueError(
             f"the teacher is a {type(model).__name__}, whose layers were not found: its decoder has no list "
             f"{' or '.join(LAYER_LISTS)} of num_hidden_layers layers. Use a different teacher."
         )
     return layers
-
-
-def _num_layers(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
 
 
 def _per_layer_settings(config: Any, num_layers: int, keep: Sequence[int]) -> dict[str, list]:

@@ -101,6 +101,9 @@ class TokenLosses:
         check_same_shape(trust=self.trust, outlier=self.outlier, guidance=self.guidance, reward=self.reward)
 
 
+PolicyGradient = Callable[[Tensor, Tensor], Tensor]
+"""(advantage [N], weight [N]) → the loss of each sampled token [N], weighted."""
+
 LEAST_TAIL = -80.0
 """Nats: a tail with less mass than that counts as so much, and has no gradient: there is no token in it."""
 
@@ -462,38 +465,8 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         loss = policy_gradient_loss(student_logp_N, signals.rollout_logp, advantage, method.ratio_clip)
         return _weigh(weight, loss)
 
-    log_ratio, trust_weight, outlier_weight = signals.log_ratio, signals.trust_weight, signals.outlier_weight
-    if method.trust in ("gkd", "rkl_direct"):
-        trust = _weigh(trust_weight, direct_N)
-    elif method.trust == "jsd":
-        advantage = jsd_sampled_advantage(signals.rollout_logp, signals.teacher_logp, _require(method.jsd_beta))
-        trust = policy_gradient(advantage, trust_weight) + _weigh(trust_weight, direct_N)
-    else:
-        advantage, old, teacher = log_ratio, signals.rollout_logp, signals.teacher_logp
-        if method.advantage != "log_ratio":
-            advantage = sampled_advantage(method.advantage, old, teacher, method.advantage_alpha)
-        if method.advantage_floor is not None:
-            advantage = advantage.clamp_min(method.advantage_floor)
-        if method.baseline != "none":
-            advantage = advantage + direct_N.detach()  # the mean of −r over the state, or the part that is known
-        trust = policy_gradient(advantage, trust_weight)
-
-    if method.outlier == "clip":
-        outlier = policy_gradient(log_ratio.clamp_min(_require(method.outlier_tau)), outlier_weight)
-    elif method.outlier == "fkl_direct":
-        outlier = method.fkl_weight * _weigh(outlier_weight, direct_N)
-    elif method.outlier == "fkl_scalar":
-        # The printed value as a detached advantage: another algorithm, kept as a switch (docs/footguns.md).
-        outlier = policy_gradient(-method.fkl_weight * direct_N.detach(), outlier_weight)
-    elif method.outlier == "k1_and_fkl":
-        outlier = policy_gradient(log_ratio, outlier_weight) + method.fkl_weight * _weigh(outlier_weight, direct_N)
-    elif method.outlier == "k1":
-        outlier = policy_gradient(log_ratio, outlier_weight)
-    else:
-        outlier = torch.zeros_like(outlier_weight)
-    if method.trust == "rkl_direct":
-        outlier = outlier + _weigh(outlier_weight, direct_N)
-
+    trust = _trust_losses(method, signals, direct_N, policy_gradient)
+    outlier = _outlier_losses(method, signals, direct_N, policy_gradient)
     guided = student_logp_N
     if method.guidance_term == "k1":
         # A detached advantage, at ratio 1: its sign pushes teacher tokens down (docs/footguns.md).
@@ -504,8 +477,44 @@ def token_losses(method: Method, signals: TokenSignals, student_logp_N: Tensor, 
         trust, outlier, guidance = (_weigh(signals.turn_weight, part) for part in (trust, outlier, guidance))
     reward = torch.zeros_like(student_logp_N)
     if signals.reward_advantage is not None:
-        reward = policy_gradient(signals.reward_advantage, trust_weight + outlier_weight)
+        reward = policy_gradient(signals.reward_advantage, signals.trust_weight + signals.outlier_weight)
     return TokenLosses(trust=trust, outlier=outlier, guidance=guidance, reward=reward)
+
+
+def _trust_losses(method: Method, signals: TokenSignals, direct_N: Tensor, policy_gradient: PolicyGradient) -> Tensor:
+    """[N], what is learned from trusted tokens: a policy gradient, a divergence, or half of each."""
+    rollout, teacher, weight = signals.rollout_logp, signals.teacher_logp, signals.trust_weight
+    if method.trust in ("gkd", "rkl_direct"):
+        return _weigh(weight, direct_N)
+    if method.trust == "jsd":
+        advantage = jsd_sampled_advantage(rollout, teacher, _require(method.jsd_beta))
+        return policy_gradient(advantage, weight) + _weigh(weight, direct_N)
+    advantage = signals.log_ratio
+    if method.advantage != "log_ratio":
+        advantage = sampled_advantage(method.advantage, rollout, teacher, method.advantage_alpha)
+    if method.advantage_floor is not None:
+        advantage = advantage.clamp_min(method.advantage_floor)
+    if method.baseline != "none":
+        advantage = advantage + direct_N.detach()  # the mean of −r over the state, or the part that is known
+    return policy_gradient(advantage, weight)
+
+
+def _outlier_losses(method: Method, signals: TokenSignals, direct_N: Tensor, policy_gradient: PolicyGradient) -> Tensor:
+    """[N], what is learned from outliers."""
+    log_ratio, weight = signals.log_ratio, signals.outlier_weight
+    losses = torch.zeros_like(weight)
+    if method.outlier == "clip":
+        losses = policy_gradient(log_ratio.clamp_min(_require(method.outlier_tau)), weight)
+    elif method.outlier == "fkl_direct":
+        losses = method.fkl_weight * _weigh(weight, direct_N)
+    elif method.outlier == "fkl_scalar":
+        # The printed value as a detached advantage: another algorithm, kept as a switch (docs/footguns.md).
+        losses = policy_gradient(-method.fkl_weight * direct_N.detach(), weight)
+    elif method.outlier == "k1_and_fkl":
+        losses = policy_gradient(log_ratio, weight) + method.fkl_weight * _weigh(weight, direct_N)
+    elif method.outlier == "k1":
+        losses = policy_gradient(log_ratio, weight)
+    return losses + _weigh(weight, direct_N) if method.trust == "rkl_direct" else losses
 
 
 def _weigh(weight: Tensor, value: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ def check_same_shape(*, least_axes: int = 0, **tensors: Tensor | None) -> None:
     >>> check_same_shape(student=torch.zeros(5), teacher=torch.zeros(3, 5))
     Traceback (most recent call last):
     ValueError: student is of shape [5] and teacher of shape [3, 5]; they must have the same shape
+    >>> check_same_shape(least_axes=1, logps_NV=torch.tensor(0.0))
+    Traceback (most recent call last):
+    ValueError: logps_NV is of shape []; it needs at least 1 axis
 
     Args:
         least_axes: the number of axes that each has at least.
@@ -22,32 +25,16 @@ def check_same_shape(*, least_axes: int = 0, **tensors: Tensor | None) -> None:
         ValueError: two shapes differ, or there are too few axes.
     """
     given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-    (first, expected), *others = given
-    if least_axes:
-        check_axes(least_axes, **{first: expected})
-    for name, tensor in others:
+    first, expected = given[0]
+    if expected.ndim < least_axes:
+        needs = f"{least_axes} axis" if least_axes == 1 else f"{least_axes} axes"
+        raise ValueError(f"{first} is of shape {list(expected.shape)}; it needs at least {needs}")
+    for name, tensor in given[1:]:
         if tensor.shape != expected.shape:
             raise ValueError(
                 f"{first} is of shape {list(expected.shape)} and {name} of shape {list(tensor.shape)}; "
                 "they must have the same shape"
             )
-
-
-def check_axes(least_axes: int, **tensors: Tensor) -> None:
-    """Refuse tensors of fewer axes.
-
-    >>> import torch
-    >>> check_axes(1, logps_NV=torch.tensor(0.0))
-    Traceback (most recent call last):
-    ValueError: logps_NV is of shape []; it needs at least 1 axis
-
-    Raises:
-        ValueError: a tensor has too few.
-    """
-    for name, tensor in tensors.items():
-        if tensor.ndim < least_axes:
-            needs = f"{least_axes} axis" if least_axes == 1 else f"{least_axes} axes"
-            raise ValueError(f"{name} is of shape {list(tensor.shape)}; it needs at least {needs}")
 
 
 def check_rows(rows: Tensor, num_axes: int = 1, **tensors: Tensor | None) -> None:

@@ -22,14 +22,8 @@ TOKEN_RECORD_BYTES, ALTERNATIVE_BYTES = 250, 18
 
 @dataclass(frozen=True)
 class DiskEstimate:
-    """Bytes that a run writes to its output directory.
-
-    Attributes:
-        checkpoint: one checkpoint.
-        num_checkpoints: how many lie there at most, the one being written included.
-        final_model: the model at the end, 0 if it is not saved.
-        logs: logged rollouts.
-    """
+    """Bytes that a run writes to its output directory; `num_checkpoints` lie there at most, the one being written
+    included."""
 
     checkpoint: int
     num_checkpoints: int
@@ -74,11 +68,7 @@ def _num_checkpoints(args: "TrOPDConfig", max_steps: int) -> int:
 
 
 def check_disk(output_dir: str | Path, needed: int) -> None:
-    """Refuse an output directory without room for `needed` bytes; the folder need not exist yet.
-
-    Raises:
-        ValueError: with the folder, what is free, what is needed, and what to type.
-    """
+    """Refuse an output directory without room for `needed` bytes; the folder need not exist yet."""
     folder = Path(output_dir).expanduser().absolute()
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(existing).free

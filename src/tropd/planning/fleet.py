@@ -11,16 +11,7 @@ from .time import Hardware
 
 @dataclass(frozen=True)
 class Fleet:
-    """A run on some GPUs.
-
-    Attributes:
-        gpus: how many; one process each.
-        sharded: does FSDP2 shard both models over them?
-        micro_rows: sequences of one forward-backward on a GPU.
-        accumulation: micro-batches of a step.
-        plan: the estimates.
-        hardware: peak numbers of one GPU.
-    """
+    """A run on some GPUs, one process each; with `sharded` FSDP2 shards both models over them."""
 
     gpus: int
     sharded: bool
@@ -58,22 +49,7 @@ def plan_fleets(
     num_generations: int,
     **lengths: Any,
 ) -> list[Fleet]:
-    """Plans for each number of GPUs, replicated and (for several) sharded.
-
-    Args:
-        make_args: the `TrOPDConfig` with some fields changed.
-        student: see `model_shape`.
-        teacher: as `student`.
-        hardware: one GPU's.
-        gpus: numbers of GPUs.
-        sequences_per_step: rollouts of one optimiser step, whatever the number of GPUs.
-        micro_rows: the most sequences that a GPU takes at once.
-        num_generations: rollouts of a prompt; a GPU gets whole prompts.
-        lengths: further arguments of `plan_run`, such as `prompt_tokens` and `response_tokens`.
-
-    Raises:
-        ValueError: the sequences cannot be split evenly.
-    """
+    """Plans for each number of GPUs, replicated and (for several) sharded."""
     fleets = []
     for number in gpus:
         if number < 1 or sequences_per_step % (number * num_generations):

@@ -20,14 +20,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process.
-
-    Attributes:
-        stages: of any step after the first, in the order of a step.
-        first_stages: of the first step, before optimiser state exists.
-        reserved_share: share of the device that a colocated vLLM takes for itself.
-        advice: what to type to lower a part, for the parts that can still be lowered.
-    """
+    """Bytes of one process."""
 
     stages: tuple[Stage, ...]
     first_stages: tuple[Stage, ...]

@@ -13,13 +13,7 @@ WIDTH = 100
 
 
 def render(plan: RunPlan, available: int | None = None, time: StepTime | None = None) -> list[str]:
-    """Lines of at most `WIDTH` columns.
-
-    Args:
-        plan: the estimates.
-        available: bytes that a process may use; with it comes the sentence whether the plan fits.
-        time: seconds of a step, from measured rates or from a device's peak numbers.
-    """
+    """Lines of at most `WIDTH` columns."""
     setup, work = plan.setup, plan.setup.work
     lines = [
         _model("student", setup.student, setup.weight_bytes),

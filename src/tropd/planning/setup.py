@@ -65,7 +65,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class HeldTeacher:
-    """One of several teachers beside the largest: its name, its shape, and bytes of a parameter."""
+    """One of several teachers beside the largest, which holds its weights."""
 
     name: str
     shape: ModelShape
@@ -167,9 +167,29 @@ def read_setup(
     teacher_name: str | None = None,
     beside: tuple[HeldTeacher, ...] = (),
 ) -> Setup:
-    """The fields of a configuration that the estimates need; arguments as in `plan_run`."""
+    """The fields of a configuration that the estimates need.
+
+    Args:
+        args: the configuration.
+        student: see `model_shape`.
+        teacher: as `student`.
+        prompt_tokens: mean length of a rendered prompt.
+        response_tokens: mean length of a response, prefix included; `max_completion_length` by default.
+        longest_prompt: tokens of the longest prompt; the mean by default.
+        num_processes: processes that share a step.
+        sharded: does FSDP shard both models over them? `None`: as `args.fsdp` says.
+        lora_parameters: parameters of the adapter; `None` trains the whole student.
+        teacher_writes: does the teacher write prefixes while training (no `teacher_response` column)? Only guided
+            methods read it.
+        on_gpu: `None`: as this machine and `args.use_cpu` say.
+        shares_base: is the teacher the base of the student's adapter, loaded once?
+        teacher_name: of several teachers, the name of this one, the largest; `plan_arguments` finds it.
+        beside: the others.
+    """
     if on_gpu is None:
-        on_gpu = not args.use_cpu and _has_cuda()
+        import torch
+
+        on_gpu = not args.use_cpu and torch.cuda.is_available()
     method = args.resolved_method()
     stages = [method, *filter(None, [method.second_stage])]
     init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
@@ -265,9 +285,3 @@ def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> boo
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         return args.rescore_rollouts is False
     return not half and weight_bytes > 2
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

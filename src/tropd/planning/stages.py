@@ -175,7 +175,9 @@ def _update(setup: Setup, state: int) -> dict[str, int]:
         "optimiser state": optimizer_bytes(setup),
         "optimiser's temporaries": _optimizer_temporaries(setup),
     }
-    backward = [_head_backward(setup), _layer_backward(setup), _backward_end(setup)]
+    # At the end of the backward pass: every gradient, and for a tied matrix both of its halves before they are added.
+    end = {"gradients": _gradients(setup), "head gradient": 2 * _tied_gradient(setup)}
+    backward = [_head_backward(setup), _layer_backward(setup), end]
     return _larger(*({"optimiser state": state} | moment for moment in [*backward, step])) | {
         "kept top-k": _kept_top_k(setup),
         "kept hidden states": _kept_hidden(setup),
@@ -203,11 +205,6 @@ def _layer_backward(setup: Setup) -> dict[str, int]:
         "half-precision copies": 0 if setup.checkpointing else _autocast_copies(setup),
         "gradients": _accumulated(setup),
     }
-
-
-def _backward_end(setup: Setup) -> dict[str, int]:
-    """Every gradient, and for a tied matrix both of its halves before they are added."""
-    return {"gradients": _gradients(setup), "head gradient": 2 * _tied_gradient(setup)}
 
 
 def _gradients(setup: Setup) -> int:

@@ -26,13 +26,7 @@ the attention's read. vLLM's pages are read once."""
 
 @dataclass(frozen=True)
 class Hardware:
-    """Peak numbers of one device, from its maker's data sheet.
-
-    Attributes:
-        flops: dense bfloat16 FLOP/s.
-        bandwidth: bytes/s.
-        memory: bytes.
-    """
+    """Peak numbers of one device, from its maker's data sheet: dense bfloat16 FLOP/s, bytes/s, and bytes."""
 
     flops: float
     bandwidth: float

@@ -34,15 +34,7 @@ def call_opener(trainer: Any) -> int | None:
 def measure_episodes(
     rollouts: Sequence[Rollout], rollout: Tensor, position: Tensor, values: tuple[Tensor, Tensor], opener: int | None
 ) -> Episodes | None:
-    """Where tools were there.
-
-    Args:
-        rollouts: all of them.
-        rollout: [N], that of each token.
-        position: [N], its place in the response.
-        values: trust and r, [N] each.
-        opener: the token that a call begins with.
-    """
+    """Where tools were there."""
     if not any(one.is_cut is not None for one in rollouts):
         return None
     opened = [[opener in [one.response[p] for p in turn] for turn in one.turns] for one in rollouts]

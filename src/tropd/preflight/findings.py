@@ -1,33 +1,19 @@
 """What the preflight finds out without weights, as sentences with a level."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "note", "warning", "refusal"]
-LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "refusal")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at: what was found, what follows from it, and what to type.
 
-    Attributes:
-        level: `ok`; `note`, worth knowing; `warning`, training goes on but probably not as meant; `refusal`, training
-            cannot work.
-        subject: what was looked at, such as `end of sequence`.
-        sentence: what was found, what follows from it, and what to type.
+    `note` is worth knowing; with a `warning` training goes on, but probably not as meant; with a `refusal` it cannot
+    work.
     """
 
     level: Level
     subject: str
     sentence: str
-
-
-def worst_level(findings: Sequence[Finding]) -> Level:
-    """The gravest level among `findings`, `ok` for none.
-
-    >>> worst_level([Finding("ok", "padding", "…"), Finding("note", "heads", "…")])
-    'note'
-    """
-    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")

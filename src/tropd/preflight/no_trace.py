@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..training.guards.reading import same_random_states
-from ..training.logging.trackers import untracked
+from ..training.logging.trackers import without_trackers
 from ..training.trainer import TrOPDTrainer
 
 HOST_STATE = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics")
@@ -23,7 +23,7 @@ def without_a_trace(trainer: TrOPDTrainer) -> Iterator[None]:
     trainer.in_preflight = True
     trainer.model.eval()
     try:
-        with same_random_states(trainer.accelerator.device), untracked(trainer.args):
+        with same_random_states(trainer.accelerator.device), without_trackers(trainer.args):
             yield
     finally:
         trainer.in_preflight = False

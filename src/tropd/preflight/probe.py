@@ -20,7 +20,7 @@ from ..objective.endings import Endings, one_action
 from ..objective.head.layer import logps_of, scan_vocabulary
 from ..teacher.endings import special_ids
 from ..teacher.local import TeacherScores, TopKRequest
-from ..training.guards.memory import SCORING
+from ..training.guards.faults import SCORING
 from ..training.records import Rollout, pack_for_student
 from ..training.step import make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer

@@ -90,6 +90,7 @@ def as_dict(
 
 
 def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
+    ends = (m.truncated_share, m.repetitive_share, m.collapsed_share)
     rows = [
         ("trust fraction (1 − TV)", _with_error(m.trust_fraction, m.trust_standard_error, "{:.3f}")),
         ("reverse KL, K1 (nats per token)", _with_error(m.k1, m.k1_standard_error, "{:.3f}")),
@@ -106,7 +107,7 @@ def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
             f"student {_share(m.student_topk_mass)}   teacher {_share(m.teacher_topk_mass)}",
         ),
         ("response length (tokens)", f"mean {m.mean_length:.0f}   longest {m.max_length}"),
-        ("unfinished, repeating, empty", " ".join(map(_share, _endings(m)))),
+        ("unfinished, repeating, empty", " ".join(map(_share, ends))),
     ]
     if m.k_for_99 is not None:
         rows.insert(11, ("k with 99% of the teacher's mass", str(m.k_for_99)))
@@ -120,10 +121,6 @@ def _lines(m: PairMeasurement) -> list[tuple[str, str]]:
     if m.nonfinite_tokens:
         rows.append(("tokens without a teacher score", str(m.nonfinite_tokens)))
     return rows
-
-
-def _endings(m: PairMeasurement) -> tuple[float, float, float]:
-    return m.truncated_share, m.repetitive_share, m.collapsed_share
 
 
 def _bucket_line(bucket: PositionBucket, place: str) -> str:

@@ -24,19 +24,7 @@ def compare_pair(
     ending: str = "one_action",
     ending_ids: Sequence[int] | None = None,
 ) -> list[Finding]:
-    """Everything that can be said of a pair without weights, subject by subject.
-
-    Args:
-        student: its files.
-        teacher: as `student`.
-        rows: rows of the data set with `prompt` and perhaps `teacher_prompt`; lengths are of these rows alone.
-        max_completion_length: the budget of a response, in tokens.
-        chat_template_kwargs: of the student's chat template, as in the configuration.
-        teacher_chat_template: as in the configuration.
-        teacher_chat_template_kwargs: as in the configuration.
-        ending: as in the configuration.
-        ending_ids: as in the configuration.
-    """
+    """Everything that can be said of a pair without weights, subject by subject."""
     findings = [_vocabulary(student, teacher), *_heads(student, teacher), _special_tokens(student, teacher)]
     findings += [_ends(student, teacher, ending, ending_ids), _padding(student)]
     if any(finding.level == "refusal" for finding in findings):

@@ -71,15 +71,7 @@ def judge(
     teacher_response_lengths: Sequence[int] | None = None,
     tokenizer: Any = None,
 ) -> Verdict:
-    """The verdict on a measured pair.
-
-    Args:
-        measurement: of a probe.
-        method: the configured method.
-        max_completion_length: the budget of prefix and continuation, in tokens.
-        teacher_response_lengths: tokens of the given teacher responses; `None` where the data has none.
-        tokenizer: names the endings; `None` shows their ids alone.
-    """
+    """The verdict on a measured pair."""
     broken = _why_it_cannot_work(measurement, max_completion_length)
     if broken is not None:
         return Verdict("will_not_work", (broken,), None, {})

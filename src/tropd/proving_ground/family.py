@@ -3,6 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
+from ..shipped import locate_field
+
 GENERALIST, STUDENT, PRUNED = "generalist", "student", "pruned"
 SPECIALISTS = {domain: f"specialist-{domain}" for domain in ("mathematics", "code", "instructions")}
 """The specialist teacher of each domain."""
@@ -20,16 +22,8 @@ def model_path(name: str) -> Path:
     """Folder of a model, for `from_pretrained`.
 
     Raises:
-        ValueError: there is no model of this name.
-        FileNotFoundError: it is not in this installation.
+        ValueError: there is no model of this name, or not in this installation.
     """
     if name not in MODELS:
         raise ValueError(f"name is {name!r}; the family has no such model. Choose {', '.join(MODELS)}.")
-    folder = family_path() / name
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"The model {name} is not in {folder}. An installed package has {' and '.join(IN_THE_WHEEL)} alone; all "
-            "models are in the repository, where `pip install -e .` uses them and "
-            "`python -m tools.proving_ground.build --out DIR` trains them again."
-        )
-    return folder
+    return Path(locate_field("name", f"shipped:{name}"))

@@ -21,10 +21,10 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..shipped import locate_field
 from .problems import Split, split_of
 
 BOXES = "bcdefg"
@@ -39,13 +39,7 @@ DRAWS_WITHOUT_NEWS = 3_000
 
 @dataclass(frozen=True)
 class Order:
-    """One problem: bring so many to `a`.
-
-    Attributes:
-        need: how many.
-        boxes: what each box holds, by its letter.
-        level: 1 to 5: 2 to 6 boxes.
-    """
+    """One problem: bring `need` to `a`, out of what each box holds; level 1 to 5 has 2 to 6 boxes."""
 
     need: int
     boxes: dict[str, int]
@@ -132,11 +126,7 @@ def draw(rng: random.Random, level: int) -> Order:
 
 
 def orders(split: Split, count: int, seed: int, levels: Sequence[int] = (1, 2, 3, 4)) -> list[Order]:
-    """Different problems of a split; the same arguments give the same.
-
-    Raises:
-        ValueError: there are fewer.
-    """
+    """Different problems of a split; the same arguments give the same."""
     rng = random.Random(f"{split} {seed}")
     found: dict[str, Order] = {}
     without_news = 0
@@ -218,18 +208,11 @@ def _replay(store: Storeroom, messages: Sequence[dict[str, Any]]) -> tuple[set[s
 
 
 def model_path(name: str) -> Path:
-    """Folder of the shipped teacher or student, for `from_pretrained`.
+    """Folder of a shipped teacher or the student, for `from_pretrained`.
 
     Raises:
-        ValueError: there is no model of this name.
-        FileNotFoundError: it is not in this installation.
+        ValueError: there is no model of this name, or not in this installation.
     """
     if name not in MODELS:
         raise ValueError(f"name is {name!r}; the storeroom has no such model. Choose {' or '.join(MODELS)}.")
-    folder = Path(str(files("tropd.proving_ground") / "models" / "storeroom" / name))
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"The storeroom's {name} is not in {folder}: an installed package leaves it out. It is in the repository, "
-            "where `pip install -e .` uses it."
-        )
-    return folder
+    return Path(locate_field("name", f"shipped:storeroom-{name}"))

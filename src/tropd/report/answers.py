@@ -22,15 +22,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A response with its verdict.
-
-    Attributes:
-        heading: of which problem and sample.
-        kinds: keys of `KINDS`.
-        facts: what was graded and why, in a few words.
-        prompt: what was asked, or nothing.
-        response: what the model said.
-    """
+    """A response with its verdict; `kinds` are keys of `KINDS`, `facts` say what was graded and why."""
 
     heading: str
     kinds: Sequence[str]
@@ -41,12 +33,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Browser:
-    """Responses to look through, filtered by their kinds.
-
-    Attributes:
-        answers: those that are shown.
-        note: which they are.
-    """
+    """Responses to look through, filtered by their kinds; `note` says which they are."""
 
     answers: Sequence[Answer]
     note: str
@@ -62,13 +49,7 @@ class Browser:
 
 @dataclass(frozen=True)
 class BenchmarkSection:
-    """One benchmark.
-
-    Attributes:
-        heading: its title.
-        tables: parts, and other scores.
-        browser: its responses.
-    """
+    """One benchmark: its parts and other scores, and its responses."""
 
     heading: str
     tables: Sequence[Table]
@@ -77,16 +58,8 @@ class BenchmarkSection:
 
 @dataclass(frozen=True)
 class AnswersPage:
-    """A whole page.
-
-    Attributes:
-        title: its heading.
-        intro: a sentence or two.
-        facts: name and value of what a reader needs to judge the numbers.
-        scores: the table of all benchmarks.
-        chart: HTML of the chart of their accuracies.
-        sections: the benchmarks.
-    """
+    """A whole page: facts to judge the numbers by, the scores of all benchmarks, the HTML of their chart, and the
+    benchmarks."""
 
     title: str
     intro: str

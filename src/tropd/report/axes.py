@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """Values onto a stretch of pixels.
-
-    Attributes:
-        low: first value shown.
-        high: last value shown.
-        start: pixel of `low`.
-        stop: pixel of `high`.
-        log: is it logarithmic?
-    """
+    """Values from `low` to `high` onto the pixels from `start` to `stop`."""
 
     low: float
     high: float

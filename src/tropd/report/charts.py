@@ -16,16 +16,8 @@ ROW = 26
 
 @dataclass(frozen=True)
 class Line:
-    """A method over its steps.
-
-    Attributes:
-        label: whose line it is.
-        number: decides its look, the same in all charts of a page.
-        xs: steps.
-        means: over seeds.
-        lows: lower edge of the band.
-        highs: upper edge.
-    """
+    """A method over its steps: means over seeds in a band; `number` decides its look, the same in all charts of a
+    page."""
 
     label: str
     number: int

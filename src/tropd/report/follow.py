@@ -47,11 +47,6 @@ class LivePage:
 def serve(folders: Sequence[Path], port: int, seconds: int) -> ThreadingHTTPServer:
     """A server of the page on the loopback interface, ready for `serve_forever`.
 
-    Args:
-        folders: of the runs.
-        port: 0 is any that is free.
-        seconds: after which the page asks for itself again.
-
     Raises:
         OSError: the port is taken.
     """

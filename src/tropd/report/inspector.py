@@ -15,14 +15,7 @@ COLUMNS = ("log_ratio", "rollout_logp", "teacher_logp", "student_logp", "direct"
 
 @dataclass(frozen=True)
 class Inspector:
-    """The part of a page with its rollouts.
-
-    Attributes:
-        data: JSON, of which nothing can be taken for markup.
-        runs: names of the runs.
-        steps: those that have a rollout.
-        note: how many rollouts are here, of how many.
-    """
+    """The part of a page with its rollouts; `data` is JSON of which nothing can be taken for markup."""
 
     data: str
     runs: Sequence[str]
@@ -33,14 +26,7 @@ class Inspector:
 def inspector(
     names: Sequence[str], divergences: Sequence[str], rollouts: Sequence[Sequence[Mapping[str, Any]]], note: str
 ) -> Inspector:
-    """Rollouts as the page holds them.
-
-    Args:
-        names: of the runs.
-        divergences: what each run's method calls `direct`.
-        rollouts: of each run, records as `rollouts/step-*.jsonl` has them.
-        note: see `Inspector`.
-    """
+    """Rollouts as the page holds them."""
     regions = list(REGIONS)
     shown = [_rollout(number, record, regions) for number, records in enumerate(rollouts) for record in records]
     data: dict[str, Any] = {"runs": [visible(name) for name in names], "regions": [r.name for r in REGIONS.values()]}

@@ -12,12 +12,8 @@ from typing import Any, NamedTuple
 class Quantity:
     """A row of the summary.
 
-    Attributes:
-        metric: name in the logs.
-        label: what a person reads.
-        form: how the number is written.
-        good: does a good run make it rise (+1), fall (−1), or neither (0)?
-        preflight: the same quantity in the preflight's measurement, or `None`.
+    In a good run it rises (`good` is 1), falls (−1), or neither (0). `preflight` names it in the preflight's
+    measurement.
     """
 
     metric: str
@@ -55,13 +51,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A table of quantities.
-
-    Attributes:
-        titles: of the columns of values.
-        rows: the quantities that the run logged.
-        note: what the columns are of, where they are not alike; may be empty.
-    """
+    """A table of quantities; `note` says what the columns are of, where they are not alike."""
 
     titles: tuple[str, ...]
     rows: list[Row]
@@ -86,10 +76,6 @@ def outcome(history: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> 
 
     With evaluations these are the preflight, or the first of them, and the last. Without, the preflight, or the
     first steps, and the last steps; nothing is said to have moved where a teacher's prefixes are in one of the two.
-
-    Args:
-        history: logged steps and evaluations.
-        before: the preflight's measurement, or nothing.
     """
     evaluations = [entry for entry in history if "eval_loss" in entry]
     steps = [entry for entry in history if "eval_loss" not in entry]

@@ -30,13 +30,7 @@ REGIONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A rollout to show.
-
-    Attributes:
-        heading: whose it is, such as `tropd, seed 1, step 40`.
-        prompt: as text.
-        tokens: `text`, `region` and `log_ratio` of each response token.
-    """
+    """A rollout to show: its prompt, and `text`, `region` and `log_ratio` of each response token."""
 
     heading: str
     prompt: str
@@ -51,15 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
-
-    Attributes:
-        caption: what it shows.
-        head: titles of the columns.
-        rows: cells, as many as titles.
-        note: a sentence under it.
-        words: are its cells sentences rather than numbers?
-    """
+    """A table of text, with a sentence under it; with `words` its cells are sentences rather than numbers."""
 
     caption: str
     head: Sequence[str]
@@ -70,19 +56,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        heading: its title.
-        note: a sentence at its start.
-        tables: shown first.
-        figures: HTML of the charts that belong to the tables.
-        legend: HTML, what the lines of the charts look like.
-        charts: HTML of each.
-        charts_title: what the charts are over; may be empty.
-        charts_note: how to read the charts.
-        samples: rollouts.
-    """
+    """A part of the page: note, tables with their figures, and charts (HTML) with their legend, rollouts."""
 
     heading: str
     note: str = ""
@@ -104,13 +78,8 @@ class Section:
 class Page:
     """A whole report.
 
-    Attributes:
-        title: its heading.
-        intro: a sentence or two.
-        facts: name and value of what a reader needs to judge the numbers.
-        sections: the parts.
-        inspector: rollouts to look through, by a script of the page's own.
-        follow: seconds after which the page asks for itself again; `None` for a file that stays as it is.
+    `facts` are what a reader needs to judge the numbers. With `follow` the page asks for itself again after so many
+    seconds.
     """
 
     title: str

@@ -13,15 +13,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has written so far.
-
-    Attributes:
-        path: its folder.
-        description: `run.json`.
-        steps: logged training steps, in order.
-        evaluations: logged evaluations, in order.
-        preflight: `preflight.json`, empty where there was none.
-    """
+    """What a run has written so far; `preflight` is empty where there was none."""
 
     path: Path
     description: Record
@@ -77,11 +69,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of a file that may be being written: a last line without its end is not there yet.
-
-    Raises:
-        ValueError: a line is no record.
-    """
+    """The records of a file that may be being written: a last line without its end is not there yet."""
     text = file.read_text(encoding="utf-8")
     lines = lines_of(text[: text.rfind("\n") + 1])
     try:

@@ -39,15 +39,7 @@ EVALUATED = ("loss", "kl/k1", "trust/fraction", "log_ratio/p01", "response/lengt
 
 
 def run_page(folders: Sequence[Path], follow: int | None = None) -> str:
-    """One self-contained file of HTML.
-
-    Args:
-        folders: of the runs; several stand side by side.
-        follow: seconds after which the page asks for itself again, while a run goes on.
-
-    Raises:
-        ValueError: a folder is no run's, or one of its files is damaged.
-    """
+    """One self-contained file of HTML."""
     runs = [read_run(folder) for folder in folders]
     names = run_names(runs)
     chosen, left_out = choose_rollouts(runs)
@@ -214,7 +206,7 @@ def _regions(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
     charts = []
     for run, name in zip(runs, names, strict=True):
         lines = [
-            _line(region, number, run.steps, _share(count))
+            _line(region, number, run.steps, region_share(count))
             for number, (region, count) in enumerate(REGION_COUNTS.items())
         ]
         charts.append(line_chart(_titled("Share of the tokens learned from", name, runs), lines, zero=True))
@@ -222,7 +214,9 @@ def _regions(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
     return Section("Regions over time", legend=looks, charts=charts, charts_title="", charts_note="")
 
 
-def _share(name: str) -> Value:
+def region_share(name: str) -> Value:
+    """A region's tokens by those of all regions; a region without any is not logged."""
+
     def share(step: Mapping[str, Any]) -> float | None:
         total = sum(step.get(count, 0.0) for count in REGION_COUNTS.values())
         return step.get(name, 0.0) / total if total else None

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..models.chat_templates import render
 from ..models.sampling import until_eos
-from ..objective.schedules import prefix_length
 
 ANCHORS = ("\n", ".", "=", "a", "1")
 """Texts to put before another, to see how it is tokenised in the middle of a text."""
@@ -148,22 +147,6 @@ def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, templ
         before,
     )
     return alone
-
-
-def prefixes(
-    responses: Sequence[Sequence[int]], *, reading: str, fraction: float, max_length: int, min_tail: int
-) -> list[list[int]]:
-    """The start of each teacher response that its rollouts continue from; see `prefix_length`."""
-    return [
-        list(
-            response[
-                : prefix_length(
-                    reading, fraction, response_length=len(response), max_length=max_length, min_tail=min_tail
-                )
-            ]
-        )
-        for response in responses
-    ]
 
 
 def splice(

@@ -50,7 +50,7 @@ class PlainReplies:
             host: from messages to ids.
         """
         replies = [self._cut(reply) for reply in replies]
-        texts = [text for reply in replies for text in self._special.findall(_joined(reply["content"]))]
+        texts = [text for reply in replies for text in self._special.findall(_text_of(reply["content"]))]
         if not texts:
             return host(replies)
         marks = iter(PLACE.format(number) for number in range(len(texts)))
@@ -114,7 +114,7 @@ class PlainReplies:
             trainer.processing_class = own
 
 
-def _joined(content: Any) -> str:
+def _text_of(content: Any) -> str:
     """The text of a message, block by block; of pictures there is none."""
     if isinstance(content, str):
         return content

@@ -18,11 +18,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_adapter_settings(settings: Any) -> None:
-    """Refuse numbers that no adapter can have.
-
-    Raises:
-        ValueError: with the field, its value, and what to type.
-    """
+    """Refuse numbers that no adapter can have."""
     if settings.use_peft:
         check_ranges(settings, RANGES)
 
@@ -39,11 +35,7 @@ def own_bases(settings: Any, args: Any) -> set[Name]:
 
 @contextmanager
 def targets_named(settings: Any) -> Iterator[None]:
-    """Inside, an adapter finds its layers in a model; where it finds none, that is a sentence.
-
-    Raises:
-        ValueError: with `lora_target_modules`.
-    """
+    """Inside, an adapter finds its layers in a model; where it finds none, that is a sentence."""
     try:
         yield
     except ValueError as error:

@@ -54,10 +54,7 @@ _Loader.add_implicit_resolver(
 class Configuration:
     """A run's configuration, checked as far as that goes without loading anything.
 
-    Attributes:
-        settings: models, data, adapter.
-        trainer: fields of `TrOPDConfig` that were set, of the right types.
-        places: field → where it was written.
+    `trainer` has the fields of `TrOPDConfig` that were set, of the right types; `places` where each was written.
     """
 
     settings: RunSettings
@@ -69,11 +66,7 @@ class Configuration:
         return replace(self, trainer={**self.trainer, **trainer})
 
     def training_arguments(self, **defaults: Any) -> Any:
-        """The `TrOPDConfig`; `defaults` are fields for where the configuration is silent.
-
-        Raises:
-            ValueError: values that contradict each other, in the words of TRL, Transformers or ours.
-        """
+        """The `TrOPDConfig`; `defaults` are fields for where the configuration is silent."""
         from ..training.config import TrOPDConfig
 
         try:
@@ -196,11 +189,7 @@ def _values_of(node: Any, path: Path) -> dict[str, Value]:
 
 
 def _places(root: Any, path: Path) -> dict[str, str]:
-    """Every name of a mapping, and of those in it as `methods.tropd.gate`, with where it is written.
-
-    Raises:
-        ValueError: a name that is given twice in one mapping.
-    """
+    """Every name of a mapping, and of those in it as `methods.tropd.gate`, with where it is written."""
     found: dict[str, str] = {}
     met, waiting = set(), [("", root)]
     while waiting:
@@ -276,7 +265,9 @@ def merge(earlier: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str,
 
 def _check_method(written: Mapping[str, Value]) -> None:
     """Refuse an unknown method or a part it never reads, before TRL is imported."""
-    types = _part_types()
+    from ..training.method_settings import MethodSettings
+
+    types = get_type_hints(MethodSettings)
     name = written.get("method", Value("tropd", ""))
     if name.value in ("", None):
         raise ValueError(_said(name.place, "method is empty; name one, such as tropd (`tropd methods` lists them)."))
@@ -313,12 +304,6 @@ def at_place(
 
 def _said(place: str, sentence: str) -> str:
     return f"{place}: {sentence}" if place else sentence
-
-
-def _part_types() -> dict[str, Any]:
-    from ..training.method_settings import MethodSettings
-
-    return get_type_hints(MethodSettings)
 
 
 def _field_types() -> dict[str, Any]:

@@ -23,12 +23,7 @@ BATCH = 1000
 class ContextFit:
     """Prompts that leave no room for a response in a model's context are refused, or dropped.
 
-    Attributes:
-        student: small files of the student.
-        teachers: likewise, by name; each reads its own rows.
-        args: the `TrOPDConfig`.
-        overlong: `refuse` or `drop`.
-        tools: what each prompt is told may be called, beside the data's own.
+    Each teacher reads its own rows; `tools` are what each prompt is told may be called, beside the data's own.
     """
 
     student: ModelFiles
@@ -67,11 +62,7 @@ class ContextFit:
         return self._fit(data, lengths, read, budget, "prompt" if same else "teacher_prompt")
 
     def _seen(self, contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
-        """Tokens of each prompt as a teacher sees it.
-
-        Raises:
-            ValueError: a chat template that refuses the messages, or that is none.
-        """
+        """Tokens of each prompt as a teacher sees it."""
         from jinja2 import TemplateError
 
         try:
@@ -125,17 +116,7 @@ class ContextFit:
 def tokenize(
     tokenizer: Any, prompts: Sequence[Any], template_kwargs: dict[str, Any], tools: Sequence[Any] | None = None
 ) -> list[list[int]]:
-    """Prompts as the student sees them: text as it stands, messages through the chat template.
-
-    Args:
-        tokenizer: the student's.
-        prompts: of one form.
-        template_kwargs: keyword arguments of the chat template.
-        tools: those of each prompt, where there are any.
-
-    Raises:
-        ValueError: a chat template that refuses the messages, in its own words.
-    """
+    """Prompts as the student sees them: text as it stands, messages through the chat template."""
     from jinja2 import TemplateError
 
     if isinstance(prompts[0], str):

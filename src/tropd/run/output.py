@@ -19,15 +19,7 @@ RECORDS = re.compile(
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> str | None:
-    """Refuse a folder that holds another run; the checkpoint to resume from, where one is asked for.
-
-    Args:
-        output_dir: where the run goes.
-        resume: `latest`, a checkpoint's folder, or `None` for a new run.
-
-    Raises:
-        ValueError: with what is in the folder, and what to type.
-    """
+    """Refuse a folder that holds another run; the checkpoint to resume from, where one is asked for."""
     directory = Path(os.path.expanduser(output_dir))  # as Transformers will read it
     check_place(directory)
     if resume is not None:
@@ -47,11 +39,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> str | None:
 
 
 def check_same_run(output_dir: str, args: Any, teacher: Any = None) -> list[str]:
-    """A run resumes with the method it began with; other changed settings, and a different teacher, are reported.
-
-    Raises:
-        ValueError: another method, or other parts of it.
-    """
+    """A run resumes with the method it began with; other changed settings, and a different teacher, are reported."""
     from ..training.checkpointing.fingerprints import changed_settings
 
     path = Path(output_dir) / "run.json"

@@ -41,21 +41,7 @@ ROWS_COMPARED = 16
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of. Made by `prepare`, read by `build_trainer`, the preflight and the summary.
-
-    Attributes:
-        configuration: as written.
-        args: the `TrOPDConfig`.
-        data: training prompts.
-        evaluation: evaluation prompts, or `None`.
-        rewards: reward functions.
-        tools: what may be called.
-        student: tokenizer and configurations of the student, no weights.
-        teachers: likewise, by name; one teacher has the name `None`.
-        findings: what was noticed about the pair and the data.
-        mean_prompt_tokens: of the training prompts, as the student sees them.
-        longest_prompt_tokens: likewise.
-    """
+    """What a run is made of. Made by `prepare`, read by `build_trainer`, the preflight and the summary."""
 
     configuration: Configuration
     args: Any
@@ -72,10 +58,6 @@ class RunInputs:
 
 def prepare(configuration: Configuration, say: Callable[[str], None] = lambda text: None) -> RunInputs:
     """Look at all files, read the data, compare the tokenizers.
-
-    Args:
-        configuration: what is wanted.
-        say: receives progress messages.
 
     Raises:
         ValueError: the first stage that finds a mistake, with all it found.
@@ -123,11 +105,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
 
 
 def check_benchmarks(args: Any, configuration: Configuration) -> None:
-    """Refuse benchmarks that are not found or cannot be graded here, before weights are loaded.
-
-    Raises:
-        ValueError: with the field, where it was written, and what to type.
-    """
+    """Refuse benchmarks that are not found or cannot be graded here, before weights are loaded."""
     from ..training.benchmarks import load_asked
 
     try:
@@ -139,11 +117,7 @@ def check_benchmarks(args: Any, configuration: Configuration) -> None:
 
 
 def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: ModelFiles) -> ModelFiles:
-    """A teacher's small files, or what its server reports instead.
-
-    Raises:
-        ValueError: the teacher cannot be read; the message says what to type.
-    """
+    """A teacher's small files, or what its server reports instead."""
     model = teachers[name]
     if not is_served(model):
         return read_model_files(model, trust_remote_code=args.trust_remote_code, role=field_of(name))
@@ -152,11 +126,7 @@ def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: M
 
 
 def arguments_of(configuration: Configuration) -> Any:
-    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written.
-
-    Raises:
-        ValueError: with the field, where it was written, its value, why, and what to type.
-    """
+    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written."""
     from ..training.config import TrOPDConfig
 
     defaults = {field.name: field.default for field in fields(TrOPDConfig)}
@@ -187,11 +157,7 @@ def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_vocabulary(student: ModelFiles, name: Name, teacher: ModelFiles) -> None:
-    """Refuse a teacher that does not read the student's token ids, by its name where it has one.
-
-    Raises:
-        ValueError: with the ids that differ.
-    """
+    """Refuse a teacher that does not read the student's token ids, by its name where it has one."""
     try:
         check_vocabularies(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     except ValueError as error:
@@ -206,11 +172,7 @@ def compare(
     args: Any,
     tools: RunTools = NO_TOOLS,
 ) -> list[Finding]:
-    """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused.
-
-    Raises:
-        ValueError: every refusal, one a line.
-    """
+    """What the models' files say about each other, each teacher on its own rows; a pair that cannot work is refused."""
     found = {
         name: _compared(student, teacher, tools.told(_rows_for(data, name, longest_row)), args_of(args, name, teachers))
         for name, teacher in teachers.items()

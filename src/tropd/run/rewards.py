@@ -14,9 +14,6 @@ def reward_function(name: str) -> Callable:
     """A reward of `trl.rewards` by its name, or any function by its dotted path, from the working directory too.
 
     `reasoning_gym` is the scorer of each row's task, see `data.procedural`.
-
-    Raises:
-        ValueError: there is no such function.
     """
     if name == "reasoning_gym":
         return reasoning_gym_reward
@@ -32,11 +29,7 @@ def reward_function(name: str) -> Callable:
 
 
 def check_reward_columns(functions: Sequence[Callable], columns: Sequence[str]) -> None:
-    """Refuse a reward function that asks for a column which the data lacks.
-
-    Raises:
-        ValueError: with the function, the column, and the columns there are.
-    """
+    """Refuse a reward function that asks for a column which the data lacks."""
     for function in functions:
         needed = [
             parameter.name

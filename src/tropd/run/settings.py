@@ -9,37 +9,7 @@ from ..teacher.per_teacher_settings import check_names, teachers_by_name
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Models, data and adapter of `tropd train` and `tropd check`.
-
-    Attributes:
-        student: folder or Hub name of the model that learns.
-        teacher: folder or Hub name of the model that scores; it must share the student's token ids. Several:
-            `{math: path, code: path}`, and each row of the data names its own in a `teacher` column. In the place of a
-            model, the address of a server, or a list of addresses of its replicas; see docs/engines.md.
-        data: file, list of files, folder of a saved data set, Hub name, or `reasoning_gym:TASK`; see docs/data.md.
-        data_split: which split of a data set that has several.
-        eval_data: likewise, for `eval_strategy`; `None` evaluates nothing. All its rows are used, and `columns` other
-            than the prompt may be missing there.
-        eval_split: which split of an evaluation data set that has several.
-        columns: our column → the file's, such as `{prompt: question, teacher_response: solution}`.
-        chat: wrap text prompts as one user message, so that the chat template applies.
-        system_prompt: a system message before every conversation.
-        max_prompts: use only this many first rows; `None` uses all.
-        overlong_prompts: prompts that leave no room for `max_completion_length` in a model's context: `refuse` the
-            run, or `drop` them and say how many.
-        overlap_with: evaluation files; how many of their problems are in `data` is reported before training.
-        reward_funcs: names of `trl.rewards`, `reasoning_gym`, or dotted paths such as `my_module.my_reward`;
-            only logged, until `reward_mixing_weight` is above 0.
-        tools: functions that the student may call, by dotted paths such as `my_module.my_tool`; see docs/agents.md.
-        environment: a class with `reset` and methods that the student may call, likewise; or `{name: path}`, and each
-            row of the data names its own in an `environment` column.
-        preflight_prompts: prompts that both models score before training; 0 compares tokenizers and sizes only.
-        use_peft: train a LoRA adapter instead of the whole student.
-        lora_r: its rank.
-        lora_alpha: its scale; the update is multiplied by lora_alpha / lora_r.
-        lora_dropout: its dropout; `disable_dropout` switches it off.
-        lora_target_modules: which layers get it: names, or `all-linear`.
-    """
+    """Models, data and adapter of `tropd train` and `tropd check`; `--help` and docs/data.md explain each field."""
 
     student: str = field(default="", metadata={"help": "folder or Hub name of the model that learns"})
     teacher: str | list[str] | dict[str, str] = field(

@@ -8,6 +8,7 @@ from ..data import PromptData, has_splits, load_prompts
 from ..preflight.findings import Finding
 from ..teacher.names import COLUMN, Name
 from .configuration import Configuration
+from .settings import RunSettings
 
 ROWS_MEASURED = 64
 """Rows whose teacher responses are measured, to compare them with the budget of a rollout."""
@@ -16,15 +17,7 @@ ROWS_MEASURED = 64
 def load_training(configuration: Configuration) -> PromptData:
     """The training prompts, read as the configuration says."""
     settings = configuration.settings
-    return load_prompts(
-        settings.data,
-        columns=settings.columns or None,
-        split=settings.data_split,
-        chat=settings.chat,
-        system_prompt=settings.system_prompt,
-        limit=settings.max_prompts,
-        teachers=settings.teacher_names,
-    )
+    return _load(settings, settings.data, split=settings.data_split, limit=settings.max_prompts)
 
 
 def load_evaluation(configuration: Configuration) -> PromptData | None:
@@ -32,15 +25,14 @@ def load_evaluation(configuration: Configuration) -> PromptData | None:
     settings = configuration.settings
     if settings.eval_data is None:
         return None
-    return load_prompts(
-        settings.eval_data,
-        columns=settings.columns or None,
-        optional_columns=True,
-        split=settings.eval_split if has_splits(settings.eval_data) else "train",
-        chat=settings.chat,
-        system_prompt=settings.system_prompt,
-        teachers=settings.teacher_names,
-    )
+    split = settings.eval_split if has_splits(settings.eval_data) else "train"
+    return _load(settings, settings.eval_data, split=split, optional_columns=True)
+
+
+def _load(settings: RunSettings, data: str | list[str], **how: Any) -> PromptData:
+    names, columns = settings.teacher_names, settings.columns or None
+    shared: Any = {"chat": settings.chat, "system_prompt": settings.system_prompt}
+    return load_prompts(data, columns=columns, teachers=names, **shared, **how)
 
 
 def check_evaluation(configuration: Configuration) -> None:
@@ -132,9 +124,6 @@ def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) ->
         data: the training data.
         args: the configuration.
         shares_base: is the teacher the student's own base, sharded as the student is?
-
-    Raises:
-        ValueError: a sharded teacher would have to write.
     """
     if not args.resolved_method().guided:
         if "teacher_response" not in data.dataset.column_names:

@@ -47,11 +47,7 @@ NO_TOOLS = RunTools()
 
 
 def find_tools(names: Sequence[str], environment: str | Mapping[str, str] | None) -> RunTools:
-    """What `tools` and `environment` name.
-
-    Raises:
-        ValueError: something that cannot be imported, of which no schema can be made, or that is no environment.
-    """
+    """What `tools` and `environment` name."""
     functions = [imported("tools", name, "my_module.my_tool") for name in names]
     shared = [_schema("tools", name, function) for name, function in zip(names, functions, strict=True)]
     if not environment:
@@ -76,11 +72,7 @@ def _schemas_of(path: str, make: Callable) -> list[dict[str, Any]]:
 
 
 def imported(field: str, name: str, example: str) -> Any:
-    """What a dotted path names, from the working directory too.
-
-    Raises:
-        ValueError: there is no such thing.
-    """
+    """What a dotted path names, from the working directory too."""
     module, _, attribute = name.rpartition(".")
     try:
         return import_own(module, attribute)
@@ -104,11 +96,7 @@ def _schema(field: str, name: str, function: Any) -> dict[str, Any]:
 
 
 def check_rows_of_tools(tools: RunTools, data: PromptData) -> None:
-    """Refuse data that tools cannot go with.
-
-    Raises:
-        ValueError: with what to type.
-    """
+    """Refuse data that tools cannot go with."""
     columns = data.dataset.column_names
     if not tools.are_there:
         return

@@ -15,13 +15,8 @@ from .prepare import RunInputs, hardware_defaults
 
 @dataclass(frozen=True)
 class TrialStep:
-    """One optimiser step.
-
-    Attributes:
-        seconds: from its rollout to its update.
-        peak_bytes: largest memory so far: of the GPU where there is one, else of the process.
-        loss: of the step.
-    """
+    """One optimiser step: seconds, the largest memory so far (of the GPU where there is one, else of the process), its
+    loss."""
 
     seconds: float
     peak_bytes: int

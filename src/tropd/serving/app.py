@@ -5,12 +5,12 @@ One question is computed at a time, in the order in which they came. Nothing is 
 
 import asyncio
 import hmac
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -40,15 +40,47 @@ SMALL = 2**20
 BODY_SECONDS = 60.0
 """In which a question has to have come."""
 
+Count = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class Text(BaseModel):
+    """What `/tokenize` is asked."""
+
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class Draws(BaseModel):
+    """Where the draws of each context are addressed."""
+
+    seed: Count
+    step: Count
+    stream: Count
+    rows: list[Count]
+
+    def noise(self) -> AddressedNoise:
+        return AddressedNoise(self.seed, self.step, self.stream, [(row, 0) for row in self.rows])
+
+
+class Writing(BaseModel):
+    """What is asked for responses; see `AskedTeacher.sample`."""
+
+    model_config = ConfigDict(strict=True)
+    contexts: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
+    eos_ids: list[Count]
+    pad_id: Count
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    vocab_limit: Annotated[int, Field(ge=1)] | None = None
+    draws: Draws | None = None
+
+
+Body = TypeVar("Body", Text, Writing)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Refused(ValueError):
-    """A question that is not answered.
-
-    Attributes:
-        status: of HTTP.
-    """
+    """A question that is not answered."""
 
     def __init__(self, sentence: str, status: int = 400):
         super().__init__(sentence)
@@ -57,17 +89,8 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Served:
-    """What is served.
-
-    Attributes:
-        teacher: the model.
-        tokenizer: its own.
-        name: what it is called.
-        folder: where it lies here, or its name on the Hub.
-        eos_ids: what ends its responses.
-        key: that each question has to bring; `None` where none is wanted.
-        most_tokens: of a question.
-    """
+    """What is served: the model and its files, how it is called and where it lies, and the key that each question has
+    to bring."""
 
     teacher: LocalTeacher
     tokenizer: Any
@@ -98,8 +121,8 @@ def make_app(served: Served) -> Starlette:
         return JSONResponse({"object": "list", "data": [_card(served, fingerprint)]})
 
     async def tokenize(request: Request) -> Response:
-        body = _fields(await _body(request, SMALL), {"prompt": str})
-        ids = served.tokenizer(body["prompt"], add_special_tokens=bool(body.get("add_special_tokens", True)))
+        asked = _read(Text, await _body(request, SMALL))
+        ids = served.tokenizer(asked.prompt, add_special_tokens=asked.add_special_tokens)
         return JSONResponse({"tokens": ids["input_ids"]})
 
     async def score(request: Request) -> Response:
@@ -182,11 +205,7 @@ def _card(served: Served, fingerprint: str) -> dict[str, Any]:
 
 
 def score_question(served: Served, raw: bytes) -> TeacherScores:
-    """The very pass that the trainer would make with this teacher.
-
-    Raises:
-        ValueError: a question that is none, or larger than the server or its model takes.
-    """
+    """The very pass that the trainer would make with this teacher."""
     question, teacher = read_question(raw), served.teacher
     rows = zip(question.contexts, question.responses, strict=True)
     _check_size(served, [len(context) + len(response) for context, response in rows])
@@ -204,49 +223,25 @@ def score_question(served: Served, raw: bytes) -> TeacherScores:
 
 
 def write_responses(served: Served, raw: bytes) -> list[list[int]]:
-    """One response to each context, drawn as a trainer's own teacher draws it.
-
-    Raises:
-        ValueError: a question that is none, or larger than the server or its model takes.
-    """
-    kinds = {"contexts": list, "eos_ids": list, "pad_id": int, "max_new_tokens": int, "temperature": float | int}
-    body, teacher = _fields(raw, kinds), served.teacher
-    contexts, longest, limit, draws = (
-        body["contexts"],
-        body["max_new_tokens"],
-        body.get("vocab_limit"),
-        body.get("draws"),
-    )
-    known = all(isinstance(row, list) and row for row in contexts)
-    ids = [token for row in contexts for token in row] if known else []
-    ids += [*body["eos_ids"], body["pad_id"], *([] if limit is None else [limit])]
-    if not contexts or not known or not all(type(i) is int and i >= 0 for i in ids) or longest < 1 or limit == 0:
-        raise ValueError("its contexts, endings or length are invalid")
-    if not max(ids[: sum(map(len, contexts))]) < teacher.vocab_size or body["pad_id"] >= teacher.vocab_size:
+    """One response to each context, drawn as a trainer's own teacher draws it."""
+    asked, teacher = _read(Writing, raw), served.teacher
+    contexts, longest, draws = asked.contexts, asked.max_new_tokens, asked.draws
+    if max(map(max, contexts)) >= teacher.vocab_size or asked.pad_id >= teacher.vocab_size:
         raise ValueError(f"the model's vocabulary has {teacher.vocab_size} entries")
-    if not 0 <= body["temperature"] < float("inf"):
-        raise ValueError("its temperature is invalid")
+    if draws is not None and len(draws.rows) != len(contexts):
+        raise ValueError("its draws do not have one row for each context")
     _check_size(served, [len(context) + longest for context in contexts])
     model = teacher.model
-    with drawing_without_address(model) if draws is None else decoding_through(model, _noise(draws, len(contexts))):
+    with drawing_without_address(model) if draws is None else decoding_through(model, draws.noise()):
         return sample(
             model,
             contexts,
-            pad_id=body["pad_id"],
-            eos_ids=body["eos_ids"],
+            pad_id=asked.pad_id,
+            eos_ids=asked.eos_ids,
             max_new_tokens=longest,
-            temperature=body["temperature"],
-            vocab_limit=limit,
+            temperature=asked.temperature,
+            vocab_limit=asked.vocab_limit,
         )
-
-
-def _noise(draws: Any, rows: int) -> AddressedNoise:
-    if not isinstance(draws, dict) or not isinstance(draws.get("rows"), list) or len(draws["rows"]) != rows:
-        raise ValueError("its draws do not have one row for each context")
-    numbers = [draws.get("seed"), draws.get("step"), draws.get("stream"), *draws["rows"]]
-    if not all(type(number) is int and 0 <= number < 2**64 for number in numbers):
-        raise ValueError("its draws have invalid numbers")
-    return AddressedNoise(draws["seed"], draws["step"], draws["stream"], [(row, 0) for row in draws["rows"]])
 
 
 def _check_size(served: Served, lengths: list[int]) -> None:
@@ -260,17 +255,10 @@ def _check_size(served: Served, lengths: list[int]) -> None:
         raise ValueError(f"a row has {max(lengths)} tokens, but the model reads at most {limit}")
 
 
-def _fields(raw: bytes, kinds: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a JSON object.
-
-    Raises:
-        ValueError: it is none, or a field is missing or of another kind.
-    """
+def _read(kind: type[Body], raw: bytes) -> Body:
+    """A question in JSON."""
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON") from error
-    wrong = [n for n, kind in kinds.items() if not isinstance(body, dict) or not isinstance(body.get(n), kind)]
-    if wrong:
-        raise ValueError(f"its field {wrong[0]!r} is missing, or of the wrong type")
-    return body
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}") from error

@@ -17,11 +17,7 @@ IDLE_SECONDS = 600
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address; nobody is let in yet.
-
-    Raises:
-        ValueError: the address is taken, or not this machine's.
-    """
+    """A socket at an address; nobody is let in yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

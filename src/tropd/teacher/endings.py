@@ -209,9 +209,9 @@ def sentence(endings: PairEndings, tokenizer: Any) -> str:
     who = [("the student", endings.student), *((teacher_phrase(name), own) for name, own in endings.teachers.items())]
     said = "; ".join(f"{name} ends with {shown(own.ids, tokenizer)}" for name, own in who)
     if endings.merged:
-        return f"{_started(said)}. They are scored as one action, and rollouts stop at each of them."
+        return f"{_capitalise(said)}. They are scored as one action, and rollouts stop at each of them."
     stops = f"rollouts stop at {shown(endings.stop_ids, tokenizer)}"
-    return f"{_started(said)}. Each id is scored separately ({endings.reason}), and {stops}."
+    return f"{_capitalise(said)}. Each id is scored separately ({endings.reason}), and {stops}."
 
 
 def shown(ids: Sequence[int], tokenizer: Any) -> str:
@@ -221,5 +221,5 @@ def shown(ids: Sequence[int], tokenizer: Any) -> str:
     return " and ".join(named) or "nothing"
 
 
-def _started(text: str) -> str:
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]

@@ -206,16 +206,13 @@ class LocalTeacher:
         known = self.vocab_size
         readable = torch.cat([(ids < known).cumprod(-1).flatten() for ids in packed.input_ids])
         token_ids = torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
-
-        def score(hidden: Tensor, head: Head) -> tuple[tuple[Tensor, ...], Tensor, Head]:
-            # Inside the forward: a sharded head is whole only there.
-            states, head = packed.states(hidden), head.at_temperature(temperature, endings)
-            return _score_states(states, head, token_ids, offset, topk), states, head
-
         found: tuple[tuple[Tensor, ...], Tensor, Head] = self.forward(
             input_ids=tuple(ids.clamp_max(known - 1) for ids in packed.input_ids),
             attention_mask=packed.attention_mask,
-            on_hidden=score,
+            # Inside the forward: a sharded head is whole only there.
+            on_hidden=lambda hidden, head: _score_states(
+                packed.states(hidden), head.at_temperature(temperature, endings), token_ids, offset, topk
+            ),
         )
         return found
 
@@ -248,8 +245,11 @@ class LocalTeacher:
 
 def _score_states(
     states: Tensor, head: Head, token_ids: Tensor, offset: int, topk: TopKRequest | None
-) -> tuple[Tensor, ...]:
-    """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head."""
+) -> tuple[tuple[Tensor, ...], Tensor, Head]:
+    """Log-probabilities (−inf for an id of -1), entropies, and the wanted tokens' top-k, in one pass over the head.
+
+    Behind them what they were made from, for whole distributions.
+    """
     index, ids, logps, scratch = [], [], [], Scratch()
     token_ids = events_of(token_ids, head.endings)
 
@@ -273,5 +273,5 @@ def _score_states(
     logp, entropy = scan_vocabulary(score, states, head)
     if topk is None:
         nothing = torch.empty(0, dtype=torch.long, device=states.device)
-        return logp, entropy, nothing, nothing.view(0, 0).int(), logp.new_empty(0, 0)
-    return logp, entropy, torch.cat(index), torch.cat(ids), torch.cat(logps)
+        return (logp, entropy, nothing, nothing.view(0, 0).int(), logp.new_empty(0, 0)), states, head
+    return (logp, entropy, torch.cat(index), torch.cat(ids), torch.cat(logps)), states, head

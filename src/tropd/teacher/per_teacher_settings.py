@@ -66,7 +66,7 @@ def check_settings(args: Any, teachers: Mapping[Name, Any]) -> None:
     """
     for field in FIELDS:
         for name in teachers:
-            _own(field, getattr(args, field), name, teachers)
+            _own_value(field, getattr(args, field), name, teachers)
 
 
 def args_of(args: Any, name: Name, teachers: Mapping[Name, Any]) -> Any:
@@ -75,11 +75,11 @@ def args_of(args: Any, name: Name, teachers: Mapping[Name, Any]) -> Any:
         return args
     own = copy.copy(args)
     for field in FIELDS:
-        setattr(own, field, _own(field, getattr(args, field), name, teachers))
+        setattr(own, field, _own_value(field, getattr(args, field), name, teachers))
     return own
 
 
-def _own(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> Any:
+def _own_value(field: str, value: Any, name: Name, teachers: Mapping[Name, Any]) -> Any:
     """One teacher's value: the mapping's where its keys are names of teachers, else the one for all."""
     if not isinstance(value, Mapping) or not value:
         return value

@@ -130,15 +130,15 @@ def join_scores(parts: Sequence[tuple[Tensor, TeacherScores]]) -> TeacherScores:
     topk_index = torch.cat([places[scores.topk_index] for places, scores in parts])
     topk_order = topk_index.argsort()
 
-    def merged(name: str, order: Tensor) -> Tensor:
+    def merge(name: str, order: Tensor) -> Tensor:
         return torch.cat([getattr(scores, name) for _, scores in parts])[order]
 
     return TeacherScores(
-        merged("logp", order),
-        merged("entropy", order),
+        merge("logp", order),
+        merge("entropy", order),
         topk_index[topk_order],
-        merged("topk_ids", topk_order),
-        merged("topk_logp", topk_order),
+        merge("topk_ids", topk_order),
+        merge("topk_logp", topk_order),
         tuple(replace(states, index=places[states.index]) for places, scores in parts for states in scores.states),
     )
 

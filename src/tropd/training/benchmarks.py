@@ -22,7 +22,7 @@ from ..models.files import context_length
 from ..models.sampling import sample, until_eos
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from .distributed.sharding import student_is_sharded_while_writing
-from .guards.memory import EVALUATED_ROWS, SCORING, enough_memory
+from .guards.faults import EVALUATED_ROWS, SCORING, enough_memory
 from .logging.metrics import of_benchmark
 
 
@@ -99,11 +99,11 @@ class BenchmarkStage:
         self.trainer.model.eval()
         found: dict[str, float] = {}
         for one, prompted in self.asked:
-            scores = score(self._graded(one, prompted))
+            scores = score(self._write_and_grade(one, prompted))
             found |= {of_benchmark(family, one.name): value for family, value in _values(scores).items()}
         return found
 
-    def _graded(self, one: Asked, prompted: Prompted) -> list[Graded]:
+    def _write_and_grade(self, one: Asked, prompted: Prompted) -> list[Graded]:
         """Responses of all ranks with their verdicts, in their order."""
         ranks, world = self.trainer.ranks, self.trainer.accelerator.num_processes
         samples = self.trainer.args.eval_benchmarks_samples

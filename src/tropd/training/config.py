@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 from .checkpointing.hub import TokenStaysHere
 from .guards.field_types import check_types
-from .guards.host_settings import check_host_values, named_by_field
+from .guards.host_settings import check_host_values, field_guard
 from .method_settings import MethodSettings
 from .method_settings import check_ranges as _check_ranges
 
@@ -140,7 +140,7 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         self._refuse_grpo_loss_settings()
         self._warn_of_truncated_sampling()
         self._refuse_backend_without_launcher()
-        with named_by_field(vars(self)):
+        with field_guard(vars(self)):
             if self.num_generations == 1:
                 self._post_init_with_single_rollouts()
             else:

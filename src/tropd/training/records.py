@@ -3,6 +3,7 @@
 N counts the response tokens of a micro-batch that are learned from or measured, row after row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,15 @@ from ..models.packing import PackedResponses, pack_responses
 from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
-from ..rollout.engine.notes import SamplerNotes, unpad
-from ..rollout.quality import is_collapsed, is_repetitive, repeats_calls
+from ..rollout.engine.loop import SamplerNotes, unpad
 from ..teacher.local import NotedTopK
+
+REPEAT_PERIOD = 16
+"""Longest cycle, in tokens, that counts as repetition."""
+REPEAT_TIMES = 8
+"""How often a cycle must return at the end of a rollout to count as repetition."""
+REPEAT_CALL_PERIOD, REPEAT_CALL_TIMES = 3, 4
+"""The same of whole turns: how many different ones, and how often. A wrong call is often made a second time."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class MicroBatch:
 
 
 def pack_for_student(
-    rollouts: list[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
+    rollouts: Sequence[Rollout], pad_id: int, device: torch.device, *, by_length: bool = False
 ) -> PackedResponses:
     """Model inputs in the student's context; several groups `by_length`, where they pay."""
     return pack_responses(
@@ -179,7 +186,7 @@ def read_rollouts(
         eos_ids: every id that ends a response.
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
-        notes: what our own sampler knew of the tokens.
+        notes: what our own sampler knew of the tokens, and which endings are one action.
         messages: each row's, behind its prompt, where tools may have answered.
         guided: where each row's teacher wrote, over turns; `None`: in its start alone.
         stale: could a row's recorded episode not be followed? `None` where there is none.
@@ -187,6 +194,8 @@ def read_rollouts(
     prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
     responses = unpad(host["completion_ids"], host["completion_mask"])
     tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
+    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
+    unsaid = notes.endings if notes is not None and len(notes.endings) > 1 else ()
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
@@ -195,8 +204,11 @@ def read_rollouts(
             marks, turns = _find_turns(response, guided[i] if guided else [slice(0, len(start))], external)
         is_cut = None if messages is None else is_unanswered(messages[i])
         goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
-        logps, entropies = None if sampler is None else sampler[i][: len(response)].tolist(), None
-        if notes is not None and sampler is None:
+        logps, entropies = None, None
+        if sampler is not None:
+            pairs = zip(response, sampler[i][: len(response)].tolist(), strict=True)
+            logps = [math.nan if token in unsaid else logp for token, logp in pairs]
+        elif notes is not None:
             logps, entropies = notes.of(first_row + i, prompt_ids[i], response) or (None, None)
         written = [token for turn in turns for token in turn]
         again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
@@ -240,3 +252,48 @@ def _find_turns(
     others = marks if external is None else [one or other for one, other in zip(marks, external, strict=True)]
     runs = groupby(zip(response, others, strict=True), key=lambda pair: pair[1])
     return marks, [[token for token, _ in run] for other, run in runs if not other]
+
+
+# ---------------------------------------------------------------------- gone wrong: endless, empty, repeating itself
+
+
+def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES) -> bool:
+    """Does the rollout end in a cycle of at most `max_period` tokens that repeats at least `times` times?
+
+    Args:
+        token_ids: or whatever else can be compared.
+        max_period: longest cycle.
+        times: how often it returns.
+
+    >>> is_repetitive([5, 1, 2] + [7] * 8), is_repetitive([1, 2] * 8), is_repetitive(list(range(40)))
+    (True, True, False)
+    """
+    for period in range(1, min(max_period, len(token_ids) // times) + 1):
+        tail = token_ids[-period * times :]
+        if all(tail[i] == tail[i - period] for i in range(period, len(tail))):
+            return True
+    return False
+
+
+def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
+    """Does an episode end in the same turns again and again? Such a turn calls a tool, or there were no next one.
+
+    Args:
+        turns: the tokens that the student wrote, turn by turn.
+
+    >>> repeats_calls([[5, 2], [7, 2], [7, 2], [7, 2], [7, 2]]), repeats_calls([[7, 2], [7, 2], [7, 2], [5, 2]])
+    (True, False)
+    """
+    return is_repetitive([tuple(turn) for turn in turns], REPEAT_CALL_PERIOD, REPEAT_CALL_TIMES)
+
+
+def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int], guided: bool = False) -> bool:
+    """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles).
+
+    Args:
+        token_ids: what the student wrote.
+        eos_ids: every id that ends a response.
+        guided: it continued a teacher's prefix, after which stopping at once may be right.
+    """
+    written = [token for token in token_ids if token not in eos_ids]
+    return is_repetitive(written) if written else not guided

@@ -21,6 +21,8 @@ from ..models.files import context_length, steady_length
 from ..models.hidden_states import rotates_by_length
 from ..models.sampling import as_asked
 from ..objective.methods import Method
+from ..objective.schedules import prefix_length
+from ..rollout.engine.loop import SamplerNotes, unpad
 from ..rollout.engine.noise import (
     EVALUATION_SAMPLING_STREAM,
     SAMPLING_STREAM,
@@ -30,20 +32,17 @@ from ..rollout.engine.noise import (
     decoding_through,
     drawing_without_address,
 )
-from ..rollout.engine.notes import SamplerNotes, unpad
 from ..rollout.engine.slots import KeptStates
-from ..rollout.guidance import prefixes, response_ids, splice
+from ..rollout.guidance import response_ids, splice
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
 from ..teacher.names import rows_by_name, teacher_phrase
 from .distributed.sharding import shards_teacher, student_is_sharded_while_writing
 from .distributed.tool_loop import RanksInStep
-from .guards.contexts import Reader, doubtful_rows
-from .guards.faults import engine_asked, rewards_given
-from .guards.memory import WRITING
+from .guards.faults import WRITING, engine_guard, reward_guard
 from .guards.reading import check_student, check_teachers
-from .guards.step_guards import finite_softmax
+from .guards.step_guards import Reader, doubtful_rows, finite_softmax
 from .records import Rollout, read_rollouts
 from .turn_guidance import TurnGuidance, check_trust_pattern, write_by_teacher
 
@@ -92,7 +91,6 @@ class RolloutStage:
         self.evaluated_rows = 0
         self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
-        self._guidance: TurnGuidance | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
         student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
@@ -110,6 +108,8 @@ class RolloutStage:
     def begin(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
         """This rank's rows as they were written, and the first one's number among all ranks' rows.
 
+        In an evaluation it is the number among all of its rows.
+
         Once, before the first rollout: check that the log-probabilities computed from hidden states and head are those
         of each model's own forward pass.
         """
@@ -120,7 +120,11 @@ class RolloutStage:
         structs = self._struct_columns
         # Arrow fills its structs with nulls: the fields that only other rows have.
         written = [row | {name: without_nulls(row[name]) for name in structs if row.get(name)} for row in rows]
-        return written, self._first_row(len(rows))
+        accelerator, before = self.trainer.accelerator, 0
+        if not self.trainer.model.training:  # rows of an evaluation are counted over its batches
+            before = self.evaluated_rows
+            self.evaluated_rows += accelerator.num_processes * len(rows)
+        return written, int(before + accelerator.process_index * len(rows))
 
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
@@ -134,29 +138,32 @@ class RolloutStage:
             method: the stage in force.
         """
         trainer, each = self.trainer, self.trainer.num_generations
-        if self._has_turns:  # whose turns are guided one by one, when each is due
-            self._guidance = TurnGuidance(trainer, rows, first_row, fraction, method, self._every_ending)
-            return [[] for _ in rows]
         numbers = range(first_row, first_row + len(rows))
         firsts = [i for i, number in enumerate(numbers) if number % each == 0]
         responses = self._teacher_responses([rows[i] for i in firsts], [numbers[i] for i in firsts], fraction, method)
-        starts = prefixes(
-            responses,
-            reading=method.guidance_length,
-            fraction=fraction,
-            max_length=trainer.max_completion_length,
-            min_tail=trainer.args.guidance_min_tail,
-        )
-        found = [(numbers[i] // each, start) for i, start in zip(firsts, starts, strict=True)]
+        budget = {"max_length": trainer.max_completion_length, "min_tail": trainer.args.guidance_min_tail}
+        found = []
+        for i, ids in zip(firsts, responses, strict=True):
+            length = prefix_length(method.guidance_length, fraction, response_length=len(ids), **budget)
+            found.append((numbers[i] // each, ids[:length]))
         of_prompt = dict(gather_object(found))
         return [of_prompt[number // each] for number in numbers]
 
-    def roll_out(self, rows: Sequence[Row], first_row: int, prefixes: list[list[int]]) -> list[Rollout]:
-        """The student's continuations of `prefixes`, through the host."""
+    def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
+        """Likewise of rows whose turns are guided one by one, when each is due."""
+        return TurnGuidance(self.trainer, rows, first_row, fraction, method, self._every_ending)
+
+    def roll_out(
+        self,
+        rows: Sequence[Row],
+        first_row: int,
+        prefixes: list[list[int]],
+        guidance: TurnGuidance | None = None,
+    ) -> list[Rollout]:
+        """The student's continuations of `prefixes`, through the host; turns as `guidance` has them."""
         trainer = self.trainer
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
-        turns = Turns(first_row) if self._has_turns else None
-        guidance, self._guidance = self._guidance, None
+        turns = Turns(first_row) if self.has_turns else None
         kept = KeptStates() if turns else None
         self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
         guards = trainer.step_guards()
@@ -199,7 +206,7 @@ class RolloutStage:
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             rows = self._batch.rows
-            if self._has_turns:
+            if self.has_turns:
                 # Copies: the host's tool loop appends calls and replies to these very lists, no part of a prompt.
                 self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
@@ -216,8 +223,17 @@ class RolloutStage:
         batch = self._batch or _Batch((), 0, None, None, None)
         if batch.turns is not None and batch.turns.messages is not None:
             self._ranks_in_step.begin_turn()
+        # Row and position at which each context goes on; `None` where one has none.
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
-        places = self._places(batch, prompt_ids)
+        places = [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
+        if batch.turns is not None:
+            places = batch.turns.places(prompt_ids)
+            if places is None and self._is_addressed:
+                logger.warning(
+                    "The rollout was asked to go on from a context that continues no response of its batch, so the "
+                    "tokens of this turn come from a generator of this rank: another split of the step, or a resumed "
+                    "run, may draw others."
+                )
         if batch.guidance is not None and batch.turns is not None and places is not None:
             return self._guided_turn(batch, batch.guidance, batch.turns, prompt_ids, places, host)
         written, logps = self._continue(batch, prompt_ids, starts, places, host)
@@ -321,7 +337,7 @@ class RolloutStage:
         """The host's rewards [B, F]; a reward function that fails stops the run in a sentence."""
         trainer = self.trainer
         functions = list(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True))
-        with rewards_given(functions, trainer.moment(), trainer.args.output_dir):
+        with reward_guard(functions, trainer.moment(), trainer.args.output_dir):
             rewards = host()
         if trainer.monitors_rewards:
             self._count_missing_rewards(rewards)
@@ -330,18 +346,10 @@ class RolloutStage:
     # ------------------------------------------------------------------ rows
 
     @cached_property
-    def _has_turns(self) -> bool:
+    def has_turns(self) -> bool:
         """May a rollout have more than one turn, or a prompt that is made only now?"""
         host = self.trainer
         return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
-
-    def _first_row(self, count: int) -> int:
-        """Number of this rank's first row among the step's rows, or among all rows of the evaluation under way."""
-        accelerator, before = self.trainer.accelerator, 0
-        if not self.trainer.model.training:
-            before = self.evaluated_rows
-            self.evaluated_rows += accelerator.num_processes * count
-        return int(before + accelerator.process_index * count)
 
     @cached_property
     def _struct_columns(self) -> set[str]:
@@ -460,22 +468,6 @@ class RolloutStage:
 
     # ------------------------------------------------------------------ draws
 
-    def _places(self, batch: _Batch, prompt_ids: list[list[int]]) -> list[Place] | None:
-        """Row and position at which each context goes on; `None` where one has none."""
-        if batch.turns is None:
-            return [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
-        places = batch.turns.places(prompt_ids)
-        if places is None:
-            if not self._is_addressed:
-                return None
-            logger.warning(
-                "The rollout was asked to go on from a context that continues no response of its batch, so the tokens "
-                "of this turn come from a generator of this rank: another split of the step, or a resumed run, may "
-                "draw others."
-            )
-            return None
-        return places
-
     def _addressed(self, batch: _Batch, student: Any, places: list[Place] | None) -> AbstractContextManager[None]:
         """Inside, Transformers' sampler draws by row and position; nothing changes where it does not sample."""
         trainer = self.trainer
@@ -515,7 +507,7 @@ class RolloutStage:
                 )
                 for row, position in places
             ]
-        with engine_asked(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
+        with engine_guard(self.trainer.moment(), args.output_dir), self.trainer.vllm_generation.asking_by_row(rows):
             yield
 
     @contextmanager

@@ -39,8 +39,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import teacher_asked
-from .guards.memory import SCORING
+from .guards.faults import SCORING, teacher_guard
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
@@ -168,8 +167,13 @@ def make_rollouts(
     fraction = None
     if setup.method.guided and setup.is_training:
         fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
-    prefixes = rollout_stage.find_prefixes(rows, first_row, fraction, setup.method) if fraction else [[] for _ in rows]
-    return fraction, rollout_stage.roll_out(rows, first_row, prefixes)
+    prefixes: list[list[int]] = [[] for _ in rows]
+    guidance = None
+    if fraction and rollout_stage.has_turns:
+        guidance = rollout_stage.guide_turns(rows, first_row, fraction, setup.method)
+    elif fraction:
+        prefixes = rollout_stage.find_prefixes(rows, first_row, fraction, setup.method)
+    return fraction, rollout_stage.roll_out(rows, first_row, prefixes, guidance)
 
 
 # ---------------------------------------------------------------------- the student's scores
@@ -230,10 +234,11 @@ def warn_of_a_pass() -> None:
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
     """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
-    logp = _column(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
-    entropy = _column(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
+    logp = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
+    entropy = column_of(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
     known = logp.isfinite() & entropy.isfinite()
-    if not known[student_tokens(rollouts, device)].all():
+    by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
+    if not (known | by_teacher).all():
         return None
     return StudentScores(logp, torch.full_like(logp, torch.nan), logp, known, entropy, from_notes=True)
 
@@ -251,10 +256,9 @@ def score_student(
     by_length: bool = False,
 ) -> StudentScores:
     """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
-    logps, entropies, noted, numbers = [], [], [], []
+    logps, entropies = [], []
     for start in range(0, len(rollouts), rows_per_pass):
-        rows = list(rollouts[start : start + rows_per_pass])
-        packed = pack_for_student(rows, pad_id, device, by_length=by_length)
+        packed = pack_for_student(rollouts[start : start + rows_per_pass], pad_id, device, by_length=by_length)
         logp, entropy = student(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
@@ -264,43 +268,25 @@ def score_student(
         )
         logps.append(logp.float())
         entropies.append(entropy.float())
-        said = [_said_of_tokens(rollout, endings) for rollout in rows]
-        noted.append(_column(rows, said, logp.device))
-        # Our own sampler is the model of this pass, which says it more exactly.
-        ours = [rollout.sampler_entropies is not None for rollout in rows]
-        theirs = [None if own else line for own, line in zip(ours, said, strict=True)]
-        numbers.append(_column(rows, theirs, logp.device))
-    trainer, sampler = torch.cat(logps), torch.cat(numbers)
+    trainer = torch.cat(logps)
+    noted = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
+    # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
+    theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
+    sampler = column_of(rollouts, theirs, trainer.device)
     known = sampler.isfinite()
-    rollout_logp = torch.where(known, sampler, trainer)
-    return StudentScores(rollout_logp, trainer, torch.cat(noted), known, torch.cat(entropies))
+    return StudentScores(torch.where(known, sampler, trainer), trainer, noted, known, torch.cat(entropies))
 
 
-def _said_of_tokens(rollout: Rollout, endings: Endings) -> list[float] | None:
-    """What the sampler says of its tokens.
-
-    Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
-    """
-    if rollout.sampler_entropies is not None or rollout.sampler_logps is None or len(endings) < 2:
-        return rollout.sampler_logps
-    pairs = zip(rollout.response, rollout.sampler_logps, strict=True)
-    return [math.nan if token in endings else logp for token, logp in pairs]
-
-
-def _column(rollouts: Sequence[Rollout], lines: Sequence[list[float] | None], device: Any) -> Tensor:
-    """The numbers of the N tokens; NaN in rows without any."""
+def column_of(
+    rollouts: Sequence[Rollout], lines: Sequence[Sequence[float] | None], device: Any, dtype: Any = torch.float32
+) -> Tensor:
+    """[N], for each rollout a line of numbers, of which those of its scored tokens are taken; NaN where it has none."""
     values = [
         math.nan if line is None else line[position]
         for rollout, line in zip(rollouts, lines, strict=True)
         for position in rollout.scored_positions()
     ]
-    return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-def student_tokens(rollouts: Sequence[Rollout], device: Any) -> Tensor:
-    """bool [N]: the tokens that the student wrote; the others are the teacher's."""
-    marks = [not rollout.by_teacher[position] for rollout in rollouts for position in rollout.scored_positions()]
-    return torch.tensor(marks, dtype=torch.bool, device=device)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 # ---------------------------------------------------------------------- regions
@@ -379,7 +365,7 @@ class Gate:
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
     """The gate of a batch: its draws, and the entropy that its tokens must reach."""
     method, device = setup.method, student.entropy.device
-    student_mask = student_tokens(rollouts, device)
+    student_mask = ~column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
     uniforms = threshold = None
     if method.gate == "bernoulli":
         stream = GATE_STREAM if setup.is_training else EVALUATION_GATE_STREAM
@@ -422,7 +408,7 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     """
     method = setup.method
     needed = torch.zeros_like(gate.student_mask)
-    noted = tokens_noted(setup, rollouts, needed) if setup.noted_rows else None
+    noted = logged_tokens(setup, rollouts, needed) if setup.noted_rows else None
     everywhere = method.trust != "k1" or method.baseline != "none"  # of trusted tokens, too
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
@@ -463,8 +449,8 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
         scores = set_noted_aside(scores, noted, needed)
     scores = without_unusable(scores, method)
     if method.gate == "support":
-        ids = [rollout.response[position] for rollout in rollouts for position in rollout.scored_positions()]
-        sampled = events_of(torch.tensor(ids, device=scores.topk_index.device), setup.endings.as_one)
+        ids = column_of(rollouts, [rollout.response for rollout in rollouts], scores.topk_index.device, torch.long)
+        sampled = events_of(ids, setup.endings.as_one)
         gate.distrust(scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)])
     return scores
 
@@ -474,7 +460,7 @@ def _bound_with(bound: Tensor, noted: Tensor | None) -> Tensor:
     return bound if noted is None else bound.masked_fill(noted, math.inf)
 
 
-def tokens_noted(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
+def logged_tokens(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
     """bool [N]: the tokens that are logged with the teacher's likeliest ones."""
     noted = torch.zeros_like(like)
     noted[: sum(sum(rollout.scored) for rollout in rollouts[: setup.noted_rows])] = True
@@ -518,9 +504,8 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
 
 def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
     """For each name of a teacher, bool [N]: the tokens of its rows."""
-    lengths = torch.tensor([sum(rollout.scored) for rollout in rollouts])
-    rows = {name: torch.tensor([rollout.teacher == name for rollout in rollouts]) for name in names}
-    return {name: mine.repeat_interleave(lengths).to(device) for name, mine in rows.items()}
+    marks = {name: [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts] for name in names}
+    return {name: column_of(rollouts, lines, device, torch.bool) for name, lines in marks.items()}
 
 
 def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teachers: dict[str, Tensor]) -> None:
@@ -547,8 +532,8 @@ def make_signals(
     known = teacher.logp.isfinite()
     rewards = None
     if setup.reward_weight > 0:
-        per_token = [rollout.reward_advantage for rollout in rollouts for _ in rollout.scored_positions()]
-        rewards = setup.reward_weight * torch.tensor(per_token, dtype=torch.float32, device=known.device)
+        advantages = [[rollout.reward_advantage] * len(rollout.response) for rollout in rollouts]
+        rewards = setup.reward_weight * column_of(rollouts, advantages, known.device)
     prefix = ~gate.student_mask
     if setup.method.guidance_term == "k1":
         prefix &= known
@@ -587,7 +572,7 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
     other processes would have to take part in.
     """
     student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
-    with teacher_asked(setup.guards.moment, setup.guards.directory):
+    with teacher_guard(setup.guards.moment, setup.guards.directory):
         teacher = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
@@ -599,8 +584,8 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
             endings=setup.endings.as_one,
         )
     known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
-    own = student_tokens(rollouts, setup.device)
-    accepted = torch.where(own, trust_probability(known - student.rollout_logp), 1.0)
+    by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], setup.device, torch.bool)
+    accepted = torch.where(by_teacher, 1.0, trust_probability(known - student.rollout_logp))
     return list(torch.split(accepted, [sum(rollout.scored) for rollout in rollouts]))
 
 

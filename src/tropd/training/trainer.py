@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +21,14 @@ from trl import GRPOTrainer
 
 from ..models.hidden_states import head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss, fused_loss
-from ..teacher.per_teacher_settings import args_of, check_names, check_settings, teachers_by_name
+from ..teacher.per_teacher_settings import args_of, check_names, teachers_by_name
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
 from ..teacher.teacher import Teacher
 from .benchmarks import BenchmarkStage, load_asked
 from .checkpointing.directory_lock import only_run_in
 from .checkpointing.epoch_sampler import EpochAddressedSampler
-from .checkpointing.hub import Pushes, PushWhenWhole, hub_asked
+from .checkpointing.hub import Pushes, PushWhenWhole, hub_guard
 from .checkpointing.interruption import TOLD_TO_END, Signals, stopping_at_signals
 from .checkpointing.saving import Checkpointing
 from .config import TrOPDConfig
@@ -40,43 +40,39 @@ from .guards.arguments import (
     check_arguments,
     check_data,
     check_enough_prompts,
-    check_given,
     check_rows,
     check_topk,
     has_rewards,
 )
 from .guards.errors import RolloutsCollapsed
-from .guards.faults import PREFLIGHT, DataEnd, Reading, data_read, engine_started, log_written, processes_alive
-from .guards.host_settings import models_found, named_by_field
-from .guards.memory import EVALUATED_ROWS, LEARNING, SCORING, TRAINED_ROWS, enough_memory
+from .guards.faults import (
+    EVALUATED_ROWS,
+    LEARNING,
+    PREFLIGHT,
+    SCORING,
+    TRAINED_ROWS,
+    DataEnd,
+    Reading,
+    data_guard,
+    engine_start_guard,
+    enough_memory,
+    log_guard,
+    processes_alive,
+)
+from .guards.host_settings import field_guard, model_guard
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
 from .guards.trl_contract import check_installed_host
 from .logging.callbacks import RunCallback
-from .logging.collect import (
-    Totals,
-    ended_share,
-    log_ratio_quantiles,
-    loss_metrics,
-    step_metrics,
-    student_log_ratios,
-)
+from .logging.collect import Totals, ended_share, loss_metrics, step_metrics
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
-from .logging.trackers import track_rollouts, untracked
+from .logging.trackers import track_rollouts, without_trackers
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage, no_reward
 from .set_up import find_endings, load_teachers, prepare_student, write_with_a_cache
 from .step import Step, StepSetup, acceptances, build_step, micro_batches
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Evaluation:
-    """What an evaluation adds up over its batches, so that no metric depends on how they were cut."""
-
-    totals: Totals
-    log_ratios: list[Tensor] = field(default_factory=list)
 
 
 @checks_arguments
@@ -150,24 +146,17 @@ class TrOPDTrainer(GRPOTrainer):
         args = TrOPDConfig("tropd-output") if args is None else args
         check_names(teacher_model)
         model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
-        check_given(args, model, teachers)
-        self.method = args.resolved_method()
         options = {"reward_funcs": reward_funcs, "peft_config": peft_config, **kwargs}
-        check_settings(args, teachers)
-        for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_data(name, data, teachers, options.get("environment_factory") is not None)
-        check_arguments(args, model, teachers, options)
-        asked = load_asked(args)
+        check_arguments(args, model, teachers, {"train_dataset": train_dataset, "eval_dataset": eval_dataset}, options)
+        self.method, asked = args.resolved_method(), load_asked(args)
         self.monitors_rewards = has_rewards(options)
         self.own_bases = {
-            name
-            for name, teacher in teachers.items()
-            if is_own_base(model, teacher, peft_config, args_of(args, name, teachers))
+            n for n, t in teachers.items() if is_own_base(model, t, peft_config, args_of(args, n, teachers))
         }
         self.teachers_elsewhere = are_all_served(teachers)
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         read = {"model": model} | {f"reward_funcs[{place}]": reward for place, reward in enumerate(rewards)}
-        with models_found(read), named_by_field(vars(args), loading="model_init_kwargs"), engine_started(args):
+        with model_guard(read), field_guard(vars(args), loading="model_init_kwargs"), engine_start_guard(args):
             super().__init__(
                 model,
                 reward_funcs if self.monitors_rewards else no_reward,  # type: ignore[arg-type]
@@ -178,12 +167,19 @@ class TrOPDTrainer(GRPOTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        self._set_up_models(teachers, teacher_processing_class)
+        self._set_up_run(asked)
+
+    # ------------------------------------------------------------------ set-up
+
+    def _set_up_models(self, teachers: Mapping[Any, Any], tokenizers: Any) -> None:
+        """The host's student made readable, the teachers loaded beside it, and what the models agree about."""
         prepare_student(self, teachers)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
         read = {"teacher_model" if n is None else f"teacher_model[{n!r}]": t for n, t in teachers.items()}
-        with models_found(read), named_by_field(vars(args), loading="teacher_model_init_kwargs"):
-            self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, teacher_processing_class)
+        with model_guard(read), field_guard(vars(self.args), loading="teacher_model_init_kwargs"):
+            self.teachers, self.teacher_tokenizers = load_teachers(self, teachers, tokenizers)
         # Token ids that every model can score.
         sizes = (teacher.vocab_size for teacher in self.teachers.by_name.values())
         self.shared_vocab_size = min(self._student_vocab_size, *sizes)
@@ -193,9 +189,12 @@ class TrOPDTrainer(GRPOTrainer):
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         # A server lists what the method needs; more would be asked of it, and may be refused.
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
-        self._notes_topk = lists and args.alternatives_per_token > 0
+        self._notes_topk = lists and self.args.alternatives_per_token > 0
+
+    def _set_up_run(self, asked: Any) -> None:
+        """What goes on over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
         self.cycle = int(self.args.steps_per_generation * self.num_iterations)  # micro-batches of one batch of rollouts
-        self._updates_each = max(1, self.cycle // args.gradient_accumulation_steps)
+        self._updates_each = max(1, self.cycle // self.args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
         self.benchmarks = BenchmarkStage(self, asked) if asked else None
         self.checkpointing = Checkpointing(self)
@@ -203,13 +202,11 @@ class TrOPDTrainer(GRPOTrainer):
         self._ended_before = 0.0
         self.ended_by: dict[int, int] = {}
         self._forget_what_was_begun()
-        self._evaluated = Evaluation(Totals(self.teachers.names))
+        self._evaluated = Totals(self.teachers.names)
         self.stops_at, self.signals = TOLD_TO_END, Signals()
         self.pushes = Pushes()
         for callback in (DataEnd(), RunCallback(self), PushWhenWhole(self)):
             self.add_callback(callback)
-
-    # ------------------------------------------------------------------ set-up
 
     @property
     def shares_base(self) -> bool:
@@ -259,7 +256,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._forget_what_was_begun()
         here = only_run_in(self.args.output_dir) if self.is_world_process_zero() else nullcontext()
         enough = enough_memory(LEARNING, lambda: f"step {self.state.global_step + 1}", self.args, TRAINED_ROWS)
-        with here, enough, named_by_field(vars(self.args)):
+        with here, enough, field_guard(vars(self.args)):
             resume_from_checkpoint = self.checkpointing.begin(resume_from_checkpoint)
             self.rollout_stage.check_prompts((self.train_dataset, self.eval_dataset))
             with stopping_at_signals(self), processes_alive(self.args.output_dir, lambda: self.state.global_step + 1):
@@ -297,7 +294,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step; see `transformers.Trainer`."""
-        with data_read(self.state.global_step + 1, self.args.output_dir):
+        with data_guard(self.state.global_step + 1, self.args.output_dir):
             samples = super().get_batch_samples(epoch_iterator, num_batches, device)
             if isinstance(self.train_dataset, IterableDataset):
                 for rows in samples[0]:
@@ -314,7 +311,8 @@ class TrOPDTrainer(GRPOTrainer):
         self._window.add_speed("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._record(self._window.collect(self.ranks.sum))
+            for name, value in self._window.collect(self.ranks).items():
+                self._metrics["train"][name].append(value)
             self._window = Totals(self.teachers.names)
         return output
 
@@ -335,14 +333,13 @@ class TrOPDTrainer(GRPOTrainer):
         """Prompts to micro-batches; everything but the student's gradient is known at the end."""
         setup = self.step_setup()
         step = build_step(setup, self.rollout_stage, rows)
-        totals = Totals(self.teachers.names) if setup.is_training else self._evaluated.totals
+        totals = Totals(self.teachers.names) if setup.is_training else self._evaluated
         step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id, self.rollout_stage.engine)
         if not setup.is_training:
-            self._evaluated.log_ratios.append(student_log_ratios(step.signals))
             return micro_batches(setup, step, rows_each=len(step.rollouts))
-        quantiles = log_ratio_quantiles(student_log_ratios(step.signals), self.ranks.gather_ragged)
-        metrics = totals.collect(self.ranks.sum) | quantiles
-        self._record(metrics)
+        metrics = totals.collect(self.ranks)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
         self._watch_endings(step, metrics)
         windows = self.args.steps_per_generation // self.args.gradient_accumulation_steps
         return micro_batches(setup, step, self.args.per_device_train_batch_size, windows)
@@ -457,7 +454,7 @@ class TrOPDTrainer(GRPOTrainer):
         if self.model.training:
             loss_metrics(self._window, inputs, terms)
         else:
-            loss_metrics(self._evaluated.totals, inputs, terms, 1 / self.accelerator.num_processes)
+            loss_metrics(self._evaluated, inputs, terms, 1 / self.accelerator.num_processes)
         if logs_rollouts:
             self._log_rollouts(inputs, terms)
         # Transformers would divide by the accumulation steps; TRL's `loss_is_scaled_for_ga` stops it. Data parallelism
@@ -488,11 +485,6 @@ class TrOPDTrainer(GRPOTrainer):
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
         super().log(logs, start_time)
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        mode = "train" if self.model.training else "eval"
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
 
     def close_engine(self) -> None:
         """End vLLM, if it runs in this process, before the processes part."""
@@ -528,7 +520,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _log_rollouts(self, inputs: MicroBatch, terms: FusedLoss) -> None:
         step, directory = self.state.global_step + 1, self.args.output_dir
-        with log_written("rollouts/", step, directory):
+        with log_guard("rollouts/", step, directory):
             records = write_rollouts(
                 directory,
                 step,
@@ -559,7 +551,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._check_evaluated("eval_dataset", eval_dataset)
         self.rollout_stage.evaluated_rows = 0
         moment = f"the evaluation after step {self.state.global_step}"
-        tracked = nullcontext() if self.is_in_train else untracked(self.args)
+        tracked = nullcontext() if self.is_in_train else without_trackers(self.args)
         with tracked, enough_memory(SCORING, lambda: moment, self.args, EVALUATED_ROWS):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
@@ -594,7 +586,7 @@ class TrOPDTrainer(GRPOTrainer):
         loader = super().get_eval_dataloader(eval_dataset)
         return Reading(
             loader,
-            lambda: data_read(self.state.global_step, self.args.output_dir, "evaluation"),
+            lambda: data_guard(self.state.global_step, self.args.output_dir, "evaluation"),
             lambda rows: check_rows(rows, self.environment_factories is not None),
         )
 
@@ -603,12 +595,12 @@ class TrOPDTrainer(GRPOTrainer):
 
         The host calls every metric `eval_…`; those of one set of several, and of `predict`, get their own prefix.
         """
-        self._evaluated = Evaluation(Totals(self.teachers.names))
+        # Added up over all batches, so that no metric depends on how they were cut.
+        self._evaluated = Totals(self.teachers.names)
         self._metrics["eval"].clear()  # of one that broke off
         output = super().evaluation_loop(*args, **kwargs)
-        found = self._evaluated.totals.collect(self.ranks.sum)
-        ratios = torch.cat([torch.empty(0, device=self.accelerator.device), *self._evaluated.log_ratios])
-        for name, value in (found | log_ratio_quantiles(ratios, self.ranks.gather_ragged)).items():
+        found = self._evaluated.collect(self.ranks)
+        for name, value in found.items():
             self._metrics["eval"][name].append(value)
         parts = [value for name, value in found.items() if name.startswith("loss/")]
         metrics = output.metrics or {}
@@ -655,7 +647,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository to push to; see `transformers.Trainer`."""
-        with hub_asked("push_to_hub is True, but " if self.args.push_to_hub else ""):
+        with hub_guard("push_to_hub is True, but " if self.args.push_to_hub else ""):
             super().init_hf_repo(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from ..teacher.names import Name, rows_by_name
 from ..teacher.teachers import naming
 from .distributed.sharding import shards_teacher
 from .distributed.tool_loop import writes_together
-from .guards.faults import teacher_asked
+from .guards.faults import teacher_guard
 from .records import Rollout
 
 TURN_STREAM = 7
@@ -129,10 +129,11 @@ class TurnGuidance:
         chances = [self.fraction] * len(asked)
         if self.pattern == "trust":
             chances = self._chances(turns, contexts)
-        guided = [i for i, row in enumerate(asked) if self._is_teachers(row, chances[i])]
+        rooms = [self._room(self._episodes[row], position) for row, (_, position) in zip(asked, places, strict=True)]
+        guided = [i for i, row in enumerate(asked) if rooms[i] > 0 and self._is_teachers(row, chances[i])]
         proposals: dict[int, _Proposal] = {}
         for i in guided:
-            recorded = self._recorded(asked[i], messages)
+            recorded = self._recorded_turn(asked[i], messages)
             if recorded is not None:
                 proposals[i] = recorded
         missing = [i for i in guided if i not in proposals]
@@ -226,7 +227,7 @@ class TurnGuidance:
 
     # ------------------------------------------------------------------ what
 
-    def _recorded(self, row: int, messages: Any) -> _Proposal | None:
+    def _recorded_turn(self, row: int, messages: Any) -> _Proposal | None:
         """The recorded turn, if all before it went as in the recording."""
         episode = self._episodes[row]
         if not episode.follows or episode.turn >= len(episode.recorded):
@@ -369,7 +370,7 @@ def write_by_teacher(
         step = trainer.state.global_step
         noise = AddressedNoise(args.seed, step, PREFIX_STREAM, places, rows_at_once=args.rollout_batch_size)
     through = nullcontext() if noise is None or teacher.model is None else decoding_through(teacher.model, noise)
-    with teacher_asked(trainer.moment(), args.output_dir), naming(name), through:
+    with teacher_guard(trainer.moment(), args.output_dir), naming(name), through:
         return teacher.write(  # type: ignore[no-any-return]
             contexts,
             pad_id=min(trainer._tokenizer.pad_token_id, teacher.vocab_size - 1),  # any id that it has

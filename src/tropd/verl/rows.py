@@ -17,14 +17,7 @@ PREFIX, STEP = "tropd_prefix_ids", "tropd_step"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its rows carry.
-
-    Attributes:
-        messages: of the conversation so far.
-        response_ids: the teacher's response without its ending; [] where there is none, or none is needed.
-        source: verl's `data_source`, by which it finds one of several teachers.
-        answer: for a reward function of one's own.
-    """
+    """A prompt, the teacher's response without its ending, and what verl's rows carry beside."""
 
     messages: list[dict[str, Any]]
     response_ids: Sequence[int] = ()

@@ -6,18 +6,11 @@ from typing import Any
 
 
 class Points:
-    """Measures when each `1/number` of the budget is written.
+    """Measures a model's scores when each `1/number` of the budget is written, and at the `start`, the untrained
+    student's.
 
-    Args:
-        measure: a model's scores.
-        budget: student tokens of the run.
-        number: how many points after the start; 0 measures nothing.
-        start: the untrained student's scores.
-
-    Attributes:
-        found: step, student tokens and scores of each point.
-        seconds: what measuring took.
-        trainer: set once it is built.
+    `found` has step, student tokens and scores of each point; `seconds` what measuring took. `trainer` is set once it
+    is built.
     """
 
     trainer: Any = None

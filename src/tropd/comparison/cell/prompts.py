@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ...atomic_files import write_whole
 from ...evaluation.exact import sample_responses
 from ...models.files import read_model_files
 from ...proving_ground.domains import records
@@ -77,8 +78,6 @@ def load_teachers(setting: Setting, folder: Path) -> dict[str, PreTrainedModel]:
 
 def write_texts(path: Path, texts: Splits) -> None:
     """Prompts and responses of all splits, as one file of JSON."""
-    from ...atomic_files import write_whole
-
     write_whole(path, json.dumps({split: [asdict(text) for text in rows] for split, rows in texts.items()}) + "\n")
 
 

@@ -37,14 +37,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Everything a measurement needs besides the model.
-
-    Attributes:
-        teachers: by part.
-        tokenizer: of all models.
-        endings: of student and teachers; divergences take them as one action.
-        plan: the comparison.
-    """
+    """Everything a measurement needs besides the model: the teacher of each part, the tokenizer of all, their
+    endings."""
 
     teachers: Mapping[str, Any]
     tokenizer: Any
@@ -52,13 +46,7 @@ class Ruler:
     plan: Plan
 
     def measure(self, model: Any, texts: Sequence[Text], stops: Sequence[int] | None = None) -> Measured:
-        """Accuracy and endings where there are graders, divergences on the first `divergence_prompts` of each part.
-
-        Args:
-            model: is measured.
-            texts: prompts with their teacher's responses.
-            stops: the ids at which the model's responses end; every ending of the pair by default.
-        """
+        """Accuracy and endings where there are graders, divergences on the first `divergence_prompts` of each part."""
         stops = list(self.endings.ids if stops is None else stops)
         right, scores = self._graded(model, texts, stops)
         for part, mine in by_part(texts).items():  # a divergence that is not finite is no score, and neither is a mean

@@ -14,9 +14,6 @@ def check_trainer_fields(plan: Plan) -> None:
     that it takes.
 
     TRL is imported for it, which takes seconds; a plan without such names, as most are, does not wait for that.
-
-    Raises:
-        ValueError: naming the place, and the field that was probably meant.
     """
     named = [("trainer", name, value) for name, value in plan.trainer.items()] + [
         (f"methods.{label}", name, value)

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...report.charts import Line
-from .logged_series import COUNTS, Step
+from ...report.run_page import region_share
+from .logged_series import Step
 
 NEARLY = 0.8
 """Runs with nearly as many steps as the longest are aligned by their progress. A shorter one, which ended early, is
@@ -19,14 +20,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart of the report.
-
-    Attributes:
-        title: with the unit.
-        value: of a step's metrics; `None` where it was not logged.
-        log: is the axis logarithmic?
-        zero: does the axis show 0?
-    """
+    """A chart of the report: its title with the unit, and its value of a step's metrics, `None` where it was not
+    logged."""
 
     title: str
     value: Callable[[Step], float | None]
@@ -38,25 +33,15 @@ def _logged(name: str) -> Callable[[Step], float | None]:
     return lambda step: step.get(name)
 
 
-def _share(name: str) -> Callable[[Step], float | None]:
-    """A region's tokens by those of all regions; a region without any is not logged."""
-
-    def share(step: Step) -> float | None:
-        total = sum(step.get(region, 0.0) for region in COUNTS)
-        return step.get(name, 0.0) / total if total else None
-
-    return share
-
-
 CURVES = (
     Curve("Trust fraction, 1 − TV", _logged("trust/fraction")),
     Curve("Gradient norm before clipping (log)", _logged("grad_norm"), log=True),
     Curve("Student entropy (nats per token)", _logged("entropy/student"), zero=True),
     Curve("Reverse KL, K1 estimate (nats per token)", _logged("kl/k1")),
     Curve("Student tokens per rollout", _logged("response/length"), zero=True),
-    Curve("Region: outliers (share of tokens)", _share("regions/num_outlier"), zero=True),
-    Curve("Region: trusted (share of tokens)", _share("regions/num_trust"), zero=True),
-    Curve("Region: teacher prefix (share of tokens)", _share("regions/num_guidance"), zero=True),
+    Curve("Region: outliers (share of tokens)", region_share("regions/num_outlier"), zero=True),
+    Curve("Region: trusted (share of tokens)", region_share("regions/num_trust"), zero=True),
+    Curve("Region: teacher prefix (share of tokens)", region_share("regions/num_guidance"), zero=True),
 )
 OF_EPISODES = (
     Curve("Trust fraction in the student's first turn", _logged("agent/trust_first_turn")),

@@ -14,6 +14,7 @@ from .results import failed_cells, reported, taken_over
 from .tables import INTERVAL, cell_table, setting_tables
 from .token_analysis import Cells, doubt_table, phase_table, rollout_files
 
+BANDS = "Lines are means over seeds, each averaged over a few steps. Bands run from the lowest to the highest seed."
 TOKENS_SHOWN = 400
 """Of a rollout; the rest is cut."""
 
@@ -69,14 +70,9 @@ def _setting_section(results: Mapping[str, Any], name: str, layout: Layout) -> S
         figures=_differences(setting, plan["reference"], numbers),
         legend=legend([(label, numbers[label]) for label in cells if cells[label]]),
         charts=lines,
-        charts_note=_charts_note(cells),
+        charts_note=f"{BANDS}{_fewer(cells)}",
         samples=_samples(cells, layout),
     )
-
-
-def _charts_note(cells: Cells) -> str:
-    note = "Lines are means over seeds, each averaged over a few steps. Bands run from the lowest to the highest seed."
-    return note + _fewer(cells)
 
 
 def _about(setting: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report import page as report
+from ...report.markdown import markdown_table
 from ..plan import TURNS
 from .results import failed_cells, taken_over
 
@@ -29,12 +30,12 @@ def tables_markdown(results: Mapping[str, Any]) -> str:
     for name, setting in results["settings"].items():
         could_not = [f"Preparation failed: {setting['error']}\n"] if setting["error"] else []
         parts += [f"## {name}\n", *(could_not or map(_markdown, setting_tables(setting, results["plan"])))]
-    parts += ["## Every cell\n", _table(*cell_table(results))]
+    parts += ["## Every cell\n", markdown_table(*cell_table(results))]
     failures = failed_cells(results)
     if failures:
         parts += [
             "## Failed or stopped runs\n",
-            _table(["cell", "ending", "why"], [list(row) for row in failures]),
+            markdown_table(["cell", "ending", "why"], [list(row) for row in failures]),
         ]
     return "\n".join(parts)
 
@@ -53,7 +54,7 @@ def _notes(results: Mapping[str, Any]) -> str:
 
 def _markdown(table: report.Table) -> str:
     note = f"\n{table.note}\n" if table.note else ""
-    return f"### {table.caption}\n\n{_table(table.head, table.rows)}{note}"
+    return f"### {table.caption}\n\n{markdown_table(table.head, table.rows)}{note}"
 
 
 def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[report.Table]:
@@ -112,24 +113,15 @@ def trust_table(setting: Mapping[str, Any]) -> Table:
     """A column for each turn that episodes of all levels have."""
     every = [f"trust_{turn}" for turn in range(1, TURNS + 1)]
     names = [name for name in every if any(name in scores for _, scores in _before(setting))]
-    rows = [[name, *(_plain(scores.get(column), 1, 3) for column in names)] for name, scores in _before(setting)]
-    for label, method in setting["methods"].items():
-        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(column), 1, 3) for column in names)])
-    return ["method", *(f"turn {name.removeprefix('trust_')}" for name in names)], rows
+    head = ["method", *(f"turn {name.removeprefix('trust_')}" for name in names)]
+    return head, _score_rows(setting, [(name, 1, 3) for name in names])
 
 
 def ending_table(setting: Mapping[str, Any]) -> Table | None:
     """The share of responses that end, and their length; `None` where it was not measured."""
     if not any("ended" in scores for _, scores in _before(setting)):
         return None
-    rows = [
-        [name, _plain(scores.get("ended"), 100, 1), _plain(scores.get("length"), 1, 0)]
-        for name, scores in _before(setting)
-    ]
-    for label, method in setting["methods"].items():
-        found = method["metrics"]
-        rows.append([_row_name(label, method), _mean(found.get("ended"), 100, 1), _mean(found.get("length"), 1, 0)])
-    return ["method", "ended (%)", "tokens"], rows
+    return ["method", "ended (%)", "tokens"], _score_rows(setting, [("ended", 100, 1), ("length", 1, 0)])
 
 
 def distance_table(setting: Mapping[str, Any]) -> Table | None:
@@ -137,10 +129,18 @@ def distance_table(setting: Mapping[str, Any]) -> Table | None:
     shown = _distances(setting)
     if not shown:
         return None
-    rows = [[name, *(_plain(scores.get(column), 1, 3) for column, _ in shown)] for name, scores in _before(setting)]
-    for label, method in setting["methods"].items():
-        rows.append([_row_name(label, method), *(_mean(method["metrics"].get(name), 1, 3) for name, _ in shown)])
-    return ["method", *(title for _, title in shown)], rows
+    return ["method", *(title for _, title in shown)], _score_rows(setting, [(name, 1, 3) for name, _ in shown])
+
+
+def _score_rows(setting: Mapping[str, Any], columns: Sequence[tuple[str, int, int]]) -> list[list[str]]:
+    """Scores, each with its factor and digits: of the models before training, then of the methods."""
+    before = [
+        [name, *(_plain(scores.get(score), *form) for score, *form in columns)] for name, scores in _before(setting)
+    ]
+    return before + [
+        [_row_name(label, method), *(_mean(method["metrics"].get(score), *form) for score, *form in columns)]
+        for label, method in setting["methods"].items()
+    ]
 
 
 def difference_table(setting: Mapping[str, Any], reference: str) -> Table | None:
@@ -231,7 +231,7 @@ def _missing(method: Mapping[str, Any]) -> list[str]:
     return ["rate not chosen yet" if method["learning_rate"] is None else "not run yet"]
 
 
-def _plain(value: float | None, factor: float, digits: int) -> str:
+def _plain(value: float | None, factor: int, digits: int) -> str:
     return NOTHING if value is None else f"{value * factor:.{digits}f}"
 
 
@@ -239,7 +239,7 @@ def _count(value: float | None) -> str:
     return NOTHING if value is None else f"{round(value):,}"
 
 
-def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+def _mean(found: Mapping[str, Any] | None, factor: int, digits: int) -> str:
     if found is None:
         return NOTHING
     error = found["standard_error"]
@@ -247,7 +247,7 @@ def _mean(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
     return f"{found['mean'] * factor:.{digits}f}{spread}"
 
 
-def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> str:
+def _difference(found: Mapping[str, Any] | None, factor: int, digits: int) -> str:
     if found is None:
         return NOTHING
     mean = f"{found['mean'] * factor:+.{digits}f}"
@@ -255,13 +255,3 @@ def _difference(found: Mapping[str, Any] | None, factor: float, digits: int) -> 
         return mean
     star = " *" if found["excludes_zero"] else ""
     return f"{mean} [{found['low'] * factor:+.{digits}f}, {found['high'] * factor:+.{digits}f}]{star}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(_cell(value) for value in row) for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
-def _cell(value: str) -> str:
-    """Text that stays inside its cell."""
-    return " ".join(value.split()).replace("|", "\\|")

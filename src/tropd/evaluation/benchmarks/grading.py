@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_gradable(one: "Benchmark") -> None:
-    """Refuse what could be answered and not graded.
-
-    Raises:
-        ValueError: the sandbox or a package is missing.
-    """
+    """Refuse what could be answered and not graded."""
     if not one.needs_sandbox:
         return
     if one.grader.startswith("if-verifiable") and (missing := missing_for_instructions()):
@@ -34,9 +30,6 @@ def check_gradable(one: "Benchmark") -> None:
 
 class Grader:
     """Judges the problems of one benchmark; starts what it needs at the first response that needs it.
-
-    Args:
-        benchmark: its name, which the checkers of instructions ask for.
 
     Use it as a context manager.
     """
@@ -53,11 +46,7 @@ class Grader:
         self._open.close()
 
     def grade(self, problem: Problem, response: str, thinking_opened: bool = False) -> Verdict:
-        """The verdict on one response.
-
-        Raises:
-            ValueError: the grader cannot be had here: a package is missing, or the sandbox.
-        """
+        """The verdict on one response."""
         check = problem.check
         if isinstance(check, Letter):
             return grade_choice(response, check.gold, check.choices, thinking_opened)

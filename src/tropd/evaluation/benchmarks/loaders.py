@@ -248,11 +248,7 @@ QUESTION_COLUMNS = ("problem", "question", "prompt")
 
 
 def load_own(name: str, content: bytes) -> list[Problem]:
-    """A user's JSONL: a question under one of `QUESTION_COLUMNS`, and `answer`, graded as mathematics.
-
-    Raises:
-        ValueError: a row without them, with its line.
-    """
+    """A user's JSONL: a question under one of `QUESTION_COLUMNS`, and `answer`, graded as mathematics."""
     problems = []
     for number, row in enumerate(_jsonl(content), 1):
         question = _question_of(name, number, row)
@@ -266,11 +262,7 @@ def load_own(name: str, content: bytes) -> list[Problem]:
 
 
 def load_rewarded(name: str, function: Callable[..., Any], path: str, content: bytes) -> list[Problem]:
-    """A user's JSONL: a question, asked as it stands, and whatever columns the user's function reads.
-
-    Raises:
-        ValueError: a row without a question, with its line.
-    """
+    """A user's JSONL: a question, asked as it stands, and whatever columns the user's function reads."""
     problems = []
     for number, row in enumerate(_jsonl(content), 1):
         column = _question_of(path, number, row)
@@ -280,11 +272,7 @@ def load_rewarded(name: str, function: Callable[..., Any], path: str, content: b
 
 
 def load_procedural(spec: str) -> list[Problem]:
-    """Test items of reasoning-gym; only all of a scorer's points are right.
-
-    Raises:
-        ValueError: a task that does not exist, or whose scorer cannot be used.
-    """
+    """Test items of reasoning-gym; only all of a scorer's points are right."""
     problems = []
     for number, record in enumerate(procedural_records(spec, "test")):
         values = record.values

@@ -31,11 +31,7 @@ PROMPT = "{text}\n\nGive the whole Python function, with its imports, in one blo
 
 
 def load_mbpp_plus(content: bytes) -> list[Problem]:
-    """JSONL, compressed or not.
-
-    Raises:
-        ValueError: inputs whose types cannot be told.
-    """
+    """JSONL, compressed or not."""
     text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     return [_problem(json.loads(line)) for line in text.decode().split("\n") if line.strip()]
 
@@ -98,7 +94,8 @@ def as_in(examples: Sequence[Any], value: Any) -> Any:
     if isinstance(value, dict):
         inner = [item for example in examples if isinstance(example, dict) for item in example.values()]
         keys = [key for example in examples if isinstance(example, dict) for key in example]
-        return {_as_key(keys, key): as_in(inner, item) for key, item in value.items()}
+        as_key = int if keys and all(isinstance(one, int) for one in keys) else str
+        return {as_key(key): as_in(inner, item) for key, item in value.items()}
     if not isinstance(value, list):
         return value
     containers = [example for example in examples if isinstance(example, list | tuple | set)]
@@ -110,10 +107,6 @@ def as_in(examples: Sequence[Any], value: Any) -> Any:
         items = [as_in(inner, item) for item in value]
     kind = next((kind for kind in (set, tuple) if kind in kinds), list)
     return kind(items)
-
-
-def _as_key(keys: Sequence[Any], key: str) -> Any:
-    return int(key) if keys and all(isinstance(one, int) for one in keys) else key
 
 
 def _same_items(call: Call, expected: Any, given: Any) -> bool:

@@ -35,12 +35,6 @@ Check = Number | Letter | Tests | InstructionTests | RewardTest
 class Problem:
     """What is asked, and what is known of the answer.
 
-    Attributes:
-        id: unique within its benchmark.
-        prompt: the user's message.
-        check: what a grader needs.
-        group: a part of the benchmark that is reported apart, such as a subject.
-
     >>> Problem("1", "What is 1 + 1?", Number("2")).check.gold
     '2'
     """

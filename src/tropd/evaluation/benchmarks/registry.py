@@ -243,11 +243,7 @@ BENCHMARKS = {
 
 
 def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
-    """A benchmark by its name, or a user's own by the path of its JSONL file; `field` is where it was named.
-
-    Raises:
-        ValueError: there is none, with what was probably meant.
-    """
+    """A benchmark by its name, or a user's own by the path of its JSONL file; `field` is where it was named."""
     if is_procedural(name):
         return _procedural(name)
     path, at, function = name.partition(".jsonl@")
@@ -314,12 +310,9 @@ def _rewarded(path: str, function: str, field: str) -> Benchmark:
 
 @dataclass(frozen=True)
 class Found:
-    """A benchmark's files as they lie in a folder.
+    """A benchmark's files as they lie in a folder, in the order in which they are read, and the SHA-256 of each.
 
-    Attributes:
-        paths: in the order in which they are read.
-        sha256: of each, by its path below the folder.
-        known: they are the copy that was tried; `None` where no digest is known.
+    `known`: are they the copy that was tried? `None` where no digest is known.
     """
 
     paths: tuple[Path, ...]
@@ -328,11 +321,7 @@ class Found:
 
 
 def find(one: Benchmark, folder: Path) -> Found:
-    """Look for a benchmark's files.
-
-    Raises:
-        ValueError: they are not there, with where a user gets them.
-    """
+    """Look for a benchmark's files."""
     paths: list[Path] = []
     for file in one.files:
         found = sorted(folder.glob(file.path)) if "*" in file.path else [folder / file.path]

@@ -10,14 +10,10 @@ from .verdict import RIGHT, UNDECIDED, WRONG, Verdict
 
 @dataclass(frozen=True)
 class RewardTest:
-    """What the function is called with, beside the response.
+    """What a user's function is called with, beside the response.
 
-    Attributes:
-        name: `package.module:function`.
-        function: takes `prompts`, `completions` and the row's other columns, each a list of one, as keyword arguments,
-            and gives a list of one number: 1 or more is right, less is wrong, `None` undecided.
-        prompt: what was asked.
-        columns: the row's other columns.
+    It takes `prompts`, `completions` and the row's other columns, each a list of one, as keyword arguments, and gives a
+    list of one number: 1 or more is right, less is wrong, `None` undecided.
     """
 
     name: str
@@ -27,11 +23,7 @@ class RewardTest:
 
 
 def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
-    """The function at `package.module:function`, from the working directory too.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The function at `package.module:function`, from the working directory too."""
     module, _, attribute = name.partition(":")
     try:
         found = import_own(module, attribute)
@@ -48,11 +40,7 @@ def reward_function(name: str, field: str = "benchmarks") -> Callable[..., Any]:
 
 
 def grade_by_reward(response: str, test: RewardTest) -> Verdict:
-    """The function's word on one response. It is the user's own code, and runs in this process.
-
-    Raises:
-        ValueError: it failed, or gave no number.
-    """
+    """The function's word on one response. It is the user's own code, and runs in this process."""
     columns = {name: [value] for name, value in test.columns.items()}
     try:
         given = test.function(prompts=[test.prompt], completions=[response], **columns)

@@ -80,9 +80,6 @@ class Digest(str):
 def decode(value: Encoded) -> Any:
     """The value that `encode` wrote.
 
-    Raises:
-        ValueError: it is nothing that `encode` writes.
-
     >>> decode(encode([1, 2.5, {"a": (True, None)}]))
     [1, 2.5, {'a': (True, None)}]
     """

@@ -34,15 +34,10 @@ class SandboxRefused(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """What a program did, up to its limits.
 
-    Attributes:
-        ended: `exit` (by itself, or at a limit on memory or output), `cpu`, `wall` or `threads` (killed at that limit).
-        exit_code: its own, or −n for signal n.
-        stdout: what it wrote, up to the limit.
-        stderr: its standard error, up to the limit.
-        cpu_seconds: processor time.
-        wall_seconds: on the clock.
+    It `ended` by `exit` (by itself, or at a limit on memory or output), or was killed at its limit of `cpu`, `wall` or
+    `threads`.
     """
 
     ended: str

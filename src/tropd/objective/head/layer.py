@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..endings import Endings, events_of, one_action
-from ..shapes import check_axes, check_rows
+from ..shapes import check_rows, check_same_shape
 from .matmul import (
     add_weight_gradient,
     blocks_of,
@@ -290,7 +290,7 @@ def logps_of(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
     Raises:
         ValueError: the logits have no axis.
     """
-    check_axes(1, logits_NV=logits_NV)
+    check_same_shape(least_axes=1, logits_NV=logits_NV)
     return F.log_softmax(logits_NV.to(wide(logits_NV.dtype)) / temperature, dim=-1)
 
 
@@ -304,7 +304,7 @@ def topk_of(logps_NV: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor]
     Raises:
         ValueError: the log-probabilities are not [N, V].
     """
-    check_axes(2, logps_NV=logps_NV)
+    check_same_shape(least_axes=2, logps_NV=logps_NV)
     top = logps_NV[:, :vocab_limit].topk(k, dim=-1)
     return top.indices, top.values
 
@@ -331,7 +331,7 @@ def entropy_of(logps_NV: Tensor) -> Tensor:
     Raises:
         ValueError: the log-probabilities have no axis.
     """
-    check_axes(1, logps_NV=logps_NV)
+    check_same_shape(least_axes=1, logps_NV=logps_NV)
     return -(logps_NV.exp() * logps_NV.masked_fill(logps_NV == -torch.inf, 0.0)).sum(-1)
 
 
@@ -391,7 +391,8 @@ class HeadGradients:
         hidden_NH, weight, _ = self._inputs
         if self.bias is not None:
             self.bias += raw_grad_CV.sum(0)
-        grad_CV = narrow_(raw_grad_CV, product_dtype(weight, of_gradient=True))
+        dtype = product_dtype(weight, of_gradient=True)
+        grad_CV = raw_grad_CV if raw_grad_CV.dtype == dtype else narrow_(raw_grad_CV, dtype)
         if self.hidden is not None:
             self.hidden[tokens] = states_gradient(grad_CV, weight).to(self.hidden.dtype)
         if self.weight is not None:

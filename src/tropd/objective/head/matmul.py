@@ -75,9 +75,7 @@ def project_into(raw_CV: Tensor, hidden_CH: Tensor, weight: Tensor, bias: Tensor
 
 
 def narrow_(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
-    """`grad_CV` as [C, V] of `dtype`; where that is narrower, written over `grad_CV` itself, whose values are lost."""
-    if grad_CV.dtype == dtype:
-        return grad_CV
+    """`grad_CV` as [C, V] of a narrower `dtype`, written over `grad_CV` itself, whose values are lost."""
     if not grad_CV.is_contiguous():
         return grad_CV.to(dtype)
     narrow_CV = grad_CV.view(dtype)[:, : grad_CV.shape[1]]

@@ -11,10 +11,12 @@ the contexts, L the tokens that may be written, V the vocabulary.
 """
 
 import copy
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +26,10 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import logits_process, stopping_criteria
 
-from ...objective.endings import events_of, one_action
+from ...objective.endings import Endings, events_of, one_action
 from ...objective.head.layer import Scratch, gather_logps, normalise_
 from . import packed
-from .notes import SamplerNotes
-from .slots import Batch, Kept, KeptStates, Row, SlotCache
+from .slots import Kept, KeptStates, Row, Slots
 
 LOOK_EVERY = {"cpu": 1, "elsewhere": 8}
 """Tokens between two looks at which rows have ended: each waits for a GPU, and none costs a CPU anything."""
@@ -78,6 +79,90 @@ CACHES = ("cache", "past_key_values")
 """What `generate` calls the cache that it hands over: the first from Transformers 5.24 on, the second before."""
 _CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 _INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_keep"}
+
+
+# ---------------------------------------------------------------------- what a sampler knew of its tokens
+
+
+class Noted(NamedTuple):
+    """What is known of each token of one response; NaN where nothing is.
+
+    Attributes:
+        logps: log π of the token.
+        entropies: of the softmax that it was drawn from, in nats.
+    """
+
+    logps: list[float]
+    entropies: list[float]
+
+
+class _Part(NamedTuple):
+    """What was drawn behind one context, in one turn."""
+
+    context: list[int]
+    position: int
+    tokens: list[int]
+    logps: list[float]
+    entropies: list[float]
+
+
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The kept token ids of each row."""
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+@dataclass
+class SamplerNotes:
+    """Log-probability and entropy of drawn tokens, over all turns of one batch's rollouts.
+
+    They belong to the tokens, behind the context, that the sampler drew: what a host or a user's function has put in
+    their place has no note.
+
+    >>> notes = SamplerNotes(temperature=1.0)
+    >>> notes.add([(4, 1)], [[5, 8]], torch.tensor([[6, 7]]), torch.tensor([[-0.5, -1.0]]), torch.tensor([[0.7, 0.8]]))
+    >>> [round(value, 1) for value in notes.of(row=4, prompt=[5], response=[8, 6, 7]).logps]
+    [nan, -0.5, -1.0]
+    >>> [round(value, 1) for value in notes.of(row=4, prompt=[5], response=[8, 6, 9]).logps]
+    [nan, -0.5, nan]
+
+    Attributes:
+        temperature: of the softmax that the numbers are of.
+        endings: ids that are one action in it; see `objective.endings`.
+    """
+
+    temperature: float
+    endings: Endings = ()
+    _parts: dict[int, list[_Part]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(
+        self,
+        places: Sequence[tuple[int, int]],
+        contexts: Sequence[list[int]],
+        tokens_BL: Tensor,
+        logps_BL: Tensor,
+        entropies_BL: Tensor,
+    ) -> None:
+        """Note what was drawn behind each context, at its (row, position) and on; NaN is nothing."""
+        lines = zip(places, contexts, tokens_BL.tolist(), logps_BL.tolist(), entropies_BL.tolist(), strict=True)
+        for (row, position), context, *columns in lines:
+            self._parts[row].append(_Part(context, position, *columns))
+
+    def of(self, row: int, prompt: list[int], response: list[int]) -> Noted | None:
+        """The tokens of a row's response; `None` for a row of which nothing was noted."""
+        if row not in self._parts:
+            return None
+        noted = Noted([math.nan] * len(response), [math.nan] * len(response))
+        for part in self._parts[row]:
+            if part.context != prompt + response[: part.position]:
+                continue
+            pairs = zip(response[part.position :], part.tokens, strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            place = slice(part.position, part.position + same)
+            noted.logps[place], noted.entropies[place] = part.logps[:same], part.entropies[:same]
+        return noted
+
+
+# ---------------------------------------------------------------------- decoding
 
 
 @dataclass(frozen=True)
@@ -143,12 +228,12 @@ class _Group(NamedTuple):
 def decode(model: Any, request: Request) -> Output:
     """Write behind all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
-    batch, device = loop.batch, loop.device
+    slots, device = loop.slots, loop.device
     # Sharded weights are gathered for each pass anew.
     pays = device.type == "cpu" and not request.synced_gpus and loop.length >= packed.PAYS_FROM
     with loop.mode, packed.packed_weights(model) if pays else nullcontext():
         for number in count():
-            busy = bool(batch.rows or loop.groups or loop.waiting)
+            busy = bool(slots.rows or loop.groups or loop.waiting)
             if request.synced_gpus and number % AGREE_EVERY == 0:
                 ranks = torch.tensor(float(busy), device=device)
                 dist.all_reduce(ranks)
@@ -157,30 +242,26 @@ def decode(model: Any, request: Request) -> Output:
             if not request.synced_gpus and not busy:
                 break
             # Reading one context at a time would not pay; processors that read ids want rows of one length.
-            free = loop.at_once - len(batch.rows)
+            free = loop.at_once - len(slots.rows)
             if not loop.groups and free >= (1.0 if loop.reads_ids else REFILL) * loop.at_once:
                 loop.groups = loop.next_groups(min(free, len(loop.waiting)))
             if loop.groups:
                 loop.read(loop.groups.pop())
-            elif batch.rows:
+            elif slots.rows:
                 loop.step()
             else:  # another rank needs our part of the weights
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-            if batch.rows and loop.look_in <= 0:
+            if slots.rows and loop.look_in <= 0:
                 if request.kept is not None:
                     loop.keep_ended(request.kept)
-                order = batch.let_go()
-                if order is not None:
-                    loop.cache.keep(order)
-                left = loop.length - max(batch.written, default=0)
+                slots.let_go()
+                left = loop.length - max(slots.written, default=0)
                 loop.look_in = min(LOOK_EVERY.get(device.type, LOOK_EVERY["elsewhere"]), left)
     return Output(loop.ids[:, : loop.width + loop.longest], loop.logps, loop.entropies)
 
 
 class _Loop:
     """One call: the rows that wait, the groups about to be read, the batch, and what has been written."""
-
-    cache: Any = None  # a `SlotCache` from the first prefill on
 
     def __init__(self, model: Any, request: Request):
         self.model, self.request = model, request
@@ -198,7 +279,7 @@ class _Loop:
         contexts = request.contexts
         self.waiting = sorted(range(rows), key=lambda row: (len(contexts[row]), contexts[row], -row))
         self.groups: list[_Group] = []
-        self.batch = Batch(self.device)
+        self.slots = Slots(self.device)
         self.look_in = self.longest = 0
         self.mode, self.in_decoding_mode = ExitStack(), False
 
@@ -236,11 +317,9 @@ class _Loop:
         numbers = torch.tensor([row.number for row in rows], device=self.device)
         source = torch.tensor([i for i, several in enumerate(group.rows) for _ in several], device=self.device)
         coming = sum(len(several) for other in self.groups for several in other.rows)
-        if self.cache is None:
-            self.cache = SlotCache(prefilled)
-        self.cache.admit(prefilled, source, width, len(self.batch.rows) + len(rows) + coming, self.length)
+        self.slots.hold(prefilled, source, width, coming, self.length)
         tokens, ended = self._write(logits[source], numbers, torch.full_like(numbers, self.width), written=0)
-        self.batch.admit(rows, numbers, tokens, ended, first_column=self.width)
+        self.slots.admit(rows, numbers, tokens, ended, first_column=self.width)
         self.look_in = 0
 
     def _begin(self, prefilled: DynamicCache, group: _Group, gaps: list[int], kept: KeptStates) -> int:
@@ -262,25 +341,25 @@ class _Loop:
 
         So much is held by the batch itself; of rows that take turns in it, and of windows, nothing is kept.
         """
-        request, batch = self.request, self.batch
-        if self.at_once < len(request.contexts) or self.cache.is_sliding_anywhere:
+        request, slots = self.request, self.slots
+        if self.at_once < len(request.contexts) or slots.is_sliding_anywhere:
             return
-        slots = torch.nonzero(batch.ended)[:, 0].tolist()
-        written = self.ids[batch.numbers[slots], self.width :].tolist()
-        for slot, tokens in zip(slots, written, strict=True):
-            row, size = batch.rows[slot], batch.sizes[slot]
+        ended = torch.nonzero(slots.ended)[:, 0].tolist()
+        written = self.ids[slots.numbers[ended], self.width :].tolist()
+        for slot, tokens in zip(ended, written, strict=True):
+            row, size = slots.rows[slot], slots.sizes[slot]
             ids = [*request.contexts[row], *tokens][:size]
-            kept.keep(request.numbers[row], Kept(ids, self.cache.states(slot, size)))
+            kept.keep(request.numbers[row], Kept(ids, slots.states(slot, size)))
 
     def step(self) -> None:
         """One more token of each row of the batch."""
         if not self.in_decoding_mode:
             self.mode.enter_context(getattr(self.model, "_optimize_model_for_decode", nullcontext)())
             self.in_decoding_mode = True
-        batch = self.batch
-        self.cache.prepare(max(batch.sizes), room=self.length - min(batch.written))
-        logits = self._logits(batch.tokens[:, None], batch.mask(), batch.positions[:, None], self.cache)
-        batch.advance(*self._write(logits, batch.numbers, batch.columns, max(batch.written), batch.ended))
+        slots = self.slots
+        mask = slots.prepare(room=self.length - min(slots.written))
+        logits = self._logits(slots.tokens[:, None], mask, slots.positions[:, None], slots)
+        slots.advance(*self._write(logits, slots.numbers, slots.columns, max(slots.written), slots.ended))
         self.look_in -= 1
 
     def _logits(self, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> Tensor:

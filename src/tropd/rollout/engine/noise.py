@@ -25,8 +25,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...objective.randomness import DrawAddress, addressed_uniforms
-from .loop import CACHES, Request, decode, why_plain
-from .notes import SamplerNotes, unpad
+from .loop import CACHES, Request, SamplerNotes, decode, unpad, why_plain
 from .self_test import why_not_here
 from .slots import KeptStates
 from .writing import KNOWN, Way, check_padded, find_way
@@ -348,11 +347,11 @@ def drawing_without_address(
 
     with _another_generate(model) as generate:
 
-        def checked(input_ids: Any = None, **asked: Any) -> Any:
+        def check_and_generate(input_ids: Any = None, **asked: Any) -> Any:
             check_padded(model, noise, generate, asked | {"input_ids": input_ids})
             return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
 
-        model.generate = checked
+        model.generate = check_and_generate
         yield
 
 

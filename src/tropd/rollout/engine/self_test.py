@@ -20,8 +20,8 @@ VOCABULARY, NEW_TOKENS, ROUNDING = 24, 6, 1e-4
 @torch.no_grad()
 def why_not_here() -> str | None:
     """What is wrong with our loop here, in words; `None` where it writes what a plain forward reads."""
+    from .loop import SamplerNotes
     from .noise import SAMPLING_STREAM, AddressedNoise
-    from .notes import SamplerNotes
 
     contexts = [[5, 6, 7, 8], [9], [5, 6, 7, 8], [10, 11]]
     notes = SamplerNotes(temperature=1.0)

@@ -1,4 +1,4 @@
-"""The rows that are decoded together at the moment, and their keys and values: slot i of one is slot i of the other.
+"""The rows that are decoded together at the moment, and their keys and values.
 
 Transformers' `DynamicCache` copies everything it holds for every token. Here keys and values lie in buffers with room
 behind them: a token is written in place, what attention reads is a view, and a row that leaves costs the copy of one
@@ -32,84 +32,6 @@ class Row(NamedTuple):
 
     number: int
     size: int
-
-
-class Batch:
-    """Rows of one step, in the order of the cache's slots.
-
-    Attributes:
-        rows: each row's number among all rows of the call; on the host, as the next two.
-        sizes: tokens of each whose keys and values are known.
-        written: tokens that each has written behind its context.
-        numbers: [B], `rows` on the device.
-        tokens: [B], the last token of each, which the model has not seen.
-        positions: [B], that token's position.
-        columns: [B], where the next one is written.
-        ended: [B], rows that have nothing left to write.
-    """
-
-    def __init__(self, device: torch.device):
-        self.rows: list[int] = []
-        self.sizes: list[int] = []
-        self.written: list[int] = []
-        self.numbers = self.tokens = self.positions = self.columns = torch.zeros(0, dtype=torch.long, device=device)
-        self.ended = self.numbers.bool()
-        self._mask: Tensor | None = None
-        self._mask_is_stale = True
-
-    def admit(self, rows: list[Row], numbers: Tensor, tokens: Tensor, ended: Tensor, first_column: int) -> None:
-        """Add rows that have written their first token, into `first_column`."""
-        sizes = [row.size for row in rows]
-        self.rows += [row.number for row in rows]
-        self.sizes += sizes
-        self.written += [1] * len(rows)
-        self.numbers = torch.cat([self.numbers, numbers])
-        self.tokens = torch.cat([self.tokens, tokens])
-        self.positions = torch.cat([self.positions, torch.tensor(sizes, dtype=torch.long, device=numbers.device)])
-        self.columns = torch.cat([self.columns, torch.full_like(numbers, first_column + 1)])
-        self.ended = torch.cat([self.ended, ended])
-        self._mask_is_stale = True
-
-    def advance(self, tokens: Tensor, ended: Tensor) -> None:
-        """Every row has seen its last token and written `tokens`."""
-        self.sizes = [size + 1 for size in self.sizes]
-        self.written = [count + 1 for count in self.written]
-        self.tokens, self.ended = tokens, ended
-        self.positions = self.positions + 1
-        self.columns = self.columns + 1
-
-    def mask(self) -> Tensor | None:
-        """Which columns hold a token, [B, longest + 1], the new one's included; `None` if all of them do."""
-        columns = max(self.sizes) + 1
-        if self._mask_is_stale or (self._mask is not None and self._mask.shape[1] < columns):
-            self._mask, self._mask_is_stale = None, False
-            if min(self.sizes) + 1 < columns:
-                sizes = torch.tensor(self.sizes, device=self.numbers.device)
-                every = torch.arange(columns + SPARE, device=sizes.device)
-                self._mask = (every >= columns - 1 - sizes[:, None]).long()
-        return None if self._mask is None else self._mask[:, :columns]
-
-    def let_go(self) -> list[int] | None:
-        """Drop the rows that have ended; where each remaining one was, or `None` if none has ended.
-
-        The last rows move to the places that become free, and the others stay where they are.
-        """
-        ended = self.ended.tolist()
-        if not any(ended):
-            return None
-        remaining = [slot for slot, gone in enumerate(ended) if not gone]
-        order = list(range(len(remaining)))
-        movers = [slot for slot in remaining if slot >= len(remaining)]
-        for slot in order:
-            if ended[slot]:
-                order[slot] = movers.pop()
-        index = torch.tensor(order, dtype=torch.long, device=self.numbers.device)
-        for name in ("numbers", "tokens", "positions", "columns", "ended"):
-            setattr(self, name, getattr(self, name)[index])
-        for name in ("rows", "sizes", "written"):
-            setattr(self, name, [getattr(self, name)[slot] for slot in order])
-        self._mask_is_stale = True
-        return order
 
 
 class Kept(NamedTuple):
@@ -203,52 +125,119 @@ class SlotLayer(CacheLayerMixin):
         return self.end - begin + query_length, begin - self.first
 
 
-class SlotCache(Cache):
-    """A `SlotLayer` for every layer of a prefilled cache; all of them have the same rows and columns in use."""
+class Slots(Cache):
+    """The rows of a step, and their keys and values: slot i of each list, tensor and layer is one row's.
+
+    Attributes:
+        rows: each row's number among all rows of the call; on the host, as the next two.
+        sizes: tokens of each whose keys and values are known.
+        written: tokens that each has written behind its context.
+        numbers: [B], `rows` on the device.
+        tokens: [B], the last token of each, which the model has not seen.
+        positions: [B], that token's position.
+        columns: [B], where the next one is written.
+        ended: [B], rows that have nothing left to write.
+        layers: a `SlotLayer` for each layer of the model, from the first context on; all of them have the same rows and
+            columns in use.
+    """
 
     layers: Any
 
-    def __init__(self, prefilled: Any):
-        super().__init__(layers=[SlotLayer(layer) for layer in prefilled.layers])
-        self.is_sliding_anywhere = any(layer.is_sliding for layer in self.layers)
+    def __init__(self, device: torch.device):
+        super().__init__(layers=[])
+        self.rows: list[int] = []
+        self.sizes: list[int] = []
+        self.written: list[int] = []
+        self.numbers = self.tokens = self.positions = self.columns = torch.zeros(0, dtype=torch.long, device=device)
+        self.ended = self.numbers.bool()
+        self._mask: Tensor | None = None
+        self._mask_is_stale = True
 
-    def admit(self, prefilled: Any, source: Tensor, width: int, slots: int, room: int) -> None:
-        """Add the rows `source` [B] of a cache that was prefilled with `width` columns, right-aligned.
+    def hold(self, prefilled: Any, source: Tensor, width: int, coming: int, room: int) -> None:
+        """Take over keys and values of rows that `admit` adds: of the rows `source` [B] of a prefilled cache.
 
         Args:
-            prefilled: a `DynamicCache` of any number of rows.
+            prefilled: a `DynamicCache` of any number of rows, right-aligned.
             source: the row of it that each new row begins as.
             width: columns of `prefilled`.
-            slots: rows to make room for, if buffers have to grow.
+            coming: rows to make room for behind these, if buffers have to grow.
             room: tokens that rows may still write, at most.
         """
+        if not self.layers:
+            self.layers = [SlotLayer(layer) for layer in prefilled.layers]
         mine = self.layers[0]
         if mine.rows == 0:
             for layer in self.layers:
                 layer.first = layer.end
         rows, longest = mine.rows + len(source), max(mine.end - mine.first, width)
         if rows > mine.keys.shape[0] or width > mine.end:
-            self._grow(slots, width, room)
+            self._grow(rows + coming, width, room)
         for ours, theirs in zip(self.layers, prefilled.layers, strict=True):
             for buffer, states in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
                 begin = ours.end - states.shape[2]
                 buffer[ours.rows : rows, :, begin : ours.end] = states[source.to(ours.device)]
             ours.rows, ours.first = rows, ours.end - longest
 
-    def prepare(self, longest: int, room: int) -> None:
+    def admit(self, rows: list[Row], numbers: Tensor, tokens: Tensor, ended: Tensor, first_column: int) -> None:
+        """Add rows that have written their first token, into `first_column`."""
+        sizes = [row.size for row in rows]
+        self.rows += [row.number for row in rows]
+        self.sizes += sizes
+        self.written += [1] * len(rows)
+        self.numbers = torch.cat([self.numbers, numbers])
+        self.tokens = torch.cat([self.tokens, tokens])
+        self.positions = torch.cat([self.positions, torch.tensor(sizes, dtype=torch.long, device=numbers.device)])
+        self.columns = torch.cat([self.columns, torch.full_like(numbers, first_column + 1)])
+        self.ended = torch.cat([self.ended, ended])
+        self._mask_is_stale = True
+
+    def prepare(self, room: int) -> Tensor | None:
         """Forget the columns before the longest row's, and have room for one more.
 
         Args:
-            longest: tokens of the longest row.
             room: tokens that rows may still write, at most.
+
+        Returns:
+            Which columns hold a token, [B, longest + 1], the new one's included; `None` if all of them do.
         """
+        longest = max(self.sizes)
         for layer in self.layers:
             layer.first = layer.end - longest
         if self.layers[0].end == self.layers[0].keys.shape[2]:
             self._grow(self.layers[0].rows, longest, room)
+        if self._mask_is_stale or (self._mask is not None and self._mask.shape[1] <= longest):
+            self._mask, self._mask_is_stale = None, False
+            if min(self.sizes) < longest:
+                sizes = torch.tensor(self.sizes, device=self.numbers.device)
+                every = torch.arange(longest + 1 + SPARE, device=sizes.device)
+                self._mask = (every >= longest - sizes[:, None]).long()
+        return None if self._mask is None else self._mask[:, : longest + 1]
 
-    def keep(self, order: list[int]) -> None:
-        """Let row i be what row `order[i]` is now; `order` has i itself wherever that row stays."""
+    def advance(self, tokens: Tensor, ended: Tensor) -> None:
+        """Every row has seen its last token and written `tokens`."""
+        self.sizes = [size + 1 for size in self.sizes]
+        self.written = [count + 1 for count in self.written]
+        self.tokens, self.ended = tokens, ended
+        self.positions = self.positions + 1
+        self.columns = self.columns + 1
+
+    def let_go(self) -> None:
+        """Drop the rows that have ended; the last ones move to the places that become free, the others stay."""
+        ended = self.ended.tolist()
+        if not any(ended):
+            return
+        remaining = [slot for slot, gone in enumerate(ended) if not gone]
+        order = list(range(len(remaining)))
+        movers = [slot for slot in remaining if slot >= len(remaining)]
+        for slot in order:
+            if ended[slot]:
+                order[slot] = movers.pop()
+        index = torch.tensor(order, dtype=torch.long, device=self.numbers.device)
+        for name in ("numbers", "tokens", "positions", "columns", "ended"):
+            setattr(self, name, getattr(self, name)[index])
+        for name in ("rows", "sizes", "written"):
+            setattr(self, name, [getattr(self, name)[slot] for slot in order])
+        self._mask_is_stale = True
         moved = [slot for slot, source in enumerate(order) if slot != source]
         moves = torch.tensor([moved, [order[slot] for slot in moved]], dtype=torch.long).to(self.layers[0].device)
         for layer in self.layers:
@@ -257,6 +246,11 @@ class SlotCache(Cache):
                 columns = buffer[:, :, layer.first : layer.end]
                 columns[targets] = columns[sources]
             layer.rows = len(order)
+
+    @property
+    def is_sliding_anywhere(self) -> bool:
+        """Has some layer a window?"""
+        return any(layer.is_sliding for layer in self.layers)
 
     def states(self, slot: int, size: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of the last `size` columns of a row, of each layer: keys and values [H, size, D]."""

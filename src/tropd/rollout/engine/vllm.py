@@ -25,7 +25,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from ...objective.randomness import addressed_uniforms
-from .vllm_release import WHOLE_PROMPTS, installed
+from .vllm_release import WHOLE_PROMPTS, installed_release
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check_version() -> None:
     Raises:
         ValueError: with the release, and what to install.
     """
-    package = installed()
+    package = installed_release()
     if package is None:
         return  # TRL says that there is none
     name, found = package
@@ -118,7 +118,7 @@ class StudentEngine(VLLMGeneration):
                 client.session.request = partial(send, timeout=(CONNECT_SECONDS, self._timeout))
                 self._read_server(client)
             return
-        package = installed()
+        package = installed_release()
         self.version = package and package[1]
         weights = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         self.dtype = self._compute_dtype or str(weights).removeprefix("torch.")

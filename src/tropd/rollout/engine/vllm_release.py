@@ -10,6 +10,6 @@ WHOLE_PROMPTS = {"enable_chunked_prefill": False}
 ("CPU Generator does not use offset")."""
 
 
-def installed() -> tuple[str, str] | None:
+def installed_release() -> tuple[str, str] | None:
     """The package's name and release; `None` where there is none."""
     return next(((name, release) for name in DISTRIBUTIONS if (release := extras.installed(name))), None)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...models.hidden_states import rotates_by_length
 from ...models.sampling import sample
-from .notes import SamplerNotes
+from .loop import SamplerNotes
 
 if TYPE_CHECKING:
     from .noise import AddressedNoise

@@ -65,28 +65,9 @@ class AskedTeacher(ABC):
     ) -> list[list[int]]:
         """As `models.sampling.sample`, with draws of each row's own, whatever else the server does beside."""
 
-    def write(
-        self,
-        contexts: Sequence[list[int]],
-        *,
-        pad_id: int,
-        eos_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        vocab_limit: int | None = None,
-        draws: DrawAddress | None = None,
-    ) -> list[list[int]]:
-        """As `LocalTeacher.write`."""
-        written = self.sample(
-            contexts,
-            pad_id=pad_id,
-            eos_ids=eos_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            vocab_limit=vocab_limit,
-            draws=draws,
-        )
-        return [until_eos(response, eos_ids) for response in written]
+    def write(self, contexts: Sequence[list[int]], *, eos_ids: Sequence[int], **settings: Any) -> list[list[int]]:
+        """As `LocalTeacher.write`: what `sample` gives, without the first EOS and what follows."""
+        return [until_eos(response, eos_ids) for response in self.sample(contexts, eos_ids=eos_ids, **settings)]
 
     def _ask_all(self, ask: Callable[[Any], T], items: Sequence[Any], sizes: Sequence[int]) -> list[T]:
         """`ask` of each item, the largest first; where one fails for good, the others are given up."""

@@ -251,7 +251,7 @@ class Client:
         try:
             return (read or read_json)(raw)
         except ValueError as error:
-            raise _Unanswered(f"its answer is {error}: {self._shown(raw)}") from error
+            raise _Unanswered(f"its answer is {error}: {self._excerpt(raw)}") from error
 
     def _read(self, response: http.client.HTTPResponse, most_bytes: int) -> bytes:
         parts, size, deadline = [], 0, time.monotonic() + self.timeout
@@ -268,7 +268,7 @@ class Client:
         return b"".join(parts)
 
     def _refuse(self, address: Address, response: http.client.HTTPResponse, raw: bytes) -> None:
-        status, said = response.status, self._shown(raw)
+        status, said = response.status, self._excerpt(raw)
         if status in RETRIED:
             raise _Unanswered(f"{status} {said}", _retry_after(response.headers.get("Retry-After")))
         if 300 <= status < 400:
@@ -283,7 +283,7 @@ class Client:
             )
         raise ServerRefused(f"{self._role.noun} at {address} refuses {response.status}: {said}", status)
 
-    def _shown(self, raw: bytes) -> str:
+    def _excerpt(self, raw: bytes) -> str:
         """The beginning of a server's words, or of the message in them, without the key."""
         text = raw[: 8 * SHOWN].decode(errors="replace")
         with suppress(ValueError, RecursionError, AttributeError):
@@ -304,16 +304,16 @@ class Client:
             if now < self._next_word:
                 return
             self._next_word = now + NEXT_WORD
-        logger.warning("%s at %s does not answer (%s); retrying, %.0f s left.", self._named(), address, failure, left)
+        logger.warning("%s at %s does not answer (%s); retrying, %.0f s left.", self._subject(), address, failure, left)
 
     def _say_answered(self, address: Address) -> None:
         with self._lock:
             since, self._silent_since = self._silent_since, None
             was_said = since is not None and self._next_word > since + FIRST_WORD
         if since is not None and was_said:
-            logger.warning("%s at %s answers again, after %.0f s.", self._named(), address, time.monotonic() - since)
+            logger.warning("%s at %s answers again, after %.0f s.", self._subject(), address, time.monotonic() - since)
 
-    def _named(self) -> str:
+    def _subject(self) -> str:
         """At the beginning of a sentence."""
         return self._role.noun[0].upper() + self._role.noun[1:]
 

@@ -25,7 +25,7 @@ from .tensors import (
     ScoreQuestion,
     check_answer,
     check_written,
-    joined,
+    concatenate,
     most_bytes,
     read_tensors,
     write_question,
@@ -104,7 +104,7 @@ class ScorerTeacher(AskedTeacher):
         answers = self._ask(questions)
         if topk is None:
             return self._scores(answers)
-        logp, entropy = (joined(answers, name).to(self.device) for name in ("logp", "entropy"))
+        logp, entropy = (concatenate(answers, name).to(self.device) for name in ("logp", "entropy"))
         wanted = topk.wanted(logp, entropy, slice(None))
         return self._scores([*self._with_topk(questions, answers, wanted.cpu())])
 
@@ -126,7 +126,7 @@ class ScorerTeacher(AskedTeacher):
         found = []
         for answer, part, lacks in zip(answers, parts, lacking, strict=True):
             both = [answer, next(more)] if lacks.any() else [answer]
-            index, ids, logp = (joined(both, name) for name in ("topk_index", "topk_ids", "topk_logp"))
+            index, ids, logp = (concatenate(both, name) for name in ("topk_index", "topk_ids", "topk_logp"))
             order = index.argsort()
             order = order[part[index[order].long()]]
             topk = {"topk_index": index[order], "topk_ids": ids[order], "topk_logp": logp[order]}
@@ -140,7 +140,7 @@ class ScorerTeacher(AskedTeacher):
             answer | {"topk_index": answer["topk_index"].long() + first}
             for answer, first in zip(answers, firsts, strict=False)
         ]
-        logp, entropy, index, ids, topk_logp = (joined(moved, name).to(self.device) for name in ANSWER)
+        logp, entropy, index, ids, topk_logp = (concatenate(moved, name).to(self.device) for name in ANSWER)
         return TeacherScores(logp, entropy, index, ids, topk_logp)
 
     def _ask(self, questions: Sequence[ScoreQuestion]) -> list[Answer]:

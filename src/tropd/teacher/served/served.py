@@ -192,7 +192,7 @@ class ServedTeacher(AskedTeacher):
         k = 0 if topk is None else topk.k
         limit = 0 if topk is None else min(topk.vocab_limit, self.vocab_size)
         entries, tops = self._ask_row(row, k, limit, endings)
-        logp = [self._sampled(row.ids, place, one, endings) for place, one in zip(row.places, entries, strict=True)]
+        logp = [self._token_logp(row.ids, place, one, endings) for place, one in zip(row.places, entries, strict=True)]
         logp += [-math.inf] * row.unread
         if topk is None or not logp:
             return _Scored(logp, torch.empty(0, dtype=torch.long), torch.empty(0, k).int(), torch.empty(0, k))
@@ -252,7 +252,7 @@ class ServedTeacher(AskedTeacher):
     def _question(self, ids: Sequence[int], k: int) -> Question:
         return scoring_question(self.served_name, ids, k, self._is_lean)
 
-    def _sampled(self, ids: list[int], place: int, entries: Entries, endings: Endings) -> float:
+    def _token_logp(self, ids: list[int], place: int, entries: Entries, endings: Endings) -> float:
         """The token's log-probability; an ending's is that of all endings, and those not listed are asked for."""
         if ids[place] not in endings:
             return entries[ids[place]]

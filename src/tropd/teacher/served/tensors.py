@@ -205,6 +205,6 @@ def _ints(values: Any) -> Tensor:
     return torch.tensor(list(values), dtype=torch.int32)
 
 
-def joined(answers: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+def concatenate(answers: Sequence[dict[str, Tensor]], name: str) -> Tensor:
     """One of the answers' tensors, one answer after the other."""
     return torch.cat([answer[name] for answer in answers])

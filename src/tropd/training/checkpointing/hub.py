@@ -47,12 +47,12 @@ def check_hub(args: Any) -> None:
     if args.push_to_hub and int(os.environ.get("RANK", "0")) == 0:
         from huggingface_hub import HfApi
 
-        with hub_asked():
+        with hub_guard():
             HfApi().whoami(token=args.hub_token)
 
 
 @contextmanager
-def hub_asked(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
+def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
     """Stop in a sentence, which begins with `asked_by`, where the Hub cannot be asked, or refuses.
 
     Raises:

@@ -1,7 +1,9 @@
 """Saving and resuming: checkpoints whole or not at all, with everything that a later step reads."""
 
+import copy
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
@@ -17,11 +20,9 @@ from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .earlier_run import check_stays
-from .ending_files import save_ending
 from .final_model import best_of, is_missing, make_from
 from .fingerprints import changed_settings, check_unchanged
 from .place import check_place
-from .stream_position import place_in_stream
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Checkpointing:
             "loss": float(trainer._tr_loss),
             "last_logged": trainer._globalstep_last_logged,
             "total_loss": trainer._total_loss_scalar,
-            "steps_summed": self._steps_summed,
+            "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
             "guard": {
                 "steps_in_a_row": trainer.guard.steps_in_a_row,
@@ -170,12 +171,12 @@ class Checkpointing:
         }
 
     @property
-    def _steps_summed(self) -> int:
+    def _num_summed_steps(self) -> int:
         return int(self._summed_before + self.trainer.state.global_step - self._began_at)
 
     def mean_loss(self) -> float:
         """The mean loss of all steps of the run, those before it was resumed included."""
-        return float(self.trainer._total_loss_scalar / max(self._steps_summed, 1))
+        return float(self.trainer._total_loss_scalar / max(self._num_summed_steps, 1))
 
     # ------------------------------------------------------------------ writing
 
@@ -319,3 +320,37 @@ def _check_goes_on(checkpoint: Path) -> None:
             f"resume_from_checkpoint is {checkpoint}, which holds the model alone (save_only_model), and no "
             f"optimiser to go on with. Start a new run with the checkpoint as its student: --student {checkpoint}."
         )
+
+
+def place_in_stream(checkpoint: str | Path, micro_batches_a_step: int) -> tuple[int, int]:
+    """Passes over the stream that a checkpoint's run had ended, and micro-batches it had read of the pass under way.
+
+    The host begins a stream again that ends before the run, and takes it for as long as the run. Its `epoch` is passes
+    + micro-batches / (max_steps · micro-batches a step), and tells better.
+
+    Args:
+        checkpoint: folder with a `trainer_state.json`.
+        micro_batches_a_step: `gradient_accumulation_steps`.
+    """
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    passes = max(math.ceil(state["epoch"]) - 1, 0)
+    return passes, round((state["epoch"] - passes) * state["max_steps"]) * micro_batches_a_step
+
+
+def save_ending(trainer: Any, folder: str) -> None:
+    """Let the tokenizer in `folder` name the ending that the student writes by now, so that it stops elsewhere, too.
+
+    generation_config.json names every id at which rollouts stop and is saved with the model; an adapter's folder has
+    none, so it is written there. The tokenizer names one: the student's own, unless most responses of the last step
+    that ended did so with another.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if is_peft_model(model):
+        model.generation_config.save_pretrained(folder)
+    ended_by: dict[int, int] = trainer.ended_by
+    most = max(ended_by, key=ended_by.__getitem__, default=None)
+    if most is None or most == trainer._tokenizer.eos_token_id or 2 * ended_by[most] <= sum(ended_by.values()):
+        return
+    tokenizer = copy.deepcopy(trainer.processing_class)
+    getattr(tokenizer, "tokenizer", tokenizer).eos_token = trainer._tokenizer.convert_ids_to_tokens(most)
+    tokenizer.save_pretrained(folder)

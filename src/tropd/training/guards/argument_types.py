@@ -1,7 +1,7 @@
 """What the arguments of the trainer's methods may be: one table, looked at before a method of ours or the host's runs.
 
 The host takes what it is given and fails later, in another library. `model`, `teacher_model` and `args` of the trainer
-itself are looked at in `arguments.check_given`, which knows what can be put in their places.
+itself are looked at in `arguments.check_arguments`, which knows what can be put in their places.
 """
 
 import functools
@@ -78,18 +78,18 @@ def checks_arguments(trainer: Trainer) -> Trainer:
         ValueError: from those methods, with the argument, its value, and what it takes.
     """
     for name, kinds in ARGUMENTS.items():
-        setattr(trainer, name, _checked(trainer, name, kinds))
+        setattr(trainer, name, _wrap(trainer, name, kinds))
     return trainer
 
 
-def _checked(trainer: type, name: str, kinds: dict[str, Any]) -> Callable[..., Any]:
+def _wrap(trainer: type, name: str, kinds: dict[str, Any]) -> Callable[..., Any]:
     """The trainer's own method, or the next one that is inherited, behind a look at its arguments."""
     own = trainer.__dict__.get(name)
     signature = inspect.signature(getattr(trainer, name))
 
     @functools.wraps(getattr(trainer, name))
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for argument, value in _given(signature, self, args, kwargs).items():
+        for argument, value in _bind(signature, self, args, kwargs).items():
             if argument in kinds:
                 _check(argument, value, kinds[argument])
         return own(self, *args, **kwargs) if own else getattr(super(trainer, self), name)(*args, **kwargs)
@@ -103,7 +103,7 @@ def _check(argument: str, value: Any, kind: Any) -> None:
     check_value(argument, value, kind)
 
 
-def _given(signature: inspect.Signature, self: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def _bind(signature: inspect.Signature, self: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Argument → value, those behind `**` among them; Python itself says which is missing or given twice."""
     given = signature.bind(self, *args, **kwargs).arguments
     behind = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]

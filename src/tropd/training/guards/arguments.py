@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 
 from ...objective.methods import Method
 from ...teacher.names import COLUMN, Name, field_of, teacher_phrase, why_unknown
-from ...teacher.per_teacher_settings import args_of
+from ...teacher.per_teacher_settings import args_of, check_settings
 from ...teacher.served.address import is_own, is_served
 from ...teacher.served.connect import check_served
 from ...teacher.shared_base import why_not_shared
@@ -35,46 +35,39 @@ OWN_BASE = (
 )
 
 
-def check_arguments(args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], options: dict[str, Any]) -> None:
-    """Refuse arguments of `TrOPDTrainer` that contradict each other.
+def check_arguments(
+    args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], data: Mapping[str, Any], options: dict[str, Any]
+) -> None:
+    """Refuse arguments of `TrOPDTrainer` that cannot be, or that contradict each other.
 
     Args:
         args: the configuration.
         student: a folder, a name or a model.
         teachers: likewise, by name.
+        data: the data sets, by the names of their arguments.
         options: the remaining arguments, `reward_funcs` among them.
 
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
     """
+    _check_given(args, student, teachers)
+    method = args.resolved_method()
+    check_settings(args, teachers)
+    for argument, rows in data.items():
+        check_data(argument, rows, teachers, options.get("environment_factory") is not None)
     check_host_settings(args)
-    check_served(args.resolved_method(), args, teachers)
+    check_served(method, args, teachers)
     _warn_of_idle_fields(args, teachers)
-    check_no_adapter_beside("student", student)
     assert args.output_dir is not None  # the host names one where nobody has
     check_place(args.output_dir)
-    for role, model in (("student", student), *((field_of(name), teacher) for name, teacher in teachers.items())):
-        _check_apart(role, model, args.output_dir)
-    for role, model in (("model", student), *((f"teacher_model ({n or 'teacher'})", t) for n, t in teachers.items())):
-        if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
-            raise ValueError(
-                f"{role} has weights on the meta device, which have no values. Load it, or name its folder."
-            )
+    _check_model("model", "student", student, args.output_dir)
     for name, teacher in teachers.items():
+        _check_model(f"teacher_model ({name or 'teacher'})", field_of(name), teacher, args.output_dir)
         if student is teacher and not isinstance(student, str):
             _check_one_object(args_of(args, name, teachers), student, options)
         _check_adapter(teacher_phrase(name), teacher, learns=False)
-        check_no_adapter_beside(field_of(name), teacher)
     _check_engine_of_tools(args, options)
-    guided = args.resolved_method().guided
-    if guided and options.get("rollout_func") is not None:
-        raise ValueError(
-            f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
-            "Set guidance_schedule='none', or leave rollout_func out."
-        )
-    has_turns = bool(options.get("tools") or options.get("environment_factory"))
-    _check_guidance_of_turns(args, guided, has_turns)
-    _check_weights_of_turns(args.resolved_method(), has_turns or options.get("rollout_func") is not None)
+    _check_turns(args, method, options)
     if args.cast_lm_head_to_fp32:
         raise ValueError(
             "cast_lm_head_to_fp32 has no effect here: the output layer is always accumulated in float32. Remove it."
@@ -102,12 +95,8 @@ def as_text(model: Any) -> Any:
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
-def check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
-    """Refuse what is no configuration, no model nor where one is.
-
-    Raises:
-        ValueError: with what was given, and what can be.
-    """
+def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
+    """Refuse what is no configuration, no model nor where one is."""
     if not isinstance(args, TrOPDConfig):
         raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or leave it out for its defaults.")
     given = {"model": student} | {f"teacher_model{'' if n is None else f'[{n!r}]'}": t for n, t in teachers.items()}
@@ -180,8 +169,13 @@ def _check_prompts(name: str, data: Dataset) -> None:
         raise ValueError(f"{name} has {lacking} rows without a prompt (null). Leave them out.")
 
 
-def _check_apart(role: str, model: Any, output_dir: str) -> None:
-    """Refuse to write the final model over a model that is read."""
+def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
+    """Refuse a model without values, one beside an adapter, and one that the final model would be written over."""
+    check_no_adapter_beside(role, model)
+    if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
+        raise ValueError(
+            f"{argument} has weights on the meta device, which have no values. Load it, or name its folder."
+        )
     if isinstance(model, str) and Path(model).is_dir() and Path(model).resolve() == Path(output_dir).resolve():
         raise ValueError(
             f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would be written "
@@ -189,26 +183,28 @@ def _check_apart(role: str, model: Any, output_dir: str) -> None:
         )
 
 
-def _check_guidance_of_turns(args: TrOPDConfig, guided: bool, has_turns: bool) -> None:
-    """Refuse settings of guidance over turns where there is none, or where there is one turn alone."""
-    by_turns = args.guidance_unit == "turns" or args.guidance_pattern != "prefix"
-    if by_turns and not (guided and has_turns):
+def _check_turns(args: TrOPDConfig, method: Method, options: dict[str, Any]) -> None:
+    """Refuse settings of turns where an episode is one turn, and guidance where there is none or nobody receives it."""
+    has_turns = bool(options.get("tools") or options.get("environment_factory"))
+    has_own = options.get("rollout_func") is not None
+    if method.guided and has_own:
+        raise ValueError(
+            f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
+            "Set guidance_schedule='none', or leave rollout_func out."
+        )
+    if (args.guidance_unit == "turns" or args.guidance_pattern != "prefix") and not (method.guided and has_turns):
         name = "guidance_unit" if args.guidance_unit == "turns" else "guidance_pattern"
         why = "there are no tools and no environment, so that an episode is one turn"
-        why = why if guided else f"method {args.method!r} is not guided"
+        why = why if method.guided else f"method {args.method!r} is not guided"
         raise ValueError(f"{name} is {getattr(args, name)!r}, but {why}. Remove it.")
     if args.guidance_pattern != "prefix" and args.guidance_unit == "tokens":
         raise ValueError(
             f"guidance_pattern is {args.guidance_pattern!r}, which draws who writes a turn, but guidance_unit is "
             "'tokens'. Remove one."
         )
-
-
-def _check_weights_of_turns(method: Method, has_turns: bool) -> None:
-    """Refuse weights of turns where every episode is one turn, which they leave as it is."""
     stages = [method] if method.second_stage is None else [method, method.second_stage]
     for name, value in (("reduction", "per_turn"), ("turn_trust", "weight")):
-        if not has_turns and any(getattr(stage, name) == value for stage in stages):
+        if not (has_turns or has_own) and any(getattr(stage, name) == value for stage in stages):
             raise ValueError(
                 f"{name} is {value!r}, but there are no tools, no environment and no rollout_func, so that an episode "
                 "is one turn and it would have no effect. Remove it."

@@ -1,4 +1,4 @@
-"""What fails around a step, in a sentence: the teacher, a reward, the data, the log's disk, another process.
+"""What fails around a step, in a sentence: memory, the teacher, a reward, the data, the log's disk, another process.
 
 `KeyboardInterrupt` and `SystemExit` pass; everything else is kept as the cause.
 """
@@ -19,6 +19,7 @@ from .errors import (
     DataFailed,
     EngineFailed,
     LogNotWritten,
+    OutOfMemory,
     ProcessLost,
     RewardFailed,
     TeacherFailed,
@@ -31,6 +32,12 @@ LONGEST = 300
 
 NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
 """What is said where memory ran out and the exception's type does not tell."""
+
+WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
+"""What was being done; where it is not known, the update needs most."""
+
+TRAINED_ROWS, EVALUATED_ROWS = "per_device_train_batch_size", "per_device_eval_batch_size"
+"""The fields that say how many rows pass through the student at once; a preflight has training's."""
 
 PREFLIGHT = "the preflight"
 """The moment before training, in which a few prompts are looked at."""
@@ -73,11 +80,51 @@ def kept_phrase(moment: str, directory: str) -> str:
     return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
 
 
+# ---------------------------------------------------------------------- memory
+
+
+@guard
+def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: Any, rows: str) -> OutOfMemory | None:
+    """Stop in a sentence where memory runs out: with what was being done, what is kept, and what to lower.
+
+    Args:
+        error: what was raised.
+        work: one of `WRITING`, `SCORING`, `LEARNING`.
+        moment: tells, when asked, such as `step 3`.
+        args: the run's configuration.
+        rows: `TRAINED_ROWS` or `EVALUATED_ROWS`.
+    """
+    if not is_out_of_memory(error):
+        return None
+    when = f"{moment()} {work}".strip()
+    return OutOfMemory(
+        f"memory ran out in {when} ({in_a_line(error)}); {kept_phrase(moment(), args.output_dir)}. "
+        f"{_advice(work, args, rows)} and {resume_phrase(args.output_dir, moment())}."
+    )
+
+
+def _advice(work: str, args: Any, rows: str) -> str:
+    if work == WRITING:
+        return f"Lower {_field_of_writing(args, rows)} or max_completion_length"
+    fewer = f"{rows} (and raise gradient_accumulation_steps)" if rows == TRAINED_ROWS else rows
+    advice = f"Lower {fewer} or max_completion_length"
+    if work == SCORING or args.gradient_checkpointing:
+        return advice
+    return f"{advice}, or set gradient_checkpointing: true,"
+
+
+def _field_of_writing(args: Any, rows: str) -> str:
+    """The field that says how much the rollouts take."""
+    if args.use_vllm:
+        return "vllm_gpu_memory_utilization"
+    return "rollout_batch_size" if args.addresses_sampling() else rows
+
+
 # ---------------------------------------------------------------------- the teacher
 
 
 @guard
-def teacher_asked(error: Exception, moment: str, directory: str) -> TeacherFailed:
+def teacher_guard(error: Exception, moment: str, directory: str) -> TeacherFailed:
     """Stop in a sentence where the teacher raises: with what, what is kept, and what to try.
 
     Args:
@@ -104,7 +151,7 @@ def _teacher_advice(error: Exception) -> str:
 
 
 @contextmanager
-def engine_started(args: Any) -> Iterator[None]:
+def engine_start_guard(args: Any) -> Iterator[None]:
     """Inside, the trainer is built with vLLM, where the run uses it.
 
     Raises:
@@ -131,7 +178,7 @@ def engine_started(args: Any) -> Iterator[None]:
 
 
 @guard
-def engine_asked(error: Exception, moment: str, directory: str) -> EngineFailed | None:
+def engine_guard(error: Exception, moment: str, directory: str) -> EngineFailed | None:
     """Stop in a sentence where vLLM fails while it writes, or while the student's weights are sent to it."""
     if is_out_of_memory(error):
         return None  # whoever writes says what to lower
@@ -145,7 +192,7 @@ def engine_asked(error: Exception, moment: str, directory: str) -> EngineFailed 
 
 
 @guard
-def rewards_given(
+def reward_guard(
     error: Exception, functions: Sequence[tuple[str, Any]], moment: str, directory: str
 ) -> RewardFailed | None:
     """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
@@ -159,13 +206,13 @@ def rewards_given(
     if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
         return None
     return RewardFailed(
-        f"the reward function {_that_failed(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
+        f"the reward function {_find_failing(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
         f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
         f"{resume_phrase(directory, moment)}."
     )
 
 
-def _that_failed(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
+def _find_failing(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
     """The reward function whose code was running; all of them, where it was the host's own."""
     running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     failed = [name for name, function in functions if _code(function) in running]
@@ -188,7 +235,7 @@ def _reward_advice(error: Exception) -> str:
 
 
 @guard
-def data_read(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
+def data_guard(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
     Args:
@@ -198,10 +245,10 @@ def data_read(error: Exception, step: int, directory: str, which: str = "trainin
         which: `training` or `evaluation` data.
     """
     # The host may hand out a stream's batches from one process.
-    return None if _is_lost_peer(error) else _data_failed(error, step, directory, which)
+    return None if _is_lost_peer(error) else _data_failure(error, step, directory, which)
 
 
-def _data_failed(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
+def _data_failure(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed:
     lost = "the step was not taken" if which == "training" else "nothing was evaluated"
     where = f"at step {step}" if which == "training" else f"after step {step}"
     advice = (
@@ -293,7 +340,7 @@ class DataEnd(TrainerCallback):
 
 
 @guard
-def log_written(error: Exception, file: str, step: int, directory: str) -> LogNotWritten | None:
+def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotWritten | None:
     """Stop in a sentence where a record of the run cannot be written."""
     if not isinstance(error, OSError):
         return None
@@ -316,7 +363,7 @@ def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -
     if not isinstance(error, RuntimeError):
         return None
     if _is_lost_worker(error):
-        return _data_failed(error, step(), directory)
+        return _data_failure(error, step(), directory)
     if not _is_lost_peer(error):
         return None
     return ProcessLost(

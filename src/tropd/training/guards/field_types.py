@@ -78,16 +78,16 @@ def check_value(name: str, value: Any, annotation: Any, known: Collection[str] =
         return
     if Any not in kinds and not _fits(value, parts):
         text = ", and this is text" if _looks_like_a_number(value) else ""
-        raise ValueError(f"{name} is {_shown(value)}; it takes {_either(parts)}{text}.")
+        raise ValueError(f"{name} is {_show(value)}; it takes {_either(parts)}{text}.")
     _check_scalar(name, value, may_be_infinite=field in INFINITE)
     _check_inside(name, value, parts)
 
 
 def _check_scalar(name: str, value: Any, may_be_infinite: bool) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"{name} is {_shown(value)}, which has a NUL character in it. Remove that.")
+        raise ValueError(f"{name} is {_show(value)}, which has a NUL character in it. Remove that.")
     if isinstance(value, Integral) and not -(2**63) <= int(value) < 2**63:
-        raise ValueError(f"{name} is {_shown(value)}; whole numbers have 64 bits here.")
+        raise ValueError(f"{name} is {_show(value)}; whole numbers have 64 bits here.")
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
         raise ValueError(f"{name} is {value}; it takes a finite number.")
 
@@ -103,7 +103,7 @@ def _check_inside(name: str, value: Any, parts: list[Any]) -> None:
         inside = next((get_args(part)[1] for part in parts if get_origin(part) is dict), Any)
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{name} has the key {_shown(key)}; its keys are text.")
+                raise ValueError(f"{name} has the key {_show(key)}; its keys are text.")
             if inside is not Any:
                 check_value(f"{name}.{key!r}" if not key.isidentifier() else f"{name}.{key}", item, inside)
 
@@ -142,16 +142,16 @@ def _mapping_of(name: str, value: Any) -> Any:
     try:
         mapping = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is {_shown(value)}, which is not a mapping as JSON ({error}).") from error
+        raise ValueError(f"{name} is {_show(value)}, which is not a mapping as JSON ({error}).") from error
     if not isinstance(mapping, dict):
-        raise ValueError(f"{name} is {_shown(value)}; it takes a mapping.")
+        raise ValueError(f"{name} is {_show(value)}; it takes a mapping.")
     return mapping
 
 
 def _check_choice(name: str, value: Any, known: Collection[str]) -> None:
     given = getattr(value, "value", value)
     if given not in known:
-        raise ValueError(f"{name} is {_shown(given)}{hint(str(given), known)}; choose one of: {', '.join(known)}.")
+        raise ValueError(f"{name} is {_show(given)}{hint(str(given), known)}; choose one of: {', '.join(known)}.")
 
 
 def _looks_like_a_number(value: Any) -> bool:
@@ -184,7 +184,7 @@ def _either(parts: list[Any]) -> str:
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     """The value as Python writes it, cut where it is long."""
     shown = repr(value)
     return shown if len(shown) <= 100 else shown[:100] + "…"

@@ -229,7 +229,7 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
 
 
 @contextmanager
-def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
+def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
     """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there,
     a value that its own reading of the field trips over) into a sentence that begins with the field; everything else
     travels.
@@ -252,7 +252,7 @@ def named_by_field(settings: Mapping[str, Any], loading: str = "") -> Iterator[N
 
 
 @contextmanager
-def models_found(given: Mapping[str, Any]) -> Iterator[None]:
+def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
     """Say by which argument a model, or its tokenizer, was named that is not there.
 
     Args:

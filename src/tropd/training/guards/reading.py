@@ -164,7 +164,7 @@ def _length(trainer: Any, model: Any) -> int:
     return min(longest, context_length(_base(model).config) or longest)
 
 
-def _compared(values: Tensor) -> Tensor:
+def _sample_positions(values: Tensor) -> Tensor:
     """At `NUM_TOKENS` positions from the first to the last of [L, …], so that a long reading takes no more memory."""
     return values[torch.linspace(0, len(values) - 1, min(NUM_TOKENS, len(values)), device=values.device).long()]
 
@@ -176,7 +176,7 @@ def _agreeing(forward: Callable, base: Any, ids: Tensor, who: str) -> Tensor:
     Where it does not at first, the states are taken from before the output layer, which the model's own forward then
     leads to: other layers in between are done.
     """
-    own = _compared(forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0])
+    own = _sample_positions(forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0])
     worst = 0.0
     for by_output_layer in (False, True):
         read_output_layer(base, by_output_layer)
@@ -212,7 +212,7 @@ def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         on_hidden=lambda hidden, head: (
-            head.logits(_compared(hidden.flatten(0, -2))).log_softmax(-1),
+            head.logits(_sample_positions(hidden.flatten(0, -2))).log_softmax(-1),
             head.weight.dtype,
         ),
     )

@@ -12,7 +12,7 @@ from ...atomic_files import append_jsonl
 from ..checkpointing.checkpoints import ASIDE, FINAL, clear_aside, publish_model, room_on_disk
 from ..checkpointing.earlier_run import set_aside, set_later_checkpoints_aside, set_run_aside
 from ..checkpointing.fingerprints import write as write_fingerprints
-from ..guards.faults import log_written
+from ..guards.faults import log_guard
 from ..guards.reading import check_weights
 from ..guards.updates import check_updates, sample_half_precision
 from ..set_up import model_names
@@ -38,7 +38,7 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            with log_written("run.json or metrics.jsonl", state.global_step, args.output_dir):
+            with log_guard("run.json or metrics.jsonl", state.global_step, args.output_dir):
                 if self.trainer.checkpointing.goes_on_here:  # how the run began stays on record
                     set_aside(args.output_dir, ("run.json",))
                     set_later_checkpoints_aside(args.output_dir, state.global_step)
@@ -64,7 +64,7 @@ class RunCallback(TrainerCallback):
             numbers = {
                 key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)
             }
-            with log_written("metrics.jsonl", state.global_step, args.output_dir):
+            with log_guard("metrics.jsonl", state.global_step, args.output_dir):
                 append_jsonl(self._metrics_file(args), [{"step": state.global_step, **numbers}])
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -105,7 +105,7 @@ class RunCallback(TrainerCallback):
                 self.trainer.accelerator.wait_for_everyone()
                 if args.should_save:
                     publish_model(args.output_dir, "model", step_of_model(args, state))
-            with log_written("README.md", state.global_step, args.output_dir):
+            with log_guard("README.md", state.global_step, args.output_dir):
                 self.trainer.create_model_card()
 
     @staticmethod

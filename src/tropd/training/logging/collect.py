@@ -14,6 +14,7 @@ from ...objective.reduce import denominators, reduced_parts
 from ...objective.regions import trust_probability
 from ...teacher.endings import PairEndings
 from ...teacher.local import TeacherScores
+from ..distributed.ranks import Ranks
 from ..records import MicroBatch, Rollout
 from ..step import Step, StudentScores
 from .metrics import metric_names, of_teacher
@@ -33,6 +34,9 @@ class Totals:
 
     Args:
         teachers: the names of several teachers.
+
+    Attributes:
+        log_ratios: r of the student tokens that have one, batch by batch; their quantiles are metrics.
     """
 
     def __init__(self, teachers: tuple[str, ...] = ()) -> None:
@@ -40,14 +44,12 @@ class Totals:
         # Columns: sum, count, and how often the name was added as a plain sum.
         self._row = {name: row for row, name in enumerate(metric_names(teachers))}
         self._table = torch.zeros(len(self._row), 3, dtype=torch.float64)
+        self.log_ratios: list[Tensor] = []
 
-    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        """Add `total` over `count` items to the mean called `name`."""
-        self._table[self._row[name]] += torch.tensor([float(total), float(count), 0.0], dtype=torch.float64)
-
-    def add_sum(self, name: str, total: Tensor | float) -> None:
-        """Add to a metric that is a sum over the step and not a mean."""
-        self._table[self._row[name]] += torch.tensor([float(total), 0.0, 1.0], dtype=torch.float64)
+    def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
+        """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step."""
+        columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
+        self._table[self._row[name]] += torch.tensor(columns, dtype=torch.float64)
 
     def add_speed(self, name: str, tokens: float, seconds: float) -> None:
         """Add tokens by the time they took, unless a clock says that they took none."""
@@ -59,14 +61,19 @@ class Totals:
         used = weights > 0
         self.add(name, (values[used].double() * weights[used].double()).sum(), weights[used].double().sum())
 
-    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Global sums and means; a mean whose global count is zero is absent, not zero."""
+    def collect(self, ranks: Ranks) -> dict[str, float]:
+        """Global sums, means and quantiles; a mean whose global count is zero is absent, not zero."""
         collected = {}
-        for name, (total, count, sums) in zip(self._row, sum_over_ranks(self._table).tolist(), strict=True):
+        for name, (total, count, sums) in zip(self._row, ranks.sum(self._table).tolist(), strict=True):
             if sums > 0:
                 collected[name] = total
             elif count > 0:
                 collected[name] = total / count
+        if self.log_ratios:  # on all ranks, as each has as many batches
+            values = ranks.gather_ragged(torch.cat(self.log_ratios)).sort().values
+            last = values.numel() - 1
+            # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
+            collected |= {name: values[round(q * last)].item() for name, q in QUANTILES.items() if last >= 0}
         return collected
 
 
@@ -80,6 +87,7 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
         own_ending: the ending of the student's tokenizer.
         engine: what wrote the rollouts; see the metric rollout/engine.
     """
+    on_policy = step.signals.trust_weight + step.signals.outlier_weight
     if step.guidance_fraction is not None:
         totals.add("guidance/fraction", step.guidance_fraction, 1)
     totals.add("rollout/engine", engine, 1)
@@ -89,7 +97,13 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     if any(rollout.is_cut is not None for rollout in step.rollouts):
         episode_metrics(totals, step.rollouts, step.signals)
     batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
-    ending_metrics(totals, step.rollouts, step.signals, own_ending)
+    # By which id responses end, and what the teacher thinks of it.
+    ended = [rollout for rollout in step.rollouts if rollout.ended]
+    totals.add("response/other_ending_share", sum(rollout.ended_by != own_ending for rollout in ended), len(ended))
+    stops = torch.tensor([sum(rollout.scored) for rollout in step.rollouts]).cumsum(0)
+    is_read = torch.tensor([rollout.ended and rollout.scored[-1] for rollout in step.rollouts])
+    last = (stops[is_read] - 1).to(on_policy.device)
+    totals.add_mean("log_ratio/ending_outlier_share", (step.signals.log_ratio[last] < OUTLIER).float(), on_policy[last])
 
 
 def ended_share(
@@ -165,28 +179,6 @@ def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenS
     totals.add_mean("agent/trust_last_turn", trust, on_policy * last)
 
 
-def ending_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals, own: int | None) -> None:
-    """By which id responses end, and what the teacher thinks of it.
-
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        signals: of its N tokens.
-        own: the ending of the student's tokenizer.
-    """
-    last, start = [], 0
-    for rollout in rollouts:
-        stop = start + sum(rollout.scored)
-        if rollout.ended and stop > start and rollout.scored[-1]:
-            last.append(stop - 1)
-        start = stop
-    ended = [rollout for rollout in rollouts if rollout.ended]
-    totals.add("response/other_ending_share", sum(rollout.ended_by != own for rollout in ended), len(ended))
-    place = torch.tensor(last, dtype=torch.long, device=signals.log_ratio.device)
-    known = (signals.trust_weight + signals.outlier_weight)[place]
-    totals.add_mean("log_ratio/ending_outlier_share", (signals.log_ratio[place] < OUTLIER).float(), known)
-
-
 def batch_metrics(
     totals: Totals,
     signals: TokenSignals,
@@ -205,12 +197,13 @@ def batch_metrics(
     """
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
-    totals.add_sum("regions/num_trust", signals.trust_weight.sum())
-    totals.add_sum("regions/num_outlier", signals.outlier_weight.sum())
-    totals.add_sum("regions/num_guidance", signals.guidance_mask.sum())
-    totals.add_sum("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
+    totals.add("regions/num_trust", signals.trust_weight.sum())
+    totals.add("regions/num_outlier", signals.outlier_weight.sum())
+    totals.add("regions/num_guidance", signals.guidance_mask.sum())
+    totals.add("teacher/nonfinite_tokens", (~teacher.logp.isfinite()).sum())
     totals.add_mean("trust/fraction", trust_probability(log_ratio), on_policy)
     totals.add_mean("trust/share", signals.trust_weight, on_policy)
+    totals.log_ratios.append(log_ratio[on_policy > 0].float())
     totals.add_mean("log_ratio/negative_share", (log_ratio < 0).float(), on_policy)
     totals.add_mean("kl/k1", -log_ratio, on_policy)
     totals.add_mean("entropy/student", student.entropy, on_policy)
@@ -230,7 +223,7 @@ def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSign
     totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
     totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
     if mine.any():
-        totals.add_sum(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+        totals.add(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
 
 
 def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
@@ -239,20 +232,6 @@ def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor,
     on_policy = signals.trust_weight + signals.outlier_weight
     totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
     totals.add_mean("sampler/logp_gap", (sampler_logp - trainer_logp).abs(), on_policy * sampler_logp.isfinite() * read)
-
-
-def student_log_ratios(signals: TokenSignals) -> Tensor:
-    """r of the student tokens that have one."""
-    return signals.log_ratio[signals.trust_weight + signals.outlier_weight > 0].float()
-
-
-def log_ratio_quantiles(log_ratios: Tensor, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Quantiles of r over the student tokens of all ranks; absent where there are none."""
-    values = gather(log_ratios).sort().values
-    if values.numel() == 0:
-        return {}
-    # Picked from the sorted values: torch.quantile refuses more than 16 million of them.
-    return {name: values[round(q * (values.numel() - 1))].item() for name, q in QUANTILES.items()}
 
 
 def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
@@ -270,7 +249,7 @@ def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_ev
     divided_by = denominators(batch.counts, batch.method.reduction)
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():
         if part_of_evaluation is None:
-            window.add_sum(f"loss/{name}", value.detach())
+            window.add(f"loss/{name}", value.detach())
         else:
             window.add(f"loss/{name}", value.detach() * divided_by[name], divided_by[name] * part_of_evaluation)
     if batch.from_notes and batch.first_update:

@@ -21,17 +21,17 @@ def marked_pieces(tokens: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, st
         before, behind = MARKS.get(region, MARKS["left out"])
         if region == "outlier":
             for token in group:
-                yield f"{before}{token['text']} {_signed(token['log_ratio'])}{behind}", region
+                yield f"{before}{token['text']} {_with_sign(token['log_ratio'])}{behind}", region
         else:
             yield f"{before}{''.join(token['text'] for token in group)}{behind}", region
 
 
-def marked(record: Mapping[str, Any]) -> str:
+def mark_response(record: Mapping[str, Any]) -> str:
     """A logged rollout's response with its regions; of one that was left out, the response as it is between `~`."""
     if not record["tokens"]:
         return f"~{record['response']}~"
     return "".join(text for text, _ in marked_pieces(record["tokens"]))
 
 
-def _signed(value: float) -> str:
+def _with_sign(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")

@@ -90,7 +90,7 @@ def write_card(trainer: Any) -> None:
 
 def with_benchmarks(card: str, args: Any, state: Any) -> str:
     """The card with what `eval_benchmarks` last measured up to the step that the model is of, and before training."""
-    measured = [(step, found) for step, found in _measured(state.log_history) if step <= step_of_model(args, state)]
+    measured = [(step, found) for step, found in _scores(state.log_history) if step <= step_of_model(args, state)]
     if not measured:
         return card
     columns = [measured[-1], *(measured[:1] if measured[0][0] == 0 < measured[-1][0] else [])]
@@ -106,7 +106,7 @@ def with_benchmarks(card: str, args: Any, state: Any) -> str:
     return with_measured(card, "eval_benchmarks", section, accuracies, Path(args.output_dir).resolve().name)
 
 
-def _measured(log: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+def _scores(log: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     """The evaluations that asked benchmarks: the step, and each benchmark's accuracy."""
     found = []
     for entry in log:

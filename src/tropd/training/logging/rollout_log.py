@@ -104,7 +104,7 @@ def _record(
     tokens = []
     for n, position in enumerate(rollout.scored_positions()):
         token_id = rollout.response[position]
-        values = {name: _rounded(column[n]) for name, column in columns.items() if name != "guidance"}
+        values = {name: _round(column[n]) for name, column in columns.items() if name != "guidance"}
         region = _region(values, columns["guidance"][n])
         unknown = {"teacher_logp": None, "log_ratio": None} if region == LEFT_OUT else {}
         before = rollout.response[position - 1] if position else rollout.prompt_ids[-1]
@@ -143,7 +143,7 @@ def text_after(before: int, token: int, tokenizer: Any) -> str:
     return both[len(alone) :] if both.startswith(alone) else tokenizer.decode([token])
 
 
-def _rounded(value: float) -> float | None:
+def _round(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .marked import LEGEND, marked
+from .marked import LEGEND, mark_response
 
 NAME = "rollouts"
 COLUMNS = ("step", "row", "prompt", "rollout", "tokens", "outliers", "lowest r", "ended")
 
 
 @contextmanager
-def untracked(args: Any) -> Iterator[None]:
+def without_trackers(args: Any) -> Iterator[None]:
     """Inside, TRL times its rollouts for no tracker: before training none has begun, and trackio refuses then."""
     report_to, args.report_to = args.report_to, []
     try:
@@ -28,7 +28,7 @@ def row_of(record: Mapping[str, Any]) -> list[Any]:
         record["step"],
         record["row"],
         record["prompt"],
-        marked(record),
+        mark_response(record),
         len(tokens),
         sum(token["region"] == "outlier" for token in tokens),
         min(ratios, default=None),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tropd.rollout.quality import REPEAT_PERIOD, REPEAT_TIMES, is_collapsed, is_repetitive
+from tropd.training.records import REPEAT_PERIOD, REPEAT_TIMES, is_collapsed, is_repetitive
 
 EOS = 2
 
