@@ -50,7 +50,7 @@ def test_it_is_said_once(caplog):
         for _ in range(2):
             text_ids(tokenizer(appends="<eos>"), ["a", "b"])
     assert [record.message for record in caplog.records] == [
-        "The tokenizer puts '<eos>' behind every text, where a response would follow it; it is left out of prompts."
+        "The tokenizer ends every text with '<eos>'. It is removed from prompts, since a response follows them."
     ]
 
 

@@ -78,7 +78,7 @@ def appended(tokenizer: Any, text: str) -> list[int]:
 def _say_dropped(tokens: tuple[str, ...]) -> None:
     """Once for all texts."""
     logger.warning(
-        "The tokenizer puts %s behind every text, where a response would follow it; it is left out of prompts.",
+        "The tokenizer ends every text with %s. It is removed from prompts, since a response follows them.",
         " ".join(map(repr, tokens)),
     )
 

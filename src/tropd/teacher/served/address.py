@@ -202,5 +202,5 @@ def read_key(variable: str | None, role: Role = TEACHER, field: str | None = Non
     if not key and name != role.key_variable:
         raise ValueError(f"{field} is {name!r:.100}, but there is no such environment variable. Export it.")
     if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"the environment variable {name} holds characters that no key has. Export it again.")
+        raise ValueError(f"the environment variable {name} has characters that a key cannot have. Export it again.")
     return key or None
