@@ -102,7 +102,7 @@ def test_a_method_made_by_hand_has_no_part_that_nothing_reads(name, part, value)
         ({"max_steps": True}, r"max_steps is True; it takes a whole number"),
         ({"max_steps": 10.5}, r"max_steps is 10\.5; it takes a whole number"),
         ({"bf16": 1}, r"bf16 is 1; it takes true or false or None"),
-        ({"seed": 2**70}, r"seed is 1180591620717411303424; whole numbers have 64 bits"),
+        ({"seed": 2**70}, r"seed is 1180591620717411303424; integers are limited to 64 bits"),
         ({"ending_ids": [2, "3"]}, r"ending_ids\[1\] is '3'; it takes a whole number"),
         ({"ending_ids": [-1]}, r"ending_ids is \[-1\]; name token ids, which count from 0"),
         ({"reward_weights": [math.nan]}, r"reward_weights\[0\] is nan; it takes a finite number"),
@@ -116,7 +116,7 @@ def test_a_method_made_by_hand_has_no_part_that_nothing_reads(name, part, value)
         ({"accelerator_config": {"flux": 1}}, r"accelerator_config has 'flux', which is not taken there"),
         ({"ddp_backend": "gloo"}, r"ddp_backend is 'gloo', but this process was started by no launcher"),
         ({"debug": "x"}, r"debug is 'x', which cannot be read \(ValueError: x is not a valid DebugOption"),
-        ({"output_dir": "a\0b"}, r"output_dir is 'a\\x00b', which has a NUL character"),
+        ({"output_dir": "a\0b"}, r"output_dir is 'a\\x00b', which contains a NUL character"),
     ],
 )
 def test_what_a_field_cannot_be_is_said_of_it(settings, sentence):

@@ -340,7 +340,7 @@ MISTAKES = [
     ),
     Mistake("no epoch", train(max_steps=None, num_train_epochs=-1), ("num_train_epochs is -1.0", "above 0")),
     Mistake("a link to nothing", linked_to_nothing, ("output_dir is 'out' and a link to 'nowhere'", "Choose another")),
-    Mistake("a name with a NUL", train(output_dir="o\0t"), ("output_dir is 'o\\x00t', which has a NUL character",)),
+    Mistake("a name with a NUL", train(output_dir="o\0t"), ("output_dir is 'o\\x00t', which contains a NUL",)),
     Mistake(
         "a folder in a file", train(output_dir="prompts.jsonl/out"), ("prompts.jsonl' is a file", "Choose another")
     ),

@@ -307,7 +307,8 @@ def test_a_stream_without_a_whole_batch_is_refused_instead_of_training_nothing(t
 def test_a_stream_that_fails_in_the_middle_stops_in_a_sentence(train, tmp_path):
     """The host reads a step ahead: the third step's prompts fail while the second is to be taken."""
     with pytest.raises(
-        DataFailed, match=rf"training data cannot be read on at step 2 \(OSError: .*Input/output.*{KEPT}.*Mend the row"
+        DataFailed,
+        match=rf"training data cannot be read further at step 2 \(OSError: .*Input/output.*{KEPT}.*Mend the row",
     ) as caught:
         train(data=stream(8, fails_at=4))
     assert isinstance(caught.value.__cause__, OSError) and steps_saved(tmp_path / "run") == [1]
@@ -341,7 +342,7 @@ ROWS_THAT_KILL = Dataset.from_list(ROWS).with_transform(deadly)
 def test_a_row_that_cannot_be_read_stops_in_a_sentence(train, tmp_path, workers):
     data = Dataset.from_list(ROWS).with_transform(broken)
     with pytest.raises(
-        DataFailed, match=r"cannot be read on at step \d \(KeyError: .*prompt of the fifth row.*Mend the row"
+        DataFailed, match=r"cannot be read further at step \d \(KeyError: .*prompt of the fifth row.*Mend the row"
     ) as caught:
         train(data=data, dataloader_num_workers=workers)
     assert "\n" not in str(caught.value) and steps_saved(tmp_path / "run") == [1]
@@ -363,7 +364,7 @@ def test_a_data_loaders_worker_that_is_killed_stops_in_a_sentence(train, tmp_pat
     options = {"callbacks": [KillTheWorker()]} if when == "while a step is taken" else {"data": ROWS_THAT_KILL}
     began = time.monotonic()
     with pytest.raises(
-        DataFailed, match=r"cannot be read on at step \d \(RuntimeError: DataLoader worker.*num_workers: 0"
+        DataFailed, match=r"cannot be read further at step \d \(RuntimeError: DataLoader worker.*num_workers: 0"
     ) as caught:
         train(dataloader_num_workers=1, **options)
     assert time.monotonic() - began < 20 and not multiprocessing.active_children()

@@ -126,7 +126,7 @@ def test_what_an_argument_cannot_be_is_said_of_it(argument, value, sentence, tmp
     [
         ("train", 5, "resume_from_checkpoint is 5; it takes true or false, text or None"),
         ("train", "", "resume_from_checkpoint is ''; give True"),
-        ("train", "x\0", r"resume_from_checkpoint is 'x\\x00', which has a NUL"),
+        ("train", "x\0", r"resume_from_checkpoint is 'x\\x00', which contains a NUL"),
         ("evaluate", 5, "eval_dataset is 5; it takes"),
         ("evaluate", "hard", "eval_dataset is 'hard', which is none of the trainer's evaluation sets"),
         ("evaluate", Dataset.from_list([{"prompt": 1}]), "eval_dataset has prompts of the type"),
@@ -164,9 +164,11 @@ def stream(row):
     ],
 )
 def test_a_row_of_a_stream_that_is_no_prompt_stops_the_run_in_a_sentence(row, why, tmp_path):
-    with pytest.raises(DataFailed, match=rf"^the training data cannot be read on at step 1 \(ValueError: {why}"):
+    with pytest.raises(DataFailed, match=rf"^the training data cannot be read further at step 1 \(ValueError: {why}"):
         make(tmp_path / "train", train_dataset=stream(row)).train()
-    with pytest.raises(DataFailed, match=rf"^the evaluation data cannot be read on after step 0 \(ValueError: {why}"):
+    with pytest.raises(
+        DataFailed, match=rf"^the evaluation data cannot be read further after step 0 \(ValueError: {why}"
+    ):
         make(tmp_path / "evaluate").evaluate(stream(row))
 
 
@@ -215,7 +217,7 @@ def test_what_a_checkpoint_could_not_hold_is_refused_when_it_is_logged(trainer):
 
 def test_arguments_of_the_card_that_have_no_effect_are_told(trainer, caplog):
     trainer.create_model_card(license="mit")
-    assert "create_model_card takes nothing here" in caplog.text
+    assert "create_model_card takes no arguments here" in caplog.text
 
 
 def test_a_default_precision_of_double_changes_no_rollout(tmp_path):

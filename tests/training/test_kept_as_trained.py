@@ -120,7 +120,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_kill_leaves_no_lock(tmp_path)
     other = context.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
-    with pytest.raises(ValueError, match=rf"in which another process trains \(process {other.pid} on "):
+    with pytest.raises(ValueError, match=rf"where another process is training \(process {other.pid} on "):
         build(tmp_path, max_steps=1).train()
     os.kill(other.pid, signal.SIGKILL)
     other.join()

@@ -321,7 +321,7 @@ def test_a_row_of_an_evaluation_that_cannot_be_read_stops_in_a_sentence(train, t
     trainer = train(max_steps=1, dataloader_num_workers=workers)
     with pytest.raises(
         DataFailed,
-        match=r"^the evaluation data cannot be read on after step 1 \(KeyError: .*prompt of the fifth row.*\), so "
+        match=r"^the evaluation data cannot be read further after step 1 \(KeyError: .*prompt of the fifth row.*\), so "
         rf"nothing was evaluated; {KEPT}\. Mend the row",
     ) as caught:
         trainer.evaluate(data)
@@ -330,7 +330,7 @@ def test_a_row_of_an_evaluation_that_cannot_be_read_stops_in_a_sentence(train, t
 
 def test_an_evaluation_within_training_says_so_too(train, tmp_path):
     data = Dataset.from_list(ROWS).with_transform(broken)
-    with pytest.raises(DataFailed, match=r"^the evaluation data cannot be read on after step 2 .*checkpoint-1"):
+    with pytest.raises(DataFailed, match=r"^the evaluation data cannot be read further after step 2 .*checkpoint-1"):
         train(options={"eval_dataset": data}, eval_strategy="steps", eval_steps=2)
     assert steps_saved(tmp_path / "run") == [1]
     evaluated = {"options": {"eval_dataset": Dataset.from_list(ROWS)}, "eval_strategy": "steps", "eval_steps": 2}

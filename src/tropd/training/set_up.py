@@ -187,8 +187,8 @@ def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
     if rows is not None and hosts:
         raise ValueError(
             f"the training data has a column {TOOLS!r}, and the trainer has tools of its own (tools, or an "
-            "environment), which alone can be called: a prompt would tell of one or of the other. Remove the column: "
-            f"dataset.remove_columns({TOOLS!r})."
+            "environment), which are the only ones that can be called: a prompt would describe one set or the other. "
+            f"Remove the column: dataset.remove_columns({TOOLS!r})."
         )
     first = None if rows is None else next(iter(rows))
     if first is not None and isinstance(first["prompt"], str):

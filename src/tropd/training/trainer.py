@@ -247,7 +247,7 @@ class TrOPDTrainer(GRPOTrainer):
             Interrupted: SIGTERM or SIGHUP stopped it; its checkpoint is on disk (`stop_at_signals`).
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
-            DataFailed: the data cannot be read on, or a process that loads them was lost.
+            DataFailed: the data cannot be read further, or a process that loads them was lost.
             ProcessLost: another process of the run was lost.
             TrainingStopped: something else failed that the run cannot go on without; its kinds are in `errors`.
         """

@@ -50,7 +50,7 @@ def _lock(descriptor: int, directory: str | Path) -> None:
             raise
         owner = os.read(descriptor, 99).decode(errors="replace").strip()
         raise ValueError(
-            f"output_dir is {str(directory)!r}, in which another process trains{f' ({owner})' if owner else ''}: "
+            f"output_dir is {str(directory)!r}, where another process is training{f' ({owner})' if owner else ''}: "
             "checkpoints and logs of two runs would be mixed. Wait for it, stop it, or choose another folder."
         ) from error
     os.truncate(descriptor, 0)

@@ -106,7 +106,7 @@ def changed_settings(args: Any, directory: str | Path) -> list[str]:
         begun = read_record(file, {"configuration": dict})["configuration"]
     except ValueError as error:
         raise ValueError(
-            f"the run in {directory} cannot be gone on with: {error}. Put that file back as it was written; without "
+            f"the run in {directory} cannot be resumed: {error}. Put that file back as it was written; without "
             "it, settings are not compared."
         ) from error
     now = json.loads(json.dumps(args.to_dict(), default=str))

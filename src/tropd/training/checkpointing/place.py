@@ -27,7 +27,7 @@ def check_place(directory: str | Path) -> None:
     directory = Path(directory)
     start = f"output_dir is {str(directory)!r:.200}"
     if "\0" in str(directory):
-        raise ValueError(f"{start}, which has a NUL character in it. Choose another name.")
+        raise ValueError(f"{start}, which contains a NUL character. Choose another name.")
     try:
         directory.exists()
         there = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))

@@ -174,7 +174,7 @@ def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
     check_no_adapter_beside(role, model)
     if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
         raise ValueError(
-            f"{argument} has weights on the meta device, which have no values. Load it, or name its folder."
+            f"{argument} has weights on the meta device, which hold no values. Load it, or name its folder."
         )
     if isinstance(model, str) and Path(model).is_dir() and Path(model).resolve() == Path(output_dir).resolve():
         raise ValueError(
@@ -218,8 +218,8 @@ def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
     if args.vllm_mode == "server" and args.world_size > 1:
         raise ValueError(
             f"vllm_mode is 'server' with {args.world_size} processes, and there are tools: each process asks again for "
-            "as many rows as called one, and the host would hand one process responses of another. Use one process, "
-            "vllm_mode: colocate, or Transformers' generate (use_vllm: false)."
+            "as many rows as called one, and the host would give one process the responses of another. Use one "
+            "process, vllm_mode: colocate, or Transformers' generate (use_vllm: false)."
         )
     if args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
         raise ValueError(

@@ -37,7 +37,7 @@ class OutOfMemory(TrainingStopped, RuntimeError):
 
 
 class DataFailed(TrainingStopped, RuntimeError):
-    """The data cannot be read on, or those of the training hold no whole rollout batch."""
+    """The data cannot be read further, or those of the training hold no whole rollout batch."""
 
 
 class LogNotWritten(TrainingStopped):

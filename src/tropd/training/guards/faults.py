@@ -183,8 +183,8 @@ def engine_guard(error: Exception, moment: str, directory: str) -> EngineFailed 
     if is_out_of_memory(error):
         return None  # whoever writes says what to lower
     return EngineFailed(
-        f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. See that it runs and "
-        f"{resume_phrase(directory, moment)}."
+        f"vLLM failed in {moment} ({in_a_line(error)}); {kept_phrase(moment, directory)}. Check that it is running, "
+        f"and {resume_phrase(directory, moment)}."
     )
 
 
@@ -257,7 +257,7 @@ def _data_failure(error: Exception, step: int, directory: str, which: str = "tra
         else "Mend the row or its source, leave the rows before it as they are, and"
     )
     return DataFailed(
-        f"the {which} data cannot be read on {where} ({in_a_line(error)}), so {lost}; "
+        f"the {which} data cannot be read further {where} ({in_a_line(error)}), so {lost}; "
         f"{checkpoint_phrase(directory)}. {advice} {resume_phrase(directory)}."
     )
 

@@ -85,9 +85,9 @@ def check_value(name: str, value: Any, annotation: Any, known: Collection[str] =
 
 def _check_scalar(name: str, value: Any, may_be_infinite: bool) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"{name} is {_show(value)}, which has a NUL character in it. Remove that.")
+        raise ValueError(f"{name} is {_show(value)}, which contains a NUL character. Remove it.")
     if isinstance(value, Integral) and not -(2**63) <= int(value) < 2**63:
-        raise ValueError(f"{name} is {_show(value)}; whole numbers have 64 bits here.")
+        raise ValueError(f"{name} is {_show(value)}; integers are limited to 64 bits.")
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
         raise ValueError(f"{name} is {value}; it takes a finite number.")
 

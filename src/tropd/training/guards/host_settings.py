@@ -96,7 +96,7 @@ def check_host_settings(args: Any) -> None:
     _check_installed(args, PACKAGES)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
         if "output_loading_info" in _keys(getattr(args, name)):
-            raise ValueError(f"{name} has 'output_loading_info', which gives more than a model back. Remove it.")
+            raise ValueError(f"{name} has 'output_loading_info', with which more than a model is returned. Remove it.")
     _check_best(args)
     _check_batches(args)
     _check_casting(args)

@@ -246,9 +246,9 @@ def _check_quiet(trainer: Any, forward: Callable, ids: Tensor, read: Tensor) -> 
     named = {name: value for name, value in config.items() if _is_noise(name, value)}
     settings = ", ".join(f"{name}: 0.0" for name in named) or "the setting that adds it, by its name: 0.0"
     raise ValueError(
-        f"the student computes something else in training mode than in evaluation, by up to {apart:.3g} nats, although "
-        "disable_dropout is True: noise in its layers makes rollouts, scores and update three different models. Set "
-        f"model_init_kwargs: {{{settings}}}."
+        f"the student gives different results in training mode and in evaluation mode, by up to {apart:.3g} nats, "
+        "although disable_dropout is True: noise in its layers makes rollouts, scores and update three models. "
+        f"Set model_init_kwargs: {{{settings}}}."
     )
 
 

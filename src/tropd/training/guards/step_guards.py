@@ -100,7 +100,7 @@ def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, dire
         if given != wanted:
             raise TeacherFailed(
                 f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
-                f"from them; {kept_phrase(moment, directory)}. A teacher scores every token that it is asked for."
+                f"from them; {kept_phrase(moment, directory)}. A teacher must score every requested token."
             )
 
 
