@@ -18,7 +18,7 @@ from tropd.evaluation.statistics import estimate
 from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings", "support"]
+PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings", "support", "storeroom_unreliable"]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
     "### One domain": ("methods", "single-domain"),
@@ -99,6 +99,47 @@ def test_the_short_tables_have_the_published_accuracies(page, heading):
             method = found.get(heading_cell.split("`")[0], {"seeds": []})
             assert cell == (_shown(method["metrics"]["accuracy"], 100, 1) if method["seeds"] else "–")
             assert len(method["seeds"]) in (0, int(seeds))
+
+
+def test_the_table_of_the_real_language_model_has_the_published_divergences():
+    found = json.loads((ROOT / "docs/assets/smollm2-results.json").read_text(encoding="utf-8"))["settings"]["smollm2"]
+    (_, _, *untrained, _), *rows = table_under("## A real language model", "docs/results.md")
+    columns = [
+        *(f"student_states/{name}" for name in ("reverse_kl", "forward_kl", "total_variation")),
+        "teacher_states/forward_kl",
+    ]
+    assert untrained == [f"{found['before']['student'][name]:.3f}" for name in columns]
+    assert {label for label, *_ in rows} == found["methods"].keys()
+    for label, steps, *shown, _ in rows:
+        method = found["methods"][label]
+        assert steps == f"{method['steps']:.0f}" and len(method["seeds"]) >= 2
+        assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
+
+
+EPISODES = {"### A teacher that is lost behind errors": "storeroom_unreliable"}
+
+
+@pytest.mark.parametrize("heading", EPISODES)
+def test_the_page_of_agents_has_the_published_episodes(heading):
+    found = published(EPISODES[heading])[1]["settings"]["storeroom"]
+    (_, *untrained), *rows, _ = table_under(heading, "docs/agents.md")
+    columns = {"accuracy": (100, 1), "sampled": (100, 1), "calls": (1, 2), "failures": (1, 2)}
+    turns = ("trust_1", "trust_4", "trust_8")
+    scores = found["before"]["student"]
+    assert [cell for cell in untrained if cell] == [
+        *(f"{factor * scores[name]:.{digits}f}" for name, (factor, digits) in columns.items()),
+        *(f"{scores[name]:.3f}" for name in (*turns, "student_states/reverse_kl")),
+    ]
+    assert {row[0] for row in rows} == found["methods"].keys()
+    for label, greedy, to_opd, sampled, sampled_to_opd, calls, failures, *trust, divergence in rows:
+        method = found["methods"][label]
+        metrics, differences = method["metrics"], method["differences"]
+        assert len(method["seeds"]) == 3
+        shown = zip((greedy, sampled, calls, failures), columns.items(), strict=True)
+        assert all(cell == _shown(metrics[name], *how) for cell, (name, how) in shown)
+        assert (to_opd, sampled_to_opd) == (_difference(method), _difference(method, "sampled")), differences
+        assert trust == [f"{metrics[name]['mean']:.3f}" for name in turns]
+        assert divergence == _shown(metrics["student_states/reverse_kl"], 1, 3)
 
 
 @pytest.mark.parametrize("heading", TABLES)
@@ -205,9 +246,9 @@ def _shown(found, factor, digits):
     return f"{factor * found['mean']:.{digits}f} ± {factor * found['standard_error']:.{digits}f}"
 
 
-def _difference(method):
+def _difference(method, score="accuracy"):
     """In points, with its interval; nothing for the reference."""
-    found = method["differences"].get("accuracy")
+    found = method["differences"].get(score)
     if found is None:
         return ""
     low, high = 100 * found["low"], 100 * found["high"]
