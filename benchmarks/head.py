@@ -215,7 +215,7 @@ class Bench:
                     self.setting.k, len(self.weight), lambda _logp, _entropy, at: self._wants_topk[at]
                 )
             with torch.no_grad():
-                logp, _, index, ids, topk_logp = _score_states(
+                (logp, _, index, ids, topk_logp), *_ = _score_states(
                     self.teacher_hidden, teacher_head, self.tokens, 0, request
                 )
             signals = self._signals(logp)
