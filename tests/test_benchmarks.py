@@ -232,3 +232,11 @@ def test_its_phases_are_commands_of_its_scripts_and_fit_into_their_time(engines,
         with pytest.raises(SystemExit) as left:
             load(Path(script).stem).main()
         assert left.value.code == 0, phase.name
+
+
+@pytest.mark.parametrize("work", ["tropd", "support", "k1"])
+def test_the_peers_of_the_head_agree(work):
+    head = load("head")
+    bench = head.Bench(head.Setting(work, 64, 8, 24, "float32", 0.5, 4), "cpu")
+    losses = head.timed(bench, bench.peers(["plain", "fused"], [2]), 1, "cpu")["losses"]
+    assert losses["fused"] == pytest.approx(losses["plain"], abs=1e-5) and len(losses) == 3
