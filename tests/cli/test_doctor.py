@@ -33,6 +33,12 @@ def test_it_loads_none_of_the_libraries_that_it_tells_of():
         ("1.9", "~=1.4", True),
         ("2.0", "~=1.4", False),
         ("1.0", "", True),
+        ("0.0.33.post1", "==0.0.33.post1", True),
+        ("2.13.0+cpu", "==2.13.0+cpu", True),
+        ("5.17.0.dev0", ">=5.17,<5.25", True),
+        ("5.25.0rc1", ">=5.17,<5.25", False),
+        ("3.13.0rc1+", ">=3.11", True),
+        ("unknown", ">=3.11", False),
     ],
 )
 def test_a_version_is_compared_by_its_numbers(version, bounds, is_within):

@@ -200,10 +200,10 @@ def flat(capfd) -> str:
 def test_options_from_a_file_and_flags_above_them(data, tmp_path, capfd):
     config = tmp_path / "evaluate.yaml"
     lines = [f"model: {teacher_path()}", "benchmarks: [aime24]", f"data: {data}", "samples: 3", "max_new_tokens: 10"]
-    config.write_text("\n".join([*lines, "temperature: 1", "use_cpu: true"]))
+    config.write_text("\n".join([*lines, "temperature: 1", "use_cpu: true", "system_prompt: null", "trained_on: null"]))
     assert run("--config", config, "--out", tmp_path / "eval", "--samples", 1) == 0
     described = json.loads((tmp_path / "eval/evaluation.json").read_text())["benchmarks"]["aime24"]
-    assert described["samples"] == 1 and described["max_new_tokens"] == 10
+    assert described["samples"] == 1 and described["max_new_tokens"] == 10 and described["system_prompt"] is None
     for line, sentence in (
         ("sample: 3", "'sample', which is not an option of"),
         ("samples: many", "samples is 'many'"),

@@ -1,11 +1,13 @@
 """A real cell, small: the shipped pair, a few steps, in this process."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tropd.comparison.cell.environment import commit
 from tropd.comparison.cell.prepare import prepare, read_setting
 from tropd.comparison.cell.prompts import make_texts
 from tropd.comparison.cell.run_cell import run_cell
@@ -175,3 +177,20 @@ def test_a_teacher_may_end_with_another_id_and_the_run_takes_both_as_one_action(
         assert first(folders["<unk>"], "opd", outliers) < 1 == first(folders["<unk>"], "as given", outliers)
     ended = [json.loads((folders["<unk>"] / label / "run.json").read_text())["endings"] for label in methods]
     assert [(end["stop_ids"], end["one_action"]) for end in ended] == [([2, 3], True), ([2], False)]
+
+
+def test_the_commit_of_a_run_is_marked_where_tracked_files_differ(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    git("init")
+    assert commit(tmp_path) is None
+    (tmp_path / "__init__.py").write_text("")
+    git("add", ".")
+    git("commit", "-m", "one")
+    (tmp_path / "notes.txt").write_text("untracked")
+    clean = commit(tmp_path)
+    assert len(clean) == 10
+    (tmp_path / "__init__.py").write_text("changed = True\n")
+    assert commit(tmp_path) == f"{clean}+"

@@ -256,6 +256,8 @@ def test_a_question_that_is_none_is_refused_in_a_sentence(server, body, words, m
         ({"temperature": -1.0}, "temperature"),
         ({"draws": {"seed": 1, "step": 1, "stream": 1, "rows": []}}, "one row for each"),
         ({"draws": {"seed": -1, "step": 1, "stream": 1, "rows": [1]}}, "draws.seed: "),
+        ({"draws": {"seed": True, "step": 1, "stream": 1, "rows": [1]}}, "draws.seed: "),
+        ({"draws": {"seed": 1, "step": 1, "stream": 1, "rows": ["1"]}}, "draws.rows.0: "),
         ({"draws": 5}, "draws: "),
     ],
 )

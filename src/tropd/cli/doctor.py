@@ -20,7 +20,7 @@ from typing import NamedTuple
 from packaging import requirements as requirements_of
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from ..extras import installed
 from . import console
@@ -106,19 +106,23 @@ def _read(line: str) -> Requirement | None:
     Requirement(name='trl', bounds='<1.17,>=1.16', extra='train')
     """
     asked = requirements_of.Requirement(line)
-    of_extra = re.fullmatch('extra == "(.+)"', str(asked.marker or ""))
+    of_extra = re.fullmatch('extra == "([^"]+)"', str(asked.marker or ""))
     if asked.marker and of_extra is None:
         return None
     return Requirement(canonicalize_name(asked.name), str(asked.specifier), of_extra[1] if of_extra else None)
 
 
 def fits(version: str, bounds: str) -> bool:
-    """Is a version within bounds? One before a release counts as that release.
+    """Is a version within bounds? One before a release counts as that release, and one that cannot be read is not.
 
     >>> fits("2.13.0+cpu", ">=2.11,<2.14"), fits("5.30", "<5.25,>=5.17")
     (True, False)
     """
-    return SpecifierSet(bounds).contains(Version(version).base_version)
+    try:
+        found = Version(version.rstrip("+"))  # Python ends with it where it was built from changed sources
+    except InvalidVersion:
+        return False
+    return any(SpecifierSet(bounds).contains(one, prereleases=True) for one in (found, found.base_version))
 
 
 def _version_lines(asked: Iterable[Requirement]) -> list[str]:

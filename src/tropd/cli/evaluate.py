@@ -126,10 +126,10 @@ def _resolved(options: argparse.Namespace) -> dict[str, Any]:
             )
     settings = {}
     for name, default in known.items():
-        if (value := getattr(options, name)) is None:
-            kind = IN_A_FILE.get(name, _type_of(name, default))
-            value = convert(name, written[name], kind) if name in written else default
-        settings[name] = value
+        value = getattr(options, name)
+        if value is None and name in written:
+            value = convert(name, written[name], IN_A_FILE.get(name, _type_of(name, default)) | None)
+        settings[name] = default if value is None else value
     if isinstance(settings["benchmarks"], list):
         settings["benchmarks"] = ",".join(settings["benchmarks"])
     if isinstance(settings["chat_template_kwargs"], dict):

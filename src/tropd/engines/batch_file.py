@@ -59,9 +59,9 @@ class BatchFile:
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 record = _parsed(line)
-                if record is None:
-                    break
-                if number > self.total or not self.is_expected(record, number - 1):
+                if record is None and number + sum(1 for _ in stream) <= self.done + self.batch_size:
+                    break  # in the last batch, which was cut short
+                if record is None or number > self.total or not self.is_expected(record, number - 1):
                     raise ValueError(
                         f"{self.path}:{number} is not the expected row: the file was edited or sorted. Choose another "
                         "--out, or remove the file."
@@ -96,8 +96,9 @@ def _shown(value: Any) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line's record, or `None` if it was cut short."""
+    """A line's record, or `None` if it has none, as one that was cut short."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else None
+        record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
+    return record if isinstance(record, dict) else None

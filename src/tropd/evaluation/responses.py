@@ -62,7 +62,7 @@ class ResponseLog(BatchFile):
     def is_expected(self, record: dict[str, Any], line: int) -> bool:
         """See `BatchFile`: it is of this problem and sample."""
         number, sample = divmod(line, self.samples)
-        return (record["problem"], record["sample"]) == (self.problems[number].id, sample)
+        return (record.get("problem"), record.get("sample")) == (self.problems[number].id, sample)
 
 
 def sha256_of(problems: Sequence[Problem]) -> str:

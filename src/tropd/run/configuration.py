@@ -169,9 +169,9 @@ def _read_yaml(path: Path) -> dict[str, Value]:
     except RecursionError as error:
         raise ValueError(f"{_short(path)} is nested too deeply to be read.") from error
     if node is None:
-        raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `method: tropd`.")
+        raise ValueError(f"{_short(path)} is empty; it should map fields to values, such as `seed: 42`.")
     if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{_short(path)} should map fields to values, such as `method: tropd`, one per line.")
+        raise ValueError(f"{_short(path)} should map fields to values, such as `seed: 42`, one per line.")
     return _values_of(node, path)
 
 

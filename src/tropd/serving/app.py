@@ -53,6 +53,7 @@ class Text(BaseModel):
 class Draws(BaseModel):
     """Where the draws of each context are addressed."""
 
+    model_config = ConfigDict(strict=True)
     seed: Count
     step: Count
     stream: Count

@@ -30,7 +30,7 @@ def commit(folder: Path = SOURCE) -> str | None:
     if tracked is None:  # an installation inside of somebody else's repository is not ours to name
         return None
     head = _git(folder, "rev-parse", "--short=10", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--without_trackers-files=no", ".")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
     return None if head is None else head + ("+" if changed else "")
 
 
