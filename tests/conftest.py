@@ -22,6 +22,15 @@ with contextlib.suppress(ModuleNotFoundError):  # the architecture tests need no
 
     torch.set_num_threads(2)
 
+with contextlib.suppress(ModuleNotFoundError):  # nor do environments of their own have every tool
+    import hypothesis
+
+    # The same examples each time, so that a commit passes or fails for what is in it; TROPD_FUZZ=1 looks for others.
+    hypothesis.settings.register_profile(
+        "tropd", deadline=None, database=None, derandomize="TROPD_FUZZ" not in os.environ
+    )
+    hypothesis.settings.load_profile("tropd")
+
 BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
 
 

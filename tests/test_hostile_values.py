@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -41,10 +40,10 @@ PAIR = {"student": str(shipped.student_path()), "teacher": str(shipped.teacher_p
 def examples(few: int, many: int):
     """The test twice: a few examples, and many in the slow part; always the same unless TROPD_FUZZ is set."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much]
-    common = {"deadline": None, "database": None, "suppress_health_check": checks}
+    common = {"suppress_health_check": checks}
     chosen = {
-        "few": settings(max_examples=few, derandomize=True, **common),
-        "many": settings(max_examples=many, derandomize="TROPD_FUZZ" not in os.environ, **common),
+        "few": settings(max_examples=few, **common),
+        "many": settings(max_examples=many, **common),
     }
 
     def twice(test):
@@ -275,7 +274,7 @@ def test_an_option_of_a_command_is_answered_with_a_sentence(part, folder, capsys
     monkeypatch.chdir(folder)
     values = SCALARS.filter(lambda value: value is not None).map(str) | st.sampled_from(["--", "-", "=", "9" * 40, "~"])
 
-    @settings(max_examples=40 if part == "few" else 1500, derandomize=part == "few", deadline=None, database=None)
+    @settings(max_examples=40 if part == "few" else 1500)
     @given(st.sampled_from([(c, option) for c, names in OPTIONS.items() for option in names]), values)
     def ask(asked, value):
         command, option = asked
@@ -304,7 +303,7 @@ def test_a_models_small_files_are_read_or_refused_by_folder_and_file(part, folde
     files["config.json"] += ["logits_scaling", "final_logit_softcapping", "vocab_size", "num_hidden_layers"]
     before = {name: json.loads((folder / "student" / name).read_text()) for name in files}
 
-    @settings(max_examples=30 if part == "few" else 1500, derandomize=part == "few", deadline=None, database=None)
+    @settings(max_examples=30 if part == "few" else 1500)
     @given(st.sampled_from([(file, name) for file, names in files.items() for name in names]), JSON)
     def look(place, value):
         file, name = place

@@ -62,11 +62,11 @@ def beside(tmp_path_factory):
     return settings
 
 
-def table_under(heading, page="docs/results_in_detail.md", head=False):
-    """The rows of the first table under a heading of the page, without its head unless that is asked for."""
+def table_under(heading, page="docs/results_in_detail.md", head=False, nth=0):
+    """The rows of a table under a heading of the page, the first if none is asked for, without its head."""
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = text[text.index(f"\n{heading}\n") :].split("\n\n")
-    table = next(block for block in blocks if block.startswith("|")).splitlines()
+    table = [block for block in blocks if block.startswith("|")][nth].splitlines()
     return [
         [cell.strip(" `").replace("−", "-").replace("\u00a0", " ") for cell in line.strip("|").split("|")]
         for line in [*table[:head], *table[2:]]
@@ -140,6 +140,21 @@ def test_the_page_of_agents_has_the_published_episodes(heading):
         assert (to_opd, sampled_to_opd) == (_difference(method), _difference(method, "sampled")), differences
         assert trust == [f"{metrics[name]['mean']:.3f}" for name in turns]
         assert divergence == _shown(metrics["student_states/reverse_kl"], 1, 3)
+
+
+@pytest.mark.parametrize("heading", EPISODES)
+def test_the_page_of_agents_has_the_published_course_of_training(heading):
+    cells = published(EPISODES[heading])[1]["cells"].values()
+    names = ("agent/trust_first_turn", "agent/trust_last_turn", "reward")
+    for label, *shown in table_under(heading, "docs/agents.md", nth=1):
+        courses = [cell["course"] for cell in cells if cell["label"] == label]
+        assert len(courses) == 3
+        found = [
+            fmean(fmean(value for value in course[name][part] if value is not None) for course in courses)
+            for name in names
+            for part in (slice(0, 10), slice(-10, None))
+        ]
+        assert shown == [f"{value:.2f}" for value in found]
 
 
 @pytest.mark.parametrize("heading", TABLES)

@@ -118,7 +118,7 @@ def test_a_long_run_stops_at_the_limit():
 PIECES = [*("xs", "ys", "zs", "return", "for", "in", "if", "sum", "len"), *"()[]:.,=+-*%<>12 ", "\n    ", "\n"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_any_program_like_text_runs_or_is_refused(pieces):
     refused = None

@@ -33,12 +33,12 @@ def test_every_generated_solution_is_right_and_every_prompt_is_read_back(domain,
 
 
 @EVERY_DOMAIN
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(), level=st.sampled_from(sorted(LEVEL_SHARES)))
 def test_any_seed_gives_a_problem_with_many_right_solutions(domain, seed, level):
     kind, rng = DOMAINS[domain], random.Random(seed)
     problem = kind.draw(rng, level)
-    solutions = {kind.solve(problem, rng) for _ in range(8)}
+    solutions = {kind.solve(problem, rng) for _ in range(40)}
     assert all(kind.judge(problem, solution).correct for solution in solutions)
     assert len(solutions) > 1
 
@@ -88,14 +88,14 @@ def test_a_solution_cut_short_is_wrong(domain):
         assert not verdict.correct and verdict.reason.endswith(".")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(), domain=st.sampled_from(sorted(DOMAINS)))
 def test_any_text_is_judged_and_breaks_nothing(text, domain):
     record = records(domain, "test", 1, seed=0)[0]
     assert not grade(domain, record["prompt"], text).correct
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(), domain=st.sampled_from(sorted(DOMAINS)))
 def test_shuffled_words_of_a_solution_are_judged_and_break_nothing(seed, domain):
     rng = random.Random(seed)

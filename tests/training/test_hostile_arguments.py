@@ -49,9 +49,6 @@ def fuzzed(places, call, part):
 
     @settings(
         max_examples=60 if part == "few" else 2000,
-        derandomize=True,
-        deadline=None,
-        database=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
     @given(st.sampled_from(places), PYTHON)
