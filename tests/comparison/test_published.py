@@ -18,7 +18,7 @@ from tropd.evaluation.statistics import estimate
 from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings", "support", "storeroom_unreliable"]
+PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings", "support", "storeroom_unreliable", "storeroom_robust"]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
     "### One domain": ("methods", "single-domain"),
@@ -116,7 +116,10 @@ def test_the_table_of_the_real_language_model_has_the_published_divergences():
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
 
 
-EPISODES = {"### A teacher that is lost behind errors": "storeroom_unreliable"}
+EPISODES = {
+    "### A teacher that is lost behind errors": "storeroom_unreliable",
+    "### A teacher that knows its way back": "storeroom_robust",
+}
 
 
 @pytest.mark.parametrize("heading", EPISODES)
