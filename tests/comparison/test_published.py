@@ -18,7 +18,16 @@ from tropd.evaluation.statistics import estimate
 from tropd.proving_ground.domains import DOMAINS
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ["methods", "ablations", "pairs", "remains", "endings", "support", "storeroom_unreliable", "storeroom_robust"]
+PUBLISHED = [
+    "methods",
+    "ablations",
+    "pairs",
+    "remains",
+    "endings",
+    "support",
+    "storeroom_unreliable",
+    "storeroom_robust",
+]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
     "### One domain": ("methods", "single-domain"),
