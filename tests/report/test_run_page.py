@@ -72,6 +72,20 @@ def test_a_token_brings_what_the_log_has_of_it(folder):
     assert data["divergences"] == ["forward KL over the top-k"]
 
 
+def test_an_episode_has_its_authors_and_what_the_tools_said(tmp_path):
+    episode = [
+        {"author": "teacher", "at": 0, "text": "look"},
+        {"author": "tool", "at": 1, "text": f"3 {HOSTILE}"},
+        {"author": "student", "at": 1, "text": "take 3"},
+    ]
+    record = rollout(1, 0, [token("look", "guidance"), token("take"), token(" 3")]) | {"episode": episode}
+    page = run_page([write_run(tmp_path / "run", rollouts=[record])])
+    assert "img" not in parsed(page).seen and not {"\u202e", "\x1b"} & set(page)
+    hostile = HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\x1b")
+    shown = data_of(page)["rollouts"][0]["episode"]
+    assert shown == [[0, "teacher", ""], [1, "tool", f"3 {hostile}"], [1, "student", ""]]
+
+
 def test_several_runs_stand_side_by_side(tmp_path):
     folders = [write_run(tmp_path / name / "out", rollouts=logged_rollouts(), name=name) for name in ("opd", "tropd")]
     page = run_page(folders)

@@ -138,6 +138,9 @@ def test_the_rollout_log_says_who_said_what(tmp_path, monkeypatch):
     build(tmp_path, answers, "tropd", rows=RECORDED, **settings, **FULL).train()
     record = json.loads((tmp_path / "rollouts" / "step-000001.jsonl").read_text().splitlines()[0])
     assert [part["author"] for part in record["episode"]] == ["teacher", "tool", "student"]
+    starts, texts = [part["at"] for part in record["episode"]], [token["text"] for token in record["tokens"]]
+    assert starts[0] == 0 and starts[1] == starts[2], "a tool's words are no logged tokens"
+    assert "".join(texts[starts[2] :]) == ANSWER
     assert "<tool_response>\n15" in record["episode"][1]["text"] and record["episode"][2]["text"] == ANSWER
 
 

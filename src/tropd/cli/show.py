@@ -27,7 +27,14 @@ examples:
 """
 
 REGIONS = {"trusted": "trust", "outlier": "outlier", "prefix": "guidance", "left-out": "left out"}
-STYLES = {"trust": "", "outlier": "bold red", "guidance": "dim italic", "left out": "dim strike"}
+STYLES = {
+    "author": "bold",
+    "tool": "dim",
+    "trust": "",
+    "outlier": "bold red",
+    "guidance": "dim italic",
+    "left out": "dim strike",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +98,7 @@ def _matches(record: Mapping[str, Any], options: argparse.Namespace) -> bool:
 def _print(record: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from ..training.logging.marked import mark_response, marked_pieces
+    from ..training.logging.marked import mark_response, record_pieces
 
     whose = f", teacher {record['teacher']}" if "teacher" in record else ""
     ended = "ended" if record["ended_by"] is not None else "cut at the limit"
@@ -102,7 +109,7 @@ def _print(record: Mapping[str, Any]) -> None:
     screen.print(f"step {record['step']}, row {record['row']}{whose}: {state}{lowest}", markup=False, style="bold")
     screen.print(record["prompt"].rstrip("\n"), markup=False, style="dim")
     text = Text()
-    for piece, region in marked_pieces(record["tokens"]):
+    for piece, region in record_pieces(record):
         text.append(piece, STYLES.get(region, ""))
     screen.print(text if record["tokens"] else mark_response(record), markup=False)
     screen.print()

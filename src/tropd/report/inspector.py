@@ -51,6 +51,11 @@ def _rollout(run: int, record: Mapping[str, Any], regions: Sequence[str]) -> dic
     }
     if not tokens:
         found["response"] = visible(record["response"])
+    if "episode" in record:  # a tool's words stand in their place; a model's are the tokens
+        parts = [part for part in record["episode"] if part["at"] <= MOST_OF_ONE]
+        found["episode"] = [
+            [part["at"], part["author"], visible(part["text"]) if part["author"] == "tool" else ""] for part in parts
+        ]
     if "teacher" in record:
         found["teacher"] = visible(record["teacher"])
     return found

@@ -44,7 +44,7 @@
     (filters.region.value === "" || t[REGION] === Number(filters.region.value)) &&
     (filters.r.value === "" || (t[R] !== null && t[R] <= Number(filters.r.value)));
   const isMarked = (t) => (asksForTokens() ? isHit(t) : data.marks[t[REGION]] === "o" || data.marks[t[REGION]] === "x");
-  const textOf = (rollout) => (rollout.prompt + (rollout.response || rollout.tokens.map((t) => t[TEXT]).join(""))).toLowerCase();
+  const textOf = (rollout) => (rollout.prompt + (rollout.response || rollout.tokens.map((t) => t[TEXT]).join("")) + (rollout.episode || []).map((part) => part[2]).join("")).toLowerCase();
 
   function find() {
     const words = filters.q.value.toLowerCase();
@@ -95,11 +95,14 @@
     at("which").value = String(place);
     at("earlier").disabled = place === 0;
     at("later").disabled = place === found.length - 1;
-    const spans = rollout.tokens.map((t, k) => {
+    const said = (k) =>
+      (rollout.episode || []).filter(([at]) => at === k).map(([, author, words]) => make("span", { className: "part" }, make("b", {}, author), words && ` ${words}`));
+    const spans = rollout.tokens.flatMap((t, k) => {
       const span = make("span", { className: `k ${data.marks[t[REGION]]}${asksForTokens() && isHit(t) ? " hit" : ""}`, tabIndex: -1, role: "button" }, shown(t[TEXT]));
       span.addEventListener("click", () => select(k, true));
-      return span;
+      return [...said(k), span];
     });
+    if (!rollout.cut) spans.push(...said(rollout.tokens.length));
     const rest = rollout.tokens.length ? [] : [make("span", { className: "x" }, rollout.response)];
     const cut = rollout.cut ? [make("em", {}, ` … ${rollout.cut} more tokens`)] : [];
     at("text").replaceChildren(make("span", { className: "prompt" }, rollout.prompt), ...spans, ...rest, ...cut);
@@ -149,7 +152,7 @@
       : [make("p", { className: "note" }, "The teacher's alternatives to this token were not logged (alternatives_per_token).")];
     at("panel").replaceChildren(
       make("h3", {}, make("span", { className: data.marks[t[REGION]] }, quoted(t[TEXT])), ` ${token + 1} of ${rollout.tokens.length}`),
-      make("p", { className: "note" }, `${whose}: ${state}` + (rollout.prefix ? `, behind ${rollout.prefix} tokens of the teacher's` : "") + "."),
+      make("p", { className: "note" }, `${whose}: ${state}` + (rollout.prefix && !rollout.episode ? `, behind ${rollout.prefix} tokens of the teacher's` : "") + "."),
       list,
       ...likeliest
     );

@@ -1,7 +1,7 @@
 """A logged rollout as one text in which regions are told apart without colour. Nothing heavy is imported."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 MARKS = {"trust": ("", ""), "guidance": ("«", "»"), "left out": ("~", "~"), "outlier": ("⟦", "⟧")}
@@ -26,11 +26,29 @@ def marked_pieces(tokens: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, st
             yield f"{before}{''.join(token['text'] for token in group)}{behind}", region
 
 
+def record_pieces(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The pieces of a logged rollout; of an episode, the author before each part, and a tool's words in their place.
+
+    >>> episode = [{"author": "student", "at": 0, "text": "a"}, {"author": "tool", "at": 1, "text": "7"}]
+    >>> list(record_pieces({"tokens": [{"text": "a", "region": "trust"}], "episode": episode}))
+    [('\\n[student] ', 'author'), ('a', 'trust'), ('\\n[tool] ', 'author'), ('7', 'tool')]
+    """
+    parts = record.get("episode", ())
+    if not parts:
+        yield from marked_pieces(record["tokens"])
+    for part, behind in zip_longest(parts, parts[1:]):
+        yield f"\n[{part['author']}] ", "author"
+        if part["author"] == "tool":
+            yield part["text"], "tool"
+        else:
+            yield from marked_pieces(record["tokens"][part["at"] : behind and behind["at"]])
+
+
 def mark_response(record: Mapping[str, Any]) -> str:
     """A logged rollout's response with its regions; of one that was left out, the response as it is between `~`."""
     if not record["tokens"]:
         return f"~{record['response']}~"
-    return "".join(text for text, _ in marked_pieces(record["tokens"]))
+    return "".join(text for text, _ in record_pieces(record))
 
 
 def _with_sign(value: float) -> str:

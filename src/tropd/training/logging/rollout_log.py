@@ -1,6 +1,7 @@
 """Sampled rollouts on disk: every token with its region, its log-probabilities and its part of the loss."""
 
 import math
+from bisect import bisect_left
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,19 @@ def _record(
     }
 
 
-def _episode(rollout: Rollout, tokenizer: Any) -> list[dict[str, str]]:
-    """Who said what, one after the other: the student, its teacher, or a tool."""
+def _episode(rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
+    """Who said what, one after the other: the student, its teacher, or a tool; `at` counts the logged tokens before."""
     authors = [
         "tool" if told else "teacher" if taught else "student"
         for told, taught in zip(rollout.external or [], rollout.by_teacher, strict=True)
     ]
     runs = groupby(zip(authors, rollout.response, strict=True), key=lambda pair: pair[0])
-    return [{"author": author, "text": tokenizer.decode([token for _, token in run])} for author, run in runs]
+    parts, start, scored = [], 0, rollout.scored_positions()
+    for author, run in runs:
+        tokens = [token for _, token in run]
+        parts.append({"author": author, "at": bisect_left(scored, start), "text": tokenizer.decode(tokens)})
+        start += len(tokens)
+    return parts
 
 
 def text_after(before: int, token: int, tokenizer: Any) -> str:
