@@ -43,6 +43,11 @@ def test_what_moved_is_told_as_its_examples_say(suite):
     assert doctest.testmod(suite) == (0, 1)
 
 
+def test_a_turn_is_after_an_error_that_a_reply_told_of(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert doctest.testmod(load("after_errors")) == (0, 2)
+
+
 def test_the_noise_of_a_shared_machine_has_not_moved(suite):
     assert suite.moved({"a": 1.0}, {"a": 1.09}) == []
     assert suite.moved({"a": 1.0}, {"a": 0.85}) == ["a: 1.00 -> 0.85 (-15%)"]

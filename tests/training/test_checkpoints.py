@@ -129,7 +129,7 @@ def test_another_programs_checkpoint_is_taken_with_a_warning(tmp_path, pair, cap
     trained(tmp_path, pair, max_steps=1)
     (tmp_path / "checkpoint-1" / MANIFEST).unlink()
     assert fault_of(tmp_path / "checkpoint-1") is None
-    assert "whether it is whole cannot be told" in caplog.text
+    assert "it cannot be checked for completeness" in caplog.text
 
 
 def test_only_the_latest_checkpoints_are_kept(tmp_path, pair):
