@@ -169,6 +169,19 @@ def test_the_page_of_agents_has_the_published_course_of_training(heading):
         assert shown == [f"{value:.2f}" for value in found]
 
 
+def test_the_page_of_agents_has_what_was_measured_after_errors():
+    found = json.loads((ROOT / "docs/assets/storeroom-after-errors.json").read_text(encoding="utf-8"))
+    for label, *shown in table_under("### After an error", "docs/agents.md"):
+        mine = [
+            {name: value for name, value in row.items() if name != "seed"} for row in found if row["label"] == label
+        ]
+        estimates = {name: estimate([row[name] for row in mine]) for name in mine[0] if name != "label"}
+        for (name, value), cell in zip(estimates.items(), shown, strict=True):
+            digits = 1 if "error" in name else 3
+            spread = f" ± {value.standard_error:.{digits}f}" if value.n > 1 else ""
+            assert cell == f"{value.mean:.{digits}f}{spread}", name
+
+
 @pytest.mark.parametrize("heading", TABLES)
 def test_the_page_of_results_has_the_published_scores(heading, beside):
     name, setting = TABLES[heading]
