@@ -120,12 +120,14 @@ def test_one_turn_is_todays_prefix_bit_for_bit(tmp_path):
         assert all(torch.equal(gradients[name], expected[name]) for name in expected)
 
 
-def test_without_a_share_it_is_unguided_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("pattern", ["prefix", "mixed", "trust"])
+@pytest.mark.parametrize("options", [{}, {"environment_factory": agents.Store}], ids=["tools", "environment"])
+def test_without_a_share_it_is_unguided_bit_for_bit(tmp_path, monkeypatch, pattern, options):
     seen = []
-    for name, settings in (("a", FULL | {"guidance_pattern": "mixed"}), ("b", {"guidance_schedule": "none"})):
+    for name, settings in (("a", FULL | {"guidance_pattern": pattern}), ("b", {"guidance_schedule": "none"})):
         monkeypatch.setattr("tropd.training.step.guidance_fraction", lambda *_: 0.0)
         recorder = Recorder()
-        trainer = build(tmp_path / name, None, "tropd", rows=RECORDED, max_completion_length=60, **settings)
+        trainer = build(tmp_path / name, None, "tropd", rows=RECORDED, max_completion_length=60, **settings, **options)
         trainer.add_callback(recorder)
         seen.append(([r.response for r in rollouts(trainer)], recorder.steps[0].weights))
     assert seen[0][0] == seen[1][0]
