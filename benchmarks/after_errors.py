@@ -9,15 +9,13 @@ error when some tool's reply before it in the episode tells of one. Entropy, tot
 means over states in nats per token. About four minutes on one CPU core.
 """
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from remains import mean_of
+from remains import main, mean_of
 
 from tropd.comparison.cell.episodes import play_all, succeeds, turn_numbers
 from tropd.comparison.cell.prepare import make_ruler, read_setting, student_folder
@@ -97,17 +95,5 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
         print(f"| `{label}` | {' | '.join(cells)} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a comparison whose models were kept")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    found = read(options.run)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, read, show)

@@ -9,7 +9,7 @@ Tables go to standard output. About ten minutes on one CPU core.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,6 @@ def read(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a comparison whose models were kept")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    found = read(options.run)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found)
-
-
 def show(found: Sequence[Mapping[str, Any]]) -> None:
     for states in ("shared", "own"):
         names = list(found[0][states])
@@ -121,6 +109,23 @@ def mean_of(values: Sequence[float], digits: int) -> str:
         return ""
     found = estimate(values)
     return f"{found.mean:.{digits}f}" + (f" ± {found.standard_error:.{digits}f}" if found.n > 1 else "")
+
+
+def main(
+    description: str | None = __doc__,
+    read: Callable[[Path], list[dict[str, Any]]] = read,
+    show: Callable[[Sequence[Mapping[str, Any]]], None] = show,
+) -> None:
+    """Read the models of a comparison, and show what was measured of each."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a comparison whose models were kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = read(options.run)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    show(found)
 
 
 if __name__ == "__main__":
