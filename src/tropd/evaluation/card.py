@@ -20,7 +20,9 @@ def read_card(text: str) -> ModelCard:
     try:
         return ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the head of the model card is faulty ({error}). Mend it, or remove the file.") from error
+        raise ValueError(
+            f"the YAML header of the model card cannot be read ({error}). Correct it, or remove the file."
+        ) from error
 
 
 def with_head(text: str, head: Mapping[str, Any]) -> str:
