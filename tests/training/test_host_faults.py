@@ -41,7 +41,7 @@ LORA = peft.LoraConfig(**HIDDEN, r=2)
             peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
             "wraps the model's forward",
         ),
-        (peft.LoraConfig(**HIDDEN, alora_invocation_tokens=[5]), "acts only behind its alora_invocation_tokens"),
+        (peft.LoraConfig(**HIDDEN, alora_invocation_tokens=[5]), "acts only after its alora_invocation_tokens"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -294,7 +294,8 @@ def test_the_final_model_is_pushed_once_when_it_is_whole_and_outlives_a_hub_that
         tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), push_to_hub=True, save_final_model=True
     )
     with pytest.raises(
-        NotPushed, match=r"the final model is in .*did not take it \(ConnectionError: no route.*hf upload"
+        NotPushed,
+        match=r"the final model is in .*could not be pushed to the Hub \(ConnectionError: no route.*hf upload",
     ):
         trainer.train()
     assert pushed == [["model.safetensors"]] and (tmp_path / "README.md").is_file()
@@ -319,11 +320,11 @@ def test_a_push_on_the_way_that_fails_is_told_and_its_copy_is_no_final_model(tmp
     monkeypatch.setattr(callbacks, "check_weights", killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    told = [record.getMessage() for record in caplog.records if "did not take the push" in record.getMessage()]
-    assert [text.split("(")[0] for text in told] == ["the Hub did not take the push of step 1 "]
+    told = [record.getMessage() for record in caplog.records if "the push of step" in record.getMessage()]
+    assert [text.split("(")[0] for text in told] == ["the push of step 1 to the Hub failed "]
     trainer.pushes.tell_failed()
     assert (
-        "the Hub did not take the push of step 2 (ConnectionError: no route to the Hub); the run goes on" in caplog.text
+        "the push of step 2 to the Hub failed (ConnectionError: no route to the Hub); the run continues" in caplog.text
     )
     last, weights = tmp_path / "checkpoint-2", tmp_path / "model.safetensors"
     assert weights.read_bytes() == (last / "model.safetensors").read_bytes(), "the push has copied it"

@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monk
     monkeypatch.setattr(directory_lock.fcntl, "flock", none)
     with caplog.at_level(logging.WARNING), only_run_in(tmp_path):
         pass
-    assert "has no locks" in caplog.text
+    assert "does not support locks" in caplog.text
 
 
 @pytest.mark.usefixtures("signals_of_a_terminal")
@@ -282,7 +282,7 @@ def test_the_final_model_is_not_written_over_a_model_that_is_read(role, tmp_path
     models = {"student": tiny.llama(seed=1), "teacher": tiny.llama(seed=2)}
     models[role].save_pretrained(tmp_path)
     models[role] = str(tmp_path)
-    with pytest.raises(ValueError, match=f"the folder of the {role}, whose weights the final model would be written"):
+    with pytest.raises(ValueError, match=f"the folder of the {role}, whose weights the final model would overwrite"):
         tiny.build(f"{tmp_path}/.", models["student"], models["teacher"], "opd")
 
 
