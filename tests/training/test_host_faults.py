@@ -210,7 +210,9 @@ def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair
     pair[1].save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     models = (str(tmp_path / "model"), pair[0]) if field == "model_init_kwargs" else (pair[0], str(tmp_path / "model"))
-    with pytest.raises(ValueError, match=rf"^{field} has '{key}', which is not taken there \(.*Remove or correct it"):
+    with pytest.raises(
+        ValueError, match=rf"^{field} has '{key}', which is not accepted there \(.*Remove or correct it"
+    ):
         build(tmp_path / "out", *models, "opd", **{field: inside})
     with pytest.raises(ValueError, match=rf"^{field} is \{{'device_map': 3\}}, and a model cannot be loaded with that"):
         build(tmp_path / "out", *models, "opd", **{field: {"device_map": 3}})
@@ -221,11 +223,11 @@ def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair
 def test_what_the_trainer_itself_does_not_take_is_named_with_its_field_too(tmp_path, pair):
     unknown = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"flux": 1}}
     trainer = build(tmp_path, *map(clone, pair), "opd", script=tiny.replay(tiny.recorded(8)), **unknown)
-    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs has 'flux', which is not taken there"):
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs has 'flux', which is not accepted there"):
         trainer.train()
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"flux": 1}}
     trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), **schedule)
-    with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not taken there"):
+    with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not accepted there"):
         trainer.train()
 
 

@@ -156,8 +156,8 @@ def stream(row):
         ({"prompt": None}, "a row has the prompt None"),
         ({"q": "a="}, "a row has the prompt None"),
         ({"prompt": [{"content": "a"}]}, "a row has the prompt .*messages with role and content"),
-        ({"prompt": "a=", "prompts": "b="}, "a row has a column 'prompts', but the host gives"),
-        ({"prompt": "a=", "images": "b"}, "a row has a column 'images', but the host would take it for pictures"),
+        ({"prompt": "a=", "prompts": "b="}, "a row has a column 'prompts', but TRL passes"),
+        ({"prompt": "a=", "images": "b"}, "a row has a column 'images', but TRL would treat it as images"),
     ],
 )
 def test_a_row_of_a_stream_that_is_no_prompt_stops_the_run_in_a_sentence(row, why, tmp_path):

@@ -252,7 +252,7 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
 
 def test_a_checkpoint_of_the_model_alone_is_none_to_go_on_from(tmp_path):
     build(tmp_path, save_only_model=True, **SAVED).train()
-    with pytest.raises(ValueError, match=r"checkpoint-2, which holds the model alone \(save_only_model\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-2, which holds only the model \(save_only_model\)"):
         build(tmp_path, **SAVED | {"max_steps": 3}).train(resume_from_checkpoint=True)
 
 

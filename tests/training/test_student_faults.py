@@ -55,7 +55,7 @@ def test_a_reward_that_raises_stops_the_run_before_the_step_and_is_named(train, 
     error = KeyError("answer")
     with pytest.raises(
         RewardFailed,
-        match=rf"^the reward function exactness failed in step 2 \(KeyError: 'answer'\), so noth.*{KEPT}\. Mend",
+        match=rf"^the reward function exactness failed in step 2 \(KeyError: 'answer'\), so noth.*{KEPT}\. Fix",
     ) as caught:
         train(options={"reward_funcs": [brevity, failing_at(2, error)]})
     assert caught.value.__cause__ is error and isinstance(caught.value, TrainingStopped)

@@ -269,7 +269,7 @@ class MethodSettings:
         if self.rescore_rollouts is False and not self.addresses_sampling():
             raise ValueError(
                 "rescore_rollouts is False, but log-probabilities and entropies are recorded only by the sampler of "
-                f"addressed rollouts ({self._engine_of_its_own() or 'addressed_sampling is False'}). Leave it out."
+                f"addressed rollouts ({self._engine_of_its_own() or 'addressed_sampling is False'}). Remove it."
             )
 
     def check_benchmarks(self) -> None:
