@@ -178,7 +178,7 @@ class CollapseGuard:
         Args:
             collapsed_share: of its rollouts.
             ended_share: of those with room to end; `None` where there are none.
-            unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+            unheeded_share: rollouts that wrote an ending of the teacher's and continued after it.
             of_all: share of all its rollouts that ended; `ended_share` by default.
             rollouts: how many it has.
             guidance: α of the step.
