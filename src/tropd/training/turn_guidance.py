@@ -258,8 +258,9 @@ class TurnGuidance:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         names = [trainer.teachers.name_for(self.rows[row]) for row in asked]
         written: dict[Any, _Proposal] = {}
-        for name, mine in rows_by_name([names[i] for i in sorted(first.values())]).items():
-            of_name = [sorted(first.values())[n] for n in mine]
+        writers = sorted(first.values())
+        for name, mine in rows_by_name([names[i] for i in writers]).items():
+            of_name = [writers[n] for n in mine]
             budget = max(self._room(self._episodes[asked[i]], places[i][1]) for i in of_name)
             read = [
                 [*self._teacher_contexts[asked[i]], *contexts[i][self._prompt_lengths[asked[i]] :]] for i in of_name
