@@ -314,17 +314,27 @@ class TurnGuidance:
         return Start(proposal.ids[: max(0, min(allowed, len(proposal.ids) - tail, room - tail))])
 
 
-def check_trust_pattern(trainer: Any) -> None:
-    """Refuse to ask for the trust of turns where processes would have to ask for as many as each other.
+def check_pattern(trainer: Any) -> None:
+    """Refuse turns of the teacher's that weights sharded over the processes cannot give.
+
+    Those behind a turn of the student's are in no recording, and to ask for the trust of turns, processes would have to
+    have as many as each other.
 
     Raises:
         ValueError: with the field, and what can be set instead.
     """
-    if trainer.args.guidance_pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
+    pattern = trainer.args.guidance_pattern
+    if pattern == "mixed" and shards_teacher(trainer):
+        raise ValueError(
+            "guidance_pattern is 'mixed', in which the teacher also goes on behind turns of the student, which no "
+            "recording has, but its weights are sharded over the processes (FSDP, ZeRO-3), so that it cannot write "
+            "while training. Choose guidance_pattern: prefix, or with FSDP set shard_teacher: false."
+        )
+    if pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
         raise ValueError(
             "guidance_pattern is 'trust', for which both models read each turn while the episode goes on, but their "
             "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
-            "Choose guidance_pattern: mixed, or run without sharding."
+            "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
 
 
