@@ -502,6 +502,7 @@ class TrOPDTrainer(GRPOTrainer):
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
             len(step.rollouts) * self.accelerator.num_processes,
+            (step.guidance_fraction or 0.0) if metrics["guidance/prefix_length"] else 0.0,
         )
 
     def _logs_rollouts(self, steps: int = 1) -> bool:

@@ -153,6 +153,8 @@ class Checkpointing:
         trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
         trainer.guard.recent = [(share, count) for share, count in state["guard"].get("recent", [])]
+        trainer.guard.guidance = state["guard"].get("guidance", 0.0)
+        trainer.guard.best_guided_share = state["guard"].get("best_guided_share", 0.0)
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -167,6 +169,8 @@ class Checkpointing:
                 "steps_in_a_row": trainer.guard.steps_in_a_row,
                 "best_ended_share": trainer.guard.best_ended_share,
                 "recent": trainer.guard.recent,
+                "guidance": trainer.guard.guidance,
+                "best_guided_share": trainer.guard.best_guided_share,
             },
         }
 
