@@ -344,10 +344,11 @@ def test_settings_without_turns_are_refused(tmp_path, method, settings, what):
         build(tmp_path, answers, method, **settings)
 
 
-def test_trust_of_turns_is_refused_where_ranks_hold_a_model_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("pattern", ["trust", "mixed"])
+def test_turns_are_refused_that_sharded_weights_cannot_give(tmp_path, monkeypatch, pattern):
     monkeypatch.setattr("tropd.training.turn_guidance.shards_teacher", lambda _: True)
-    with pytest.raises(ValueError, match=r"guidance_pattern is 'trust'.*sharded.*guidance_pattern: mixed"):
-        build(tmp_path, answers, "tropd", guidance_pattern="trust", **FULL)
+    with pytest.raises(ValueError, match=rf"guidance_pattern is '{pattern}'.*sharded.*guidance_pattern: prefix"):
+        build(tmp_path, answers, "tropd", guidance_pattern=pattern, **FULL)
 
 
 def test_a_share_of_turns_that_nobody_recorded_is_refused(tmp_path):

@@ -258,8 +258,9 @@ class TurnGuidance:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         names = [trainer.teachers.name_for(self.rows[row]) for row in asked]
         written: dict[Any, _Proposal] = {}
-        for name, mine in rows_by_name([names[i] for i in sorted(first.values())]).items():
-            of_name = [sorted(first.values())[n] for n in mine]
+        writers = sorted(first.values())
+        for name, mine in rows_by_name([names[i] for i in writers]).items():
+            of_name = [writers[n] for n in mine]
             budget = max(self._room(self._episodes[asked[i]], places[i][1]) for i in of_name)
             read = [
                 [*self._teacher_contexts[asked[i]], *contexts[i][self._prompt_lengths[asked[i]] :]] for i in of_name
@@ -313,17 +314,27 @@ class TurnGuidance:
         return Start(proposal.ids[: max(0, min(allowed, len(proposal.ids) - tail, room - tail))])
 
 
-def check_trust_pattern(trainer: Any) -> None:
-    """Refuse to ask for the trust of turns where processes would have to ask for as many as each other.
+def check_pattern(trainer: Any) -> None:
+    """Refuse turns of the teacher's that weights sharded over the processes cannot give.
+
+    Those behind a turn of the student's are in no recording, and to ask for the trust of turns, processes would have to
+    have as many as each other.
 
     Raises:
         ValueError: with the field, and what can be set instead.
     """
-    if trainer.args.guidance_pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
+    pattern = trainer.args.guidance_pattern
+    if pattern == "mixed" and shards_teacher(trainer):
+        raise ValueError(
+            "guidance_pattern is 'mixed', in which the teacher also goes on behind turns of the student, which no "
+            "recording has, but its weights are sharded over the processes (FSDP, ZeRO-3), so that it cannot write "
+            "while training. Choose guidance_pattern: prefix, or with FSDP set shard_teacher: false."
+        )
+    if pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
         raise ValueError(
             "guidance_pattern is 'trust', for which both models read each turn while the episode goes on, but their "
             "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
-            "Choose guidance_pattern: mixed, or run without sharding."
+            "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
 
 
