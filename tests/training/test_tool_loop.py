@@ -96,6 +96,55 @@ def test_episodes_are_played_once_and_learned_from_in_each_iteration(tmp_path, r
     assert [entry.get("agent/turns") for entry in logs] == [2, None, 2, None]
 
 
+# ---------------------------------------------------------------------- a loop of the user's own
+
+
+SAID = "\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n"
+
+
+def game(prompts, trainer):
+    """Up to three turns of the student's own sampling; who wrote an even token last is answered, and goes on."""
+    prompt_ids = trainer._tokenize_prompts(prompts)[0]
+    found, masks, live = [[] for _ in prompts], [[] for _ in prompts], list(range(len(prompts)))
+    for turn in range(3):
+        written = trainer._generate_single_turn([prompt_ids[row] + found[row] for row in live], None, {}, 1)[0]
+        for row, tokens in zip(live, written, strict=True):
+            found[row], masks[row] = found[row] + tokens, masks[row] + [1] * len(tokens)
+        live = [row for row in live if turn < 2 and found[row][-1] % 2 == 0]
+        for row in live:
+            found[row], masks[row] = found[row] + ids(SAID), masks[row] + [0] * len(ids(SAID))
+    return {"prompt_ids": prompt_ids, "completion_ids": found, "logprobs": None, "env_mask": masks}
+
+
+def played(folder, micro_batches):
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("Guess.", "Guess again.")]
+    split = {"per_device_train_batch_size": 8 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    trainer = build(folder, None, rollout_func=game, rows=rows, max_completion_length=150, **split)
+    trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = 5
+    trainer.train()
+    return trainer, [rollout for batch in trainer._buffered_inputs for rollout in batch.rollouts]
+
+
+def test_a_loop_of_ones_own_is_scored_where_the_student_wrote_and_draws_by_row(tmp_path, caplog):
+    """Rows are known by their texts, so that eight are four and four though other rows go on in each."""
+    trainer, found = played(tmp_path / "one", 1)
+    turns = [len(rollout.turns) for rollout in found]
+    assert len(set(turns)) > 1 and max(turns) == 3
+    teacher, signals, first = agents.qwen(2), trainer._buffered_inputs[0].signals, 0
+    for rollout in found:
+        told = [token for token, mark in zip(rollout.response, rollout.external, strict=True) if mark]
+        assert text(told) == SAID * (len(rollout.turns) - 1)
+        scored = rollout.scored_positions()
+        assert len(scored) == len(rollout.response) - len(told) <= 15
+        expected = plain_logp(teacher, rollout.teacher_context, rollout.response)[scored]
+        ours = signals.teacher_logp[first : first + len(scored)].double()
+        assert torch.allclose(ours, expected, atol=2e-6)
+        first += len(scored)
+    halves = sorted(played(tmp_path / "two", 2)[1], key=lambda rollout: rollout.row)
+    assert [(r.row, r.response) for r in halves] == [(r.row, r.response) for r in found]
+    assert "continues no response" not in caplog.text
+
+
 # ---------------------------------------------------------------------- episodes that were cut
 
 
