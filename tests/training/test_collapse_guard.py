@@ -137,7 +137,7 @@ def test_the_sentence_says_when_what_and_where():
 
 
 def test_the_sentence_knows_rollouts_that_ran_past_the_teachers_ending():
-    assert "up to 62% of a step's rollouts wrote the teacher's ending and went on behind it" in said(0.62)
+    assert "up to 62% of a step's rollouts wrote the teacher's ending and continued after it" in said(0.62)
     assert "train with ending one_action" in said(0.5) and "learning rate" not in said(0.5)
     assert "one_action" not in said(0.49) and "learning rate" in said(0.49)
 
@@ -313,7 +313,7 @@ def test_a_run_that_teaches_an_ending_at_which_nothing_ends_is_stopped(tmp_path,
     step = trainer.state.global_step
     assert 5 < step < 15, "as soon as the patience of five steps allows, or a little later"
     assert f"stopped at step {step}: in each of the last 5 steps at least 90% of the rollouts" in str(stop.value)
-    assert "wrote the teacher's ending and went on behind it" in str(stop.value)
+    assert "wrote the teacher's ending and continued after it" in str(stop.value)
     assert "train with ending one_action" in str(stop.value)
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{step}")
     assert tiny.largest_difference(dict(kept.named_parameters()), tiny.weights_of(trainer.model)) == 0

@@ -164,7 +164,7 @@ def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
     from ..evaluation.card import check_card
 
     if settings["environment"] or settings["tools"]:
-        raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Leave --card out.")
+        raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Remove card.")
     if regraded is not None:
         raise ValueError("card is set beside regrade. Regrade, then repeat the evaluation's own command with --card.")
     _needed(settings, "model")

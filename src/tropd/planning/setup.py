@@ -236,8 +236,8 @@ def read_setup(
 
 def _as_if_it_read_all(name: str | None) -> str:
     return (
-        f"of several teachers the largest ({name}) counts as if it read every row; the others hold their weights. Each "
-        "reads its own rows, so a step takes no more than this."
+        f"the largest of the teachers ({name}) is counted as if it read every row, and the others by their weights. "
+        "Each reads its own rows, so a step takes no more than this."
     )
 
 

@@ -74,7 +74,7 @@ def finite_softmax(error: Exception, step: int, directory: str) -> NotFinite | N
         return None
     return NotFinite(
         f"the student's softmax is not finite in the rollout of step {step}: its weights are broken, or the last "
-        f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or look at the student."
+        f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or check the student."
     )
 
 
@@ -178,7 +178,7 @@ class CollapseGuard:
         Args:
             collapsed_share: of its rollouts.
             ended_share: of those with room to end; `None` where there are none.
-            unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+            unheeded_share: rollouts that wrote an ending of the teacher's and continued after it.
             of_all: share of all its rollouts that ended; `ended_share` by default.
             rollouts: how many it has.
             guidance: α of the step.
@@ -211,7 +211,7 @@ class CollapseGuard:
         advice = "lower the learning rate, or start from an earlier checkpoint"
         if self.unheeded_share >= 0.5:
             advice = (
-                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and went on behind "
+                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and continued after "
                 "it, since the student stops elsewhere: train with ending one_action"
             )
         return (
@@ -259,7 +259,7 @@ class Reader:
         if not all(contexts):
             raise ValueError(
                 f"{self.who} is given a prompt without a token, and nothing would predict the first token of its "
-                "response. Leave empty prompts out of the data."
+                "response. Remove empty prompts from the data."
             )
         longest = max(map(len, contexts), default=0)
         if self.positions is not None and longest + budget > self.positions:
@@ -269,8 +269,9 @@ class Reader:
             )
         elif self.steady is not None and longest + budget > self.steady:
             why = (
-                f"beyond {self.steady} its rotary embedding (rope_type) depends on the longest row of a batch, so that "
-                f"rollouts and scores would be of different models. {_what_fits(self.steady - longest)}{self.way_out}"
+                f"beyond {self.steady} its rotary embedding (rope_type) depends on the longest row of a batch, so "
+                "rollouts and scores would come from different models. "
+                f"{_what_fits(self.steady - longest)}{self.way_out}"
             )
         else:
             return
