@@ -45,6 +45,78 @@ def test_each_row_has_an_environment_of_its_own_and_the_teacher_is_told_of_it(tm
         assert "(hint)\nUse the tool. State 7.<|im_end|>" in text(rollout.teacher_context)
 
 
+class Desk(agents.Store):
+    """Another environment, with another tool."""
+
+    calculator = None
+
+    def ask(self, what: str) -> str:
+        """Ask.
+
+        Args:
+            what: the question.
+        """
+        self.calls += 1
+        return f"nobody knows {what}"
+
+
+ASKS = '<tool_call>\n{"name": "ask", "arguments": {"what": "why"}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_each_row_has_the_environment_that_it_names(tmp_path, is_guided):
+    """And its tools alone; under guidance the teacher writes the calls."""
+    agents.Store.made.clear()
+
+    def call(context):
+        return ASKS if '"name": "ask"' in text(context) else CALL
+
+    def play(context):
+        return ANSWER if is_guided or "<tool_response>" in agents.reads(context) else call(context)
+
+    guided = {"guidance_schedule": "constant", "guidance_beta": 0.1, "guidance_length": "cap"}
+    trainer = build(
+        tmp_path,
+        play,
+        "tropd" if is_guided else "opd",
+        environment_factory={"store": agents.Store, "desk": Desk},
+        rows=[{"prompt": ASK, "environment": name} for name in ("store", "desk")],
+        per_device_train_batch_size=8,
+        max_completion_length=600,
+        **(guided if is_guided else {}),
+    )
+
+    def write(contexts, **_):
+        done = ["<tool_response>" in agents.reads(context) for context in contexts]
+        return [ids("Done.") if over else ids(call(c))[:-1] for c, over in zip(contexts, done, strict=True)]
+
+    trainer.teacher.write = write
+    kinds = {"calculator": (CALL, "15"), "ask": (ASKS, "nobody knows why")}
+    for rollout in rollouts(trainer):
+        (name,) = [name for name in kinds if f'"name": "{name}"' in text(rollout.teacher_context)]
+        said, reply = kinds[name]
+        assert text(rollout.response).startswith(said) and f"<tool_response>\n{reply}\n" in text(rollout.response)
+        marked = zip(rollout.response, rollout.by_teacher, strict=True)
+        assert text([token for token, mark in marked if mark]) == (said if is_guided else "")
+    played = [type(store) for store in agents.Store.made if store.calls == 1]
+    assert played.count(agents.Store) == played.count(Desk) == 4
+
+
+class Asking(agents.Store):
+    """Which brings its prompts itself."""
+
+    def reset(self, **row):
+        super().reset(**row)
+        return ASK[0]["content"]
+
+
+def test_an_environment_needs_no_data(tmp_path):
+    trainer = build(tmp_path, agents.calls_then_answers, environment_factory=Asking, rows=None)
+    for rollout in rollouts(trainer):
+        assert text(rollout.teacher_context).endswith("12+3?<|im_end|>\n<|im_start|>assistant\n")
+        assert text([rollout.response[p] for p in rollout.scored_positions()]) == CALL + ANSWER
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "end"),
     [
