@@ -22,7 +22,7 @@ from ..teacher.endings import special_ids
 from ..teacher.local import TeacherScores, TopKRequest
 from ..training.guards.faults import SCORING
 from ..training.records import Rollout, pack_for_student
-from ..training.step import make_rollouts, score_rollouts, score_student
+from ..training.step import ask_teachers, make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
 from .episodes import call_opener
 from .no_trace import without_a_trace
@@ -196,20 +196,8 @@ def _score_teacher(
     def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    with trainer.step_guards().asking_teacher(sum(map(sum, marks))) as check:
-        scores = trainer.teachers.score(
-            [rollout.teacher for rollout in rollouts],
-            [rollout.teacher_context for rollout in rollouts],
-            [rollout.response for rollout in rollouts],
-            marks,
-            pad_id=trainer._tokenizer.pad_token_id,
-            temperature=trainer.temperature,
-            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
-            topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
-            endings=endings,
-        )
-        check(scores)
-    return scores
+    setup, request = trainer.step_setup(), TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere)
+    return ask_teachers(setup, rollouts, scored=marks, topk=request, endings=endings)
 
 
 def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, ...]:
@@ -278,26 +266,11 @@ def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedP
         Rollout(row, list(ours[:1]), list(theirs[:1]), response=list(ours[1:]), teacher=teacher)
         for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
-    common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0, "endings": trainer.endings.as_one}
-    with trainer.step_guards().memory(SCORING), trainer.accelerator.autocast():
-        student = score_student(
-            trainer.model,
-            texts,
-            rows_per_pass=trainer.step_setup().rows_per_pass,
-            device=trainer.accelerator.device,
-            **common,
-        )
-    theirs = [list(context[1:]) for _, context, _ in pairs]
-    with trainer.step_guards().asking_teacher(sum(map(len, theirs))) as check:
-        teacher = trainer.teachers.score(
-            [text.teacher for text in texts],
-            [text.teacher_context for text in texts],
-            theirs,
-            [[True] * len(text) for text in theirs],
-            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
-            **common,
-        )
-        check(teacher)
+    setup = replace(trainer.step_setup(), temperature=1.0, by_length=False)
+    with setup.guards.memory(SCORING), setup.guards.autocast():
+        student = score_student(setup, texts)
+    theirs = [replace(text, response=list(context[1:])) for text, (_, context, _) in zip(texts, pairs, strict=True)]
+    teacher = ask_teachers(setup, theirs)
     return ProbedPrompts(len(pairs), student.trainer_logp.float().cpu(), teacher.logp.float().cpu())
 
 

@@ -51,7 +51,7 @@ class ContextFit:
         if not rows:
             return data, lengths
         args = args_of(self.args, name, self.teachers)
-        contexts = TeacherContexts.configured(args, self.student.tokenizer, teacher.tokenizer)
+        contexts = TeacherContexts.from_args(args, self.student.tokenizer, teacher.tokenizer)
         same = self._teacher_sees_the_same(data, contexts)
         mine = [lengths[row] for row in rows]
         seen = mine if same else self._seen(contexts, data.dataset.select(rows), mine)
