@@ -67,11 +67,13 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     with torch.no_grad(), without_a_trace(trainer), _training_rows(trainer.args):
         parts = gather_object([_probe_batch(trainer, batch) for batch in _batches(trainer, list(rows))])
         rollouts = [rollout for part in parts for rollout in part.rollouts]
+        student, teacher, ends = map(torch.cat, zip(*(part.endings for part in parts), strict=True))
+        candidates = _ending_candidates(trainer)
         return Probe(
             rollouts=rollouts,
             tokens=_joined(parts),
             prompts=_read_prompts(trainer, rollouts),
-            endings=_joined_endings(trainer, parts),
+            endings=ProbedEndings(trainer.endings, candidates, student, teacher, ends[:, 0], ends[:, 1]),
             times=_times(trainer, parts),
             top_k=_top_k(trainer),
             topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
@@ -251,11 +253,6 @@ def _joined(parts: Sequence[_Part]) -> ProbedTokens:
             columns[field.name].append(getattr(part.tokens, field.name) + offset)
         first += len(part.rollouts)
     return ProbedTokens(**{name: torch.cat(values) for name, values in columns.items()})
-
-
-def _joined_endings(trainer: TrOPDTrainer, parts: Sequence[_Part]) -> ProbedEndings:
-    student, teacher, ends = map(torch.cat, zip(*(part.endings for part in parts), strict=True))
-    return ProbedEndings(trainer.endings, _ending_candidates(trainer), student, teacher, ends[:, 0], ends[:, 1])
 
 
 def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:

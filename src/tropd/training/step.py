@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..objective.endings import events_of
+from ..objective.endings import Endings, events_of
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
@@ -425,18 +425,25 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
 
 
 def ask_teachers(
-    setup: StepSetup, rollouts: Sequence[Rollout], *, together: bool = True, **options: Any
+    setup: StepSetup,
+    rollouts: Sequence[Rollout],
+    *,
+    scored: Sequence[list[bool]] | None = None,
+    endings: Endings | None = None,
+    together: bool = True,
+    **options: Any,
 ) -> TeacherScores:
     """The scores of each row's teacher; a failure is told in a sentence.
 
     Args:
         setup: see `build_step`.
         rollouts: what is scored.
+        scored: for each token of their responses, whether it is; by default what each rollout says.
+        endings: ids that are one action; by default as the run has them.
         together: every rank asks, and all stop where a teacher fails on one; else this rank asks by itself.
-        options: of `Teachers.score`, where they are not what the step has them to be.
+        options: what else `Teachers.score` takes.
     """
-    scored = options.pop("scored", [rollout.scored for rollout in rollouts])
-    asked: dict[str, Any] = {"endings": setup.endings.as_one, "rows_per_pass": setup.teacher_rows_per_pass} | options
+    scored = [rollout.scored for rollout in rollouts] if scored is None else scored
     with setup.guards.asking_teacher(together):
         scores = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
@@ -445,7 +452,9 @@ def ask_teachers(
             scored,
             pad_id=setup.pad_id,
             temperature=setup.temperature,
-            **asked,
+            rows_per_pass=setup.teacher_rows_per_pass,
+            endings=setup.endings.as_one if endings is None else endings,
+            **options,
         )
         setup.guards.check_counts(scores, sum(map(sum, scored)))
     return scores
