@@ -163,6 +163,7 @@ def pack_for_student(
 
 def read_rollouts(
     host: dict[str, Any],
+    prompt_ids: Sequence[list[int]],
     contexts: Sequence[list[int]],
     teachers: Sequence[str | None],
     starts: Sequence[list[int]],
@@ -179,7 +180,8 @@ def read_rollouts(
 
     Args:
         host: the output of `_generate_and_score_completions`.
-        contexts: what the teacher sees, row by row.
+        prompt_ids: what the student saw, row by row.
+        contexts: likewise the teacher.
         teachers: the name of each row's teacher.
         starts: the teacher prefixes that the responses begin with.
         first_row: number of the first row in the whole step.
@@ -191,7 +193,6 @@ def read_rollouts(
         stale: could a row's recorded episode not be followed? `None` where turns are not guided one by one: the teacher
             wrote the start alone.
     """
-    prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
     responses, tool_mask = unpad(host["completion_ids"], host["completion_mask"]), host.get("tool_mask")
     guided = turns.guided if turns and stale is not None else []
     rollouts = []

@@ -185,13 +185,15 @@ class RolloutStage:
             rewards = metric.startswith("reward") or metric == "frac_reward_zero_std"
             if metric.startswith("completions/") or (rewards and not trainer.monitors_rewards):
                 del metrics[metric]
-        contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
+        prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
+        contexts = trainer.teachers.contexts_for(rows, prompt_ids)
         names = [trainer.teachers.name_for(row) for row in rows]
         for name in dict.fromkeys(names):
             mine = [context for context, other in zip(contexts, names, strict=True) if other == name]
             self._teacher_readers[name].check(mine, trainer.max_completion_length)
         return read_rollouts(
             host,
+            prompt_ids,
             contexts,
             names,
             prefixes,
