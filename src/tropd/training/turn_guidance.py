@@ -177,7 +177,7 @@ class TurnGuidance:
                 prompt_ids=context[: self._prompt_lengths[row]],
                 teacher_context=self._teacher_contexts[row],
                 response=context[self._prompt_lengths[row] : self._prompt_lengths[row] + turns.written[row][-1].stop],
-                external=_outside(turns.written[row]),
+                external=[not mark for mark in _inside(turns.written[row], turns.written[row][-1].stop)],
                 guided=_inside(turns.guided[row], turns.written[row][-1].stop),
                 teacher=self.trainer.teachers.name_for(self.rows[row]),
             )
@@ -340,11 +340,6 @@ def check_pattern(trainer: Any) -> None:
             "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
             "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
-
-
-def _outside(written: Sequence[slice]) -> list[bool]:
-    """For each token up to the last that a model wrote: did no model write it?"""
-    return [not mark for mark in _inside(written, written[-1].stop)]
 
 
 def _inside(stretches: Sequence[slice], length: int) -> list[bool]:
