@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from tropd.teacher.endings import Declared, closing_ids, declared, pair_endings, sentence
+from tropd.teacher.endings import Declared, closing_ids, declared_endings, pair_endings, sentence
 
 TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HEADER, EOT, EOM = "<|header|>", "<|eot_id|>", "<|eom_id|>"
@@ -67,7 +67,7 @@ def model(eos: str | None, *generation: str, template: str | dict | None = None)
     """What a model declares with this ending of its tokenizer, and these of its generation settings."""
     ids = [ID[token] for token in generation]
     settings = GenerationConfig(eos_token_id=ids[0] if len(ids) == 1 else ids or None)
-    return declared(settings, tokenizer(eos, template))
+    return declared_endings(settings, tokenizer(eos, template))
 
 
 def named(ids) -> list[str]:
@@ -150,9 +150,9 @@ def test_an_ending_that_only_the_chat_template_writes_is_none_at_which_generatio
 
 
 def test_either_source_may_be_missing():
-    assert declared(None, None) == Declared(())
-    assert declared(GenerationConfig(eos_token_id=[4, 7]), None).ids == (4, 7)
-    assert named(declared(None, tokenizer(EOS)).ids) == [EOS]
+    assert declared_endings(None, None) == Declared(())
+    assert declared_endings(GenerationConfig(eos_token_id=[4, 7]), None).ids == (4, 7)
+    assert named(declared_endings(None, tokenizer(EOS)).ids) == [EOS]
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,13 @@ def test_episodes_are_played_scored_and_gone_on_with(evaluate, tmp_path, capfd):
 def test_the_record_has_what_that_of_benchmarks_has(evaluate, tmp_path, capfd):
     """By the same function: the data's digests, dtype, template and model; other data are not gone on with."""
     template = {"enable_thinking": False}
-    words = ["--dtype", "float32", "--chat_template_kwargs", json.dumps(template)]
+    words = ["--dtype", "float32", "--chat_template_kwargs", json.dumps(template), "--max_tool_result_tokens", 9]
     assert evaluate(*words) == 0
     record = json.loads((tmp_path / "out" / "episodes.json").read_text())
     data = tmp_path / "orders.jsonl"
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     played = {"environment": "tropd.proving_ground.storeroom.Storeroom", "tools": None, "max_turns": 64}
+    played |= {"max_tool_result_tokens": 9}
     files = {"orders.jsonl": hashlib.sha256(data.read_bytes()).hexdigest()}
     sampling = Sampling(
         str(model_path("teacher")),
@@ -94,6 +95,7 @@ def test_the_record_has_what_that_of_benchmarks_has(evaluate, tmp_path, capfd):
     ("words", "what"),
     [
         (["--max_turns", 0], "max_turns is 0; an episode has at least 1"),
+        (["--max_tool_result_tokens", 0], "max_tool_result_tokens is 0; use at least 1"),
         (["--top_p", 0.5], r"top_p is 0\.5, but episodes do not support it"),
         (["--benchmarks", "aime24"], "evaluate one, then the other"),
         (["--environment", "tropd.nothing.Store"], "environment has 'tropd.nothing.Store'"),
@@ -110,3 +112,27 @@ def test_episodes_of_other_settings_are_not_gone_on_with(evaluate, tmp_path, cap
     (tmp_path / "out" / "episodes.jsonl").write_text("{}\n")
     assert evaluate() == 2
     assert "or choose another --out" in " ".join(capfd.readouterr().err.split())
+
+
+class Talker(Storeroom):
+    """Whose replies are longer than anybody wants."""
+
+    def look(self, box: str) -> str:
+        """How many are in a box.
+
+        Args:
+            box: its letter.
+        """
+        return " ".join([super().look(box)] * 40)
+
+
+def test_replies_are_cut_as_in_training(evaluate, tmp_path):
+    """With four tokens of each there is room for more calls than with all; the messages keep them whole."""
+    turns, environment = {}, f"{__name__}.Talker"
+    for most in (4, 100):
+        assert evaluate("--max_tool_result_tokens", most, "--out", tmp_path / str(most), environment=environment) == 0
+        records = [json.loads(line) for line in (tmp_path / str(most) / "episodes.jsonl").read_text().splitlines()]
+        turns[most] = sum(record["turns"] for record in records)
+        said = [message for record in records for message in record["messages"] if message["role"] == "tool"]
+        assert any(message["content"].count(" ") == 39 for message in said)
+    assert turns[4] > turns[100]

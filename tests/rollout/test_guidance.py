@@ -4,7 +4,7 @@ import pytest
 
 from training.tiny import BOS, EOS, ids, tokenizer
 from tropd.objective.schedules import prefix_length
-from tropd.rollout.guidance import response_ids, splice
+from tropd.rollout.guidance import response_ids
 
 CHAT = [{"role": "user", "content": "ab"}]
 ANSWER = [{"role": "assistant", "content": "xy+z"}]
@@ -85,12 +85,3 @@ def test_the_two_readings_of_the_schedule_differ_on_short_responses():
     half = {"fraction": 0.5, "max_length": 100, "min_tail": 1}
     assert prefix_length("cap", response_length=10, **half) == 9
     assert prefix_length("share", response_length=10, **half) == 5
-
-
-def test_prefix_and_continuation_stay_within_the_budget_and_keep_their_ids():
-    assert splice([1, 2], [3, 4, 5], None, budget=4) == ([1, 2, 3, 4], None)
-    assert splice([1, 2], [3], None, budget=4) == ([1, 2, 3], None)
-
-
-def test_the_sampler_has_no_log_probability_of_prefix_tokens():
-    assert splice([1, 2], [3, 4, 5], [-0.3, -0.4, -0.5], budget=4) == ([1, 2, 3, 4], [None, None, -0.3, -0.4])

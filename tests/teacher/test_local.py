@@ -13,6 +13,7 @@ from training.tiny import EOS, PAD, clone, plain_logps
 from tropd.models.fingerprint import of_weights
 from tropd.models.hidden_states import expose_hidden_states
 from tropd.models.packing import PackedResponses
+from tropd.teacher import local
 from tropd.teacher.local import LocalTeacher, TopKRequest, until_eos
 
 CONTEXTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
@@ -159,12 +160,12 @@ def test_until_eos_takes_what_comes_before_the_first_end():
     assert until_eos([2], [2]) == []
 
 
-def test_a_score_that_is_not_a_number_stays_with_its_token(model):
+def test_a_score_that_is_not_a_number_stays_with_its_token(model, monkeypatch):
     """A teacher whose head gives NaN for one state says so there; the entropy and the other tokens are untouched."""
     broken = clone(model)
     teacher = LocalTeacher(broken)
-    score_packed = teacher._score_packed
-    teacher._score_packed = lambda packed, *rest: score_packed(Poisoned(**vars(packed)), *rest)  # type: ignore[method-assign]
+    pack = local.pack_responses
+    monkeypatch.setattr(local, "pack_responses", lambda *rows, **how: Poisoned(**vars(pack(*rows, **how))))
 
     class Poisoned(PackedResponses):
         def states(self, hidden_BLH):

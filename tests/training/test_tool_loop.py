@@ -45,6 +45,78 @@ def test_each_row_has_an_environment_of_its_own_and_the_teacher_is_told_of_it(tm
         assert "(hint)\nUse the tool. State 7.<|im_end|>" in text(rollout.teacher_context)
 
 
+class Desk(agents.Store):
+    """Another environment, with another tool."""
+
+    calculator = None
+
+    def ask(self, what: str) -> str:
+        """Ask.
+
+        Args:
+            what: the question.
+        """
+        self.calls += 1
+        return f"nobody knows {what}"
+
+
+ASKS = '<tool_call>\n{"name": "ask", "arguments": {"what": "why"}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_each_row_has_the_environment_that_it_names(tmp_path, is_guided):
+    """And its tools alone; under guidance the teacher writes the calls."""
+    agents.Store.made.clear()
+
+    def call(context):
+        return ASKS if '"name": "ask"' in text(context) else CALL
+
+    def play(context):
+        return ANSWER if is_guided or "<tool_response>" in agents.reads(context) else call(context)
+
+    guided = {"guidance_schedule": "constant", "guidance_beta": 0.1, "guidance_length": "cap"}
+    trainer = build(
+        tmp_path,
+        play,
+        "tropd" if is_guided else "opd",
+        environment_factory={"store": agents.Store, "desk": Desk},
+        rows=[{"prompt": ASK, "environment": name} for name in ("store", "desk")],
+        per_device_train_batch_size=8,
+        max_completion_length=600,
+        **(guided if is_guided else {}),
+    )
+
+    def write(contexts, **_):
+        done = ["<tool_response>" in agents.reads(context) for context in contexts]
+        return [ids("Done.") if over else ids(call(c))[:-1] for c, over in zip(contexts, done, strict=True)]
+
+    trainer.teacher.write = write
+    kinds = {"calculator": (CALL, "15"), "ask": (ASKS, "nobody knows why")}
+    for rollout in rollouts(trainer):
+        (name,) = [name for name in kinds if f'"name": "{name}"' in text(rollout.teacher_context)]
+        said, reply = kinds[name]
+        assert text(rollout.response).startswith(said) and f"<tool_response>\n{reply}\n" in text(rollout.response)
+        marked = zip(rollout.response, rollout.by_teacher, strict=True)
+        assert text([token for token, mark in marked if mark]) == (said if is_guided else "")
+    played = [type(store) for store in agents.Store.made if store.calls == 1]
+    assert played.count(agents.Store) == played.count(Desk) == 4
+
+
+class Asking(agents.Store):
+    """Which brings its prompts itself."""
+
+    def reset(self, **row):
+        super().reset(**row)
+        return ASK[0]["content"]
+
+
+def test_an_environment_needs_no_data(tmp_path):
+    trainer = build(tmp_path, agents.calls_then_answers, environment_factory=Asking, rows=None)
+    for rollout in rollouts(trainer):
+        assert text(rollout.teacher_context).endswith("12+3?<|im_end|>\n<|im_start|>assistant\n")
+        assert text([rollout.response[p] for p in rollout.scored_positions()]) == CALL + ANSWER
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "end"),
     [
@@ -94,6 +166,55 @@ def test_episodes_are_played_once_and_learned_from_in_each_iteration(tmp_path, r
     assert rate or largest_difference(first, second) == 0 == largest_difference(first, third)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry.get("agent/turns") for entry in logs] == [2, None, 2, None]
+
+
+# ---------------------------------------------------------------------- a loop of the user's own
+
+
+SAID = "\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n"
+
+
+def game(prompts, trainer):
+    """Up to three turns of the student's own sampling; who wrote an even token last is answered, and goes on."""
+    prompt_ids = trainer._tokenize_prompts(prompts)[0]
+    found, masks, live = [[] for _ in prompts], [[] for _ in prompts], list(range(len(prompts)))
+    for turn in range(3):
+        written = trainer._generate_single_turn([prompt_ids[row] + found[row] for row in live], None, {}, 1)[0]
+        for row, tokens in zip(live, written, strict=True):
+            found[row], masks[row] = found[row] + tokens, masks[row] + [1] * len(tokens)
+        live = [row for row in live if turn < 2 and found[row][-1] % 2 == 0]
+        for row in live:
+            found[row], masks[row] = found[row] + ids(SAID), masks[row] + [0] * len(ids(SAID))
+    return {"prompt_ids": prompt_ids, "completion_ids": found, "logprobs": None, "env_mask": masks}
+
+
+def played(folder, micro_batches):
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("Guess.", "Guess again.")]
+    split = {"per_device_train_batch_size": 8 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    trainer = build(folder, None, rollout_func=game, rows=rows, max_completion_length=150, **split)
+    trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = 5
+    trainer.train()
+    return trainer, [rollout for batch in trainer._buffered_inputs for rollout in batch.rollouts]
+
+
+def test_a_loop_of_ones_own_is_scored_where_the_student_wrote_and_draws_by_row(tmp_path, caplog):
+    """Rows are known by their texts, so that eight are four and four though other rows go on in each."""
+    trainer, found = played(tmp_path / "one", 1)
+    turns = [len(rollout.turns) for rollout in found]
+    assert len(set(turns)) > 1 and max(turns) == 3
+    teacher, signals, first = agents.qwen(2), trainer._buffered_inputs[0].signals, 0
+    for rollout in found:
+        told = [token for token, mark in zip(rollout.response, rollout.external, strict=True) if mark]
+        assert text(told) == SAID * (len(rollout.turns) - 1)
+        scored = rollout.scored_positions()
+        assert len(scored) == len(rollout.response) - len(told) <= 15
+        expected = plain_logp(teacher, rollout.teacher_context, rollout.response)[scored]
+        ours = signals.teacher_logp[first : first + len(scored)].double()
+        assert torch.allclose(ours, expected, atol=2e-6)
+        first += len(scored)
+    halves = sorted(played(tmp_path / "two", 2)[1], key=lambda rollout: rollout.row)
+    assert [(r.row, r.response) for r in halves] == [(r.row, r.response) for r in found]
+    assert "continues no response" not in caplog.text
 
 
 # ---------------------------------------------------------------------- episodes that were cut

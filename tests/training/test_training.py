@@ -129,9 +129,11 @@ def test_the_teacher_never_changes(tmp_path, student, teacher):
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 @pytest.mark.parametrize("method", ["opd", "tropd", "gkd", "jsd", "fkl", "reopold_2stage", "eopd"])
-def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(tmp_path, student, teacher, method, bad):
+def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(
+    tmp_path, monkeypatch, student, teacher, method, bad
+):
     trainer = build(tmp_path, clone(student), clone(teacher), method, script=replay(recorded(8)), rows=ROWS)
-    spoil(trainer, bad, tokens=(4, 30))
+    spoil(trainer, monkeypatch, bad, tokens=(4, 30))
     recorder = tiny.Recorder()
     trainer.add_callback(recorder)
     trainer.train()
@@ -144,7 +146,7 @@ def test_tokens_without_a_finite_teacher_score_are_left_out_and_counted(tmp_path
     assert [n for n in range(len(weights)) if weights[n] == 0] == left_out
 
 
-def spoil(trainer, bad, tokens):
+def spoil(trainer, monkeypatch, bad, tokens):
     """A teacher that says something unusable about a few tokens, in its own pass over the head."""
     from tropd.models.packing import PackedResponses
     from tropd.teacher import local
@@ -155,8 +157,8 @@ def spoil(trainer, bad, tokens):
             states[list(tokens)] = math.nan if math.isnan(bad) else states[list(tokens)]
             return states
 
-    score_packed = trainer.teacher._score_packed
-    trainer.teacher._score_packed = lambda packed, *rest: score_packed(Spoiled(**vars(packed)), *rest)
+    pack = local.pack_responses
+    monkeypatch.setattr(local, "pack_responses", lambda *rows, **how: Spoiled(**vars(pack(*rows, **how))))
     if not math.isnan(bad):
         score = trainer.teacher.score
 
@@ -179,13 +181,13 @@ def spoil(trainer, bad, tokens):
         trainer.teacher.score = spoiled
 
 
-def test_leaving_a_token_out_equals_a_step_without_it(tmp_path, student, teacher):
+def test_leaving_a_token_out_equals_a_step_without_it(tmp_path, monkeypatch, student, teacher):
     """The last token of the last row has no score: the same gradient as if that row ended before it."""
     shorter = [*recorded(8)[:-1], recorded(8)[-1][:-1]]
     expected = run(tmp_path, student, teacher, "opd", script=replay(shorter))
     recorder = tiny.Recorder()
     trainer = build(tmp_path, clone(student), clone(teacher), "opd", script=replay(recorded(8)), callbacks=[recorder])
-    spoil(trainer, math.nan, tokens=(sum(map(len, recorded(8))) - 1,))
+    spoil(trainer, monkeypatch, math.nan, tokens=(sum(map(len, recorded(8))) - 1,))
     trainer.train()
     assert largest_difference(recorder.steps[0].gradients, expected.gradients) < 1e-5 * largest(expected.gradients)
 

@@ -63,6 +63,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "environment": (None, "class whose methods the model may call, by a dotted path: plays the prompts of --data"),
     "tools": (None, "functions that it may call, by dotted paths with commas between them"),
     "max_turns": (64, "longest episode, in turns (default: 64)"),
+    "max_tool_result_tokens": (None, "cut longer replies of tools, as training does (default: no cut)"),
     "trained_on": ([], "training data: problems found in it are marked, and scored separately"),
     "card": (False, "write the scores into the model card, README.md in the model's folder"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
@@ -145,9 +146,9 @@ IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_templ
 
 
 def _type_of(name: str, default: Any) -> type:
-    """Of an option's value; one without a default is text, but for a number that the engine decides."""
+    """Of an option's value; one without a default is text, but for two numbers."""
     if default is None:
-        return int if name == "batch_size" else str
+        return int if name in ("batch_size", "max_tool_result_tokens") else str
     return type(default)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..run.tools import RunTools
 
 EPISODES, SETTINGS, SCORES = "episodes.jsonl", "episodes.json", "episode_scores.json"
-PLAYED = ("environment", "tools", "max_turns")
+PLAYED = ("environment", "tools", "max_turns", "max_tool_result_tokens")
 """Options that decide episodes, beside those that decide any response."""
 
 ROWS = (
@@ -81,6 +81,9 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {settings[name]}; give a number, or remove it.")
     if settings["max_turns"] < 1:
         raise ValueError(f"max_turns is {settings['max_turns']}; an episode has at least 1.")
+    most = settings["max_tool_result_tokens"]
+    if most is not None and most < 1:
+        raise ValueError(f"max_tool_result_tokens is {most}; use at least 1, or leave it out to cut no reply.")
     from .evaluate import DEFAULTS
 
     for name in ("top_p", "top_k", "min_p", "system_prompt"):
@@ -119,6 +122,7 @@ def _play(
             eos_ids=files.eos_ids,
             max_length=sampling.max_new_tokens,
             max_turns=settings["max_turns"],
+            reply_tokens=settings["max_tool_result_tokens"],
             temperature=sampling.temperature,
             seed=sampling.seed,
             first_row=lines.start,

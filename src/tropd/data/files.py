@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..messages import struct_columns
-from .refusals import shortened
+from ..visible import shorten
 
 FIELD_LIMIT = 2**31 - 1
 """Longest CSV field in characters. The `csv` module's own limit of 131,072 is shorter than some teacher responses."""
@@ -44,7 +44,7 @@ class Record(NamedTuple):
         """The record of a parsed JSON value, which must be an object."""
         if isinstance(value, dict):
             return cls(place, value)
-        return cls(place, {}, f"the row is not an object ({shortened(value)})")
+        return cls(place, {}, f"the row is not an object ({shorten(value)})")
 
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
@@ -108,11 +108,11 @@ def _json_line(place: str, line: str) -> Record:
     try:
         return Record.of(place, _JSON.decode(line))
     except json.JSONDecodeError as error:
-        return Record(place, {}, f"not JSON: {error.msg} at column {error.colno} ({shortened(line)})")
+        return Record(place, {}, f"not JSON: {error.msg} at column {error.colno} ({shorten(line)})")
     except RepeatedKey as error:
-        return Record(place, {}, f"{error} ({shortened(line)})")
+        return Record(place, {}, f"{error} ({shorten(line)})")
     except RecursionError:
-        return Record(place, {}, f"it is nested too deeply to be read ({shortened(line)})")
+        return Record(place, {}, f"it is nested too deeply to be read ({shorten(line)})")
 
 
 def read_json(path: Path) -> Iterator[Record]:
@@ -182,7 +182,7 @@ def _csv_lines(path: Path) -> Iterator[str]:
 def _csv_header(path: Path, header: list[str]) -> list[str]:
     if "" in header or len(set(header)) < len(header):
         raise ValueError(
-            f"{path}:1 is a header with an empty or repeated column name ({', '.join(map(shortened, header))}). Give "
+            f"{path}:1 is a header with an empty or repeated column name ({', '.join(map(shorten, header))}). Give "
             "each column a different name."
         )
     return header
@@ -190,7 +190,7 @@ def _csv_header(path: Path, header: list[str]) -> list[str]:
 
 def _csv_row(place: str, header: list[str], fields: list[str]) -> Record:
     if len(fields) != len(header):
-        return Record(place, {}, f"{len(fields)} of the {len(header)} fields in the header ({shortened(fields)})")
+        return Record(place, {}, f"{len(fields)} of the {len(header)} fields in the header ({shorten(fields)})")
     return Record(place, {name: field or None for name, field in zip(header, fields, strict=True)})
 
 

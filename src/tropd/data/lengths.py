@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..visible import shorten
 from .prompts import PromptData
-from .refusals import BadRow, refusal, shortened
+from .refusals import BadRow, refusal
 
 Tokenize = Callable[[list[Any]], Sequence[Sequence[int]]]
 """Prompts, as text or messages, to the token ids of each."""
@@ -83,7 +84,7 @@ def _refuse_empty(data: PromptData, lengths: Sequence[int | None], what: str) ->
     empty = [row for row, length in enumerate(lengths) if length == 0]
     if empty:
         values = data.dataset[what if what in data.dataset.column_names else "prompt"]
-        bad = [BadRow(data.places[row], f"{what} has no tokens ({shortened(values[row])})") for row in empty]
+        bad = [BadRow(data.places[row], f"{what} has no tokens ({shorten(values[row])})") for row in empty]
         raise refusal(bad, len(data), "Nothing would predict the first response token. Correct or remove these rows.")
 
 

@@ -222,8 +222,7 @@ def _dataset(spec: Spec, task: str, size: int) -> Any:
         )
         raise ValueError(
             f"{PREFIX}{task} cannot be generated with {spec.options or 'its default options'} ({error}). Its options "
-            "are: "
-            f"{options}."
+            f"are: {options}."
         ) from error
 
 

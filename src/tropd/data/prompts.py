@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..messages import TOOLS, without_nulls
 from ..suggestions import did_you_mean, nearest
+from ..visible import shorten
 from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
-from .refusals import BadRow, refusal, shortened
+from .refusals import BadRow, refusal
 from .rows import OURS, TEACHER, FirstForms, bad_rows
 from .sources import Source, has_splits, parts_of, read_records
 from .table import GrowingTable
@@ -155,7 +156,7 @@ def _check_settings(
     columns: Mapping[str, str] | None, system_prompt: str | None, limit: int | None, teachers: Sequence[str] | None
 ) -> None:
     if columns is not None and not (isinstance(columns, Mapping) and all(isinstance(c, str) for c in columns.values())):
-        raise ValueError(f"columns is {shortened(columns)}; write {{ours: the file's}}, with two column names.")
+        raise ValueError(f"columns is {shorten(columns)}; write {{ours: the file's}}, with two column names.")
     for name in columns or {}:
         if name == TEACHER and teachers is None:
             raise ValueError(
@@ -202,7 +203,6 @@ def _no_column(ours: str, theirs: str, there: list[str], part: str) -> str:
     likely = nearest(theirs, [name for name in there if name == ours or name not in OURS]) or usual
     suggestion = f" Did you mean {likely!r}?" if likely else ""
     return (
-        f"{part} has no column {theirs!r} (it has: {', '.join(there)}).{suggestion} "
-        f"Set columns={{{ours!r}: {likely or '…'!r}}} with the right column name; on the command line: "
-        f"--columns.{ours} {likely or '…'}."
+        f"{part} has no column {theirs!r} (it has: {', '.join(there)}).{suggestion} Set columns={{{ours!r}: "
+        f"{likely or '…'!r}}} with the right column name; on the command line: --columns.{ours} {likely or '…'}."
     )

@@ -1,7 +1,7 @@
 """Messages that refuse data: every bad row with its place and a shortened value."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SHOWN = 10
 """At most this many bad rows are shown; the others are counted."""
@@ -27,13 +27,3 @@ def refusal(bad: Sequence[BadRow], total: int, advice: str) -> ValueError:
     if len(bad) > SHOWN:
         lines.append(f"  … and {len(bad) - SHOWN:,} more")
     return ValueError("\n".join([*lines, advice]))
-
-
-def shortened(value: Any, width: int = 60) -> str:
-    """The value as Python writes it, cut after `width` characters.
-
-    >>> print(shortened([1, "a"]), shortened("x" * 100, 8))
-    [1, 'a'] 'xxxxxxx…
-    """
-    shown = repr(value)
-    return shown if len(shown) <= width else shown[:width] + "…"

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..messages import TOOLS, read_tools
 from ..suggestions import did_you_mean
+from ..visible import shorten
 from .files import Record
-from .refusals import BadRow, shortened
+from .refusals import BadRow
 
 PROMPTS = ("prompt", "teacher_prompt")
 FORMED = ("prompt", "teacher_response", "teacher_prompt")
@@ -94,7 +95,7 @@ def _changes_of_form(record: Record, first_of_form: FirstForms) -> list[str]:
             continue
         form, place = first_of_form.setdefault(name, (form_of(value), record.place))
         if form != form_of(value):
-            faults.append(f"{name} changes its form to {form_of(value)}; it is {form} in {place} ({shortened(value)})")
+            faults.append(f"{name} changes its form to {form_of(value)}; it is {form} in {place} ({shorten(value)})")
     return faults
 
 
@@ -104,14 +105,14 @@ def prompt_fault(name: str, value: Any) -> str:
         return f"{name} is missing or null"
     form = form_of(value)
     if form == "text":
-        return text_fault(name, value) or ("" if value.strip() else f"{name} is empty ({shortened(value)})")
+        return text_fault(name, value) or ("" if value.strip() else f"{name} is empty ({shorten(value)})")
     if form != "messages":
-        return f"{name} is neither text nor a list of messages, but {form} ({shortened(value)})"
+        return f"{name} is neither text nor a list of messages, but {form} ({shorten(value)})"
     fault = messages_fault(name, value)
     if not fault and value[-1]["role"] == "assistant":
-        return f"the last message of {name} is from the assistant, so there is nothing to answer ({shortened(value)})"
+        return f"the last message of {name} is from the assistant, so there is nothing to answer ({shorten(value)})"
     if not fault and not any((message.get("content") or "").strip() for message in value):
-        return f"the messages of {name} are empty ({shortened(value)})"
+        return f"the messages of {name} are empty ({shorten(value)})"
     return fault
 
 
@@ -126,27 +127,27 @@ def teacher_fault(value: Any, teachers: Sequence[str]) -> str:
         return f"teacher is missing or null; name one of {known}"
     if isinstance(value, str) and value in teachers:
         return ""
-    return f"teacher is {shortened(value)}, which is not one of {known}.{did_you_mean(str(value), teachers)}"
+    return f"teacher is {shorten(value)}, which is not one of {known}.{did_you_mean(str(value), teachers)}"
 
 
 def response_fault(value: Any, prompt: Any) -> str:
     """What is wrong with a `teacher_response`, or nothing."""
     form = form_of(value)
     if value in ("", []):
-        return f"teacher_response has no tokens ({shortened(value)}): use null where there is none"
+        return f"teacher_response has no tokens ({shorten(value)}): use null where there is none"
     if form == "text":
         return text_fault("teacher_response", value)
     if form == "token ids":
         wrong = [token for token in value if not 0 <= token <= MAX_TOKEN_ID]
         return f"teacher_response holds {wrong[0]}, which is not a token id" if wrong else ""
     if form != "messages":
-        return f"teacher_response is neither text nor messages nor token ids, but {form} ({shortened(value)})"
+        return f"teacher_response is neither text nor messages nor token ids, but {form} ({shorten(value)})"
     if form_of(prompt) == "text":
-        return f"teacher_response is a list of messages, but prompt is text ({shortened(prompt)}); set chat=True"
+        return f"teacher_response is a list of messages, but prompt is text ({shorten(prompt)}); set chat=True"
     fault = messages_fault("teacher_response", value)
     said = (message for message in value if message["role"] == "assistant")
     if not fault and not any(message.get("content") or _says_otherwise(message) for message in said):
-        return f"teacher_response has no tokens from the assistant ({shortened(value)})"
+        return f"teacher_response has no tokens from the assistant ({shorten(value)})"
     return fault
 
 
@@ -156,14 +157,14 @@ def messages_fault(name: str, messages: Sequence[dict[str, Any]]) -> str:
         role, content = message.get("role"), message.get("content")
         where = f"message {number} of {name}"
         if role is None or (content is None and not _says_otherwise(message)):
-            return f"{where} has no {'role' if role is None else 'content'} ({shortened(message)})"
+            return f"{where} has no {'role' if role is None else 'content'} ({shorten(message)})"
         if role not in (*ROLES, *ROLES_OF_SOME):
             known = f"{', '.join(ROLES)}, and of some templates {', '.join(ROLES_OF_SOME)}"
-            return f"{where} has the role {shortened(role)}; roles are {known}"
+            return f"{where} has the role {shorten(role)}; roles are {known}"
         if content is None:
             continue
         if not isinstance(content, str):
-            return f"the content of {where} is not text ({shortened(content)})"
+            return f"the content of {where} is not text ({shorten(content)})"
         if fault := text_fault(f"the content of {where}", content):
             return fault
     return ""
@@ -185,7 +186,7 @@ def tools_fault(value: Any) -> str:
     try:
         read_tools(value)
     except ValueError as error:
-        return f"tools is {error} ({shortened(value)}); write the tools' JSON schemas, as a list or as JSON text"
+        return f"tools is {error} ({shorten(value)}); write the tools' JSON schemas, as a list or as JSON text"
     return ""
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..visible import shorten
 from .arrow_types import as_array, as_json_array, as_type, common_type
 from .files import Record
-from .refusals import shortened
 from .rows import OURS, form_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class GrowingTable:
             if _array(name, [values[row]]) is None
             else "does not match the types of earlier rows"
         )
-        self._misfits[name] = f"column {name!r} is {shortened(values[row])} in {records[row].place}, which {why}"
+        self._misfits[name] = f"column {name!r} is {shorten(values[row])} in {records[row].place}, which {why}"
         return []
 
     def dataset(self) -> tuple["Dataset", list[str]]:

@@ -157,8 +157,7 @@ def check_fits(prompted: Prompted, sampling: Sampling, model: Any) -> None:
         raise ValueError(
             f"max_new_tokens is {sampling.max_new_tokens} and the longest prompt has {longest} tokens: together they "
             f"exceed the context of {sampling.model}, {positions} tokens. Lower max_new_tokens to "
-            f"{positions - longest} "
-            "or less."
+            f"{positions - longest} or less."
         )
 
 

@@ -117,7 +117,10 @@ def score(responses: Sequence[Graded], seen: Collection[str] | None = None) -> S
         accuracy=statistics.fmean(means),
         error_sampling=error_of_sampling(list(rows.values())),
         error_problems=statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan,
-        pass_at={k: _mean_pass_at(rows, k) for k in _powers_of_two(fewest)},
+        pass_at={
+            k: statistics.fmean(pass_at(len(row), round(sum(row)), k) for row in rows.values())
+            for k in (2**power for power in range(fewest.bit_length()))
+        },
         accuracy_ended=_mean([one.score for one in responses if one.ended]),
         truncated=_mean([not one.ended for one in responses]),
         no_answer=_mean([one.outcome == NO_ANSWER for one in responses]),
@@ -192,14 +195,6 @@ def error_of_sampling(rows: Sequence[Sequence[float]]) -> float:
     if any(len(row) < 2 for row in rows):
         return math.nan
     return math.sqrt(sum(statistics.variance(row) / len(row) for row in rows)) / len(rows)
-
-
-def _mean_pass_at(rows: dict[str, list[float]], k: int) -> float:
-    return statistics.fmean(pass_at(len(row), round(sum(row)), k) for row in rows.values())
-
-
-def _powers_of_two(most: int) -> list[int]:
-    return [2**power for power in range(most.bit_length()) if 2**power <= most]
 
 
 def _mean(values: Sequence[float]) -> float:

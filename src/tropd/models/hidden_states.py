@@ -224,8 +224,7 @@ def _output_layer(model: PreTrainedModel) -> Any:
         raise ValueError(
             f"an adapter wraps the output layer of {type(model).__name__} ({type(layer).__name__}), whose weights are "
             "read directly, so the adapter would have no effect. Merge it (model.merge_and_unload()), or leave the "
-            "layer "
-            "out of target_modules and trainable_token_indices."
+            "layer out of target_modules and trainable_token_indices."
         )
     weight = layer.weight
     packed = hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "divergences": (
         "forward_kl generalized_jsd jsd_sampled_advantage k1 k2 k3 reverse_kl skew_forward_kl skew_reverse_kl "
-        "support_reverse_kl "
-        "topk_forward_kl topk_jsd_teacher_part"
+        "support_reverse_kl topk_forward_kl topk_jsd_teacher_part"
     ),
     "head.fused_loss": "FusedLoss fused_loss",
     "head.layer": (

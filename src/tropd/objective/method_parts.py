@@ -270,8 +270,7 @@ def check_combination(method: "Method") -> None:
     if method.reduction == "selected" and method.guided:
         raise ValueError(
             "reduction is 'selected', a mean over only the trusted tokens, but guidance adds prefix tokens to the "
-            "loss; "
-            "choose 'shared', 'per_region' or 'per_turn', or guidance_schedule 'none'."
+            "loss; choose 'shared', 'per_region' or 'per_turn', or guidance_schedule 'none'."
         )
     _check_stages(method)
 

@@ -190,22 +190,20 @@ def read_setup(
         import torch
 
         on_gpu = not args.use_cpu and torch.cuda.is_available()
-    method = args.resolved_method()
+    method, half = args.resolved_method(), bool(args.bf16 or args.fp16)
     stages = [method, *filter(None, [method.second_stage])]
-    init = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    given = (args.model_init_kwargs, args.teacher_model_init_kwargs)
+    init, teacher_init = (kwargs if isinstance(kwargs, dict) else {} for kwargs in given)
     weight_bytes = loaded_bytes(init.get("dtype", "float32"), student)
     if args.master_weights and lora_parameters is None:
         weight_bytes = max(weight_bytes, 4)
-    half = bool(args.bf16 or args.fp16)
-    teacher_init = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
-    autocast = half and weight_bytes > 2
     return Setup(
         student=student,
         teacher=teacher,
         work=_workload(args, prompt_tokens, response_tokens, longest_prompt),
         weight_bytes=weight_bytes,
         teacher_bytes=weight_bytes if shares_base else loaded_bytes(teacher_init.get("dtype", "auto"), teacher),
-        autocast=autocast,
+        autocast=half and weight_bytes > 2,
         compute_bytes=2 if half else weight_bytes,
         checkpointing=bool(args.gradient_checkpointing),
         attention=str(init.get("attn_implementation") or "sdpa"),
@@ -220,25 +218,27 @@ def read_setup(
         loss=_loss(method),
         guided=method.guided,
         teacher_writes=method.guided and teacher_writes,
-        scoring_passes=_host_scores(args) + (not _sampler_suffices(args, half, weight_bytes)),
+        scoring_passes=_scoring_passes(args, half, weight_bytes),
         vllm=args.vllm_mode if args.use_vllm else None,
         vllm_share=args.vllm_gpu_memory_utilization if args.use_vllm and args.vllm_mode == "colocate" else 0.0,
         on_gpu=on_gpu,
         beside=beside,
-        notes=(
-            *(f"student: {note}" for note in student.notes),
-            *(f"teacher: {note}" for note in teacher.notes),
-            *(f"teacher {held.name!r}: {note}" for held in beside for note in held.shape.notes),
-            *(() if not beside else [_as_if_it_read_all(teacher_name)]),
-        ),
+        notes=_notes(student, teacher, teacher_name, beside),
     )
 
 
-def _as_if_it_read_all(name: str | None) -> str:
-    return (
-        f"the largest of the teachers ({name}) is counted as if it read every row, and the others by their weights. "
-        "Each reads its own rows, so a step takes no more than this."
-    )
+def _notes(
+    student: ModelShape, teacher: ModelShape, name: str | None, beside: tuple[HeldTeacher, ...]
+) -> tuple[str, ...]:
+    """What is not counted exactly."""
+    notes = [f"student: {note}" for note in student.notes] + [f"teacher: {note}" for note in teacher.notes]
+    notes += [f"teacher {held.name!r}: {note}" for held in beside for note in held.shape.notes]
+    if beside:
+        notes.append(
+            f"the largest of the teachers ({name}) is counted as if it read every row, the others by their weights. "
+            "Each reads its own rows, so a step takes no more than this."
+        )
+    return tuple(notes)
 
 
 def _workload(
@@ -275,13 +275,9 @@ def _loss(method: "Method") -> str:
     return "divergence" if method.jsd_beta in (0.0, 1.0) else "mixture"
 
 
-def _host_scores(args: "TrOPDConfig") -> bool:
-    """Does TRL compute log-probs of its own (`GRPOTrainer._generate_and_score_completions`)?"""
-    return bool(args.use_vllm and args.vllm_importance_sampling_correction)
-
-
-def _sampler_suffices(args: "TrOPDConfig", half: bool, weight_bytes: int) -> bool:
-    """Does what the sampler notes stand in for our own pass (`training.rollout_stage.notes_suffice`)?"""
+def _scoring_passes(args: "TrOPDConfig", half: bool, weight_bytes: int) -> int:
+    """TRL's own (`GRPOTrainer._generate_and_score_completions`), and ours where what the sampler notes does not do."""
+    suffices = not half and weight_bytes > 2  # as `training.rollout_stage.notes_suffice`
     if args.rescore_rollouts is not None or not args.addresses_sampling():
-        return args.rescore_rollouts is False
-    return not half and weight_bytes > 2
+        suffices = args.rescore_rollouts is False
+    return bool(args.use_vllm and args.vllm_importance_sampling_correction) + (not suffices)

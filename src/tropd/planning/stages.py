@@ -45,7 +45,8 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
     """Every stage of the first step, or of any later one, in the order of a step."""
     state = 0 if first_step else optimizer_bytes(setup)
     resident = {
-        "student weights": _sharded(setup, setup.student.parameters * setup.weight_bytes) + _adapter_bytes(setup),
+        "student weights": _sharded(setup, setup.student.parameters * setup.weight_bytes)
+        + (_sharded(setup, setup.trainable * setup.trainable_bytes) if setup.lora else 0),
         "teacher weights": _teacher_bytes(setup),
         "optimiser state": state,
         "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
@@ -63,10 +64,6 @@ def optimizer_bytes(setup: Setup) -> int:
     count = next((count for name, count in NUM_MOMENTS.items() if name in setup.optim), 2)
     size = 1.0 if "8bit" in setup.optim else 0.5 if "4bit" in setup.optim else float(setup.trainable_bytes)
     return _sharded(setup, round(count * size * setup.trainable))
-
-
-def _adapter_bytes(setup: Setup) -> int:
-    return _sharded(setup, setup.trainable * setup.trainable_bytes) if setup.lora else 0
 
 
 def _teacher_bytes(setup: Setup) -> int:
@@ -176,7 +173,8 @@ def _update(setup: Setup, state: int) -> dict[str, int]:
         "optimiser's temporaries": _optimizer_temporaries(setup),
     }
     # At the end of the backward pass: every gradient, and for a tied matrix both of its halves before they are added.
-    end = {"gradients": _gradients(setup), "head gradient": 2 * _tied_gradient(setup)}
+    halves = 2 * _head_gradient(setup) if setup.student.tied else 0
+    end = {"gradients": _gradients(setup), "head gradient": halves}
     backward = [_head_backward(setup), _layer_backward(setup), end]
     return _larger(*({"optimiser state": state} | moment for moment in [*backward, step])) | {
         "kept top-k": _kept_top_k(setup),
@@ -220,11 +218,6 @@ def _accumulated(setup: Setup) -> int:
 
 def _head_gradient(setup: Setup) -> int:
     return 0 if setup.lora else setup.student.head_parameters * 4
-
-
-def _tied_gradient(setup: Setup) -> int:
-    """The head's half of a tied matrix's gradient waits for the embedding's half until the backward pass ends."""
-    return _head_gradient(setup) if setup.student.tied else 0
 
 
 def _optimizer_temporaries(setup: Setup) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..teacher.endings import shown
+from ..teacher.endings import describe_ids
 from .measurement import Endings, EndingUse
 
 UNUSED = 0.01
@@ -17,18 +17,18 @@ def ending_sentences(endings: Endings, tokenizer: Any) -> list[str]:
     ours, theirs = endings.student_id, endings.teacher_id
     if ours is not None and theirs is not None and ours != theirs:
         said.append(
-            f"By measurement the student ends with {shown([ours], tokenizer)} and the teacher with "
-            f"{shown([theirs], tokenizer)}."
+            f"By measurement the student ends with {describe_ids([ours], tokenizer)} and the teacher with "
+            f"{describe_ids([theirs], tokenizer)}."
         )
     if endings.undeclared:
         said.append(
-            f"{shown(endings.undeclared, tokenizer)} is used as an ending, but neither model declares it: responses do "
-            "not stop there, and it is scored separately from the other endings."
+            f"{describe_ids(endings.undeclared, tokenizer)} is used as an ending, but neither model declares it: "
+            "responses do not stop there, and it is scored separately from the other endings."
         )
     for model, num_places in (("student", endings.num_ended), ("teacher", endings.num_at_teachers)):
         unused = [use.token_id for use in endings.uses if num_places >= FEW and _is_unused(use, model)]
         if unused and endings.apart:
-            said.append(f"{shown(unused, tokenizer)} is declared by the {model}, which does not end with it.")
+            said.append(f"{describe_ids(unused, tokenizer)} is declared by the {model}, which does not end with it.")
     return said
 
 
@@ -47,7 +47,7 @@ def ending_lines(endings: Endings, tokenizer: Any) -> list[str]:
     for use in endings.uses:
         own = f"{_percent(use.student_at_end)} {_percent(use.teacher_at_end)}"
         other = f"{_percent(use.student_at_teachers)} {_percent(use.teacher_at_teachers)}"
-        lines.append(f"    {shown([use.token_id], tokenizer):<26}{own:>20}{other:>22}")
+        lines.append(f"    {describe_ids([use.token_id], tokenizer):<26}{own:>20}{other:>22}")
     return lines
 
 

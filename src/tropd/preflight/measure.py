@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..objective.regions import trust_probability
-from ..teacher.endings import PairEndings
 from .episodes import measure_episodes
 from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from .probe import Probe
@@ -75,6 +74,7 @@ def measure_endings(probe: Probe) -> Endings:
         for model in ("student", "teacher")
         for place in ("student", "teacher")
     }
+    models = {"student": endings.student} | {name or "teacher": own for name, own in endings.teachers.items()}
     uses = []
     for column, token_id in enumerate(seen.ids):
         given = {key: None if mean is None else mean[column].item() for key, mean in means.items()}
@@ -83,7 +83,7 @@ def measure_endings(probe: Probe) -> Endings:
             uses.append(
                 EndingUse(
                     token_id,
-                    _declared_by(token_id, endings),
+                    tuple(name for name, own in models.items() if token_id in own.ids),
                     given["student", "student"],
                     given["teacher", "student"],
                     given["student", "teacher"],
@@ -103,11 +103,6 @@ def measure_endings(probe: Probe) -> Endings:
 
 def _column_means(probabilities_PC: Tensor, places_P: Tensor) -> Tensor | None:
     return probabilities_PC[places_P].double().mean(0) if places_P.any() else None
-
-
-def _declared_by(token_id: int, endings: PairEndings) -> tuple[str, ...]:
-    models = {"student": endings.student} | {name or "teacher": own for name, own in endings.teachers.items()}
-    return tuple(name for name, own in models.items() if token_id in own.ids)
 
 
 def _last_outlier_share(probe: Probe) -> float | None:

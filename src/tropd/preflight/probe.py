@@ -22,7 +22,7 @@ from ..teacher.endings import special_ids
 from ..teacher.local import TeacherScores, TopKRequest
 from ..training.guards.faults import SCORING
 from ..training.records import Rollout, pack_for_student
-from ..training.step import make_rollouts, score_rollouts, score_student
+from ..training.step import ask_teachers, make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
 from .episodes import call_opener
 from .no_trace import without_a_trace
@@ -67,11 +67,13 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     with torch.no_grad(), without_a_trace(trainer), _training_rows(trainer.args):
         parts = gather_object([_probe_batch(trainer, batch) for batch in _batches(trainer, list(rows))])
         rollouts = [rollout for part in parts for rollout in part.rollouts]
+        student, teacher, ends = map(torch.cat, zip(*(part.endings for part in parts), strict=True))
+        candidates = _ending_candidates(trainer)
         return Probe(
             rollouts=rollouts,
             tokens=_joined(parts),
             prompts=_read_prompts(trainer, rollouts),
-            endings=_joined_endings(trainer, parts),
+            endings=ProbedEndings(trainer.endings, candidates, student, teacher, ends[:, 0], ends[:, 1]),
             times=_times(trainer, parts),
             top_k=_top_k(trainer),
             topk_mass_curve=sum(part.mass_sums for part in parts) / max(1, sum(len(p.tokens.rollout) for p in parts)),
@@ -196,20 +198,8 @@ def _score_teacher(
     def everywhere(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         return torch.ones_like(logp, dtype=torch.bool)
 
-    with trainer.step_guards().asking_teacher(sum(map(sum, marks))) as check:
-        scores = trainer.teachers.score(
-            [rollout.teacher for rollout in rollouts],
-            [rollout.teacher_context for rollout in rollouts],
-            [rollout.response for rollout in rollouts],
-            marks,
-            pad_id=trainer._tokenizer.pad_token_id,
-            temperature=trainer.temperature,
-            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
-            topk=TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere),
-            endings=endings,
-        )
-        check(scores)
-    return scores
+    setup, request = trainer.step_setup(), TopKRequest(_top_k(trainer), trainer._student_vocab_size, everywhere)
+    return ask_teachers(setup, rollouts, scored=marks, topk=request, endings=endings)
 
 
 def _second_reading(trainer: TrOPDTrainer, rollouts: list[Rollout], topk_ids_NK: Tensor) -> tuple[Tensor, ...]:
@@ -265,11 +255,6 @@ def _joined(parts: Sequence[_Part]) -> ProbedTokens:
     return ProbedTokens(**{name: torch.cat(values) for name, values in columns.items()})
 
 
-def _joined_endings(trainer: TrOPDTrainer, parts: Sequence[_Part]) -> ProbedEndings:
-    student, teacher, ends = map(torch.cat, zip(*(part.endings for part in parts), strict=True))
-    return ProbedEndings(trainer.endings, _ending_candidates(trainer), student, teacher, ends[:, 0], ends[:, 1])
-
-
 def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedPrompts:
     """Both models' reading of the distinct prompts; every rank reads all, so that sharded forwards keep step."""
     seen = {(tuple(r.prompt_ids), tuple(r.teacher_context), r.teacher) for r in rollouts}
@@ -278,26 +263,11 @@ def _read_prompts(trainer: TrOPDTrainer, rollouts: Sequence[Rollout]) -> ProbedP
         Rollout(row, list(ours[:1]), list(theirs[:1]), response=list(ours[1:]), teacher=teacher)
         for row, (ours, theirs, teacher) in enumerate(pairs)
     ]
-    common = {"pad_id": trainer._tokenizer.pad_token_id, "temperature": 1.0, "endings": trainer.endings.as_one}
-    with trainer.step_guards().memory(SCORING), trainer.accelerator.autocast():
-        student = score_student(
-            trainer.model,
-            texts,
-            rows_per_pass=trainer.step_setup().rows_per_pass,
-            device=trainer.accelerator.device,
-            **common,
-        )
-    theirs = [list(context[1:]) for _, context, _ in pairs]
-    with trainer.step_guards().asking_teacher(sum(map(len, theirs))) as check:
-        teacher = trainer.teachers.score(
-            [text.teacher for text in texts],
-            [text.teacher_context for text in texts],
-            theirs,
-            [[True] * len(text) for text in theirs],
-            rows_per_pass=trainer.step_setup().teacher_rows_per_pass,
-            **common,
-        )
-        check(teacher)
+    setup = replace(trainer.step_setup(), temperature=1.0, by_length=False)
+    with setup.guards.memory(SCORING), setup.guards.autocast():
+        student = score_student(setup, texts)
+    theirs = [replace(text, response=list(context[1:])) for text, (_, context, _) in zip(texts, pairs, strict=True)]
+    teacher = ask_teachers(setup, theirs)
     return ProbedPrompts(len(pairs), student.trainer_logp.float().cpu(), teacher.logp.float().cpu())
 
 

@@ -8,7 +8,7 @@ from jinja2.exceptions import TemplateError
 
 from ..messages import TOOLS
 from ..models.files import ModelFiles
-from ..teacher.context import TeacherContexts, ToolsLost, appended, check_renders_tools
+from ..teacher.context import TeacherContexts, ToolsLost, check_renders_tools, ids_behind
 from .findings import Finding
 
 Row = dict[str, Any]
@@ -94,6 +94,8 @@ def _templates(
             check_renders_tools(teachers.tokenizer, teachers.options)
         except ToolsLost as error:
             yield Finding("refusal", "tools", str(error))
+        else:
+            yield Finding("ok", "tools", "The prompts tell both models of the tools.")
     if len(messages) < len(rows) and student.tokenizer.chat_template:
         yield Finding(
             "warning",
@@ -119,7 +121,7 @@ def _beginnings(student: ModelFiles, student_ids: Ids) -> Iterator[Finding]:
 def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids) -> Iterator[Finding]:
     tokenizer = student.tokenizer
     text = next((row["prompt"] for row in rows if isinstance(row["prompt"], str)), None)
-    behind = [] if text is None else appended(tokenizer, text)
+    behind = [] if text is None else ids_behind(tokenizer, text)
     if behind:
         tokens = " ".join(map(repr, tokenizer.convert_ids_to_tokens(behind)))
         yield Finding(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..models.files import ModelFiles, read_model_files
-from ..teacher.endings import declared, pair_endings, sentence
+from ..teacher.endings import declared_endings, pair_endings, sentence
 from ..teacher.vocabulary import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
 from .findings import Finding
 from .prompts import PromptSettings, compare_prompts
@@ -109,8 +109,8 @@ def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Seq
             "names one, so no response could end. Set eos_token in its tokenizer_config.json.",
         )
     endings = pair_endings(
-        declared(student.generation_config, student.tokenizer),
-        {None: declared(teacher.generation_config, teacher.tokenizer)},
+        declared_endings(student.generation_config, student.tokenizer),
+        {None: declared_endings(teacher.generation_config, teacher.tokenizer)},
         ending=ending,
         ending_ids=ending_ids,
         vocab_size=min(student.head_rows, teacher.head_rows),

@@ -147,13 +147,3 @@ def _behind(prompt: Any, prompt_ids: list[int], text: str, tokenizer: Any, templ
         before,
     )
     return alone
-
-
-def splice(
-    prefix: Sequence[int], continuation: Sequence[int], logps: Sequence[float] | None, budget: int
-) -> tuple[list[int], list[float | None] | None]:
-    """Prefix ⊕ continuation within `budget` tokens, and the sampler's log-probs, absent (`None`) on the prefix."""
-    kept = list(continuation[: budget - len(prefix)])
-    if logps is None:
-        return [*prefix, *kept], None
-    return [*prefix, *kept], [*([None] * len(prefix)), *logps[: len(kept)]]

@@ -51,8 +51,8 @@ class ContextFit:
         if not rows:
             return data, lengths
         args = args_of(self.args, name, self.teachers)
-        contexts = TeacherContexts.configured(args, self.student.tokenizer, teacher.tokenizer)
-        same = self._teacher_sees_the_same(data, contexts)
+        contexts = TeacherContexts.from_args(args, self.student.tokenizer, teacher.tokenizer)
+        same = contexts.as_student and "teacher_prompt" not in data.dataset.column_names
         mine = [lengths[row] for row in rows]
         seen = mine if same else self._seen(contexts, data.dataset.select(rows), mine)
         read: list[int | None] = [None] * len(lengths)
@@ -93,10 +93,6 @@ class ContextFit:
             for _, rows in _batches(data.dataset, self.tools)
             for ids in tokenize(tokenizer, [row["prompt"] for row in rows], kwargs, [tools_of(row) for row in rows])
         ]
-
-    @staticmethod
-    def _teacher_sees_the_same(data: PromptData, contexts: TeacherContexts) -> bool:
-        return contexts.as_student and "teacher_prompt" not in data.dataset.column_names
 
     def _budget(self, role: str, files: ModelFiles, lengths: list[int]) -> int:
         """Tokens that a prompt may have."""

@@ -69,7 +69,7 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return kept
 
 
-def appended(tokenizer: Any, text: str) -> list[int]:
+def ids_behind(tokenizer: Any, text: str) -> list[int]:
     """What a tokenizer appends to a text."""
     return list(tokenizer(text)["input_ids"])[len(text_ids(tokenizer, [text])[0]) :]
 
@@ -162,7 +162,7 @@ class TeacherContexts:
     student_template: str | None = None
 
     @classmethod
-    def configured(cls, args: Any, student_tokenizer: Any, teacher_tokenizer: Any, **tools: Any) -> "TeacherContexts":
+    def from_args(cls, args: Any, student_tokenizer: Any, teacher_tokenizer: Any, **tools: Any) -> "TeacherContexts":
         """As `chat_template_kwargs`, `teacher_chat_template` and `teacher_chat_template_kwargs` of `args` say."""
         own_kwargs = dict(args.teacher_chat_template_kwargs or {})
         return cls(

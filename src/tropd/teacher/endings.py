@@ -38,7 +38,7 @@ class Declared:
         return (*(i for i in self.ids if i in named), *(i for i in self.separators if i in self.sources))
 
 
-def declared(generation_config: Any, tokenizer: Any) -> Declared:
+def declared_endings(generation_config: Any, tokenizer: Any) -> Declared:
     """Read a model's endings from its generation settings and its tokenizer; either may be `None`."""
     sources: dict[int, tuple[str, ...]] = {}
     own = None if tokenizer is None else tokenizer.eos_token_id
@@ -207,14 +207,14 @@ def _why_apart(ids: Sequence[int], outside: Sequence[int], given: bool) -> str:
 def sentence(endings: PairEndings, tokenizer: Any) -> str:
     """How a run treats its endings, in one line."""
     who = [("the student", endings.student), *((teacher_phrase(name), own) for name, own in endings.teachers.items())]
-    said = "; ".join(f"{name} ends with {shown(own.ids, tokenizer)}" for name, own in who)
+    said = "; ".join(f"{name} ends with {describe_ids(own.ids, tokenizer)}" for name, own in who)
     if endings.merged:
         return f"{_capitalise(said)}. They are scored as one action, and rollouts stop at each of them."
-    stops = f"rollouts stop at {shown(endings.stop_ids, tokenizer)}"
+    stops = f"rollouts stop at {describe_ids(endings.stop_ids, tokenizer)}"
     return f"{_capitalise(said)}. Each id is scored separately ({endings.reason}), and {stops}."
 
 
-def shown(ids: Sequence[int], tokenizer: Any) -> str:
+def describe_ids(ids: Sequence[int], tokenizer: Any) -> str:
     """Tokens with their ids; ids alone without a tokenizer, and where it has no token of the id."""
     tokens = [None] * len(ids) if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))
     named = [str(i) if token is None else f"{token!r} ({i})" for i, token in zip(ids, tokens, strict=True)]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..models.files import context_length
 from ..models.fingerprint import of_weights
 from ..models.hidden_states import expose_hidden_states, head_rows, rotates_by_length
-from ..models.packing import PackedResponses, pack_responses
+from ..models.packing import pack_responses
 from ..models.sampling import sample, until_eos
 from ..objective.endings import Endings, events_of
 from ..objective.head.layer import Head, Scratch, gather_logps, normalise_, scan_vocabulary
@@ -188,7 +188,18 @@ class LocalTeacher:
         parts, hidden, done, head = [], [], 0, None
         for batch in batches:
             packed = pack_responses(*batch, pad_id, self.model.device, by_length=self.by_length)
-            part, states, head = self._score_packed(packed, temperature, endings, done, topk)
+            # A student padded further than its teacher may sample an id beyond the teacher's vocabulary; from it on
+            # nothing in a row has a teacher's context, and the ids are -1.
+            readable = torch.cat([(ids < self.vocab_size).cumprod(-1).flatten() for ids in packed.input_ids])
+            token_ids = torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
+            part, states, head = self.forward(
+                input_ids=tuple(ids.clamp_max(self.vocab_size - 1) for ids in packed.input_ids),
+                attention_mask=packed.attention_mask,
+                # Inside the forward: a sharded head is whole only there.
+                on_hidden=lambda hidden, head, packed=packed, token_ids=token_ids, done=done: _score_states(
+                    packed.states(hidden), head.at_temperature(temperature, endings), token_ids, done, topk
+                ),
+            )
             parts.append(part)
             hidden += [states] if keep_hidden else []
             done += packed.token_ids.numel()
@@ -197,24 +208,6 @@ class LocalTeacher:
             return TeacherScores(logp, entropy, index, ids, topk_logp)
         read = TeacherStates(torch.arange(len(logp), device=logp.device), torch.cat(hidden), head)
         return TeacherScores(logp, entropy, index, ids, topk_logp, (read,))
-
-    def _score_packed(
-        self, packed: PackedResponses, temperature: float, endings: Endings, offset: int, topk: TopKRequest | None
-    ) -> tuple[tuple[Tensor, ...], Tensor, Head]:
-        # A student padded further than its teacher may sample an id beyond the teacher's vocabulary; from it on nothing
-        # in a row has a teacher's context, and the ids are -1.
-        known = self.vocab_size
-        readable = torch.cat([(ids < known).cumprod(-1).flatten() for ids in packed.input_ids])
-        token_ids = torch.where(readable[packed.state_index + 1] > 0, packed.token_ids, -1)
-        found: tuple[tuple[Tensor, ...], Tensor, Head] = self.forward(
-            input_ids=tuple(ids.clamp_max(known - 1) for ids in packed.input_ids),
-            attention_mask=packed.attention_mask,
-            # Inside the forward: a sharded head is whole only there.
-            on_hidden=lambda hidden, head: _score_states(
-                packed.states(hidden), head.at_temperature(temperature, endings), token_ids, offset, topk
-            ),
-        )
-        return found
 
     def write(
         self,

@@ -18,6 +18,7 @@ from ..objective.loss import DirectTerm, TokenSignals
 from ..objective.methods import Method
 from ..objective.reduce import RegionCounts
 from ..rollout.engine.loop import SamplerNotes, unpad
+from ..rollout.turns import Turns
 from ..teacher.local import NotedTopK
 
 REPEAT_PERIOD = 16
@@ -162,6 +163,7 @@ def pack_for_student(
 
 def read_rollouts(
     host: dict[str, Any],
+    prompt_ids: Sequence[list[int]],
     contexts: Sequence[list[int]],
     teachers: Sequence[str | None],
     starts: Sequence[list[int]],
@@ -170,16 +172,16 @@ def read_rollouts(
     eos_ids: Sequence[int],
     mask_truncated: bool,
     mask_repetitive: bool,
-    notes: SamplerNotes | None = None,
-    messages: Sequence[list[Any]] | None = None,
-    guided: Sequence[list[slice]] | None = None,
+    notes: SamplerNotes,
+    turns: Turns | None = None,
     stale: Sequence[bool | None] | None = None,
 ) -> list[Rollout]:
     """One record for each row of what TRL's rollout returns.
 
     Args:
         host: the output of `_generate_and_score_completions`.
-        contexts: what the teacher sees, row by row.
+        prompt_ids: what the student saw, row by row.
+        contexts: likewise the teacher.
         teachers: the name of each row's teacher.
         starts: the teacher prefixes that the responses begin with.
         first_row: number of the first row in the whole step.
@@ -187,31 +189,23 @@ def read_rollouts(
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
         notes: what our own sampler knew of the tokens, and which endings are one action.
-        messages: each row's, behind its prompt, where tools may have answered.
-        guided: where each row's teacher wrote, over turns; `None`: in its start alone.
-        stale: could a row's recorded episode not be followed? `None` where there is none.
+        turns: where tools may have answered: each row's messages behind its prompt, and where its teacher wrote.
+        stale: could a row's recorded episode not be followed? `None` where turns are not guided one by one: the teacher
+            wrote the start alone.
     """
-    prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
-    responses = unpad(host["completion_ids"], host["completion_mask"])
-    tool_mask, sampler = host.get("tool_mask"), host.get("sampling_per_token_logps")
-    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
-    unsaid = notes.endings if notes is not None and len(notes.endings) > 1 else ()
+    responses, tool_mask = unpad(host["completion_ids"], host["completion_mask"]), host.get("tool_mask")
+    guided = turns.guided if turns and stale is not None else []
     rollouts = []
     for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
-        marks, turns = [position < len(start) for position in range(len(response))], [response[len(start) :]]
-        if guided is not None or external is not None:
-            marks, turns = _find_turns(response, guided[i] if guided else [slice(0, len(start))], external)
-        is_cut = None if messages is None else is_unanswered(messages[i])
+        marks, own_turns = [position < len(start) for position in range(len(response))], [response[len(start) :]]
+        if guided or external is not None:
+            marks, own_turns = _find_turns(response, guided[i] if guided else [slice(0, len(start))], external)
+        is_cut = None if turns is None or turns.messages is None else is_unanswered(turns.messages[i])
         goes_on = not response or response[-1] not in eos_ids or is_cut or marks[-1]
-        logps, entropies = None, None
-        if sampler is not None:
-            pairs = zip(response, sampler[i][: len(response)].tolist(), strict=True)
-            logps = [math.nan if token in unsaid else logp for token, logp in pairs]
-        elif notes is not None:
-            logps, entropies = notes.of(first_row + i, prompt_ids[i], response) or (None, None)
-        written = [token for turn in turns for token in turn]
-        again = len(turns) > 1 and repeats_calls(turns if turns[-1][-1] in eos_ids else turns[:-1])
+        logps, entropies = _find_sampler_numbers(host, i, notes, first_row + i, prompt_ids[i], response)
+        written = [token for turn in own_turns for token in turn]
+        again = len(own_turns) > 1 and repeats_calls(own_turns if own_turns[-1][-1] in eos_ids else own_turns[:-1])
         repetitive = is_repetitive(written) or again
         rollouts.append(
             Rollout(
@@ -235,6 +229,19 @@ def read_rollouts(
             )
         )
     return rollouts
+
+
+def _find_sampler_numbers(
+    host: dict[str, Any], place: int, notes: SamplerNotes, row: int, prompt: list[int], response: list[int]
+) -> tuple[list[float] | None, list[float] | None]:
+    """What the sampler says of a response: log-probabilities, and entropies where our own loop noted them."""
+    told = host.get("sampling_per_token_logps")
+    if told is None:
+        return notes.of(row, prompt, response) or (None, None)
+    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
+    unsaid = notes.endings if len(notes.endings) > 1 else ()
+    pairs = zip(response, told[place][: len(response)].tolist(), strict=True)
+    return [math.nan if token in unsaid else logp for token, logp in pairs], None
 
 
 def _find_turns(

@@ -33,7 +33,7 @@ from ..rollout.engine.noise import (
     drawing_without_address,
 )
 from ..rollout.engine.slots import KeptStates
-from ..rollout.guidance import response_ids, splice
+from ..rollout.guidance import response_ids
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -178,14 +178,22 @@ class RolloutStage:
             self.engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
         else:
             self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
-        self._drop_host_metrics()
-        contexts = trainer.teachers.contexts_for(rows, unpad(host["prompt_ids"], host["prompt_mask"]))
+        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
+        for metric in list(
+            metrics
+        ):  # the host's lengths count the teacher's prefix, and its rewards may be `no_reward`
+            rewards = metric.startswith("reward") or metric == "frac_reward_zero_std"
+            if metric.startswith("completions/") or (rewards and not trainer.monitors_rewards):
+                del metrics[metric]
+        prompt_ids = unpad(host["prompt_ids"], host["prompt_mask"])
+        contexts = trainer.teachers.contexts_for(rows, prompt_ids)
         names = [trainer.teachers.name_for(row) for row in rows]
         for name in dict.fromkeys(names):
             mine = [context for context, other in zip(contexts, names, strict=True) if other == name]
             self._teacher_readers[name].check(mine, trainer.max_completion_length)
         return read_rollouts(
             host,
+            prompt_ids,
             contexts,
             names,
             prefixes,
@@ -194,8 +202,7 @@ class RolloutStage:
             mask_truncated=trainer.args.mask_truncated_completions,
             mask_repetitive=trainer.args.mask_repetitive_completions,
             notes=notes,
-            messages=turns.messages if turns else None,
-            guided=turns.guided if turns and guidance else None,
+            turns=turns,
             stale=[guidance.is_stale(row) for row in range(len(rows))] if guidance else None,
         )
 
@@ -293,10 +300,10 @@ class RolloutStage:
             ):
                 written, logps = host(contexts)
         if any(starts):
-            columns = zip(starts, written, logps or [None] * len(starts), strict=True)
-            pairs = [splice(start, continuation, values, budget) for start, continuation, values in columns]
-            written = [ids for ids, _ in pairs]
-            logps = None if logps is None else [values for _, values in pairs]
+            written = [[*start, *ids][:budget] for start, ids in zip(starts, written, strict=True)]
+            if logps is not None:  # the sampler says nothing of what it has not drawn
+                told = zip(starts, logps, strict=True)
+                logps = [[*[None] * len(start), *values][:budget] for start, values in told]
         return written, logps
 
     def call_tools(self, messages: Sequence[list[Any]], host: Callable[[], Any], write: Callable) -> Any:
@@ -540,15 +547,6 @@ class RolloutStage:
                     len(rewards_BF),
                     trainer.moment(),
                 )
-
-    def _drop_host_metrics(self) -> None:
-        """Remove the host's numbers that mean something else here: its lengths count the teacher's prefix."""
-        trainer = self.trainer
-        metrics = trainer._metrics["train" if trainer.model.training else "eval"]
-        for name in list(metrics):
-            rewards = name.startswith("reward") or name == "frac_reward_zero_std"
-            if name.startswith("completions/") or (rewards and not trainer.monitors_rewards):
-                del metrics[name]
 
 
 def no_reward(completions: list, **_: object) -> list[float]:

@@ -11,7 +11,7 @@ from ..messages import TOOLS
 from ..models.hidden_states import expose_hidden_states, freeze_what_text_does_not_reach, language_model_class
 from ..teacher.adapter_base import BaseTeacher
 from ..teacher.context import Row, TeacherContexts, check_renders_tools, tools_of
-from ..teacher.endings import PairEndings, as_ids, declared, pair_endings
+from ..teacher.endings import PairEndings, as_ids, declared_endings, pair_endings
 from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
@@ -56,11 +56,11 @@ def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
 def find_endings(trainer: Any) -> PairEndings:
     """How this run's responses end; the sampler, and the model as it is saved, stop accordingly."""
     teachers = {
-        name: declared(teacher.generation_config, trainer.teacher_tokenizers[name])
+        name: declared_endings(teacher.generation_config, trainer.teacher_tokenizers[name])
         for name, teacher in trainer.teachers.by_name.items()
     }
     found = pair_endings(
-        declared(trainer.model.generation_config, trainer._tokenizer),
+        declared_endings(trainer.model.generation_config, trainer._tokenizer),
         teachers,
         ending=trainer.args.ending,
         ending_ids=trainer.args.ending_ids,
@@ -123,7 +123,7 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
                 teacher_phrase(name)[1:],
             )
         _check_vocabulary(trainer, name, tokenizer, teachers[name])
-        contexts[name] = TeacherContexts.configured(
+        contexts[name] = TeacherContexts.from_args(
             args,
             trainer._tokenizer,
             tokenizer,

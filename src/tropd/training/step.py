@@ -39,7 +39,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import SCORING, teacher_guard
+from .guards.faults import SCORING
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
@@ -148,7 +148,10 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
     teacher = score_teachers(setup, rollouts, gate)
     clock.append(time.perf_counter())
 
-    of_teachers = tokens_of_teachers(rollouts, setup.teachers.names, teacher.logp.device)
+    of_teachers = {}
+    for name in setup.teachers.names:
+        mine = [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts]
+        of_teachers[name] = column_of(rollouts, mine, teacher.logp.device, torch.bool)
     check_teachers(setup, teacher, gate, of_teachers)
     signals = make_signals(setup, rollouts, student, gate, teacher)
     direct = make_direct(setup.method, signals, teacher)
@@ -211,16 +214,7 @@ def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScor
         if setup.rescores is False:
             warn_of_a_pass()
     with setup.guards.memory(SCORING), setup.guards.autocast():
-        return score_student(
-            setup.student,
-            rollouts,
-            pad_id=setup.pad_id,
-            temperature=setup.temperature,
-            rows_per_pass=setup.rows_per_pass,
-            device=setup.device,
-            endings=setup.endings.as_one,
-            by_length=setup.by_length,
-        )
+        return score_student(setup, rollouts)
 
 
 @cache
@@ -244,26 +238,17 @@ def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores
 
 
 @torch.no_grad()
-def score_student(
-    student: Callable[..., Any],
-    rollouts: Sequence[Rollout],
-    *,
-    pad_id: int,
-    temperature: float,
-    rows_per_pass: int,
-    device: torch.device,
-    endings: Endings = (),
-    by_length: bool = False,
-) -> StudentScores:
-    """The student's log-probabilities and entropies of its own rollouts, without gradient; `endings` as one action."""
+def score_student(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScores:
+    """The student's log-probabilities and entropies of its own rollouts, without gradient."""
     logps, entropies = [], []
-    for start in range(0, len(rollouts), rows_per_pass):
-        packed = pack_for_student(rollouts[start : start + rows_per_pass], pad_id, device, by_length=by_length)
-        logp, entropy = student(
+    for start in range(0, len(rollouts), setup.rows_per_pass):
+        rows = rollouts[start : start + setup.rows_per_pass]
+        packed = pack_for_student(rows, setup.pad_id, setup.device, by_length=setup.by_length)
+        logp, entropy = setup.student(
             input_ids=packed.input_ids,
             attention_mask=packed.attention_mask,
             on_hidden=lambda hidden, head, packed=packed: sampled_logps(
-                packed.states(hidden), head.at_temperature(temperature, endings), packed.token_ids
+                packed.states(hidden), head.at_temperature(setup.temperature, setup.endings.as_one), packed.token_ids
             ),
         )
         logps.append(logp.float())
@@ -356,11 +341,6 @@ class Gate:
             bound = torch.full_like(logp, -torch.inf if method.gate == "open" else torch.inf)
         return torch.where(self.student_mask, bound + ROUNDING, -torch.inf)
 
-    def distrust(self, tokens: Tensor) -> None:
-        """Move the tokens at the positions `tokens` out of the trust region."""
-        self.outlier[tokens] += self.trust[tokens]
-        self.trust[tokens] = 0.0
-
 
 def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentScores) -> Gate:
     """The gate of a batch: its draws, and the entropy that its tokens must reach."""
@@ -407,18 +387,18 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     Tokens that are logged are asked for, too, and set aside.
     """
     method = setup.method
-    needed = torch.zeros_like(gate.student_mask)
-    noted = logged_tokens(setup, rollouts, needed) if setup.noted_rows else None
+    needed, noted = torch.zeros_like(gate.student_mask), torch.zeros_like(gate.student_mask)
+    noted[: sum(sum(rollout.scored) for rollout in rollouts[: setup.noted_rows])] = True  # logged with the top-k
     everywhere = method.trust != "k1" or method.baseline != "none"  # of trusted tokens, too
 
     def divide_and_select(logp: Tensor, entropy: Tensor, tokens: slice | Tensor) -> Tensor:
         gate.divide(logp, entropy, tokens)
         if method.needs_topk:
             needed[tokens] = gate.outlier[tokens] + (gate.trust[tokens] if everywhere else 0.0) > 0
-        return needed[tokens] if noted is None else needed[tokens] | noted[tokens]
+        return needed[tokens] | noted[tokens]
 
     request = None
-    if method.needs_topk or noted is not None:
+    if method.needs_topk or setup.noted_rows:
         k = method.fkl_top_k if method.needs_topk else setup.noted_topk
         assert k is not None
         events = setup.shared_vocab_size - max(len(setup.endings.as_one) - 1, 0)
@@ -426,45 +406,58 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
             min(k, events),
             setup.student_vocab_size,
             divide_and_select,
-            below=lambda: _bound_with(gate.most_of_an_outlier(), noted),
+            below=lambda: gate.most_of_an_outlier().masked_fill(noted, math.inf),
             above=-math.inf if method.teacher_entropy_tau is None else method.teacher_entropy_tau,
         )
-    with setup.guards.asking_teacher(gate.student_mask.numel()) as check:
-        scores = setup.teachers.score(
-            [rollout.teacher for rollout in rollouts],
-            [rollout.teacher_context for rollout in rollouts],
-            [rollout.response for rollout in rollouts],
-            [rollout.scored for rollout in rollouts],
-            pad_id=setup.pad_id,
-            temperature=setup.temperature,
-            rows_per_pass=setup.teacher_rows_per_pass,
-            topk=request,
-            endings=setup.endings.as_one,
-            keep_hidden=method.needs_full_teacher,
-        )
-        check(scores)
+    scores = ask_teachers(setup, rollouts, topk=request, keep_hidden=method.needs_full_teacher)
     if request is None:
         gate.divide(scores.logp, scores.entropy, slice(None))
-    if noted is not None:
+    if setup.noted_rows:
         scores = set_noted_aside(scores, noted, needed)
     scores = without_unusable(scores, method)
     if method.gate == "support":
         ids = column_of(rollouts, [rollout.response for rollout in rollouts], scores.topk_index.device, torch.long)
         sampled = events_of(ids, setup.endings.as_one)
-        gate.distrust(scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)])
+        outside = scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)]
+        gate.outlier[outside] += gate.trust[outside]
+        gate.trust[outside] = 0.0
     return scores
 
 
-def _bound_with(bound: Tensor, noted: Tensor | None) -> Tensor:
-    """log π_T up to which the top-k is asked for, [N]: of the tokens that are logged whatever it is."""
-    return bound if noted is None else bound.masked_fill(noted, math.inf)
+def ask_teachers(
+    setup: StepSetup,
+    rollouts: Sequence[Rollout],
+    *,
+    scored: Sequence[list[bool]] | None = None,
+    endings: Endings | None = None,
+    together: bool = True,
+    **options: Any,
+) -> TeacherScores:
+    """The scores of each row's teacher; a failure is told in a sentence.
 
-
-def logged_tokens(setup: StepSetup, rollouts: Sequence[Rollout], like: Tensor) -> Tensor:
-    """bool [N]: the tokens that are logged with the teacher's likeliest ones."""
-    noted = torch.zeros_like(like)
-    noted[: sum(sum(rollout.scored) for rollout in rollouts[: setup.noted_rows])] = True
-    return noted
+    Args:
+        setup: see `build_step`.
+        rollouts: what is scored.
+        scored: for each token of their responses, whether it is; by default what each rollout says.
+        endings: ids that are one action; by default as the run has them.
+        together: every rank asks, and all stop where a teacher fails on one; else this rank asks by itself.
+        options: what else `Teachers.score` takes.
+    """
+    scored = [rollout.scored for rollout in rollouts] if scored is None else scored
+    with setup.guards.asking_teacher(together):
+        scores = setup.teachers.score(
+            [rollout.teacher for rollout in rollouts],
+            [rollout.teacher_context for rollout in rollouts],
+            [rollout.response for rollout in rollouts],
+            scored,
+            pad_id=setup.pad_id,
+            temperature=setup.temperature,
+            rows_per_pass=setup.teacher_rows_per_pass,
+            endings=setup.endings.as_one if endings is None else endings,
+            **options,
+        )
+        setup.guards.check_counts(scores, sum(map(sum, scored)))
+    return scores
 
 
 def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> TeacherScores:
@@ -500,12 +493,6 @@ def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
         topk_ids=scores.topk_ids[read],
         topk_logp=topk[read],
     )
-
-
-def tokens_of_teachers(rollouts: Sequence[Rollout], names: Sequence[str], device: Any) -> dict[str, Tensor]:
-    """For each name of a teacher, bool [N]: the tokens of its rows."""
-    marks = {name: [[rollout.teacher == name] * len(rollout.response) for rollout in rollouts] for name in names}
-    return {name: column_of(rollouts, lines, device, torch.bool) for name, lines in marks.items()}
 
 
 def check_teachers(setup: StepSetup, teacher: TeacherScores, gate: Gate, of_teachers: dict[str, Tensor]) -> None:
@@ -572,17 +559,7 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
     other processes would have to take part in.
     """
     student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
-    with teacher_guard(setup.guards.moment, setup.guards.directory):
-        teacher = setup.teachers.score(
-            [rollout.teacher for rollout in rollouts],
-            [rollout.teacher_context for rollout in rollouts],
-            [rollout.response for rollout in rollouts],
-            [rollout.scored for rollout in rollouts],
-            pad_id=setup.pad_id,
-            temperature=setup.temperature,
-            rows_per_pass=setup.teacher_rows_per_pass,
-            endings=setup.endings.as_one,
-        )
+    teacher = ask_teachers(setup, rollouts, together=False)
     known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
     by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], setup.device, torch.bool)
     accepted = torch.where(by_teacher, 1.0, trust_probability(known - student.rollout_logp))

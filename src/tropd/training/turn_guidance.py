@@ -136,7 +136,7 @@ class TurnGuidance:
             recorded = self._recorded_turn(asked[i], messages)
             if recorded is not None:
                 proposals[i] = recorded
-        missing = [i for i in guided if i not in proposals]
+        missing = [i for i in guided if i not in proposals and not self._is_handed_over(asked[i])]
         if missing:
             rows, read = [asked[i] for i in missing], [contexts[i] for i in missing]
             proposals |= dict(zip(missing, self._write(rows, read, [places[i] for i in missing]), strict=True))
@@ -177,7 +177,7 @@ class TurnGuidance:
                 prompt_ids=context[: self._prompt_lengths[row]],
                 teacher_context=self._teacher_contexts[row],
                 response=context[self._prompt_lengths[row] : self._prompt_lengths[row] + turns.written[row][-1].stop],
-                external=_outside(turns.written[row]),
+                external=[not mark for mark in _inside(turns.written[row], turns.written[row][-1].stop)],
                 guided=_inside(turns.guided[row], turns.written[row][-1].stop),
                 teacher=self.trainer.teachers.name_for(self.rows[row]),
             )
@@ -240,6 +240,10 @@ class TurnGuidance:
         is_last = episode.turn == len(episode.recorded) - 1
         ending = None if is_last else (self.trainer._tokenizer.eos_token_id if turn.ending is None else turn.ending)
         return _Proposal(list(turn.ids), ending, is_last)
+
+    def _is_handed_over(self, row: int) -> bool:
+        """Is the rest of an episode the student's, as its recording is stale and a sharded teacher cannot go on?"""
+        return self._episodes[row].stale and not self.is_drawn and shards_teacher(self.trainer)
 
     def _write(self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place]) -> list[_Proposal]:
         """Turns that the teachers write now; rollouts of a prompt share them as long as they have read the same."""
@@ -336,11 +340,6 @@ def check_pattern(trainer: Any) -> None:
             "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
             "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
-
-
-def _outside(written: Sequence[slice]) -> list[bool]:
-    """For each token up to the last that a model wrote: did no model write it?"""
-    return [not mark for mark in _inside(written, written[-1].stop)]
 
 
 def _inside(stretches: Sequence[slice], length: int) -> list[bool]:

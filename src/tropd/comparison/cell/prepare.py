@@ -8,7 +8,7 @@ from typing import Any
 
 from ...atomic_files import write_whole
 from ...models.files import read_model_files
-from ...teacher.endings import declared, pair_endings
+from ...teacher.endings import declared_endings, pair_endings
 from ..other_ending import write_with_ending
 from ..plan import Plan, Setting
 from ..shipped_models import model_folder
@@ -72,8 +72,8 @@ def make_ruler(plan: Plan, setting: Setting, folder: Path) -> Ruler:
     }
     student = read_model_files(student_folder(setting, folder))
     endings = pair_endings(
-        declared(student.generation_config, student.tokenizer),
-        {part: declared(teacher.generation_config, teacher.tokenizer) for part, teacher in files.items()},
+        declared_endings(student.generation_config, student.tokenizer),
+        {part: declared_endings(teacher.generation_config, teacher.tokenizer) for part, teacher in files.items()},
         ending="one_action",
         ending_ids=None,
         vocab_size=min(model.head_rows for model in (student, *files.values())),

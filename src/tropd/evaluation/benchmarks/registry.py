@@ -254,9 +254,8 @@ def benchmark(name: str, field: str = "benchmarks") -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(
             f"{field} has {name!r}, which is not a benchmark{hint(name, list(BENCHMARKS))}. There are "
-            f"{', '.join(BENCHMARKS)}, "
-            "JSONL files of your own (path/to/own.jsonl, or path/to/own.jsonl@package.module:function), and tasks of "
-            "reasoning-gym (reasoning_gym:TASK)."
+            f"{', '.join(BENCHMARKS)}, JSONL files of your own (path/to/own.jsonl, or "
+            "path/to/own.jsonl@package.module:function), and tasks of reasoning-gym (reasoning_gym:TASK)."
         )
     return BENCHMARKS[name]
 

@@ -136,8 +136,7 @@ class MathematicsGrader:
             if find_spec("math_verify") is None:
                 raise ValueError(
                     "grading an answer that is not a plain number needs math-verify, which is not installed. Install "
-                    "it "
-                    "with: pip install 'tropd[eval]'."
+                    "it with: pip install 'tropd[eval]'."
                 )
             self._sandbox = Sandbox(
                 PACKAGES, preload=("math_verify", "tropd.evaluation.graders.symbolic:learn_grammar")

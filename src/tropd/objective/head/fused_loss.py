@@ -19,7 +19,6 @@ the weight's gradient in float32, which waits for the backward pass.
 Shapes: N tokens, C of one slice, R rows of one block, H hidden size, V vocabulary, K alternatives.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -152,16 +151,29 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         needs = ctx.needs_input_grad[:3] if with_gradient else (False, False, False)
         ctx.set_materialize_grads(False)
-        ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
-        parts = [
-            part
-            for run, of_run in inputs.runs()
-            for part in _slices_of_run(hidden_NH, head, of_run, run.start, ctx.gradients)
-        ]
-        values = [torch.cat(column) for column in zip(*parts, strict=True)]
-        loss = reduce_losses(TokenLosses(*values[3:]), inputs.counts, inputs.method.reduction)
-        ctx.mark_non_differentiable(*values)
-        return loss, *values
+        gradients = ctx.gradients = HeadGradients(hidden_NH, weight, bias, needs) if any(needs) else None
+        parts = []
+        for run, of_run in inputs.runs():
+            is_baseline = isinstance(of_run.direct, FullVocabularyTerm) and inputs.method.baseline == "full"
+            kind: type[SliceLoss] = WholeDistributions
+            if of_run.direct is None or isinstance(of_run.direct, TopKTerm) or (is_baseline and head.softcap is None):
+                kind = SelectedTokens
+            elif Divergence.can(head, of_run):
+                kind = Divergence
+            is_alone = kind is SelectedTokens and head.softcap is None and not is_baseline
+            slices = slices_for(hidden_NH[run], head, inputs.slice_tokens, 1 if is_alone else 2)
+            raw_CV, slice_loss = slice_buffer(weight, slices), kind(head, of_run, slices)
+            for tokens in slices:
+                place = slice(run.start + tokens.start, run.start + tokens.stop)
+                here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_NH[place], weight, bias)
+                values, raw_grad_CV = slice_loss(here_CV, tokens, with_gradient=gradients is not None)
+                if gradients is not None:
+                    gradients.add(place, raw_grad_CV)
+                parts.append(values)
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        loss = reduce_losses(TokenLosses(*columns[3:]), inputs.counts, inputs.method.reduction)
+        ctx.mark_non_differentiable(*columns)
+        return loss, *columns
 
     @staticmethod
     @once_differentiable
@@ -172,25 +184,3 @@ class _Fused(torch.autograd.Function):
                 "An earlier backward pass has already used the gradients of this loss; compute the loss again."
             )
         return (*gradients.result(float(grad_loss)), None, None, None)
-
-
-def _slices_of_run(
-    hidden_NH: Tensor, head: Head, inputs: LossInputs, first: int, gradients: HeadGradients | None
-) -> Iterator[tuple[Tensor, ...]]:
-    """Per-token values of every slice of a run of tokens that begins with token `first`; fills `gradients`."""
-    kind: type[SliceLoss] = WholeDistributions
-    is_baseline = isinstance(inputs.direct, FullVocabularyTerm) and inputs.method.baseline == "full"
-    if inputs.direct is None or isinstance(inputs.direct, TopKTerm) or (is_baseline and head.softcap is None):
-        kind = SelectedTokens
-    elif Divergence.can(head, inputs):
-        kind = Divergence
-    is_alone = kind is SelectedTokens and head.softcap is None and not is_baseline
-    hidden_RH = hidden_NH[first : first + inputs.token_ids.numel()]
-    slices = slices_for(hidden_RH, head, inputs.slice_tokens, 1 if is_alone else 2)
-    raw_CV, slice_loss = slice_buffer(head.weight, slices), kind(head, inputs, slices)
-    for tokens in slices:
-        here_CV = project_into(raw_CV[: tokens.stop - tokens.start], hidden_RH[tokens], head.weight, head.bias)
-        values, raw_grad_CV = slice_loss(here_CV, tokens, with_gradient=gradients is not None)
-        if gradients is not None:
-            gradients.add(slice(first + tokens.start, first + tokens.stop), raw_grad_CV)
-        yield values

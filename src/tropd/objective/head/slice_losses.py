@@ -155,13 +155,12 @@ class SelectedTokens(SliceLoss):
         # Of so few numbers autograd finds the gradient.
         leaves = [leaf.requires_grad_(with_gradient) for leaf in (sampled, alternatives, tail) if leaf is not None]
         with torch.set_grad_enabled(with_gradient):
-            direct = mass = torch.zeros_like(sampled)
+            compared = baseline
             if alternatives is not None and isinstance(term, TopKTerm):
-                value, part = term.of_selected(alternatives, entries, tail)
-                direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
-            elif baseline is not None:
-                value, part = baseline
-                direct, mass = direct.index_put((rows,), value), mass.index_put((rows,), part)
+                compared = term.of_selected(alternatives, entries, tail)
+            direct = mass = nothing = torch.zeros_like(sampled)
+            if compared is not None:
+                direct, mass = (nothing.index_put((rows,), part) for part in compared)
             values, total = self.losses(tokens, sampled, direct, mass)
         if not with_gradient:
             return values, logits_CV

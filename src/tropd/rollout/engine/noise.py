@@ -153,11 +153,9 @@ class AddressedNoise:
         Raises:
             RuntimeError: a softmax that is not finite, in `torch.multinomial`'s words, for whoever explains those.
         """
-        width, notes = input_ids.shape[1], self.notes
+        width = input_ids.shape[1]
         keys = self.keys(int(generation_config.max_length) - width).to(input_ids.device)
         race = Race(keys, width, takes_likeliest=not generation_config.do_sample)
-        mask = model_kwargs.get("attention_mask")
-        contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
         why = why_plain(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         if unproven and why is not None:
             raise RuntimeError(f"it does not receive what it reads: {why}")
@@ -168,23 +166,24 @@ class AddressedNoise:
             if not self.plainly:
                 say_why_plain(why)
             generation_config.do_sample = False  # a copy of this call's; the race's argmax is the sample
-            draws = Draws()
-            noted = [] if notes is None else [draws]
-            output = model._sample(
+            output = _sample_and_note(
+                model,
                 input_ids,
-                logits_processor=LogitsProcessorList([*logits_processor, *noted, race]),
+                logits_processor,
+                [race],
+                self.notes,
+                self.places,
                 stopping_criteria=stopping_criteria,
                 generation_config=generation_config,
                 synced_gpus=self.synced_gpus,
                 **model_kwargs,
             )
-            if notes is not None:
-                draws.note(notes, self.places, contexts, output)
         else:
             eos, pad = generation_config._eos_token_tensor, generation_config._pad_token_tensor
+            mask = model_kwargs.get("attention_mask")
             request = Request(
                 input_ids=input_ids,
-                contexts=contexts,
+                contexts=unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask),
                 keys=race.keys_BL,
                 race=race.run,
                 processors=logits_processor,
@@ -194,13 +193,13 @@ class AddressedNoise:
                 synced_gpus=self.synced_gpus,
                 inputs={"logits_to_keep": 1} if "logits_to_keep" in model_kwargs else {},
                 cache_name=next(name for name in CACHES if name in model_kwargs),
-                notes=notes,
+                notes=self.notes,
                 kept=self.kept,
                 numbers=[row for row, _ in self.places],
             )
             output, logps, entropies = decode(model, request)
-            if notes is not None:
-                notes.add(self.places, contexts, output[:, width:], logps, entropies)
+            if self.notes is not None:
+                self.notes.add(self.places, request.contexts, output[:, width:], logps, entropies)
         if not race.finite:
             raise RuntimeError("the softmax cannot be sampled: the probability tensor contains `inf` or `nan`")
         return output
@@ -214,6 +213,25 @@ def say_why_plain(why: str) -> None:
         "the student reads each batch once more (docs/rollouts.md).",
         why,
     )
+
+
+def _sample_and_note(
+    model: Any,
+    input_ids: Tensor,
+    processors: Sequence[Any],
+    race: Sequence["Race"],
+    notes: SamplerNotes | None,
+    places: Sequence[Place] | None,
+    **asked: Any,
+) -> Any:
+    """Transformers' own loop, over what comes out of `race` if there is one; what it draws is noted by its place."""
+    draws, mask = Draws(), asked.get("attention_mask")
+    noted = [] if notes is None or places is None else [draws]
+    output = model._sample(input_ids, logits_processor=LogitsProcessorList([*processors, *noted, *race]), **asked)
+    if notes is not None and places is not None and isinstance(output, Tensor):
+        contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
+        draws.note(notes, places, contexts, output)
+    return output
 
 
 class Draws(LogitsProcessor):
@@ -333,17 +351,7 @@ def drawing_without_address(
     def decode(
         model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **asked: Any
     ) -> Any:  # as `AddressedNoise.decode`
-        draws, mask = Draws(), asked.get("attention_mask")
-        output = model._sample(
-            input_ids,
-            logits_processor=LogitsProcessorList([*logits_processor, draws]),
-            synced_gpus=synced_gpus,
-            **asked,
-        )
-        if notes is not None and places is not None and isinstance(output, Tensor):
-            contexts = unpad(input_ids, torch.ones_like(input_ids) if mask is None else mask)
-            draws.note(notes, places, contexts, output)
-        return output
+        return _sample_and_note(model, input_ids, logits_processor, [], notes, places, synced_gpus=synced_gpus, **asked)
 
     with _another_generate(model) as generate:
 

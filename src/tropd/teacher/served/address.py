@@ -174,8 +174,7 @@ def _read(text: str, allow_remote: bool, role: Role) -> Address:
         raise ValueError(
             f"{role.field} is {text!r}, another machine over http: anyone on the network between could read the "
             f"prompts and change the answers. Use {'tropds' if address.scheme in OWN else 'https'}, a tunnel to "
-            "127.0.0.1 (ssh -L "
-            "8000:127.0.0.1:8000 HOST), or, in a network that you trust, "
+            "127.0.0.1 (ssh -L 8000:127.0.0.1:8000 HOST), or, in a network that you trust, "
             f"{role.option('allow_remote')}: true."
         )
     return address

@@ -127,9 +127,8 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
     if any(stage.teacher_entropy_tau is not None for stage in stages):
         raise ValueError(
             f"method {method.name!r} needs the teacher's entropy, but {start}, which does not return it. Load the "
-            "teacher in "
-            "this process (its folder or Hub name), serve it with `tropd serve` (tropd://…), or choose another "
-            "method, such as entropy_opd or tropd."
+            "teacher in this process (its folder or Hub name), serve it with `tropd serve` (tropd://…), or choose "
+            "another method, such as entropy_opd or tropd."
         )
     if args.temperature != 1.0:
         raise ValueError(
@@ -239,8 +238,7 @@ def _nobody(field: str, error: Exception, is_own: bool, role: Role) -> str:
     length = "max_completion_length" if role is TEACHER else "max_new_tokens"
     return (
         f"{field}: {error}. Start it, for example: python -m vllm.entrypoints.openai.api_server --model DIR --host "
-        "127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + "
-        f"{length} + 1."
+        f"127.0.0.1 --port 8000 --max-logprobs 64 --max-model-len N, with N the longest prompt + {length} + 1."
     )
 
 
@@ -317,8 +315,7 @@ def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, na
         raise ValueError(
             f"teacher_chat_template is 'teacher', but {teacher_phrase(name)} is served as {root!r}, which is not a "
             "folder here, so its chat template is unknown. Set teacher_tokenizer to a folder or Hub name that has it, "
-            "or "
-            "use 'student'."
+            "or use 'student'."
         )
     logger.warning(
         "The teacher is served as %r, which is not a folder here, so the student's tokenizer is used in its place, "

@@ -83,23 +83,15 @@ def room_on_disk(directory: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         clear_aside(directory)
-        if not _is_full_disk(error):
+        # safetensors and torch report the system's error as text.
+        texts = [os.strerror(number) for number in FULL_DISK]
+        if getattr(error, "errno", None) not in FULL_DISK and not any(text in str(error) for text in texts):
             raise
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise CheckpointNotWritten(
-            f"there is not enough space for a checkpoint in {directory} ({_reason(error)}); earlier checkpoints are "
-            "untouched. "
+            f"there is not enough space for a checkpoint in {directory} ({reason}); earlier checkpoints are untouched. "
             "Free some space and resume with resume_from_checkpoint, or set save_total_limit or save_only_model."
         ) from error
-
-
-def _is_full_disk(error: Exception) -> bool:
-    # safetensors and torch report the system's error as text.
-    texts = [os.strerror(number) for number in FULL_DISK]
-    return getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in texts)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
 # ---------------------------------------------------------------------- the manifest
@@ -216,7 +208,9 @@ def check_checkpoint(folder: str | Path) -> None:
     fault = fault_of(folder)
     if fault is None:
         return
-    earlier = next((path for path in _checkpoints_before(Path(folder)) if fault_of(path) is None), None)
+    place = Path(folder)
+    before = [path for path in checkpoints_in(place.parent) if steps_in_name(path) < steps_in_name(place)]
+    earlier = next((path for path in reversed(before) if fault_of(path) is None), None)
     offer = f"Resume from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is no earlier one"
     raise ValueError(f"checkpoint {folder} is not complete: {fault}. {offer}.")
 
@@ -227,11 +221,6 @@ def checkpoints_in(directory: str | Path) -> list[Path]:
         (path for path in Path(directory).glob("checkpoint-*") if path.is_dir() and steps_in_name(path) >= 0),
         key=steps_in_name,
     )
-
-
-def _checkpoints_before(folder: Path) -> list[Path]:
-    """Checkpoints of earlier steps beside `folder`, the latest first."""
-    return [path for path in reversed(checkpoints_in(folder.parent)) if steps_in_name(path) < steps_in_name(folder)]
 
 
 def steps_in_name(folder: Path) -> int:

@@ -33,7 +33,8 @@ def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
         keeps: records that the new one has written already.
     """
     folder, kept = Path(directory), tuple(keeps)
-    had_a_run = any((folder / name).exists() for name in ("run.json", FINAL)) or any(map(_is_weights, folder.glob("*")))
+    weights = [path for path in folder.glob("*") if path.suffix in WEIGHTS and path.name != "training_args.bin"]
+    had_a_run = bool(weights) or any((folder / name).exists() for name in ("run.json", FINAL))
     model = [path for path in folder.iterdir() if had_a_run and path.is_file() and MODEL.fullmatch(path.name)]
     set_aside(folder, [name for name in RECORDS if name not in kept])
     _move(folder, [*model, *checkpoints_in(folder)])
@@ -78,10 +79,6 @@ def _move(folder: Path, paths: list[Path]) -> None:
         folder,
         aside,
     )
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix in WEIGHTS and path.name != "training_args.bin"
 
 
 def _free(path: Path) -> Path:

@@ -80,8 +80,9 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
     if trainer.args.ignore_data_skip and "data" in changed:
         changed.remove("data")
     if changed:
+        are = "are" if len(changed) > 1 or changed == ["data"] else "is"
         raise ValueError(
-            f"resume_from_checkpoint is {checkpoint}, but the {' and the '.join(changed)} {_are(changed)} not what the "
+            f"resume_from_checkpoint is {checkpoint}, but the {' and the '.join(changed)} {are} not what the "
             "run began with, so its position in the data and its metrics would mix two runs. Use what it began with, "
             f"or start a new run with the checkpoint as its student: --student {checkpoint}"
             + (" (if only the data differ, ignore_data_skip: true continues)." if changed == ["data"] else ".")
@@ -115,10 +116,6 @@ def changed_settings(args: Any, directory: str | Path) -> list[str]:
         for name in sorted(now.keys() & begun.keys())
         if now[name] != begun[name] and name not in FREE_TO_CHANGE
     ]
-
-
-def _are(changed: list[str]) -> str:
-    return "are" if len(changed) > 1 or changed == ["data"] else "is"
 
 
 def write(trainer: Any) -> None:

@@ -10,11 +10,15 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from enum import Enum
+from functools import partial
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...suggestions import hint
+from ...visible import shorten
+
+_show = partial(shorten, width=100)
 
 INFINITE = frozenset({"max_grad_norm", "outlier_tau", "advantage_floor", "teacher_entropy_tau"})
 """Fields in which infinity says something: no clipping, every token, no token."""
@@ -182,9 +186,3 @@ def _either(parts: list[Any]) -> str:
     words += sorted(kind.__name__ for kind in kinds if kind not in {*_WORDS, tuple, type} and isinstance(kind, type))
     words += ["a class of that kind"] * (type in kinds)
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
-
-
-def _show(value: Any) -> str:
-    """The value as Python writes it, cut where it is long."""
-    shown = repr(value)
-    return shown if len(shown) <= 100 else shown[:100] + "…"

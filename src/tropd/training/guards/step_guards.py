@@ -49,15 +49,38 @@ class StepGuards:
         return enough_memory(work, lambda: self.moment, self.args, rows)
 
     @contextmanager
-    def asking_teacher(self, num_tokens: int) -> Iterator[Callable[[TeacherScores], None]]:
-        """Inside, the teacher scores `num_tokens`; yields what refuses another number of scores.
-
-        Where it fails on one rank, every rank leaves the block with a sentence.
-        """
+    def asking_teacher(self, together: bool) -> Iterator[None]:
+        """Inside, the teacher scores; where it fails on one rank, every rank that is `together` leaves the block."""
         # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = nullcontext() if self.shards_teacher else self.ranks.failing_together(self._failed_elsewhere)
-        with together, teacher_guard(self.moment, self.directory):
-            yield lambda scores: check_score_counts(scores, num_tokens, self.moment, self.directory)
+        together = together and not self.shards_teacher
+        with (
+            self.ranks.failing_together(self._failed_elsewhere) if together else nullcontext(),
+            teacher_guard(self.moment, self.directory),
+        ):
+            yield
+
+    def check_counts(self, scores: TeacherScores, num_tokens: int) -> None:
+        """Refuse scores that cannot be matched with the tokens, before anything is made of them.
+
+        Raises:
+            TeacherFailed: with both counts.
+        """
+        asked = scores.topk_index.numel()
+        counts = {
+            "logp": (len(scores.logp), num_tokens, "tokens"),
+            "entropy": (len(scores.entropy), num_tokens, "tokens"),
+            "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
+            "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
+        }
+        if scores.states:
+            counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
+        for name, (given, wanted, of) in counts.items():
+            if given != wanted:
+                raise TeacherFailed(
+                    f"the teacher gave {given} values of {name} for the {wanted} {of} of {self.moment}, so nothing was "
+                    f"learned from them; {kept_phrase(self.moment, self.directory)}. A teacher must score every "
+                    "requested token."
+                )
 
     def _failed_elsewhere(self) -> TeacherFailed:
         """What a process says whose own teacher has answered."""
@@ -79,29 +102,6 @@ def finite_softmax(error: Exception, step: int, directory: str) -> NotFinite | N
 
 
 # ---------------------------------------------------------------------- numbers
-
-
-def check_score_counts(scores: TeacherScores, num_tokens: int, moment: str, directory: str) -> None:
-    """Refuse scores that cannot be matched with the tokens, before anything is made of them.
-
-    Raises:
-        TeacherFailed: with both counts.
-    """
-    asked = scores.topk_index.numel()
-    counts = {
-        "logp": (len(scores.logp), num_tokens, "tokens"),
-        "entropy": (len(scores.entropy), num_tokens, "tokens"),
-        "topk_ids": (len(scores.topk_ids), asked, "tokens of its topk_index"),
-        "topk_logp": (len(scores.topk_logp), asked, "tokens of its topk_index"),
-    }
-    if scores.states:
-        counts["hidden"] = (sum(len(states.hidden) for states in scores.states), num_tokens, "tokens")
-    for name, (given, wanted, of) in counts.items():
-        if given != wanted:
-            raise TeacherFailed(
-                f"the teacher gave {given} values of {name} for the {wanted} {of} of {moment}, so nothing was learned "
-                f"from them; {kept_phrase(moment, directory)}. A teacher must score every requested token."
-            )
 
 
 def loss_not_finite(loss: float, step: int, directory: str) -> NotFinite:

@@ -1,4 +1,4 @@
-"""A logged rollout as one text in which regions are told apart without colour. Nothing heavy is imported."""
+"""A logged rollout as one text in which regions can be distinguished without colour. Nothing heavy is imported."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, zip_longest
@@ -21,7 +21,8 @@ def marked_pieces(tokens: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, st
         before, behind = MARKS.get(region, MARKS["left out"])
         if region == "outlier":
             for token in group:
-                yield f"{before}{token['text']} {_with_sign(token['log_ratio'])}{behind}", region
+                log_ratio = f"{token['log_ratio']:+.1f}".replace("-", "−")
+                yield f"{before}{token['text']} {log_ratio}{behind}", region
         else:
             yield f"{before}{''.join(token['text'] for token in group)}{behind}", region
 
@@ -49,7 +50,3 @@ def mark_response(record: Mapping[str, Any]) -> str:
     if not record["tokens"]:
         return f"~{record['response']}~"
     return "".join(text for text, _ in record_pieces(record))
-
-
-def _with_sign(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
