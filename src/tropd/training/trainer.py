@@ -87,8 +87,8 @@ class TrOPDTrainer(GRPOTrainer):
     Args:
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, in the same forms; it must share the student's token ids. With `peft_config` it may
-            be the student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or the
-            address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers: each
+            be the student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or
+            the address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers: each
             row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
@@ -655,7 +655,7 @@ class TrOPDTrainer(GRPOTrainer):
         return self.checkpointing.finalize(lambda: host(*args, **kwargs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write our model card instead of TRL's, which knows no teacher. Arguments have no effect; a warning says so."""
+        """Write our model card; TRL's knows no teacher. Arguments have no effect, and a warning says so."""
         if args or kwargs.keys() - {"model_name"}:
             logger.warning("create_model_card takes no arguments here; edit README.md after the run.")
         if self.is_world_process_zero():
