@@ -88,8 +88,8 @@ class TrOPDTrainer(GRPOTrainer):
         model: the student: a folder, a Hub name or a loaded model.
         teacher_model: the teacher, in the same forms; it must share the student's token ids. With `peft_config` it may
             be the student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or
-            the address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers: each
-            row of the data then names its own in a `teacher` column.
+            the address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers:
+            each row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
         eval_dataset: in the same form.
