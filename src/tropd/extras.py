@@ -29,7 +29,7 @@ def missing_part(error: BaseException) -> str | None:
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed distribution, from its metadata; `None` where there is none.
+    """The version of an installed distribution, from its metadata; `None` if it is not installed.
 
     >>> installed("a-distribution-of-nobody") is None
     True

@@ -55,7 +55,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def is_unanswered(messages: Sequence[dict[str, Any]]) -> bool:
-    """Was an episode cut: are there calls at its end that no tool has answered, or a reply that nobody went on from?
+    """Was an episode cut: does it end with calls that no tool answered, or with a reply that nobody continued?
 
     >>> call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
     >>> reply, end = {"role": "tool", "content": "3"}, {"role": "assistant", "content": "It is 3."}

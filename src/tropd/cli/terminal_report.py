@@ -20,7 +20,7 @@ STAGES = (("speed/rollout", "rollout"), ("speed/teacher", "teacher"), ("speed/up
 
 
 def show_end(history: Any, output_dir: str, *, steps: int, seconds: float, saved: bool, before: Any = None) -> None:
-    """Write the page of a run that has ended, print how its metrics moved, what was written, and what to do next.
+    """Write the page of a run that has ended, print how its metrics changed, what was written, and what to do next.
 
     `before` is the preflight's measurement; `None`: that of `preflight.json`, where there is one.
     """

@@ -118,7 +118,7 @@ class Plan:
         return self.prompts_per_step * self.rollouts_per_prompt
 
     def method_of(self, label: str) -> Method:
-        """The resolved method behind a label."""
+        """The resolved method of a label."""
         changes = self.methods[label]
         parts = {name: value for name, value in changes.items() if name in SETTINGS}
         return get_method(changes.get("method", label), **parts)

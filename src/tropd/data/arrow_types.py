@@ -14,7 +14,7 @@ def as_array(values: list[Any]) -> Any:
     >>> as_array([[3, 4]]).type, as_array([[2**40]]).type, as_array([3, 4]).type, as_array([3, "x"])
     (ListType(list<item: int32>), ListType(list<item: int64>), DataType(int64), None)
 
-    Arrow would take `True` for 1.0 behind a fraction, and refuse it before one. Here the two never go together.
+    Arrow would take `True` for 1.0 after a fraction, and refuse it before one. Here the two are never mixed.
     """
     import pyarrow as pa  # type: ignore[import-untyped]
 

@@ -171,7 +171,7 @@ def score(task: str, entry: str, answer: str | None) -> float:
 
 
 def final_answer(response: str) -> str | None:
-    """The last `<answer>…</answer>` behind the last thought, or else the last line; `None` where there is no text.
+    """The last `<answer>…</answer>` after the last thought, or else the last line; `None` if there is no text.
 
     >>> final_answer("<think>12</think>So <answer> 15 </answer>."), final_answer("So it is\\n15\\n"), final_answer(" ")
     ('15', '15', None)
@@ -244,7 +244,7 @@ def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
 
 
 def runs_answers(kind: type) -> str | None:
-    """The function by which scoring runs an answer as a program; `None` where there is none.
+    """The function with which scoring runs an answer as a program, or `None`.
 
     Read from the source of `score_answer` and of the methods and functions of its module that it calls. What they take
     from the item, `entry`, is the package's own.

@@ -25,7 +25,7 @@ class GrowingTable:
         self._rows = 0
 
     def add(self, records: Sequence[Record]) -> None:
-        """Put a chunk of records behind those that are there."""
+        """Append a chunk of records."""
         import pyarrow as pa  # type: ignore[import-untyped]
 
         for name in dict.fromkeys(name for record in records for name in record.values):

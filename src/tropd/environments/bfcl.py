@@ -118,7 +118,7 @@ class FileSystem:
     replies: list[str]
 
     def reset(self, task: str, turn: int, **_: Any) -> None:
-        """Begin a turn, behind the reference's calls of all before it.
+        """Begin a turn, after the reference's calls of all earlier turns.
 
         Args:
             task: id of a task.

@@ -26,7 +26,7 @@ def read_card(text: str) -> ModelCard:
 
 
 def with_head(text: str, head: Mapping[str, Any]) -> str:
-    """A card's text behind its metadata."""
+    """A card's text after its metadata."""
     return f"---\n{ModelCardData(**head).to_yaml()}\n---\n{text}"
 
 

@@ -74,7 +74,7 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Its words, as letters and digits; what has neither is none.
+    """Its words, as letters and digits; anything with neither is not a word.
 
     >>> words_of("Let $x_1 = 2$, then")
     ('let', 'x1', '2', 'then')

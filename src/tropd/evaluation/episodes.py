@@ -30,9 +30,9 @@ class Episode:
 
     Attributes:
         prompt_ids: what the model read first.
-        response: all behind it, what tools said included.
+        response: everything after it, including what tools said.
         external: for each token of it, did a tool say it?
-        messages: the same behind the prompt; the model's, with their calls, and the tools'.
+        messages: everything after the prompt, as messages: the model's, with their calls, and the tools'.
         calls: how many tools were called.
         failures: calls that raised something, or that named no tool.
         reward: the environment's own, at the end; `None` where it has none.
@@ -85,7 +85,7 @@ def play(
         environment: makes one; each row has its own. Several by name: a row's column `environment` says which.
         functions: tools beside its methods.
         eos_ids: every id that ends a turn.
-        max_length: tokens of an episode behind its prompt, replies included.
+        max_length: tokens of an episode after its prompt, replies included.
         max_turns: of an episode.
         turn_tokens: longest turn; `max_length` by default.
         temperature: of the softmax; 0 takes the likeliest token.
@@ -194,7 +194,7 @@ class Replies:
     template: Mapping[str, Any]
 
     def ids(self, replies: Sequence[dict[str, Any]]) -> list[int]:
-        """The tokens behind a turn's calls."""
+        """The tokens after a turn's calls."""
         trainer = SimpleNamespace(
             processing_class=self.tokenizer,
             _tokenizer=self.tokenizer,

@@ -1,4 +1,4 @@
-"""`evaluation.html`: the responses behind a folder's scores."""
+"""`evaluation.html`: the responses that a folder's scores come from."""
 
 import json
 from collections.abc import Sequence

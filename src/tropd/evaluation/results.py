@@ -168,7 +168,7 @@ Part = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def part_rows(found: Scores) -> list[Part]:
-    """What stands beside a benchmark's accuracy: other rules, problems that were trained on, parts."""
+    """What is reported next to a benchmark's accuracy: other rules, problems that were trained on, parts."""
     others = [(kind.replace("_", ", "), share) for kind, share in found.instructions.items()]
     others += [("without a closed box", found.unboxed)] if found.unboxed == found.unboxed else []
     others += [(LENIENT, found.last_number)] if found.last_number == found.last_number else []

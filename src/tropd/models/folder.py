@@ -90,7 +90,7 @@ def check_weights(name: str | Path, role: str, trust_remote_code: bool = False) 
     """Refuse a folder whose weights are not those that its config.json describes; no weight is read.
 
     Transformers fills a tensor that it does not find with random numbers and says so in a log only. Imports torch and
-    Transformers, so it belongs behind `check_model_folder`; and before training arguments with DeepSpeed ZeRO-3 are
+    Transformers, so call it after `check_model_folder`; and before training arguments with DeepSpeed ZeRO-3 are
     made, which change how models are built. Quantised weights, and a name of the Hub, are let through.
     """
     if not is_local(name):

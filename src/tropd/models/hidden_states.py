@@ -130,7 +130,7 @@ def language_model_class(config: Any, start: str) -> Any:
     """What loads a model that writes text: also one that could look or listen, and is used on text alone.
 
     Raises:
-        ValueError: beginning with `start`; a model that writes no text behind text.
+        ValueError: beginning with `start`; a model that does not continue text.
     """
     if (
         "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})

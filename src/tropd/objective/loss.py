@@ -111,7 +111,7 @@ LEAST_TAIL = -80.0
 class DirectTerm(Protocol):
     """A divergence that is differentiated directly, on the tokens `index` (sorted positions, [M]).
 
-    One of one's own, which `student_terms` takes; `fused_loss` differentiates it by autograd:
+    A term of your own, which `student_terms` accepts; `fused_loss` differentiates it by autograd:
 
     >>> class Entropy:
     ...     def __init__(self, index):

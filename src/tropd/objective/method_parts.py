@@ -203,7 +203,7 @@ def check_change(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse what is none of the words that a part may be."""
+    """Refuse a value that is not one of the part's choices."""
     if not (isinstance(value, str) and value in choices):
         near = hint(str(value), choices)
         raise ValueError(f"{name} is {value!r:.100}{near}. Choose one of: {', '.join(choices)}.")

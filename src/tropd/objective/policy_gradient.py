@@ -1,4 +1,4 @@
-"""The one policy-gradient surrogate behind every K1 term, and what is made of r as its advantage. N tokens."""
+"""The policy-gradient surrogate of every K1 term, and the advantages made from r. N tokens."""
 
 import math
 

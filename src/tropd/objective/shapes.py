@@ -47,7 +47,7 @@ def check_rows(rows: Tensor, num_axes: int = 1, **tensors: Tensor | None) -> Non
 
     Args:
         rows: one entry for each token.
-        num_axes: the number of axes behind those of `rows`.
+        num_axes: the number of axes after those of `rows`.
         tensors: by the names of the arguments.
 
     Raises:

@@ -8,10 +8,10 @@ Level = Literal["ok", "note", "warning", "refusal"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was found, what follows from it, and what to type.
+    """One check: what was found, what follows from it, and what to type.
 
-    `note` is worth knowing; with a `warning` training goes on, but probably not as meant; with a `refusal` it cannot
-    work.
+    `note` is worth knowing; with a `warning` training continues, probably not as intended; with a `refusal` it
+    cannot work.
     """
 
     level: Level

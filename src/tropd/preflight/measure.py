@@ -1,4 +1,4 @@
-"""From a probe to the numbers that decide: how far apart, how wild, how well read.
+"""From a probe to the numbers that decide: distance of the models, size of the outliers, how well each reads.
 
 N counts the probed student tokens that have a finite teacher score; r = log π_T(x) − log π_old(x) of such a token.
 """

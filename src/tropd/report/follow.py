@@ -1,4 +1,4 @@
-"""A run's page served while the run goes on: to this machine alone, and nothing but the page."""
+"""A run's page, served while the run continues: to this machine only, and nothing but the page."""
 
 import html
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, with one digit; a dash where there is none, or no number.
+    """A share in percent, with one digit; a dash if it is missing or not a number.
 
     >>> percent(0.125), percent(None), percent(float("nan"))
     ('12.5', '–', '–')

@@ -38,9 +38,9 @@ QUANTITIES = (
 
 
 class Row(NamedTuple):
-    """A quantity, its values as text (empty where it was not measured), and how it moved: `↑`, `↓`, `=` or nothing.
+    """A quantity, its values as text (empty where it was not measured), and how it changed: `↑`, `↓`, `=` or nothing.
 
-    `well` says whether it moved as in a good run; `None` where that is neither.
+    `well` says whether it changed as in a good run; `None` if neither direction is good.
     """
 
     label: str
@@ -72,10 +72,10 @@ def ends(history: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]
 
 
 def outcome(history: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> Outcome:
-    """What moved, between moments that compare.
+    """What changed, between moments that can be compared.
 
     With evaluations these are the preflight, or the first of them, and the last. Without, the preflight, or the
-    first steps, and the last steps; nothing is said to have moved where a teacher's prefixes are in one of the two.
+    first steps, and the last steps; no change is shown if one of the two has teacher prefixes.
     """
     evaluations = [entry for entry in history if "eval_loss" in entry]
     steps = [entry for entry in history if "eval_loss" not in entry]

@@ -84,7 +84,7 @@ def recorded_turns(
         template: keyword arguments of the chat template, the row's tools among them.
 
     Raises:
-        ValueError: as `response_ids`; or text or ids that go on behind their ending.
+        ValueError: as `response_ids`; or text or ids that continue after their ending.
     """
     if isinstance(value, str) or not value or not isinstance(value[0], dict):
         ids = response_ids(value, prompt, prompt_ids, tokenizer, eos_ids, **template)

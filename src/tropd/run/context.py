@@ -23,7 +23,7 @@ BATCH = 1000
 class ContextFit:
     """Prompts that leave no room for a response in a model's context are refused, or dropped.
 
-    Each teacher reads its own rows; `tools` are what each prompt is told may be called, beside the data's own.
+    Each teacher reads its own rows; `tools` are listed in each prompt as callable, in addition to the data's own.
     """
 
     student: ModelFiles

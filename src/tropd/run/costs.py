@@ -101,7 +101,7 @@ def memory_warning(inputs: RunInputs, plan: RunPlan) -> str | None:
 
 
 def check_room(inputs: RunInputs, plan: RunPlan) -> None:
-    """Refuse a disk that is too small for the run; what a run that goes on has written already is there."""
+    """Refuse a disk that is too small for the run; what a resumed run has already written is counted as present."""
     written = Path(inputs.args.output_dir).rglob("*") if inputs.args.resume_from_checkpoint else ()
     there = sum(path.stat().st_size for path in written if path.is_file())
     check_disk(inputs.args.output_dir, max(plan.disk.checkpoint, plan.disk.total - there) if there else plan.disk.total)

@@ -1,4 +1,4 @@
-"""The output directory of a run: empty, or the one to go on with."""
+"""The output directory of a run: empty, or that of the run to resume."""
 
 import json
 import os

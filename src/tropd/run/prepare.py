@@ -1,4 +1,4 @@
-"""From a configuration to everything a run needs but its weights: files looked at, data read, tokenizers compared.
+"""From a configuration to everything a run needs but its weights: files checked, data read, tokenizers compared.
 
 Cheap questions come first, so that a mistake costs seconds. Nothing is printed here; the stages return what they found.
 """
@@ -126,7 +126,7 @@ def read_teacher(name: Name, teachers: Mapping[Name, str], args: Any, student: M
 
 
 def arguments_of(configuration: Configuration) -> Any:
-    """The `TrOPDConfig`, once its fields and the adapter's have been looked at as they were written."""
+    """The `TrOPDConfig`, after its fields and the adapter's have been checked as they were written."""
     from ..training.config import TrOPDConfig
 
     defaults = {field.name: field.default for field in fields(TrOPDConfig)}
@@ -148,7 +148,7 @@ def _settled_checkpointing(student: ModelFiles, args: Any, configuration: Config
 
 
 def hardware_defaults(written: dict[str, Any]) -> dict[str, Any]:
-    """What TRL must be told on a machine without an accelerator, where the configuration is silent; no bar of tqdm."""
+    """Fields that TRL needs on a machine without an accelerator, unless the configuration sets them; no tqdm bar."""
     import torch
 
     if torch.accelerator.is_available() and not written.get("use_cpu"):

@@ -22,7 +22,7 @@ class RunTools:
 
     Attributes:
         functions: called as they are.
-        environments: what makes one, such as its class, or several by name; `None` where there is none.
+        environments: what makes one, such as its class, or several by name; `None` if there is none.
         schemas: the JSON schemas in a prompt, by the name of its environment.
     """
 

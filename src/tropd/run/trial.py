@@ -24,7 +24,7 @@ class TrialStep:
 
 
 def trial_inputs(inputs: RunInputs, num_steps: int, folder: str) -> RunInputs:
-    """The inputs of a run that leaves nothing behind."""
+    """The inputs of a run that leaves no files."""
     changed = inputs.configuration.changed(
         output_dir=folder,
         max_steps=max(1, num_steps),

@@ -1,4 +1,4 @@
-"""The application behind a socket, until a signal ends it."""
+"""Serve the application on a socket, until a signal ends it."""
 
 import signal
 import socket

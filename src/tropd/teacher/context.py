@@ -51,7 +51,7 @@ def tools_of(row: Row) -> list[Any] | None:
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Texts as a tokenizer reads them, without what it puts behind every text.
+    """Token ids of texts, without what the tokenizer appends to every text.
 
     `add_eos_token`, BERT's [SEP]: a response is to follow the prompt, not its end. An ending that the text itself
     holds is its own and stays.
@@ -70,7 +70,7 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def ids_behind(tokenizer: Any, text: str) -> list[int]:
-    """What a tokenizer puts behind a text."""
+    """What a tokenizer appends to a text."""
     return list(tokenizer(text)["input_ids"])[len(text_ids(tokenizer, [text])[0]) :]
 
 
@@ -129,7 +129,7 @@ def _renders_tools(tokenizer: Any, template: str) -> bool:
 
 
 def with_observation(row: Row, prompt: Any) -> Row:
-    """A row as the student was asked it: what an environment has put behind the prompt, the teacher sees too."""
+    """A row as the student was asked it: the teacher also sees what an environment has added to the prompt."""
     own, teacher_prompt = row.get("prompt", [{"content": ""}]), row.get("teacher_prompt")
     asked = row | {"prompt": prompt}
     if own == prompt or teacher_prompt is None or isinstance(teacher_prompt, str) or isinstance(prompt, str):

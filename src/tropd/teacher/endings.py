@@ -1,7 +1,7 @@
 """Which ids end a response of a pair: what both models declare, and what their chat templates write.
 
 An end of turn that is not the end of a response is kept apart: where a model's chat template writes an id somewhere in
-a conversation, but not behind the last message of the assistant, the id separates messages (Llama 3's `<|eom_id|>`,
+a conversation, but not after the last message of the assistant, the id separates messages (Llama 3's `<|eom_id|>`,
 after which a tool answers). The sampler stops at it where the student declares it, and it is never one action with the
 end of a response.
 """
@@ -61,7 +61,7 @@ def declared_endings(generation_config: Any, tokenizer: Any) -> Declared:
 
 
 def closing_ids(tokenizer: Any) -> list[int]:
-    """The special ids that the chat template writes behind the last message of the assistant, in their order.
+    """The special ids that the chat template writes after the last message of the assistant, in order.
 
     None where there is no template, or where it does not render a question and its answer.
     """

@@ -175,7 +175,7 @@ class LocalTeacher:
             rows_per_pass: rows per forward; all by default.
             topk: where to keep the teacher's top-k.
             keep_hidden: keep hidden states for full-vocabulary methods.
-            passes: make so many passes at least, idle ones behind the others: with sharded weights the processes meet
+            passes: make at least this many passes, idle ones last: with sharded weights the processes meet
                 in each, whatever number of rows they have.
             endings: ids that end a response, scored as one action; see `objective.endings`.
         """

@@ -81,18 +81,18 @@ class TrOPDTrainer(GRPOTrainer):
 
     The data set needs a `prompt` column (text or messages) and may have `teacher_response` (text, messages or token
     ids: where teacher prefixes come from; without it the teacher writes them) and `teacher_prompt` (what the teacher
-    sees instead of `prompt`); with several teachers, `teacher` names each row's. Other columns are handed to the reward
+    sees instead of `prompt`); with several teachers, `teacher` names each row's. Other columns are passed to the reward
     functions.
 
     Args:
         model: the student: a folder, a Hub name or a loaded model.
-        teacher_model: the teacher, likewise; it must share the student's token ids. With `peft_config` it may be the
-            student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or the
-            address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers: each
-            row of the data then names its own in a `teacher` column.
+        teacher_model: the teacher, in the same forms; it must share the student's token ids. With `peft_config` it may
+            be the student itself: then its base, without the adapter, is the teacher, and no second copy is loaded. Or
+            the address of a server, or a list of its replicas' (docs/engines.md). Or a mapping from names to teachers:
+            each row of the data then names its own in a `teacher` column.
         args: the configuration.
         train_dataset: see above.
-        eval_dataset: likewise.
+        eval_dataset: in the same form.
         processing_class: the student's tokenizer; loaded from the model by default.
         teacher_processing_class: the teacher's tokenizer; loaded from the teacher's folder by default. For several
             teachers a mapping from their names, or one for all.
@@ -241,15 +241,14 @@ class TrOPDTrainer(GRPOTrainer):
 
         Raises:
             ValueError: fewer prompts than a rollout batch takes, a prompt that a model cannot read, or another run in
-                the output directory. A checkpoint
-                to resume from that is missing, cut short or altered; with `True`, there is none. Or data, teacher or
-                tokenizer are others by now.
+                the output directory. A checkpoint to resume from that is missing, cut short or altered; with `True`, no
+                checkpoint at all. Or data, a teacher or a tokenizer that have changed since.
             Interrupted: SIGTERM or SIGHUP stopped it; its checkpoint is on disk (`stop_at_signals`).
             RolloutsCollapsed: the guard stopped the run; its checkpoint is on disk.
             CheckpointNotWritten: the disk is full; earlier checkpoints are untouched.
             DataFailed: the data cannot be read further, or a process that loads them was lost.
             ProcessLost: another process of the run was lost.
-            TrainingStopped: something else failed that the run cannot go on without; its kinds are in `errors`.
+            TrainingStopped: something else failed without which the run cannot continue; the kinds are in `errors`.
         """
         if hasattr(self.train_dataset, "__len__"):
             check_enough_prompts(len(self.train_dataset), self.args)  # type: ignore[arg-type]
@@ -656,7 +655,7 @@ class TrOPDTrainer(GRPOTrainer):
         return self.checkpointing.finalize(lambda: host(*args, **kwargs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Our card in the place of the host's, which knows no teacher. Arguments have no effect, which is said."""
+        """Write our model card; TRL's knows no teacher. Arguments have no effect, and a warning says so."""
         if args or kwargs.keys() - {"model_name"}:
             logger.warning("create_model_card takes no arguments here; edit README.md after the run.")
         if self.is_world_process_zero():

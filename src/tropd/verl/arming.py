@@ -29,7 +29,7 @@ ARMED: dict[str, str] = {}
 
 
 def refusal(version: str) -> str | None:
-    """Why this release of verl is left alone; `None` for a known one.
+    """Why this release of verl is not changed; `None` for a known one.
 
     >>> refusal("0.9.1") is None, refusal("0.10.0.dev0") is None
     (True, False)

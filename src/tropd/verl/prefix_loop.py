@@ -1,7 +1,7 @@
-"""verl's single-turn agent loop, behind a prefix of the teacher's response.
+"""verl's single-turn agent loop, after a prefix of the teacher's response.
 
 The prefix comes with the row (`extra_info.tropd_prefix_ids`, written by `tropd export --to verl`). It is a part of the
-response whose mask is 0: neither model is scored on it, the student goes on behind it, and both share the budget.
+response whose mask is 0: neither model is scored on it, the student continues after it, and both share the budget.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from .rows import PREFIX, STEP
 
 
 class PrefixAgentLoop(SingleTurnAgentLoop):
-    """One answer behind `extra_info.tropd_prefix_ids`; verl's own loop where there is none."""
+    """One answer after `extra_info.tropd_prefix_ids`; verl's own loop if there is none."""
 
     server_manager: Any
     warned = False

@@ -63,7 +63,7 @@ class Order:
 
 
 def steps_of(prompts: int, batch: int, epochs: float) -> int:
-    """Steps of `epochs` passes over the prompts; a step that is not full is none.
+    """Steps of `epochs` passes over the prompts; an incomplete step is not counted.
 
     >>> steps_of(100, 32, 1), steps_of(100, 32, 2)
     (3, 6)
@@ -108,7 +108,7 @@ def verl_row(prompt: Prompt, extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def prefix(response_ids: Sequence[int], method: Method, order: Order, step: int) -> list[int]:
-    """The start of a teacher's response that a rollout of `step` (from 0) goes on from."""
+    """The start of a teacher's response from which a rollout of `step` (from 0) continues."""
     if not method.guided or not response_ids:
         return []
     length = prefix_length(

@@ -2,7 +2,7 @@
 
 verl asks vLLM for the teacher's top-k at every position. vLLM adds the token that stands there where its rank is above
 k, and verl leaves it out. A trust region needs just that number: a token outside of the teacher's top-k is an outlier
-more often than any other. So a slot k is added behind the k of each position, and holds the token and its score.
+more often than any other. So a slot k is added after the k of each position, and holds the token and its score.
 
 Row t of what the teacher sends is about token t + 1; the last row is about none, and holds zeros.
 """
@@ -15,7 +15,7 @@ from .methods import LOSS_SETTINGS
 
 
 def with_sampled(extract: Callable[..., None]) -> Callable[..., None]:
-    """verl's `extract_prompt_logprobs`, with the sampled token behind the top-k."""
+    """verl's `extract_prompt_logprobs`, with the sampled token after the top-k."""
 
     @functools.wraps(extract)
     def extract_with_sampled(output: Any, num_prompt_logprobs: int | None, result_dict: dict[str, list]) -> None:

@@ -24,7 +24,7 @@ class Measured:
     """What a model scored.
 
     Attributes:
-        scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` behind it,
+        scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` appended,
             of that part. Without a grader `ended` and `length` are those of sampled responses.
         right: part → a character for each problem, `1` where the whole response is right and has ended.
         sampled: the same for episodes at temperature 1; empty for a single turn.

@@ -85,7 +85,7 @@ def load_math500(content: bytes) -> list[Problem]:
 
 
 def load_gsm8k(content: bytes) -> list[Problem]:
-    """The gold answer stands behind `####`."""
+    """The gold answer follows `####`."""
     problems = []
     for number, row in enumerate(_jsonl(content)):
         gold = GSM8K_ANSWER.findall(row["answer"])[-1].strip()

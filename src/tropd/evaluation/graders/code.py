@@ -39,7 +39,7 @@ class FunctionTests:
         calls: what is computed.
         reference: the benchmark's own solution, whose values are the expected ones.
         preamble: put before the program, such as the imports and helpers that a prompt shows.
-        setup: put behind the program, such as values that the calls use.
+        setup: appended to the program, such as values that the calls use.
         expected: expressions of the expected values, computed beside the reference; `None`: the calls themselves are.
         agrees: (call, expected, given), where a value may be right without being the expected one.
         tolerance: of floats, absolute.
@@ -252,7 +252,7 @@ def _same_numbers(expected: str, given: str) -> bool:
 
 
 def equality_tests(assertions: Sequence[str]) -> tuple[list[Call], list[str]]:
-    """`assert LEFT == RIGHT`, taken apart: what is computed with the program, and what its values must be.
+    """`assert LEFT == RIGHT`, split: what is computed with the program, and what its values must be.
 
     Raises:
         ValueError: an assertion of another form.

@@ -1,4 +1,4 @@
-"""Mathematics: the last closed box behind the last thought, against the gold answer."""
+"""Mathematics: the last closed box after the last thought, compared with the gold answer."""
 
 import json
 import re

@@ -13,7 +13,7 @@ PYTHON = {"", "python", "python3", "py"}
 
 
 def behind_thinking(response: str, opened: bool = False) -> str:
-    """The text behind the last `</think>`; nothing, where thinking began and never ended.
+    """The text after the last `</think>`; empty if thinking began and never ended.
 
     Args:
         response: the model's.

@@ -74,7 +74,7 @@ class Unknown:
 
 
 class Digest(str):
-    """Stands for a value that was too long to carry; equal to the digest of an equal value."""
+    """Represents a value that was too long to carry; equal to the digest of an equal value."""
 
 
 def decode(value: Encoded) -> Any:

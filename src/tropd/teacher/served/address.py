@@ -98,7 +98,7 @@ def is_served(model: Any) -> bool:
 
 
 def is_own(model: Any) -> bool:
-    """Is the teacher said to be behind `tropd serve`?
+    """Is the address that of a `tropd serve`?
 
     >>> is_own("tropd://127.0.0.1:8001"), is_own("http://127.0.0.1:8000/v1")
     (True, False)
@@ -139,7 +139,7 @@ def read_addresses(model: str, allow_remote: bool = False, role: Role = TEACHER)
         role: for sentences.
 
     Raises:
-        ValueError: an address that is none, that holds a password, or that is another machine's without encryption.
+        ValueError: an invalid address, one with a password, or another machine's without encryption.
     """
     addresses = tuple(_read(one.strip(), allow_remote, role) for one in model.split(","))
     if len(set(addresses)) < len(addresses):
@@ -181,7 +181,7 @@ def _read(text: str, allow_remote: bool, role: Role) -> Address:
 
 
 def read_key(variable: str | None, role: Role = TEACHER, field: str | None = None) -> str | None:
-    """The key of the server, from the environment; `None` where there is none.
+    """The key of the server, from the environment; `None` if there is none.
 
     Args:
         variable: its name; `None` is `role.key_variable`.

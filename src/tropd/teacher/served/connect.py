@@ -148,7 +148,7 @@ def connect(
     device: "torch.device | None" = None,
     role: Role = TEACHER,
 ) -> Connected:
-    """Find the model behind an address.
+    """Find the model that an address serves.
 
     Args:
         model: the address, or several with commas between.

@@ -41,7 +41,7 @@ def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
 
 
 def set_later_checkpoints_aside(directory: str | Path, step: int) -> None:
-    """Of a run that goes on from `step`: those of another course it took from there."""
+    """For a run that resumes from `step`: the later checkpoints, which belong to another course."""
     _move(Path(directory), [path for path in checkpoints_in(directory) if steps_in_name(path) > step])
 
 
@@ -50,7 +50,7 @@ def check_stays(directory: str | Path, step: int, read: dict[str, Any]) -> None:
 
     Args:
         directory: the output directory.
-        step: at which the run goes on there; 0: it begins.
+        step: at which the run resumes there; 0: it begins.
         read: `student` or a teacher → the folder that it was loaded from, or a name.
 
     Raises:

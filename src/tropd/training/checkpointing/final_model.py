@@ -26,7 +26,7 @@ STATE_OF_TRAINING = (
 def is_missing(output_dir: str | Path, checkpoint: str | Path) -> bool:
     """Does the run's folder lack the final model that its checkpoint would be?
 
-    Weights alone tell nothing: a push while the run goes on copies those of a checkpoint there.
+    Weights alone do not show it: a push during training copies those of a checkpoint there.
     """
     return not has_final_model(output_dir, steps_of(checkpoint))
 

@@ -26,7 +26,7 @@ FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_t
 
 
 def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
-    """Of what can be told here: a stream of data has none, nor have weights that are sharded.
+    """Only of what can be read here: a stream of data has none, and neither have sharded weights.
 
     Of a student only what its checkpoints do not hold: the base of an adapter.
     """
@@ -59,7 +59,7 @@ def _of(*values: Any) -> str:
 
 
 def check_unchanged(trainer: Any, checkpoint: str) -> None:
-    """Refuse to go on from a checkpoint with another method, teacher or tokenizer, or other data, than made it.
+    """Refuse to resume from a checkpoint with a method, teacher, tokenizer or data other than those that made it.
 
     Data that are not skipped (`ignore_data_skip`) may be others.
 
@@ -95,7 +95,7 @@ def _is_same(before: Any, now: Any) -> bool:
 
 
 def changed_settings(args: Any, directory: str | Path) -> list[str]:
-    """What a run that goes on has set otherwise than it began with, by its `run.json`; a line for each field.
+    """Settings of a resumed run that differ from those in its `run.json`; a line for each field.
 
     Raises:
         ValueError: the file cannot be read.

@@ -55,7 +55,7 @@ class Signals:
     def caught(self, numbers: Sequence[int] = (*TOLD_TO_END, signal.SIGINT)) -> Iterator["Signals"]:
         """Catch those signals while the block runs that would otherwise end the process.
 
-        A handler that is there stays (a scheduler's, a notebook's), and `nohup` goes on ignoring SIGHUP. Outside of the
+        A handler that is there stays (a scheduler's, a notebook's), and `nohup` keeps ignoring SIGHUP. Outside of the
         main thread Python lets nobody catch them.
         """
         here = threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Where a run, or a model, is going to be written: looked at before, so that nothing fails at the end for its place."""
+"""Where a run, or a model, will be written: checked first, so that no run fails at its end because of the place."""
 
 import os
 import re

@@ -57,7 +57,7 @@ class Checkpointing:
     # ------------------------------------------------------------------ where a run begins
 
     def begin(self, resume_from_checkpoint: Any) -> Any:
-        """Check where a run is to go on, and what has changed since; the folder, or `None`.
+        """Check where a run is to resume, and what has changed since; the folder, or `None`.
 
         Raises:
             ValueError: see `TrOPDTrainer.train`.
@@ -85,7 +85,7 @@ class Checkpointing:
 
     @property
     def goes_on_here(self) -> bool:
-        """Does the run under way go on in the folder of its checkpoint? Else what is there is another run's."""
+        """Does the current run continue in the folder of its checkpoint? If not, what is there is another run's."""
         if self.resumed_from is None:
             return False
         return Path(self.resumed_from).resolve().parent == Path(self.trainer.args.output_dir).resolve()
@@ -124,7 +124,7 @@ class Checkpointing:
         return said
 
     def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-        """Where the data go on; the host takes it that a stream has not been read more than once."""
+        """Where the data continue; TRL assumes that a stream has not been read more than once."""
         trainer, place = self.trainer, host()
         if self.resumed_from is None or hasattr(trainer.train_dataset, "__len__") or trainer.args.ignore_data_skip:
             return place

@@ -9,7 +9,7 @@ P = ParamSpec("P")
 
 
 class TrainingStopped(Exception):
-    """A run that cannot go on; what it had saved is kept."""
+    """A run that cannot continue; what it had saved is kept."""
 
 
 class RolloutsCollapsed(TrainingStopped, RuntimeError):

@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def resume_phrase(directory: str, moment: str = "") -> str:
-    """How to, once the fault is mended."""
+    """How to resume, once the fault is fixed."""
     resumed = moment != PREFLIGHT and checkpoints_in(directory)
     return "continue with resume_from_checkpoint" if resumed else "start again"
 

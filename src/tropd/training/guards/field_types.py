@@ -47,10 +47,10 @@ def kinds_of(annotation: Any) -> set[Any]:
 
 
 def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = None) -> None:
-    """Refuse a value that is not of its field's type, a number that is none, text that is not one of the choices.
+    """Refuse a value that is not of its field's type, NaN or infinity, and text that is not one of the choices.
 
     Args:
-        settings: a dataclass. What stands in its `_VALID_DICT_FIELDS`, as the host calls them, may be JSON.
+        settings: a dataclass. Fields named in its `_VALID_DICT_FIELDS` may be JSON.
         choices: what a field may be that is annotated as text.
 
     Raises:

@@ -53,7 +53,7 @@ def check_student(trainer: Any) -> None:
     """Compare the student's own logits with what is read of it, and two passes in training mode.
 
     Raises:
-        ValueError: with how far they lie apart, and what to do.
+        ValueError: with how far they differ, and what to do.
     """
     model = trainer.model
     ids = _some_tokens(trainer._student_vocab_size, trainer.accelerator.device, _length(trainer, model))
@@ -74,7 +74,7 @@ def check_student(trainer: Any) -> None:
 
 
 def check_teachers(trainer: Any) -> None:
-    """Likewise of every teacher, which is always in evaluation mode.
+    """The same for every teacher, which is always in evaluation mode.
 
     Raises:
         ValueError: likewise.
@@ -262,7 +262,7 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 @contextmanager
 def same_random_states(device: torch.device) -> Iterator[None]:
-    """Behind the block all generators go on as if it had not been."""
+    """After the block all generators continue as if it had not run."""
     ours, numpys = random.getstate(), np.random.get_state()
     on_device = [] if device.type == "cpu" else [device]
     try:

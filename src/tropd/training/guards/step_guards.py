@@ -117,7 +117,7 @@ def loss_not_finite(loss: float, step: int, directory: str) -> NotFinite:
 
 
 def gradient_not_finite(norm: float, step: int, directory: str) -> NotFinite:
-    """Likewise for a gradient, which the optimiser would carry into every weight."""
+    """The same for a gradient, which the optimiser would carry into every weight."""
     return NotFinite(
         f"the gradient norm of step {step} is {norm}, so the step was not taken; {checkpoint_phrase(directory)}. "
         "Lower the learning rate, or train in bf16 or float32."

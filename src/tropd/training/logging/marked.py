@@ -1,4 +1,4 @@
-"""A logged rollout as one text in which regions are told apart without colour. Nothing heavy is imported."""
+"""A logged rollout as one text in which regions can be distinguished without colour. Nothing heavy is imported."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, zip_longest
