@@ -46,6 +46,7 @@ class Sizes:
     rows: int
     tokens: int
     device: str
+    bf16: bool
 
     @property
     def common(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Sizes:
             "learning_rate": 1e-6,
             "gradient_checkpointing": False,
             "use_cpu": self.device == "cpu",
-            "bf16": self.device == "cuda",
+            "bf16": self.bf16,
             "report_to": "none",
             "disable_tqdm": True,
             "logging_steps": 1000,
@@ -230,10 +231,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--methods", nargs="*", default=["gkd", "opd", "tropd"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="on a CPU too, where the default is float32")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sizes = Sizes(options.student, options.teacher, options.vocabulary, options.rows, options.tokens, options.device)
+    options.bf16 |= options.device == "cuda"
+    sizes = Sizes(**{name: getattr(options, name) for name in Sizes.__dataclass_fields__})
     clocks: dict[str, list[Clock]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.turns):

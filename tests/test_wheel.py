@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import hatch_build
 from tropd.extras import EXTRA_OF
 from tropd.proving_ground.family import IN_THE_WHEEL, MODELS, family_path
 
@@ -37,6 +38,16 @@ def test_the_wheel_stays_small():
 def test_the_wheel_has_the_models_of_the_demonstration_alone():
     weights = [family_path() / name / "model.safetensors" for name in MODELS]
     assert {path.parent.name for path in weights if in_the_wheel(path)} == set(IN_THE_WHEEL)
+
+
+def test_the_readme_of_the_package_has_no_link_into_the_repository():
+    """Built by the hook that pyproject.toml names; the words stay."""
+    metadata: dict = {}
+    hatch_build.Readme(str(ROOT), {}).update(metadata)
+    shown = metadata["readme"]["text"]
+    assert "](docs/" not in shown and "![" not in shown and not re.search(r"\]\((?!https?:)", shown)
+    assert "engines (docs/engines.md)" in shown and 'pip install "tropd[train]"' in shown
+    assert PYPROJECT["project"]["dynamic"] == ["readme"] and "custom" in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]
 
 
 def test_every_extra_brings_the_modules_that_a_missing_one_is_told_by():

@@ -8,7 +8,9 @@
     tropd compare recipes/smollm2.yaml --out runs/smollm2
 
 DATA holds gsm8k/train.jsonl and math/train_rllm.json. A third of the prompts are GSM8K's, a third MATH's, and a third
-are instructions made here from templates, with the checks of IFEval beside them.
+are instructions made here from templates, with the checks of IFEval beside them. Without `--data` all are requests for
+one short sentence, so that responses end. With `heal --ending "<|endoftext|>"` the student learns to end as the base
+model does, with another id than its teacher: the pair of recipes/smollm2_endings.yaml.
 """
 
 import argparse
@@ -38,6 +40,24 @@ CONSTRAINTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ('End with the words "That is all."', "startend:end_checker", {"end_phrase": "That is all."}),
     ("Answer with exactly 2 bullet points, each with *.", "detectable_format:number_bullet_lists", {"num_bullets": 2}),
 )  # fmt: skip
+SHORT_KINDS = (
+    "Say something about", "Give one fact about", "Give one piece of advice about", "Ask a question about",
+    "Name one thing that goes with", "Write a headline about", "Say why somebody likes",
+)  # fmt: skip
+SHORT_CONSTRAINTS = (
+    "Use one short sentence.",
+    "Answer in one sentence of at most ten words.",
+    "Use fewer than 8 words.",
+    "Be brief.",
+    "Write one line.",
+)
+
+
+def short_instructions(generator: random.Random) -> list[str]:
+    """Every subject, kind and constraint of one short sentence once, in a random order."""
+    made = [f"{kind} {subject}. {short}" for subject, kind, short in product(SUBJECTS, SHORT_KINDS, SHORT_CONSTRAINTS)]
+    generator.shuffle(made)
+    return made
 
 
 def instructions(generator: random.Random) -> list[dict[str, Any]]:
@@ -54,9 +74,12 @@ def instructions(generator: random.Random) -> list[dict[str, Any]]:
     return made
 
 
-def prompts(data: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """Of the three sources in turn, each in a random order."""
+def prompts(data: Path | None, seed: int) -> Iterator[dict[str, Any]]:
+    """Of the three sources in turn, each in a random order; without `data`, short instructions."""
     generator = random.Random(seed)
+    if data is None:
+        yield from (_row(text, "short instructions") for text in short_instructions(generator))
+        return
     grade_school = [json.loads(line) for line in (data / "gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines()]
     mathematics = json.loads((data / "math/train_rllm.json").read_text(encoding="utf-8"))
     generator.shuffle(grade_school)
@@ -71,7 +94,7 @@ def _row(text: str, source: str) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": text}], "source": source}
 
 
-def write_prompts(data: Path, out: Path, seed: int) -> None:
+def write_prompts(data: Path | None, out: Path, seed: int) -> None:
     """A file for each split; no prompt is in two."""
     out.mkdir(parents=True, exist_ok=True)
     short = (row for row in prompts(data, seed) if len(row["prompt"][0]["content"]) <= 400)
@@ -80,14 +103,17 @@ def write_prompts(data: Path, out: Path, seed: int) -> None:
         (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def heal(student: str, data: Path, out: Path, learning_rate: float, rows: int, seed: int) -> None:
-    """Fine-tune the student once through the teacher's responses to prompts of their own."""
+def heal(
+    student: str, data: Path, out: Path, learning_rate: float, rows: int, seed: int, ending: str | None = None
+) -> None:
+    """Fine-tune the student once through the teacher's responses to prompts of their own, which end with `ending`."""
     import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.eos_token = ending or tokenizer.eos_token
 
     def as_ids(row: dict[str, Any]) -> dict[str, list[int]]:
         """Prompt and response; a response that was cut has no end."""
@@ -114,6 +140,7 @@ def heal(student: str, data: Path, out: Path, learning_rate: float, rows: int, s
         seed=seed,
     )
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=examples, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
@@ -123,12 +150,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     writing = commands.add_parser("prompts", help="write the prompts of every split")
-    writing.add_argument("--data", type=Path, required=True, help="folder of the benchmarks' training files")
+    writing.add_argument(
+        "--data", type=Path, help="folder of the benchmarks' training files; without it, short requests"
+    )
     healing = commands.add_parser("heal", help="fine-tune a cut student on the teacher's responses")
     healing.add_argument("--student", required=True)
     healing.add_argument("--data", type=Path, required=True, help="what `tropd generate` wrote")
     healing.add_argument("--learning_rate", type=float, default=3e-4)
     healing.add_argument("--rows", type=int, default=8)
+    healing.add_argument("--ending", help="the token that ends the student's responses (default: its own)")
     for command in (writing, healing):
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--seed", type=int, default=0)
@@ -136,7 +166,15 @@ def main() -> None:
     if options.command == "prompts":
         write_prompts(options.data, options.out, options.seed)
     else:
-        heal(options.student, options.data, options.out, options.learning_rate, options.rows, options.seed)
+        heal(
+            options.student,
+            options.data,
+            options.out,
+            options.learning_rate,
+            options.rows,
+            options.seed,
+            options.ending,
+        )
 
 
 if __name__ == "__main__":

@@ -201,6 +201,7 @@ def _episodes(
             temperature=file.settings.temperature,
             seed=file.settings.seed % 2**64,
             first_row=file.done,
+            reply_tokens=file.settings.max_tool_result_tokens,
             template=template,
         )
     records = []

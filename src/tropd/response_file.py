@@ -29,11 +29,13 @@ class GenerationSettings:
     seed: int = 42
     dtype: str = "auto"
     engine: str = "hf"
+    max_tool_result_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "responses_per_prompt", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("max_new_tokens", "responses_per_prompt", "batch_size", "max_tool_result_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature is {self.temperature:g}; responses are sampled, and guidance should follow the teacher's "

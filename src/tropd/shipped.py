@@ -53,7 +53,9 @@ def _model_folder(written: str, name: str) -> Path:
         return found[name]
     missing = f"{written!r}, which is not in this installation of tropd; it has {', '.join(found)}."
     if any(fnmatch(name, pattern) for pattern in NOT_IN_THE_WHEEL):
-        missing += " That model is in tropd's repository alone, to keep the package small: `pip install -e .` there."
+        missing += (
+            " To keep the package small, that model is only in tropd's repository; in a clone: `pip install -e .`"
+        )
     raise ValueError(missing)
 
 

@@ -179,7 +179,7 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(data, tmp_path, 
     out = tmp_path / "eval"
     assert run(*asked(data, out)) == 0
     assert run(*asked(data, out, "--seed", 1)) == 2
-    assert "was begun with different settings or data: seed was 42 and is 1" in flat(capfd)
+    assert "was started with different settings or data: seed was 42 and is 1" in flat(capfd)
     assert run(student_path(), *asked(data, out)[1:]) == 2
     assert "model was" in flat(capfd)
     path = data / "aime24/test.jsonl"

@@ -1,6 +1,7 @@
 """`tropd evaluate --environment`: episodes of the storeroom's student, their scores, and going on with them."""
 
 import doctest
+import hashlib
 import json
 import re
 
@@ -8,6 +9,8 @@ import pytest
 
 from tropd.cli.main import main
 from tropd.evaluation import episode_scores
+from tropd.evaluation.responses import Sampling, describe
+from tropd.evaluation.results import versions
 from tropd.proving_ground.storeroom import Storeroom, model_path, orders
 
 
@@ -28,7 +31,7 @@ def evaluate(tmp_path):
     def run(*words, environment="tropd.proving_ground.storeroom.Storeroom"):
         options = ["--environment", environment, "--data", file, "--out", tmp_path / "out", "--samples", 2]
         options += ["--max_new_tokens", 160, "--temperature", 1, "--batch_size", 4, "--use_cpu", *words]
-        return main(["evaluate", *map(str, [model_path("teacher"), *options])])
+        return main(["evaluate", *map(str, ["shipped:storeroom-teacher", *options])])
 
     return run
 
@@ -60,10 +63,39 @@ def test_episodes_are_played_scored_and_gone_on_with(evaluate, tmp_path, capfd):
     assert evaluate() == 0 and (out / "episodes.jsonl").read_bytes() == whole
 
 
+def test_the_record_has_what_that_of_benchmarks_has(evaluate, tmp_path, capfd):
+    """By the same function: the data's digests, dtype, template and model; other data are not gone on with."""
+    template = {"enable_thinking": False}
+    words = ["--dtype", "float32", "--chat_template_kwargs", json.dumps(template), "--max_tool_result_tokens", 9]
+    assert evaluate(*words) == 0
+    record = json.loads((tmp_path / "out" / "episodes.json").read_text())
+    data = tmp_path / "orders.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    played = {"environment": "tropd.proving_ground.storeroom.Storeroom", "tools": None, "max_turns": 64}
+    played |= {"max_tool_result_tokens": 9}
+    files = {"orders.jsonl": hashlib.sha256(data.read_bytes()).hexdigest()}
+    sampling = Sampling(
+        str(model_path("teacher")),
+        temperature=1,
+        top_p=1,
+        max_new_tokens=160,
+        batch_size=4,
+        dtype="float32",
+        chat_template_kwargs=template,
+    )
+    assert record == json.loads(json.dumps(describe(sampling, rows, 2, files) | played))
+    assert json.loads((tmp_path / "out" / "episode_scores.json").read_text())["versions"] == versions()
+
+    data.write_text(data.read_text().replace('"need": ', '"need": 1'))
+    assert evaluate(*words) == 2
+    assert "problems_sha256 was" in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
         (["--max_turns", 0], "max_turns is 0; an episode has at least 1"),
+        (["--max_tool_result_tokens", 0], "max_tool_result_tokens is 0; use at least 1"),
         (["--top_p", 0.5], r"top_p is 0\.5, but episodes do not support it"),
         (["--benchmarks", "aime24"], "evaluate one, then the other"),
         (["--environment", "tropd.nothing.Store"], "environment has 'tropd.nothing.Store'"),
@@ -80,3 +112,27 @@ def test_episodes_of_other_settings_are_not_gone_on_with(evaluate, tmp_path, cap
     (tmp_path / "out" / "episodes.jsonl").write_text("{}\n")
     assert evaluate() == 2
     assert "or choose another --out" in " ".join(capfd.readouterr().err.split())
+
+
+class Talker(Storeroom):
+    """Whose replies are longer than anybody wants."""
+
+    def look(self, box: str) -> str:
+        """How many are in a box.
+
+        Args:
+            box: its letter.
+        """
+        return " ".join([super().look(box)] * 40)
+
+
+def test_replies_are_cut_as_in_training(evaluate, tmp_path):
+    """With four tokens of each there is room for more calls than with all; the messages keep them whole."""
+    turns, environment = {}, f"{__name__}.Talker"
+    for most in (4, 100):
+        assert evaluate("--max_tool_result_tokens", most, "--out", tmp_path / str(most), environment=environment) == 0
+        records = [json.loads(line) for line in (tmp_path / str(most) / "episodes.jsonl").read_text().splitlines()]
+        turns[most] = sum(record["turns"] for record in records)
+        said = [message for record in records for message in record["messages"] if message["role"] == "tool"]
+        assert any(message["content"].count(" ") == 39 for message in said)
+    assert turns[4] > turns[100]

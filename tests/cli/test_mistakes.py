@@ -249,7 +249,7 @@ MISTAKES = [
     Mistake(
         "a teacher without any finite score, seen by the preflight",
         broken("teacher", without_numbers, preflight_prompts=2),
-        ("The teacher has no finite score for", "of 64 tokens", "teacher_model_init_kwargs"),
+        ("The teacher has no finite score for", "of 64 tokens", "teacher_model_init_kwargs", "preflight_prompts: 0"),
     ),
     Mistake(
         "a student without a softmax",

@@ -150,6 +150,24 @@ def test_prompts_from_files_bring_their_responses_or_get_the_teachers(tmp_path, 
         make_texts(plan.settings["one"], plan, tmp_path)
 
 
+@pytest.mark.parametrize(("max_length", "ended"), [(2, 0.0), (60, 1.0)])
+def test_responses_that_nothing_grades_are_counted_as_they_end(tmp_path, small, max_length, ended):
+    for split, first in {"train": 1, "validation": 4, "test": 7}.items():
+        rows = [{"prompt": f"{n}+1+2="} for n in range(first, first + 2)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    setting = small["settings"]["one"] | {"domains": [], "data": files}
+    prompts = {"train": 2, "validation": 2, "test": 2}
+    sizes = {"max_length": max_length, "prompts": prompts, "select_on": "student_states/reverse_kl", "points": 0}
+    plan = read_plan(small | sizes | {"settings": {"one": setting}})
+    prepare(plan, "one", tmp_path / "setting")
+    _, before = read_setting(tmp_path / "setting")
+    assert before["teacher"]["ended"] == ended
+    assert before["teacher"]["length"] == 2.0 if max_length == 2 else 2.0 < before["teacher"]["length"] < 60
+    result = run_cell(plan, Cell("one", "opd", 1e-3, 1, "report"), tmp_path / "setting", tmp_path / "cell")
+    assert {"ended", "length"} <= set(result["scores"]) and result["right"] == {}
+
+
 def test_a_teacher_may_end_with_another_id_and_the_run_takes_both_as_one_action(small, tmp_path):
     methods = {"opd": None, "as given": {"method": "opd", "ending": "as_given"}}
     small = small | {"methods": methods, "points": 0, "learning_rates": [1e-6]}  # the models stay what they are

@@ -34,7 +34,7 @@ def test_a_plan_survives_being_written_down(plan_data):
         ({"methods": {"topd": None}}, "methods.topd: .*did you mean 'tropd'"),
         ({"methods": {"opd": {"fkl_top_k": 3}}}, "no effect under method 'opd'"),
         ({"methods": {"a/b": {"method": "opd"}}}, "also names a folder"),
-        ({"reference": "fkl"}, "none of the methods"),
+        ({"reference": "fkl"}, "not one of the methods"),
         ({"learning_rates": ["1e-3"]}, r"learning_rates\[0\] is '1e-3'; it takes a number"),
         ({"prompts": {"train": 8}}, "a number for each of train, validation, test"),
         ({"trainer": {"max_steps": 3}}, "a run ends when `student_tokens` are written"),

@@ -121,7 +121,7 @@ def test_the_table_of_the_real_language_model_has_the_published_divergences():
     assert {label for label, *_ in rows} == found["methods"].keys()
     for label, steps, *shown, _ in rows:
         method = found["methods"][label]
-        assert steps == f"{method['steps']:.0f}" and len(method["seeds"]) >= 2
+        assert steps == f"{method['steps']:.0f}" and method["seeds"] == [1, 2, 3]
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
 
 
@@ -167,6 +167,39 @@ def test_the_page_of_agents_has_the_published_course_of_training(heading):
             for part in (slice(0, 10), slice(-10, None))
         ]
         assert shown == [f"{value:.2f}" for value in found]
+
+
+@pytest.mark.parametrize("heading", EPISODES)
+def test_the_page_of_agents_has_the_published_success_by_level(heading):
+    report = published(EPISODES[heading])[1]
+    found, cells = report["settings"]["storeroom"], report["cells"].values()
+    levels = [f"level {number}" for number in range(1, 5)]
+    (_, *untrained), *rows = table_under(heading, "docs/agents.md", nth=2)
+    (at_first,) = {tuple(cell["points"][0]["scores"][f"accuracy/{level}"] for level in levels) for cell in cells}
+    sampled = [found["before"]["student"][f"sampled/{level}"] for level in levels]
+    assert untrained == [f"{100 * value:.0f}" for value in [*at_first, *sampled]]
+    assert [label for label, *_ in rows] == [label for label, *_ in table_under(heading, "docs/agents.md", nth=1)]
+    for label, *shown in rows:
+        points = [[point["scores"] for point in cell["points"]] for cell in cells if cell["label"] == label]
+        assert len(points) == 3
+        greedy = [
+            " → ".join(f"{100 * fmean(one[part][f'accuracy/{level}'] for one in points):.0f}" for part in (1, 2))
+            for level in levels
+        ]
+        metrics = found["methods"][label]["metrics"]
+        assert shown == [*greedy, *(_shown(metrics[f"sampled/{level}"], 100, 0) for level in levels)]
+
+
+@pytest.mark.parametrize("heading", EPISODES)
+def test_the_page_of_agents_has_the_published_trust_in_every_turn(heading):
+    found = published(EPISODES[heading])[1]["settings"]["storeroom"]
+    (_, *untrained), *rows = table_under(heading, "docs/agents.md", nth=3)
+    names = [f"trust_{turn}" for turn in range(1, 10)]
+    assert untrained == [f"{found['before']['student'][name]:.2f}" for name in names]
+    assert {label for label, *_ in rows} == found["methods"].keys()
+    for label, *shown in rows:
+        metrics = found["methods"][label]["metrics"]
+        assert shown == [f"{metrics[name]['mean']:.2f}" if name in metrics else "–" for name in names]
 
 
 def test_the_page_of_agents_has_what_was_measured_after_errors():

@@ -68,6 +68,23 @@ def test_a_reply_that_is_too_long_is_cut_and_says_so(played, length, left):
     assert episode.messages[1]["content"] == "x" * length and episode.turns == 2
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_tool_that_is_a_coroutine_is_awaited(played, fails):
+    async def calculator(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        if fails:
+            raise RuntimeError("closed")
+        return "15"
+
+    episode = played("", functions=[calculator])
+    assert episode.messages[1]["content"] == ("{'error': 'closed'}" if fails else "15")
+    assert (episode.calls, episode.failures, episode.turns) == (1, int(fails), 2)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_turn_reads_what_is_new_alone_and_the_episodes_are_the_same(monkeypatch, one_thread, temperature):
     """Beside turns that read everything again; and, for the likeliest tokens, beside Transformers' own `generate`."""

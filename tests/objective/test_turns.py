@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -245,3 +245,90 @@ def test_in_expectation_a_mean_over_turns_of_random_lengths_is_that_of_its_twin_
     start = ((),)
     turned = np.dot(found[start], state_gradient(start)) / np.linalg.norm(found[start])
     assert turned / np.linalg.norm(state_gradient(start)) < 0.999
+
+
+# ---------------------------------------------------------------------- turns that the teacher takes over
+
+ALPHA, BETA, MANY = 0.8, 0.3, 3
+STUDENT, TEACHER = 1, 2
+Steps = list[tuple[History, int, int]]
+
+
+def log_ratio(state: History, token: int) -> float:
+    return float(log_softmax(logits(state, TEACHER))[token] - log_softmax(logits(state, STUDENT))[token])
+
+
+def shared_episodes(steps: Steps, history: History = ((),), author: int = STUDENT) -> Iterator[tuple[float, Steps]]:
+    """(probability, (state, token, author) one after another) of every episode, with our takeover probability."""
+    *before, turn = history
+    if len(turn) < LENGTH and not (turn and turn[-1] == END):
+        probs = np.exp(log_softmax(logits(history, author)))
+        for token in range(V):
+            following = [*steps, (history, token, author)]
+            for probability, whole in shared_episodes(following, (*before, (*turn, token)), author):
+                yield probs[token] * probability, whole
+    elif len(history) == MANY:
+        yield 1.0, steps
+    else:
+        ratios = torch.tensor([0.0 if who == TEACHER else log_ratio(state, token) for state, token, who in steps])
+        accepted = trust_probability(ratios)
+        taken = takeover_probability(accepted, torch.ones_like(accepted, dtype=torch.bool), ALPHA)
+        for who, chance_of_who in ((STUDENT, 1.0 - taken), (TEACHER, taken)):
+            for probability, whole in shared_episodes(steps, (*history, ()), who):
+                yield chance_of_who * probability, whole
+
+
+def gradients_of_shared_episodes() -> dict[History, Array]:
+    """E[∇ of the sum of the losses: K1 on the student's turns, all of them trusted, β NLL on the teacher's]."""
+    found = list(shared_episodes([]))
+    assert math.fsum(probability for probability, _ in found) == pytest.approx(1)
+    steps = [step for _, episode in found for step in episode]
+    weights = np.array([probability for probability, episode in found for _ in episode])
+    hidden = torch.tensor(np.stack([logits(state, STUDENT) for state, _, _ in steps])).requires_grad_(True)
+    ids = torch.tensor([token for _, token, _ in steps])
+    teacher = torch.tensor([log_softmax(logits(state, TEACHER))[token] for state, token, _ in steps])
+    guided = torch.tensor([float(who == TEACHER) for *_, who in steps]).double()
+    rollout = hidden.detach().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
+    signals = TokenSignals(rollout, teacher, 1 - guided, 0 * guided, guided)
+    method = get_method("tropd_mask", guidance_beta=BETA)
+    logp, direct, _ = objective.student_terms(hidden, Head(torch.eye(V, dtype=torch.float64)), ids)
+    losses = objective.token_losses(method, signals, logp, direct)
+    (gradient,) = torch.autograd.grad(objective.reduce_losses(losses, RegionCounts(1.0, 0.0, 0.0)), hidden)
+    summed: dict[History, Array] = {}
+    for (state, _, _), weight, row in zip(steps, weights, gradient.numpy(), strict=True):
+        summed[state] = summed.get(state, 0) + weight * row
+    return summed
+
+
+def reached(state: History) -> dict[int, float]:
+    """That an episode comes to the state in a turn of either author, of the twin: over all who may have written what
+    is before it."""
+    found = {STUDENT: 0.0, TEACHER: 0.0}
+    for authors in product((STUDENT, TEACHER), repeat=len(state)):
+        probability, accepted = 1.0, []
+        for number, (turn, who) in enumerate(zip(state, authors, strict=True)):
+            taken = reference.takeover_probabilities([*accepted, []], ALPHA)[-1]
+            probability *= taken if who == TEACHER else 1.0 - taken
+            accepted.append([])
+            for place, token in enumerate(turn):
+                here = (*state[:number], turn[:place])
+                probability *= math.exp(log_softmax(logits(here, who))[token])
+                accepted[-1].append(1.0 if who == TEACHER else reference.trust_probability(log_ratio(here, token)))
+        found[authors[-1]] += probability
+    return found
+
+
+def test_in_expectation_a_turn_that_is_taken_over_is_taught_and_the_others_are_distilled():
+    """At each state P(the student's) ∇KL(π_S ‖ π_T) + β P(the teacher's) (π_S − π_T): the second is ∇ of forward KL."""
+    found = gradients_of_shared_episodes()
+    chances = {state: reached(state) for state in found}
+    assert all(both[TEACHER] == 0 for state, both in chances.items() if len(state) == 1), "the first is the student's"
+    assert len({round(both[TEACHER] / sum(both.values()), 6) for both in chances.values()}) > 20
+    for state, gradient in found.items():
+        student, teacher = (np.exp(log_softmax(logits(state, who))) for who in (STUDENT, TEACHER))
+        both = chances[state]
+        expected = both[STUDENT] * state_gradient(state) + BETA * both[TEACHER] * (student - teacher)
+        assert gradient == pytest.approx(expected, abs=1e-7), state
+    begun = [both[TEACHER] for state, both in chances.items() if len(state) == MANY and not state[-1]]
+    trusts = [sum(chances[state].values()) for state in chances if len(state) == MANY and not state[-1]]
+    assert math.fsum(trusts) == pytest.approx(1) and 0.05 < math.fsum(begun) < ALPHA

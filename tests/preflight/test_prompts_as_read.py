@@ -53,7 +53,8 @@ def test_tools_that_a_template_would_lose_are_refused(template):
     for student, teacher in pairs:
         said = found(student, WITH_TOOLS, teacher, teacher_chat_template=template)
         assert "renders none" in said["tools", "refusal"]
-    assert ("tools", "refusal") not in found(knows, WITH_TOOLS, teacher_chat_template=template)
+    said = found(knows, WITH_TOOLS, teacher_chat_template=template)
+    assert ("tools", "refusal") not in said and said["tools", "ok"] == "The prompts tell both models of the tools."
     assert "refuses these prompts" in found(knows, WITH_TOOLS, knows_not)["teacher's view", "note"]
 
 

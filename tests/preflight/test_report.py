@@ -68,8 +68,8 @@ def test_what_is_absent_is_a_dash():
 def test_the_verdict_ends_with_what_to_type():
     plain = render_verdict(judged(trust_fraction=0.4, truncated_share=0.9)).plain
     assert plain.splitlines()[0] == "verdict  far apart: use a trust region and teacher prefixes"
-    assert plain.splitlines()[-1].strip() == "what follows: --method tropd --max_completion_length 200"
-    assert "what follows" not in render_verdict(judged(collapsed_share=1.0)).plain
+    assert plain.splitlines()[-1].strip() == "try: --method tropd --max_completion_length 200"
+    assert "try:" not in render_verdict(judged(collapsed_share=1.0)).plain
 
 
 def test_everything_is_json():

@@ -14,7 +14,7 @@ from tropd.objective.methods import get_method
 from tropd.preflight import advice, verdict
 from tropd.preflight.advice import full_prefix_share, has_unbounded_k1
 from tropd.preflight.measure import measure
-from tropd.preflight.measurement import Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
+from tropd.preflight.measurement import Endings, EndingUse, Episodes, GradientForecast, PairMeasurement, PositionBucket
 from tropd.preflight.probe import probe
 from tropd.preflight.verdict import judge
 
@@ -265,6 +265,15 @@ def test_without_given_responses_the_students_stand_for_them():
     assert found.settings["guidance_length"] == "share"
     assert "If the teacher's responses are like the student's, 90 tokens long" in " ".join(found.sentences)
     assert "guidance_length" not in judged(budget=1000, ended_length=None).settings
+
+
+def test_the_share_of_turns_that_nobody_recorded_is_not_set():
+    """A run would refuse it."""
+    played = Episodes(mean_turns=5.0, cut_share=0.0, num_calls=9, parsed_share=1.0, turns=())
+    found = judged(budget=1000, ended_length=90.0, episodes=played)
+    assert "guidance_length" not in found.settings
+    assert "all turns but the last in 81% of the steps" in " ".join(found.sentences)
+    assert judged(budget=1000, lengths=[90], episodes=played).settings["guidance_length"] == "share"
 
 
 def test_the_share_of_whole_prefixes_is_that_of_the_schedule():

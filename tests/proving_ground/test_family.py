@@ -75,5 +75,5 @@ def test_an_unknown_or_missing_model_is_answered_in_a_sentence(tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"name is .teacher.; the family has no such model\. Choose generalist"):
         model_path("teacher")
     monkeypatch.setattr("tropd.shipped.MODELS", tmp_path)
-    with pytest.raises(ValueError, match=r"'shipped:pruned', which is not in this .* in tropd's repository alone"):
+    with pytest.raises(ValueError, match=r"'shipped:pruned', which is not in this .* only in tropd's repository"):
         model_path("pruned")

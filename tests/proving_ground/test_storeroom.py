@@ -117,5 +117,7 @@ def test_a_model_that_is_not_there_says_so(monkeypatch):
     with pytest.raises(ValueError, match=r"the storeroom has no such model\. Choose teacher or student or robust"):
         model_path("generalist")
     monkeypatch.setattr("tropd.shipped.MODELS", model_path("teacher") / "nowhere")
-    with pytest.raises(ValueError, match=r"'shipped:storeroom-teacher', which is not in this .* repository alone"):
+    with pytest.raises(
+        ValueError, match=r"'shipped:storeroom-teacher', which is not in this .* only in tropd's repository"
+    ):
         model_path("teacher")

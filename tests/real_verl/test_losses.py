@@ -130,7 +130,7 @@ def test_scores_without_the_sampled_token_are_refused():
 def test_scores_of_other_tokens_are_refused():
     batch = Batch()
     batch.sent_ids[:, TOPK] = (batch.sent_ids[:, TOPK] + 1) % 40
-    with pytest.raises(ValueError, match="13 of 13 response tokens have the teacher's score of another token"):
+    with pytest.raises(ValueError, match="13 of 13 response tokens have the teacher's score of a different token"):
         by_verl(settings("tropd", fkl_top_k=READ), batch)
 
 

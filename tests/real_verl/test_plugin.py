@@ -120,7 +120,7 @@ def test_it_is_found_inside_the_configuration_of_the_whole_distillation():
         ({"log_prob_min_clamp": -10.0}, "log_prob_min_clamp is -10.0"),
         ({"topk": 32}, "topk is 32, but method 'tropd' reads the teacher's top-64"),
         ({"loss_mode": "gkd"}, "cannot run in verl: it reads the teacher's whole distribution"),
-        ({"loss_mode": "k3"}, "loss_mode is 'k3', which is no method of tropd"),
+        ({"loss_mode": "k3"}, "loss_mode is 'k3', which is not a method of tropd"),
         ({"loss_mode": "opd", "gate": "hard"}, "gate is 'hard', which would have no effect under method 'opd'"),
         ({"endings": [7, 7]}, "endings is .*write different token ids"),
     ],
@@ -245,7 +245,7 @@ def test_the_client_refuses_a_server_without_tropd_at_the_first_answer():
 
 
 def test_the_client_refuses_scores_of_other_tokens():
-    with pytest.raises(RuntimeError, match="scored other tokens"):
+    with pytest.raises(RuntimeError, match="scored tokens other than"):
         ask(TropdLossConfig(**OURS), [[7, 8, 5], [3, 6, 3], [0, 0, 0]], [4, 9, 3])
 
 

@@ -162,7 +162,7 @@ def test_without_a_prefix_the_last_steps_compare_with_the_preflight():
 def test_behind_a_prefix_nothing_is_said_to_have_moved():
     found = outcome(steps(30, 12), {"k1": 0.4})
     assert moved(found) == (("0.400", "0.200"), "", None)
-    assert "12 tokens" in found.note and "eval_data" in found.note
+    assert "12.0 tokens" in found.note and "eval_data" in found.note
 
 
 def test_an_evaluation_is_what_a_guided_run_compares():

@@ -5,6 +5,7 @@ Every test of a distribution is a χ² test at six standard deviations with fixe
 
 import doctest
 import math
+import random
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from transformers import GenerationConfig
 
 from training import tiny
 from training.tiny import EOS, PAD, ids
+from tropd.rollout import turns as rollout_turns
 from tropd.rollout.engine import noise as engine_noise
 from tropd.rollout.engine.noise import AddressedNoise, decoding_through, run_race
-from tropd.rollout.turns import Turns
+from tropd.rollout.turns import TextIndex, Turns
 
 LARGE = 151_936
 
@@ -55,7 +57,7 @@ def assert_distributed(tokens: Tensor, probs: Tensor) -> None:
 
 
 def test_the_examples_run():
-    assert doctest.testmod(engine_noise).failed == 0
+    assert doctest.testmod(engine_noise).failed == 0 == doctest.testmod(rollout_turns).failed
 
 
 # ---------------------------------------------------------------------- the noise
@@ -380,3 +382,76 @@ def test_a_context_of_no_row_is_not_given_one():
     assert turns.places([[1, 6, 9]]) is None
     turns.record([[1, 6, 9]], [[7]])
     assert turns.places([[1, 5, 9]]) == [(0, 2)], "what was not known changes nothing"
+
+
+def rows_by_definition(texts: dict[int, list[int]], contexts: list[list[int]]) -> list[int] | None:
+    free, found = dict(texts), []
+    for context in contexts:
+        fitting = [row for row in sorted(free) if context[: len(free[row])] == free[row]]
+        if not fitting:
+            return None
+        found.append(max(fitting, key=lambda row: len(free[row])))
+        del free[found[-1]]
+    return found
+
+
+def test_rows_are_found_as_defined_whatever_they_have_written():
+    """Few letters, so that many texts are equal or begin another; some contexts are of no row."""
+    draw = random.Random(3)
+    unknown = 0
+    for _ in range(300):
+        index, texts = TextIndex(), {}
+        for _ in range(6):
+            for row in draw.sample(range(8), draw.randint(1, 8)):
+                texts[row] = texts.get(row, []) + draw.choices([1, 2], k=draw.randint(0, 2))
+                index.put(row, texts[row])
+            asked = draw.sample(sorted(texts), draw.randint(1, len(texts)))
+            contexts = [texts[row] + draw.choices([1, 2], k=draw.randint(0, 2)) for row in asked]
+            if draw.random() < 0.2:
+                contexts.append([3])
+            expected = rows_by_definition(texts, contexts)
+            assert index.find(contexts) == expected
+            unknown += expected is None
+    assert unknown > 100
+
+
+class Counted(int):
+    """A token that counts how often it is looked at."""
+
+    looks = 0
+
+    def __eq__(self, other):
+        Counted.looks += 1
+        return int(self) == int(other)
+
+    def __hash__(self):
+        Counted.looks += 1
+        return int.__hash__(self)
+
+
+def looks_at_tokens(rows: int, route: str) -> int:
+    """How often a token is looked at while rows play four turns; half of them are a copy of another row."""
+    turns, read = Turns(first_row=0), [[7, row // 2] for row in range(rows)]
+    messages: list[list[dict]] = [[] for _ in range(rows)]
+    Counted.looks = 0
+    for turn in range(4):
+        contexts = [[Counted(token) for token in context] for context in read]
+        calls = [range(rows)] if route != "row by row" or turn == 0 else [[row] for row in range(rows)]
+        for asked in calls:
+            mine, written = [contexts[row] for row in asked], [[row // 4, 5] for row in asked]
+            assert turns.places(mine) == [(row, len(contexts[row]) - 2) for row in asked]
+            turns.record(mine, written)
+            for row, tokens in zip(asked, written, strict=True):
+                read[row] = [*read[row], *tokens, 9, turn]
+        if route == "tools":
+            if turn == 0:
+                turns.follow(messages)
+            for row in messages:
+                row.append({"role": "tool"})
+    return Counted.looks
+
+
+@pytest.mark.parametrize("route", ["tools", "all at once", "row by row"])
+def test_rows_are_found_with_work_in_proportion_to_their_number(route):
+    few, more, most = (looks_at_tokens(rows, route) for rows in (16, 80, 144))
+    assert 0 < few < most - more == more - few, "64 more rows cost the same, however many there are"

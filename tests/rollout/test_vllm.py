@@ -261,7 +261,9 @@ def test_an_engine_that_fails_is_a_sentence_with_what_is_kept(tmp_path):
 
 
 def test_a_seed_for_all_rows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"generation_kwargs has 'seed' \(0\), with which all rollouts of a prompt"):
+    with pytest.raises(
+        ValueError, match=r"generation_kwargs has 'seed' \(0\), which would make all rollouts of a prompt"
+    ):
         TrOPDConfig(str(tmp_path), use_vllm=True, generation_kwargs={"seed": 0}, use_cpu=True)
 
 

@@ -148,7 +148,9 @@ def test_a_model_that_the_package_leaves_out_says_where_it_is(monkeypatch, tmp_p
     assert Path(locate("shipped:storeroom-student")) == MODELS / "storeroom" / "student"
     monkeypatch.setattr("tropd.shipped.MODELS", tmp_path)
     assert Path(locate("shipped:student")) == family
-    with pytest.raises(ValueError, match=r"student is .*it has student\. That model is in tropd's repository alone"):
+    with pytest.raises(
+        ValueError, match=r"student is .*it has student\. To keep .* that model is only in tropd's repository"
+    ):
         resolve("recipe:storeroom")
     with pytest.raises(ValueError, match=r"'shipped:pupil', which is not in this installation .* it has student\.$"):
         locate("shipped:pupil")

@@ -1,4 +1,4 @@
-"""A teacher behind a server: what is asked, what is believed, and which faults are outlived."""
+"""A teacher behind a server: what is asked, what is believed, and which faults it survives."""
 
 import logging
 import math

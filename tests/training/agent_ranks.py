@@ -1,6 +1,6 @@
 """Worker of `test_tool_loop.py`: eight rows; those of one prompt call a tool twice, those of the other never.
 
-    python agent_ranks.py OUT plain|ddp|fsdp2 MICRO_BATCHES
+    python agent_ranks.py OUT plain|ddp|fsdp2|zero3 MICRO_BATCHES
 
 Everything that is written comes from a script, but the model runs for it: where weights are sharded, in step.
 """
@@ -45,8 +45,7 @@ class PlayingTrainer(TrOPDTrainer, Playing):
 
 def main(out: Path, kind: str, micro_batches: int) -> None:
     torch.set_num_threads(1)
-    if kind in SHARDED:
-        shard_on_cpu(kind)
+    more = shard_on_cpu(kind) if kind in SHARDED else {}
     share = 8 // int(os.environ.get("WORLD_SIZE", "1"))
     recorder = Recorder()
     trainer = PlayingTrainer(
@@ -61,6 +60,7 @@ def main(out: Path, kind: str, micro_batches: int) -> None:
             max_steps=2,
             optim="sgd",
             learning_rate=0.05,
+            **more,
         ),
         train_dataset=same_dataset([{"prompt": CALLER}, {"prompt": OTHER}]),
         processing_class=agents.new_tokenizer(),

@@ -149,7 +149,7 @@ def build(directory: Any, play: Callable[[list[int]], str] | None, method: str =
         student or qwen(1),
         teacher or qwen(2),
         args=config(directory, method, **defaults | settings),
-        train_dataset=same_dataset(rows),
+        train_dataset=None if rows is None else same_dataset(rows),
         **options,
     )
     made.script = None if play is None else lambda contexts: [ids(play(context)) for context in contexts]

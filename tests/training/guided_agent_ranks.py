@@ -1,6 +1,6 @@
 """Guided runs of the storeroom's pair, for `test_guided_agents.py`; as a script, on one of several ranks.
 
-python guided_agent_ranks.py OUT PATTERN
+python guided_agent_ranks.py OUT PATTERN plain|fsdp2|zero3 recorded|written
 """
 
 import os
@@ -14,12 +14,13 @@ from accelerate.utils import gather_object
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from training.rank_worker import SHARDED, shard_on_cpu
 from training.tiny import config, same_dataset, weights_of
 from tropd import TrOPDTrainer
 from tropd.proving_ground.storeroom import Storeroom, expert, model_path, orders
 from tropd.training import step
 
-ROWS = 8
+ROWS, LONG = 8, 160
 SGD = {"optim": "sgd", "learning_rate": 0.05}
 """Adam's first steps make a rounded gradient of nearly 0 a whole step."""
 
@@ -67,17 +68,29 @@ def seen(trainer: TrOPDTrainer) -> dict[str, Any]:
     return {"written": written, "weights": weights, "log": [e for e in trainer.state.log_history if "loss" in e]}
 
 
-def main(out: Path, pattern: str) -> None:
+def main(out: Path, pattern: str, kind: str, episodes: str) -> None:
+    """A sharded teacher cannot write while the student trains, so that without episodes it is whole."""
     torch.set_num_threads(1)
-    share = ROWS // int(os.environ["WORLD_SIZE"])
-    trainer = build(out / "run", pattern, per_device_train_batch_size=share, num_generations=ROWS, **SGD)
+    more = shard_on_cpu(kind) if kind in SHARDED else {}
+    settings = {
+        "per_device_train_batch_size": ROWS // int(os.environ["WORLD_SIZE"]),
+        "num_generations": ROWS,
+        "max_completion_length": LONG,
+        "shard_teacher": episodes == "recorded",
+        **SGD,
+        **more,
+    }
+    trainer = build(out / "run", pattern, are_recorded=episodes == "recorded", **settings)
+    together, idle = trainer.rollout_stage._ranks_in_step, []
+    write_idly = together.write_idly
+    together.write_idly = lambda write: idle.append(write_idly(write))
     trainer.train()
-    found = seen(trainer)
+    found = seen(trainer) | {"idle turns": sum(gather_object([len(idle)]))}
     if os.environ["RANK"] == "0":
         torch.save(found, out / "seen.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads abort one interpreter's end in three, after everything is written

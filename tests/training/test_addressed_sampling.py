@@ -268,7 +268,7 @@ def test_an_adapter_samples_by_address(tmp_path):
 @pytest.mark.parametrize("engine", ["use_vllm", "use_transformers_continuous_batching"])
 def test_an_engine_with_generators_of_its_own_is_told_apart(tmp_path, engine):
     settings = {"use_cpu": True, "bf16": False, engine: True}
-    with pytest.raises(ValueError, match=f"addressed_sampling is True, but .*{engine}.*Leave addressed_sampling out"):
+    with pytest.raises(ValueError, match=f"addressed_sampling is True, but .*{engine}.*Remove addressed_sampling"):
         TrOPDConfig(str(tmp_path), addressed_sampling=True, **settings)
     assert not TrOPDConfig(str(tmp_path), **settings).addresses_sampling()
     assert TrOPDConfig(str(tmp_path), use_cpu=True, bf16=False).addresses_sampling()

@@ -142,7 +142,7 @@ def test_where_the_best_checkpoint_is_gone_the_run_does_not_go_on_as_if_it_were_
     assert best_of(tmp_path / "run/checkpoint-2") == tmp_path / "run/checkpoint-1"
     shutil.rmtree(tmp_path / "run/checkpoint-1")
     gone = (
-        r"load_best_model_at_end is True, but checkpoint-1, the best of this run.* is not beside .*checkpoint-2\. Put"
+        r"load_best_model_at_end is True, but checkpoint-1, the best of this run.* is not next to .*checkpoint-2\. Put"
     )
     with pytest.raises(ValueError, match=gone):
         best_of(tmp_path / "run/checkpoint-2")

@@ -84,10 +84,12 @@ def alter(path):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, pair, damage, file, fault):
     trained(tmp_path, pair, max_steps=2, checkpoint_digests=damage is alter)
     damage(tmp_path / "checkpoint-2" / file)
-    with pytest.raises(ValueError, match=rf"checkpoint-2 is not whole: {fault}.*resume_from_checkpoint=.*checkpoint-1"):
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-2 is not complete: {fault}.*resume_from_checkpoint=.*checkpoint-1"
+    ):
         trained(tmp_path, pair, max_steps=3, resume=str(tmp_path / "checkpoint-2"))
     damage(tmp_path / "checkpoint-1" / file)
-    with pytest.raises(ValueError, match="There is none before it"):
+    with pytest.raises(ValueError, match="There is no earlier one"):
         check_checkpoint(tmp_path / "checkpoint-2")
 
 
@@ -97,7 +99,7 @@ def test_without_digests_no_file_is_read_and_one_that_was_altered_passes(tmp_pat
     alter(tmp_path / "checkpoint-1" / "optimizer.pt")
     check_checkpoint(tmp_path / "checkpoint-1")
     cut(tmp_path / "checkpoint-1" / "optimizer.pt")
-    with pytest.raises(ValueError, match=r"checkpoint-1 is not whole: optimizer.pt has .* bytes instead of"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 is not complete: optimizer.pt has .* bytes instead of"):
         check_checkpoint(tmp_path / "checkpoint-1")
 
 
@@ -110,13 +112,15 @@ def test_a_sentence_names_a_checkpoint_by_the_sizes_of_its_files_without_reading
         cut(tmp_path / "checkpoint-3" / "optimizer.pt")
         assert checkpoint_phrase(str(tmp_path)) == f"the last checkpoint, {tmp_path}/checkpoint-2, is untouched"
     alter(tmp_path / "checkpoint-2" / "optimizer.pt")
-    with pytest.raises(ValueError, match=r"checkpoint-2 is not whole: optimizer.pt was altered"):  # resuming reads them
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2 is not complete: optimizer.pt was altered"
+    ):  # resuming reads them
         check_checkpoint(tmp_path / "checkpoint-2")
 
 
 def test_to_go_on_where_there_is_no_checkpoint_is_refused(tmp_path, pair):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint is True, but there is no .*out'\. Leave it out"):
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is True, but there is no .*out'\. Remove it"):
         trained(tmp_path / "out", pair, max_steps=2, resume=True)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
     trained(tmp_path / "out", pair, max_steps=2)
@@ -184,7 +188,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path, pair,
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        CheckpointNotWritten, match=r"no room for a checkpoint in .*earlier checkpoints are untouched\. Fr"
+        CheckpointNotWritten, match=r"not enough space for a checkpoint in .*earlier checkpoints are untouched\. Fr"
     ):
         trained(tmp_path, pair, max_steps=3)
     assert names(tmp_path) == ["checkpoint-1"] and not (tmp_path / ASIDE).exists()

@@ -44,7 +44,7 @@ def test_an_adapter_of_virtual_tokens_is_refused(tmp_path, kind, wrapped):
 
 def test_one_model_with_an_adapter_given_twice_is_refused(tmp_path):
     model = get_peft_model(tiny.llama(1), lora())
-    with pytest.raises(ValueError, match=r"one and the same PeftModel\. .*adapter as peft_config; or load the teacher"):
+    with pytest.raises(ValueError, match=r"the same PeftModel\. .*adapter as peft_config; or load the teacher"):
         tiny.build(tmp_path, model, model, "opd")
 
 
@@ -151,9 +151,9 @@ def test_a_teacher_behind_a_server_is_not_sharded():
 @pytest.mark.parametrize(
     ("column", "why"),
     [
-        ("prompts", "the host gives reward functions something else by this name"),
-        ("completion_ids", "the host gives reward functions something else by this name"),
-        ("images", "the host would take it for pictures"),
+        ("prompts", "TRL passes something else to reward functions under this name"),
+        ("completion_ids", "TRL passes something else to reward functions under this name"),
+        ("images", "TRL would treat it as images"),
     ],
 )
 def test_a_column_by_a_name_of_the_hosts_is_refused(tmp_path, column, why):

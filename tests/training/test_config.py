@@ -104,7 +104,7 @@ def test_keyword_arguments_for_a_teacher_that_is_loaded_already_are_refused(tmp_
 def test_a_student_that_is_the_same_object_as_its_teacher_is_refused(tmp_path, student):
     """The teacher is frozen; a student frozen with it would train for days without moving."""
     model = clone(student)
-    with pytest.raises(ValueError, match="student and teacher are one and the same object"):
+    with pytest.raises(ValueError, match="student and teacher are the same object"):
         build(tmp_path, model, model)
 
 

@@ -34,7 +34,7 @@ def test_a_new_run_in_the_folder_of_an_earlier_one_has_nothing_of_it(train, tmp_
         told["preflight.json"],
         told["report.html"],
     ]
-    assert f"They are in {aside} now" in caplog.text
+    assert f"They were moved to {aside};" in caplog.text
 
 
 def test_an_adapter_is_not_laid_beside_the_model_of_an_earlier_run(train, tmp_path):

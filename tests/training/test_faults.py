@@ -102,7 +102,10 @@ def raising(error):
     ("error", "advice"),
     [
         (RuntimeError("the server is\non fire"), r"\(RuntimeError: the server is\).*`tropd check` scores a few"),
-        (ConnectionError("refused"), r"\(ConnectionError: refused\).*See that the teacher can be reached and go on"),
+        (
+            ConnectionError("refused"),
+            r"\(ConnectionError: refused\).*Check that the teacher can be reached and continue",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory"), r"\(OutOfMemoryError: CUDA.*Lower teacher_batch_size"),
     ],
     ids=lambda value: type(value).__name__,
@@ -308,7 +311,7 @@ def test_a_stream_that_fails_in_the_middle_stops_in_a_sentence(train, tmp_path):
     """The host reads a step ahead: the third step's prompts fail while the second is to be taken."""
     with pytest.raises(
         DataFailed,
-        match=rf"training data cannot be read further at step 2 \(OSError: .*Input/output.*{KEPT}.*Mend the row",
+        match=rf"training data cannot be read further at step 2 \(OSError: .*Input/output.*{KEPT}.*Fix the row",
     ) as caught:
         train(data=stream(8, fails_at=4))
     assert isinstance(caught.value.__cause__, OSError) and steps_saved(tmp_path / "run") == [1]
@@ -342,7 +345,7 @@ ROWS_THAT_KILL = Dataset.from_list(ROWS).with_transform(deadly)
 def test_a_row_that_cannot_be_read_stops_in_a_sentence(train, tmp_path, workers):
     data = Dataset.from_list(ROWS).with_transform(broken)
     with pytest.raises(
-        DataFailed, match=r"cannot be read further at step \d \(KeyError: .*prompt of the fifth row.*Mend the row"
+        DataFailed, match=r"cannot be read further at step \d \(KeyError: .*prompt of the fifth row.*Fix the row"
     ) as caught:
         train(data=data, dataloader_num_workers=workers)
     assert "\n" not in str(caught.value) and steps_saved(tmp_path / "run") == [1]

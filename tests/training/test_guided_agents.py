@@ -7,7 +7,7 @@ import torch
 
 from torchrun import written_by
 from training import guided_agent_ranks
-from training.guided_agent_ranks import ROWS, SGD, build, seen
+from training.guided_agent_ranks import LONG, ROWS, SGD, build, seen
 from training.test_resume import StopAfter
 
 LOGGED = ("loss", "guidance/turns", "guidance/stale_share", "agent/turns", "agent/trust_last_turn", "reward")
@@ -73,6 +73,27 @@ def test_micro_batches_are_one_batch(tmp_path, pattern):
 
 def test_two_ranks_are_one(tmp_path):
     """Eight rollouts of one prompt, four on each rank: both begin with the same turns of the teacher."""
-    one = ran(build(tmp_path / "one", "prefix", num_generations=ROWS, **SGD))
-    out = written_by(2, Path(guided_agent_ranks.__file__), tmp_path / "two", "prefix", timeout=180)
-    assert_same_run(torch.load(out / "seen.pt", weights_only=True), one, atol=3e-5)
+    one = ran(build(tmp_path / "one", "prefix", num_generations=ROWS, max_completion_length=LONG, **SGD))
+    assert_same_run(two_ranks(tmp_path / "two", "prefix", "plain", "written"), one, atol=3e-5)
+
+
+def two_ranks(out, *words):
+    out = written_by(2, Path(guided_agent_ranks.__file__), out, *words, timeout=240)
+    return torch.load(out / "seen.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "pattern", "episodes"),
+    [("fsdp2", "prefix", "recorded"), ("fsdp2", "mixed", "written"), ("zero3", "prefix", "recorded")],
+)
+def test_two_ranks_that_shard_the_weights_are_one(tmp_path, kind, pattern, episodes):
+    """A sharded teacher's recorded turns, or those that a whole one writes; the student's turns need both ranks."""
+    if kind == "zero3":
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (pip install deepspeed)")
+    settings = {"num_generations": ROWS, "max_completion_length": LONG, **SGD}
+    one = ran(build(tmp_path / "one", pattern, episodes == "recorded", **settings))
+    two = two_ranks(tmp_path / "two", pattern, kind, episodes)
+    assert_same_run(two, one, atol=3e-5)
+    assert any(any(marks) for _, _, marks in two["written"]), "the teacher took part"
+    assert two["idle turns"] > 0, "a rank took part in a turn that it had no row for"

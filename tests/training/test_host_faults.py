@@ -41,7 +41,7 @@ LORA = peft.LoraConfig(**HIDDEN, r=2)
             peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
             "wraps the model's forward",
         ),
-        (peft.LoraConfig(**HIDDEN, alora_invocation_tokens=[5]), "acts only behind its alora_invocation_tokens"),
+        (peft.LoraConfig(**HIDDEN, alora_invocation_tokens=[5]), "acts only after its alora_invocation_tokens"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -210,7 +210,9 @@ def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair
     pair[1].save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     models = (str(tmp_path / "model"), pair[0]) if field == "model_init_kwargs" else (pair[0], str(tmp_path / "model"))
-    with pytest.raises(ValueError, match=rf"^{field} has '{key}', which is not taken there \(.*Remove or correct it"):
+    with pytest.raises(
+        ValueError, match=rf"^{field} has '{key}', which is not accepted there \(.*Remove or correct it"
+    ):
         build(tmp_path / "out", *models, "opd", **{field: inside})
     with pytest.raises(ValueError, match=rf"^{field} is \{{'device_map': 3\}}, and a model cannot be loaded with that"):
         build(tmp_path / "out", *models, "opd", **{field: {"device_map": 3}})
@@ -221,11 +223,11 @@ def test_a_key_that_a_model_does_not_take_is_named_with_its_field(tmp_path, pair
 def test_what_the_trainer_itself_does_not_take_is_named_with_its_field_too(tmp_path, pair):
     unknown = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"flux": 1}}
     trainer = build(tmp_path, *map(clone, pair), "opd", script=tiny.replay(tiny.recorded(8)), **unknown)
-    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs has 'flux', which is not taken there"):
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing_kwargs has 'flux', which is not accepted there"):
         trainer.train()
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"flux": 1}}
     trainer = build(tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), **schedule)
-    with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not taken there"):
+    with pytest.raises(ValueError, match=r"^lr_scheduler_kwargs has 'flux', which is not accepted there"):
         trainer.train()
 
 
@@ -294,7 +296,8 @@ def test_the_final_model_is_pushed_once_when_it_is_whole_and_outlives_a_hub_that
         tmp_path, *pair, "opd", script=tiny.replay(tiny.recorded(8)), push_to_hub=True, save_final_model=True
     )
     with pytest.raises(
-        NotPushed, match=r"the final model is in .*did not take it \(ConnectionError: no route.*hf upload"
+        NotPushed,
+        match=r"the final model is in .*could not be pushed to the Hub \(ConnectionError: no route.*hf upload",
     ):
         trainer.train()
     assert pushed == [["model.safetensors"]] and (tmp_path / "README.md").is_file()
@@ -319,11 +322,11 @@ def test_a_push_on_the_way_that_fails_is_told_and_its_copy_is_no_final_model(tmp
     monkeypatch.setattr(callbacks, "check_weights", killed)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    told = [record.getMessage() for record in caplog.records if "did not take the push" in record.getMessage()]
-    assert [text.split("(")[0] for text in told] == ["the Hub did not take the push of step 1 "]
+    told = [record.getMessage() for record in caplog.records if "the push of step" in record.getMessage()]
+    assert [text.split("(")[0] for text in told] == ["the push of step 1 to the Hub failed "]
     trainer.pushes.tell_failed()
     assert (
-        "the Hub did not take the push of step 2 (ConnectionError: no route to the Hub); the run goes on" in caplog.text
+        "the push of step 2 to the Hub failed (ConnectionError: no route to the Hub); the run continues" in caplog.text
     )
     last, weights = tmp_path / "checkpoint-2", tmp_path / "model.safetensors"
     assert weights.read_bytes() == (last / "model.safetensors").read_bytes(), "the push has copied it"

@@ -102,7 +102,7 @@ def test_every_argument_of_the_trainer_is_looked_at():
         ("reward_funcs", [5], r"reward_funcs\[0\] is 5; it takes text or a function"),
         ("reward_funcs", "no/reward", r"reward_funcs\[0\] \('no/reward'\) cannot be loaded"),
         ("reward_processing_classes", [], "reward_processing_classes has 0, but there are 0 reward_funcs"),
-        ("processing_class", None, "processing_class is None, and the student was loaded from nowhere"),
+        ("processing_class", None, "processing_class is None, and the student was not loaded from a folder"),
         ("processing_class", "no/name", r"processing_class is 'no/name'; it takes .*PreTrainedTokenizerBase"),
         ("teacher_processing_class", {"a": 5}, r"teacher_processing_class\.a is 5; it takes"),
         ("peft_config", {"r": 8}, r"peft_config is .*; it takes None or PeftConfig"),
@@ -125,7 +125,7 @@ def test_what_an_argument_cannot_be_is_said_of_it(argument, value, sentence, tmp
         ("train", "", "resume_from_checkpoint is ''; give True"),
         ("train", "x\0", r"resume_from_checkpoint is 'x\\x00', which contains a NUL"),
         ("evaluate", 5, "eval_dataset is 5; it takes"),
-        ("evaluate", "hard", "eval_dataset is 'hard', which is none of the trainer's evaluation sets"),
+        ("evaluate", "hard", "eval_dataset is 'hard', which is not one of the trainer's evaluation sets"),
         ("evaluate", Dataset.from_list([{"prompt": 1}]), "eval_dataset has prompts of the type"),
         ("predict", Dataset.from_list([{"q": "a"}]), "the evaluation data has no `prompt` column"),
         ("save_model", 5, "output_dir is 5; it takes text or None"),
@@ -156,8 +156,8 @@ def stream(row):
         ({"prompt": None}, "a row has the prompt None"),
         ({"q": "a="}, "a row has the prompt None"),
         ({"prompt": [{"content": "a"}]}, "a row has the prompt .*messages with role and content"),
-        ({"prompt": "a=", "prompts": "b="}, "a row has a column 'prompts', but the host gives"),
-        ({"prompt": "a=", "images": "b"}, "a row has a column 'images', but the host would take it for pictures"),
+        ({"prompt": "a=", "prompts": "b="}, "a row has a column 'prompts', but TRL passes"),
+        ({"prompt": "a=", "images": "b"}, "a row has a column 'images', but TRL would treat it as images"),
     ],
 )
 def test_a_row_of_a_stream_that_is_no_prompt_stops_the_run_in_a_sentence(row, why, tmp_path):
@@ -183,7 +183,7 @@ def disabled():
 
 @pytest.mark.parametrize("student", [frozen, disabled])
 def test_a_student_without_a_weight_to_train_is_refused(student, tmp_path):
-    with pytest.raises(ValueError, match=r"^the student \(model\) has no weight to train: all are frozen"):
+    with pytest.raises(ValueError, match=r"^the student \(model\) has no trainable weights: all are frozen"):
         make(tmp_path, model=student())
 
 
@@ -198,9 +198,9 @@ def test_weights_without_values_are_refused(role, tmp_path):
 def test_an_optimiser_of_another_model_is_refused_and_of_a_part_is_told(tmp_path, caplog):
     student = tiny.llama(1)
     other, part = (torch.optim.SGD(of.parameters(), lr=0.1) for of in (tiny.llama(1), student.lm_head))
-    with pytest.raises(ValueError, match=r"^optimizers\[0\] holds no weight of the student"):
+    with pytest.raises(ValueError, match=r"^optimizers\[0\] holds no weights of the student"):
         make(tmp_path, model=student, optimizers=(other, None))
-    with pytest.raises(ValueError, match=r"^optimizers\[1\] is a schedule of another optimiser"):
+    with pytest.raises(ValueError, match=r"^optimizers\[1\] schedules a different optimiser"):
         make(tmp_path, model=student, optimizers=(part, LambdaLR(other, lambda step: 1.0)))
     make(tmp_path, model=student, optimizers=(part, LambdaLR(part, lambda step: 1.0)))
     assert "optimizers[0] holds 1 of the student's 21 trainable weights; the others stay" in caplog.text

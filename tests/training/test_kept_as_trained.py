@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_said_and_keeps_nobody_out(tmp_path, monk
     monkeypatch.setattr(directory_lock.fcntl, "flock", none)
     with caplog.at_level(logging.WARNING), only_run_in(tmp_path):
         pass
-    assert "has no locks" in caplog.text
+    assert "does not support locks" in caplog.text
 
 
 @pytest.mark.usefixtures("signals_of_a_terminal")
@@ -252,7 +252,7 @@ def test_a_resume_with_other_data_or_another_teacher_is_refused_and_says_which(c
 
 def test_a_checkpoint_of_the_model_alone_is_none_to_go_on_from(tmp_path):
     build(tmp_path, save_only_model=True, **SAVED).train()
-    with pytest.raises(ValueError, match=r"checkpoint-2, which holds the model alone \(save_only_model\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-2, which holds only the model \(save_only_model\)"):
         build(tmp_path, **SAVED | {"max_steps": 3}).train(resume_from_checkpoint=True)
 
 
@@ -282,7 +282,7 @@ def test_the_final_model_is_not_written_over_a_model_that_is_read(role, tmp_path
     models = {"student": tiny.llama(seed=1), "teacher": tiny.llama(seed=2)}
     models[role].save_pretrained(tmp_path)
     models[role] = str(tmp_path)
-    with pytest.raises(ValueError, match=f"the folder of the {role}, whose weights the final model would be written"):
+    with pytest.raises(ValueError, match=f"the folder of the {role}, whose weights the final model would overwrite"):
         tiny.build(f"{tmp_path}/.", models["student"], models["teacher"], "opd")
 
 

@@ -267,7 +267,7 @@ def data(*names: object) -> Dataset:
         (
             ("math", "maths", "code", None),
             r"row 1 of the training data \(counted from 0\) names the teacher 'maths', which is unknown; the teachers "
-            r"are math, code\. So it is with 2 of 4 rows",
+            r"are math, code\. This affects 2 of 4 rows",
         ),
         (
             ("math", "code", None),
@@ -281,7 +281,7 @@ def test_a_row_without_a_teacher_of_the_run_is_refused_before_anything_is_loaded
 
 
 def test_data_without_the_column_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0 of the training data .*names no teacher .*So it is with 4 of 4 rows"):
+    with pytest.raises(ValueError, match=r"row 0 of the training data .*names no teacher .*This affects 4 of 4 rows"):
         build(tmp_path, "no/student", pair(), "opd")
 
 

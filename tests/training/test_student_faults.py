@@ -55,7 +55,7 @@ def test_a_reward_that_raises_stops_the_run_before_the_step_and_is_named(train, 
     error = KeyError("answer")
     with pytest.raises(
         RewardFailed,
-        match=rf"^the reward function exactness failed in step 2 \(KeyError: 'answer'\), so noth.*{KEPT}\. Mend",
+        match=rf"^the reward function exactness failed in step 2 \(KeyError: 'answer'\), so noth.*{KEPT}\. Fix",
     ) as caught:
         train(options={"reward_funcs": [brevity, failing_at(2, error)]})
     assert caught.value.__cause__ is error and isinstance(caught.value, TrainingStopped)
@@ -140,7 +140,7 @@ class NoMemoryForTheUpdate(TrainerCallback):
             raise NO_MEMORY
 
 
-LEARNING = r"Lower per_device_train_batch_size .*, or set gradient_checkpointing: true, and go on with"
+LEARNING = r"Lower per_device_train_batch_size .*, or set gradient_checkpointing: true, and continue with"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_teacher_that_fails_in_the_preflight_is_a_sentence(train, call):
     with pytest.raises(
         TeacherFailed,
         match=r"^the teacher failed in the preflight \(ConnectionError: refused\), so nothing was learned from it; "
-        r"no step was taken\. See that the teacher can be reached and start again\.$",
+        r"no step was taken\. Check that the teacher can be reached and start again\.$",
     ) as caught:
         probe.probe(trainer, ROWS[:2])
     assert caught.value.__cause__ is error and not trainer.in_preflight

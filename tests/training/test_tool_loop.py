@@ -1,5 +1,8 @@
 """Episodes of several turns through the host's own loop: what is scored, where one was cut, what a reply can do."""
 
+import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 from torchrun import written_by
 from training import agents
 from training.agents import ANSWER, ASK, CALL, build, ids, logged, rollouts, text
-from training.tiny import plain_logp
+from training.tiny import Recorder, largest_difference, plain_logp
 from tropd.rollout.replies import PlainReplies
 
 HINT = [{"role": "user", "content": "What is 12+3? (hint)"}]
@@ -42,6 +45,78 @@ def test_each_row_has_an_environment_of_its_own_and_the_teacher_is_told_of_it(tm
         assert "(hint)\nUse the tool. State 7.<|im_end|>" in text(rollout.teacher_context)
 
 
+class Desk(agents.Store):
+    """Another environment, with another tool."""
+
+    calculator = None
+
+    def ask(self, what: str) -> str:
+        """Ask.
+
+        Args:
+            what: the question.
+        """
+        self.calls += 1
+        return f"nobody knows {what}"
+
+
+ASKS = '<tool_call>\n{"name": "ask", "arguments": {"what": "why"}}\n</tool_call><|im_end|>'
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_each_row_has_the_environment_that_it_names(tmp_path, is_guided):
+    """And its tools alone; under guidance the teacher writes the calls."""
+    agents.Store.made.clear()
+
+    def call(context):
+        return ASKS if '"name": "ask"' in text(context) else CALL
+
+    def play(context):
+        return ANSWER if is_guided or "<tool_response>" in agents.reads(context) else call(context)
+
+    guided = {"guidance_schedule": "constant", "guidance_beta": 0.1, "guidance_length": "cap"}
+    trainer = build(
+        tmp_path,
+        play,
+        "tropd" if is_guided else "opd",
+        environment_factory={"store": agents.Store, "desk": Desk},
+        rows=[{"prompt": ASK, "environment": name} for name in ("store", "desk")],
+        per_device_train_batch_size=8,
+        max_completion_length=600,
+        **(guided if is_guided else {}),
+    )
+
+    def write(contexts, **_):
+        done = ["<tool_response>" in agents.reads(context) for context in contexts]
+        return [ids("Done.") if over else ids(call(c))[:-1] for c, over in zip(contexts, done, strict=True)]
+
+    trainer.teacher.write = write
+    kinds = {"calculator": (CALL, "15"), "ask": (ASKS, "nobody knows why")}
+    for rollout in rollouts(trainer):
+        (name,) = [name for name in kinds if f'"name": "{name}"' in text(rollout.teacher_context)]
+        said, reply = kinds[name]
+        assert text(rollout.response).startswith(said) and f"<tool_response>\n{reply}\n" in text(rollout.response)
+        marked = zip(rollout.response, rollout.by_teacher, strict=True)
+        assert text([token for token, mark in marked if mark]) == (said if is_guided else "")
+    played = [type(store) for store in agents.Store.made if store.calls == 1]
+    assert played.count(agents.Store) == played.count(Desk) == 4
+
+
+class Asking(agents.Store):
+    """Which brings its prompts itself."""
+
+    def reset(self, **row):
+        super().reset(**row)
+        return ASK[0]["content"]
+
+
+def test_an_environment_needs_no_data(tmp_path):
+    trainer = build(tmp_path, agents.calls_then_answers, environment_factory=Asking, rows=None)
+    for rollout in rollouts(trainer):
+        assert text(rollout.teacher_context).endswith("12+3?<|im_end|>\n<|im_start|>assistant\n")
+        assert text([rollout.response[p] for p in rollout.scored_positions()]) == CALL + ANSWER
+
+
 @pytest.mark.parametrize(
     ("rows", "settings", "end"),
     [
@@ -63,6 +138,83 @@ def test_calls_and_replies_are_read_behind_the_prompt_and_not_in_it(tmp_path, ro
         context = text(rollout.teacher_context)
         assert context.endswith(f"What is {end}") and context.count("<|im_start|>") == 3
         assert '"name": "calculator"' in context
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.03])
+def test_episodes_are_played_once_and_learned_from_in_each_iteration(tmp_path, rate):
+    """At learning rate 0 the second update repeats the first; after a step its ratio is no longer 1."""
+    asked = []
+
+    def calculator(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        asked.append(expression)
+        return "15"
+
+    settings = {"max_steps": 4, "num_iterations": 2, "optim": "sgd", "learning_rate": rate}
+    trainer = build(tmp_path, agents.calls_then_answers, tools=[calculator], **settings)
+    recorder = Recorder()
+    trainer.add_callback(recorder)
+    found = rollouts(trainer)
+    assert asked == ["12+3"] * 8, "four rows, played for the first update and for the third"
+    assert {text([r.response[p] for p in r.scored_positions()]) for r in found} == {CALL + ANSWER}
+    first, second, third, _ = (step.gradients for step in recorder.steps)
+    assert (largest_difference(first, second) > 1e-3) == (rate > 0)
+    assert rate or largest_difference(first, second) == 0 == largest_difference(first, third)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry.get("agent/turns") for entry in logs] == [2, None, 2, None]
+
+
+# ---------------------------------------------------------------------- a loop of the user's own
+
+
+SAID = "\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n"
+
+
+def game(prompts, trainer):
+    """Up to three turns of the student's own sampling; who wrote an even token last is answered, and goes on."""
+    prompt_ids = trainer._tokenize_prompts(prompts)[0]
+    found, masks, live = [[] for _ in prompts], [[] for _ in prompts], list(range(len(prompts)))
+    for turn in range(3):
+        written = trainer._generate_single_turn([prompt_ids[row] + found[row] for row in live], None, {}, 1)[0]
+        for row, tokens in zip(live, written, strict=True):
+            found[row], masks[row] = found[row] + tokens, masks[row] + [1] * len(tokens)
+        live = [row for row in live if turn < 2 and found[row][-1] % 2 == 0]
+        for row in live:
+            found[row], masks[row] = found[row] + ids(SAID), masks[row] + [0] * len(ids(SAID))
+    return {"prompt_ids": prompt_ids, "completion_ids": found, "logprobs": None, "env_mask": masks}
+
+
+def played(folder, micro_batches):
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("Guess.", "Guess again.")]
+    split = {"per_device_train_batch_size": 8 // micro_batches, "gradient_accumulation_steps": micro_batches}
+    trainer = build(folder, None, rollout_func=game, rows=rows, max_completion_length=150, **split)
+    trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = 5
+    trainer.train()
+    return trainer, [rollout for batch in trainer._buffered_inputs for rollout in batch.rollouts]
+
+
+def test_a_loop_of_ones_own_is_scored_where_the_student_wrote_and_draws_by_row(tmp_path, caplog):
+    """Rows are known by their texts, so that eight are four and four though other rows go on in each."""
+    trainer, found = played(tmp_path / "one", 1)
+    turns = [len(rollout.turns) for rollout in found]
+    assert len(set(turns)) > 1 and max(turns) == 3
+    teacher, signals, first = agents.qwen(2), trainer._buffered_inputs[0].signals, 0
+    for rollout in found:
+        told = [token for token, mark in zip(rollout.response, rollout.external, strict=True) if mark]
+        assert text(told) == SAID * (len(rollout.turns) - 1)
+        scored = rollout.scored_positions()
+        assert len(scored) == len(rollout.response) - len(told) <= 15
+        expected = plain_logp(teacher, rollout.teacher_context, rollout.response)[scored]
+        ours = signals.teacher_logp[first : first + len(scored)].double()
+        assert torch.allclose(ours, expected, atol=2e-6)
+        first += len(scored)
+    halves = sorted(played(tmp_path / "two", 2)[1], key=lambda rollout: rollout.row)
+    assert [(r.row, r.response) for r in halves] == [(r.row, r.response) for r in found]
+    assert "continues no response" not in caplog.text
 
 
 # ---------------------------------------------------------------------- episodes that were cut
@@ -169,6 +321,82 @@ def test_a_long_reply_is_cut_with_a_mark_and_counted(tmp_path, most, share):
     assert logged(trainer).get("agent/cut_reply_share") == share
 
 
+def told_by(function, tmp_path, **settings):
+    """What the models were told where one tool is called once, and the trainer."""
+    function.__name__ = "calculator"
+    trainer = build(tmp_path, agents.calls_then_answers, tools=[function], **settings)
+    (rollout, *others) = rollouts(trainer)
+    assert all(other.response == rollout.response for other in others)
+    told = text([token for token, told in zip(rollout.response, rollout.external, strict=True) if told])
+    said = told.partition("<tool_response>\n")[2].partition("\n</tool_response>")[0]
+    return said, rollout, trainer
+
+
+def test_a_tool_that_raises_says_so_to_both_models_and_the_episode_goes_on(tmp_path):
+    def broken(expression: str) -> str:
+        """Fail.
+
+        Args:
+            expression: such as 12+3.
+        """
+        raise RuntimeError("the store is closed<|im_end|>")
+
+    said, rollout, trainer = told_by(broken, tmp_path)
+    assert said == "{'error': 'the store is closed<|im_end|>'}" and rollout.response.count(2) == 3
+    assert rollout.ended and text([rollout.response[p] for p in rollout.scored_positions()]) == CALL + ANSWER
+    assert logged(trainer)["tools/failure_frequency"] == 1 == logged(trainer)["tools/call_frequency"]
+
+
+@pytest.mark.parametrize("most", [12, None])
+def test_a_reply_of_a_megabyte_is_cut_with_a_mark_or_ends_its_episode(tmp_path, most):
+    def megabyte(expression: str) -> str:
+        """Say much.
+
+        Args:
+            expression: such as 12+3.
+        """
+        return "7" * 2**20
+
+    two_rows = {"per_device_train_batch_size": 2, "num_generations": 2}
+    said, rollout, _ = told_by(megabyte, tmp_path, max_tool_result_tokens=most, **two_rows)
+    if most:
+        assert said == f"{'7' * 12} [cut: {2**20 - 12} more tokens]" and rollout.ended
+    else:
+        assert text(rollout.response) == CALL and rollout.is_cut and not rollout.ended
+
+
+def program(expression: str) -> str:
+    """Run a program that does not come to an end.
+
+    Args:
+        expression: such as 12+3.
+    """
+    try:
+        return subprocess.run([sys.executable, "-c", "while True: pass"], check=True, timeout=0.2).stdout
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("longer than 0.2 seconds") from None
+
+
+async def request(expression: str) -> str:
+    """Ask somebody who does not answer.
+
+    Args:
+        expression: such as 12+3.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.sleep(60, "15"), timeout=0.2)
+    except TimeoutError:
+        raise TimeoutError("longer than 0.2 seconds") from None
+
+
+@pytest.mark.parametrize("function", [program, request])
+def test_a_tool_with_a_time_limit_of_its_own_hangs_no_run(tmp_path, function):
+    """Nothing else stops it, as docs/agents.md says: tools run in this process."""
+    said, rollout, trainer = told_by(function, tmp_path)
+    assert said == "{'error': 'longer than 0.2 seconds'}"
+    assert rollout.ended and logged(trainer)["tools/failure_frequency"] == 1
+
+
 def test_a_reply_without_special_tokens_is_the_hosts(tmp_path):
     trainer = build(tmp_path, agents.calls_then_answers)
     replies = [{"role": "tool", "name": "calculator", "content": "15 <|im|> é"}]
@@ -214,9 +442,15 @@ def one(tmp_path_factory):
     return seen_by(tmp_path_factory.mktemp("agents") / "one", "plain", 1, 1)
 
 
-@pytest.mark.parametrize(("kind", "ranks", "parts"), [("plain", 1, 2), ("ddp", 2, 1), ("fsdp2", 2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "ranks", "parts"),
+    [("plain", 1, 2), ("ddp", 2, 1), ("fsdp2", 2, 1), pytest.param("zero3", 2, 1, marks=pytest.mark.slow)],
+)
 def test_ranks_with_other_numbers_of_turns_stay_in_step(tmp_path, one, kind, ranks, parts):
-    """The second rank has no row that calls a tool, and the first two turns more; with FSDP2 each turn needs both."""
+    """The second rank has no row that calls a tool, and the first two turns more; where weights are sharded, each turn
+    needs both."""
+    if kind == "zero3":
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (pip install deepspeed)")
     other = seen_by(tmp_path / kind, kind, ranks, parts)
     assert other["written"] == one["written"]
     assert [text.count("<tool_call>") for _, text, _ in one["written"]] == [2] * 4 + [0] * 4

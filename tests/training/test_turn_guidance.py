@@ -149,8 +149,10 @@ def test_the_rollout_log_says_who_said_what(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- environments
 
 
-def test_a_recording_that_the_environment_contradicts_is_left_and_counted(tmp_path):
-    """It answers 15, then 16: the recording says that it first said 99."""
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_recording_that_the_environment_contradicts_is_left_and_counted(tmp_path, monkeypatch, is_sharded):
+    """It answers 15, then 16: the recording says that it first said 99. A sharded teacher cannot write what follows."""
+    monkeypatch.setattr("tropd.training.turn_guidance.shards_teacher", lambda _: is_sharded)
     agents.Store.made.clear()
     episode = [said(CALL), reply("99"), said(SECOND), reply("16"), said("It is 16.<|im_end|>")]
     trainer = build(
@@ -162,9 +164,11 @@ def test_a_recording_that_the_environment_contradicts_is_left_and_counted(tmp_pa
         guidance_length="share",
         **FULL,
     )
-    trainer.teacher.write = lambda contexts, **_: [ids("I am done.") for _ in contexts]
+    asked = []
+    trainer.teacher.write = lambda contexts, **_: [asked.append(ids("I am done.")) or asked[-1] for _ in contexts]
     for rollout in rollouts(trainer):
         assert by_teacher(rollout) == CALL and by_student(rollout) == ANSWER and rollout.stale
+    assert bool(asked) != is_sharded
     assert [store.calls for store in agents.Store.made] == [1] * 4 and logged(trainer)["guidance/stale_share"] == 1
 
 
@@ -344,10 +348,11 @@ def test_settings_without_turns_are_refused(tmp_path, method, settings, what):
         build(tmp_path, answers, method, **settings)
 
 
-def test_trust_of_turns_is_refused_where_ranks_hold_a_model_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("pattern", ["trust", "mixed"])
+def test_turns_are_refused_that_sharded_weights_cannot_give(tmp_path, monkeypatch, pattern):
     monkeypatch.setattr("tropd.training.turn_guidance.shards_teacher", lambda _: True)
-    with pytest.raises(ValueError, match=r"guidance_pattern is 'trust'.*sharded.*guidance_pattern: mixed"):
-        build(tmp_path, answers, "tropd", guidance_pattern="trust", **FULL)
+    with pytest.raises(ValueError, match=rf"guidance_pattern is '{pattern}'.*sharded.*guidance_pattern: prefix"):
+        build(tmp_path, answers, "tropd", guidance_pattern=pattern, **FULL)
 
 
 def test_a_share_of_turns_that_nobody_recorded_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("report_only", "write tables and report for the results so far", action="store_true")
     told = "import runs from this results.json instead of running them; may be repeated"
     option("from", told, dest="sources", type=Path, metavar="FILE", **files)
-    option("hardware", "the machine, in words for the report", metavar="WORDS")
+    option("hardware", "a description of the machine, for the report", metavar="WORDS")
 
 
 def run(options: argparse.Namespace) -> int:

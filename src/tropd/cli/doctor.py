@@ -35,7 +35,7 @@ what is missing. No model is needed and none is loaded. Exit code 1 if training 
 EPILOG = """\
 examples:
   tropd doctor
-  tropd doctor && make demo
+  tropd doctor && tropd compare recipe:proving_ground/demo --out demo
 """
 
 TRACKERS = ("trackio", "wandb", "tensorboard")
@@ -86,7 +86,10 @@ def run(options: argparse.Namespace) -> int:
         for command in missing:
             screen.print(f"  {command}", markup=False)
     works = not found[0].lacking
-    screen.print("\nnext: tropd check --student … --teacher … --data …" if works else "", markup=False)
+    if works:
+        screen.print("\nnext", style="bold")
+        screen.print("  tropd compare recipe:proving_ground/demo --out demo        the demonstration", markup=False)
+        screen.print("  tropd check --student … --teacher … --data prompts.jsonl   your own pair", markup=False)
     return 0 if works else 1
 
 
@@ -212,7 +215,7 @@ def abilities(asked: Iterable[Requirement]) -> list[Ability]:
     found = [train, _on_gpu(train), _part("tropd evaluate: graders", asked, "eval")]
     what = "rollouts by vLLM"
     found.append(_part(what, asked, "vllm") if sys.platform == "linux" else Ability(what, "vLLM runs on Linux", ""))
-    found.append(_demo())
+    found.append(_demo(train))
     for tracker in TRACKERS:
         here = installed(tracker) is not None
         lacking, command = ("", "") if here else ("not installed", f"pip install {tracker}")
@@ -241,8 +244,11 @@ def _on_gpu(train: Ability) -> Ability:
     return Ability(what, train.lacking, train.command)
 
 
-def _demo() -> Ability:
+def _demo(train: Ability) -> Ability:
     from ..proving_ground.family import GENERALIST, STUDENT, family_path
 
+    what = "the demonstration"
     absent = [name for name in (STUDENT, GENERALIST) if not (family_path() / name / "model.safetensors").is_file()]
-    return Ability("make demo (shipped models)", f"without {', '.join(absent)}" if absent else "", "")
+    if absent:
+        return Ability(what, f"without the shipped models {', '.join(absent)}", "")
+    return Ability(what, train.lacking, train.command)

@@ -63,6 +63,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "environment": (None, "class whose methods the model may call, by a dotted path: plays the prompts of --data"),
     "tools": (None, "functions that it may call, by dotted paths with commas between them"),
     "max_turns": (64, "longest episode, in turns (default: 64)"),
+    "max_tool_result_tokens": (None, "cut longer replies of tools, as training does (default: no cut)"),
     "trained_on": ([], "training data: problems found in it are marked, and scored separately"),
     "card": (False, "write the scores into the model card, README.md in the model's folder"),
     "use_cpu": (False, "compute on the CPU even if there is a GPU"),
@@ -109,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
         from .evaluate_episodes import evaluate_episodes
 
         _needed(settings, "model", "data", "out")
+        settings["model"] = locate_field("model", settings["model"])
         return evaluate_episodes(settings, _sampling(settings))
     return _evaluate(settings)
 
@@ -144,9 +146,9 @@ IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_templ
 
 
 def _type_of(name: str, default: Any) -> type:
-    """Of an option's value; one without a default is text, but for a number that the engine decides."""
+    """Of an option's value; one without a default is text, but for two numbers."""
     if default is None:
-        return int if name == "batch_size" else str
+        return int if name in ("batch_size", "max_tool_result_tokens") else str
     return type(default)
 
 
@@ -162,7 +164,7 @@ def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
     from ..evaluation.card import check_card
 
     if settings["environment"] or settings["tools"]:
-        raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Leave --card out.")
+        raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Remove card.")
     if regraded is not None:
         raise ValueError("card is set beside regrade. Regrade, then repeat the evaluation's own command with --card.")
     _needed(settings, "model")
@@ -235,7 +237,7 @@ def _check_data(names: list[str], settings: dict[str, Any]) -> None:
 def _evaluate(settings: dict[str, Any]) -> int:
     """Everything that can be refused is, before the weights are loaded."""
     from ..evaluation.benchmarks.grading import check_gradable
-    from ..evaluation.responses import ResponseLog, check_fits, describe, read_prompts
+    from ..evaluation.responses import ResponseLog, asked_of, check_fits, describe, read_prompts
     from ..evaluation.results import responses_path
     from ..models.files import read_model_files
     from .quiet import quiet_libraries
@@ -262,7 +264,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
         samples = settings["samples"] or one.samples
         if samples < 0:
             raise ValueError(f"samples is {samples}; give a number of responses to each problem.")
-        described = describe(sampling, problems, samples, found.sha256) | {"chat": prompted.chat}
+        described = describe(sampling, asked_of(problems), samples, found.sha256) | {"chat": prompted.chat}
         log = ResponseLog(responses_path(folder, one.name), problems, samples, described, sampling.batch_size)
         work.append((one, log, prompted, described))
     _write_evaluation(folder, work)
@@ -398,7 +400,7 @@ def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
 
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:
     """Grade stored responses again, by the graders of today."""
-    from ..evaluation.responses import sha256_of
+    from ..evaluation.responses import asked_of, sha256_of
     from ..evaluation.results import EVALUATION, responses_path
 
     path = folder / EVALUATION
@@ -413,7 +415,7 @@ def _regrade(folder: Path, settings: dict[str, Any]) -> int:
         _, _, problems = _problems(source, settings | {"max_problems": 0})
         by_id = {problem.id: problem for problem in problems}
         problems = [by_id[identity] for identity in described["problems"] if identity in by_id]
-        if sha256_of(problems) != described["problems_sha256"]:
+        if sha256_of(asked_of(problems)) != described["problems_sha256"]:
             raise ValueError(
                 f"{source} differs from the problems of {folder}. Give the --data of the earlier evaluation."
             )

@@ -1,7 +1,9 @@
 """`tropd evaluate --environment`: a model's episodes with tools, and how many of them succeed."""
 
 import argparse
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from ..run.tools import RunTools
 
 EPISODES, SETTINGS, SCORES = "episodes.jsonl", "episodes.json", "episode_scores.json"
-DECIDES = ("data", "samples", "max_problems", "temperature", "max_new_tokens", "max_turns", "seed", "tools")
-"""Options that say which episodes there are, beside the model and the environment."""
+PLAYED = ("environment", "tools", "max_turns", "max_tool_result_tokens")
+"""Options that decide episodes, beside those that decide any response."""
 
 ROWS = (
     ("success", "success", 100, "% of episodes have the reward 1"),
@@ -35,6 +37,8 @@ def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
     from ..data import load_prompts
     from ..engines.batch_file import BatchFile
     from ..evaluation.episode_scores import scores_of
+    from ..evaluation.responses import describe
+    from ..evaluation.results import versions
     from ..models.files import read_model_files
     from ..run.tools import check_rows_of_tools
     from .generate import found_tools
@@ -49,19 +53,26 @@ def evaluate_episodes(settings: dict[str, Any], sampling: "Sampling") -> int:
     check_rows_of_tools(tools, data)
     files = read_model_files(settings["model"], trust_remote_code=settings["trust_remote_code"])
     check_weights(settings["model"], "model", settings["trust_remote_code"])
-    folder = Path(settings["out"])
-    rows = [row for row in data.dataset for _ in range(settings["samples"] or 1)]
-    described = {name: settings[name] for name in ("model", "environment", *DECIDES)}
+    folder, samples = Path(settings["out"]), settings["samples"] or 1
+    rows = [row for row in data.dataset for _ in range(samples)]
+    sampling = replace(sampling, top_p=1.0)  # which benchmarks' responses are cut by, and episodes not
+    digests = _digests(Path(settings["data"]))
+    described = describe(sampling, list(data.dataset), samples, digests) | {name: settings[name] for name in PLAYED}
     file = BatchFile(folder / EPISODES, folder / SETTINGS, described, len(rows), sampling.batch_size)
     if file.done < file.total:
         writer: Any = writers.begin(files, "model", settings, 0)
         console.say(writers.described(settings["model"], writer))
         with console.progress("episodes", file.total, "episodes", file.done) as advance:
             _play(writer.model, files, tools, rows, settings, sampling, file, advance)
-    scores = scores_of(read_jsonl(file.path))
+    scores = scores_of(read_jsonl(file.path)) | {"versions": versions()}
     write_whole(folder / SCORES, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     _print(scores, folder)
     return 0
+
+
+def _digests(data: Path) -> dict[str, str]:
+    """Of a file of prompts; what has none, such as a generated task, is told by its rows."""
+    return {data.name: hashlib.sha256(data.read_bytes()).hexdigest()} if data.is_file() else {}
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -70,6 +81,9 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {settings[name]}; give a number, or remove it.")
     if settings["max_turns"] < 1:
         raise ValueError(f"max_turns is {settings['max_turns']}; an episode has at least 1.")
+    most = settings["max_tool_result_tokens"]
+    if most is not None and most < 1:
+        raise ValueError(f"max_tool_result_tokens is {most}; use at least 1, or leave it out to cut no reply.")
     from .evaluate import DEFAULTS
 
     for name in ("top_p", "top_k", "min_p", "system_prompt"):
@@ -108,6 +122,7 @@ def _play(
             eos_ids=files.eos_ids,
             max_length=sampling.max_new_tokens,
             max_turns=settings["max_turns"],
+            reply_tokens=settings["max_tool_result_tokens"],
             temperature=sampling.temperature,
             seed=sampling.seed,
             first_row=lines.start,

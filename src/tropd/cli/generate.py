@@ -73,6 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("tools", "functions that the teacher may call, by dotted paths; writes episodes", nargs="+", metavar="PATH")
     option("environment", "class whose methods it may call, by a dotted path, or name=path for several", nargs="+",
            metavar="PATH")  # fmt: skip
+    option("max_tool_result_tokens", "cut longer replies of tools, as training does (default: no cut)", type=int,
+           metavar="N")  # fmt: skip
     option("rows_of", "answer only the rows whose teacher column has this name", metavar="NAME")
     option("dtype", "auto (as stored, the default), bfloat16, float16 or float32", default="auto", choices=DTYPES)
     option("engine", "what generates: hf (the default) or vllm", default="hf", choices=writers.HERE)
@@ -239,6 +241,7 @@ def _open(
         seed=options.seed,
         dtype=options.dtype,
         engine="server" if is_served(options.teacher) else options.engine,
+        max_tool_result_tokens=options.max_tool_result_tokens,
     )
     data = read_data(options, columns)
     from ..run.tools import check_rows_of_tools

@@ -40,7 +40,7 @@ From two models and a file of prompts to a distilled student:
 The same from a file: `tropd train --config recipe.yaml`; `--field value` overrides a field.
 `tropd methods` lists the methods, `tropd COMMAND --help` explains a command.
 Several GPUs: `accelerate launch --config_file "$(tropd recipes --path accelerate/fsdp2_8gpu)" -m tropd train ...`.
-A page such as docs/engines.md is one of the documentation, in tropd's repository.
+Pages such as docs/engines.md, which messages name, are in tropd's repository and in its source distribution.
 """
 
 

@@ -8,10 +8,10 @@ from . import console
 from .fields import add_configuration_arguments
 from .options import add_option
 
-HELP = "memory, time and disk on GPUs that are not here"
+HELP = "memory, time and disk on GPUs that you do not have"
 
 DESCRIPTION = """\
-Estimate memory, time and disk of a run on GPUs that are not here, from its configuration alone.
+Estimate memory, time and disk of a run on GPUs that you do not have, from its configuration alone.
 
 The models may be folders or names; names that `known` lists need no files. One optimiser step has the same number of
 sequences on any number of GPUs. Times are predictions from data-sheet peaks and assumed utilisations; no GPU was

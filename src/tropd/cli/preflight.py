@@ -7,6 +7,8 @@ from typing import Any
 
 from . import console
 
+WITHOUT_PREFLIGHT = "(To skip this check, for instance to test a setup with untrained models: preflight_prompts: 0.)"
+
 
 def show_data(inputs: Any) -> None:
     """How many prompts, duplicates, and overlap with evaluation files."""
@@ -129,7 +131,8 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
     )
     console.out().print(render_measurement(measurement, inputs.student.tokenizer))
     if not verdict.works:
-        raise ValueError(("" if name is None else f"teacher {name!r}: ") + " ".join(verdict.sentences))
+        whose = "" if name is None else f"teacher {name!r}: "
+        raise ValueError(f"{whose}{' '.join(verdict.sentences)} {WITHOUT_PREFLIGHT}")
     console.out().print(render_verdict(verdict))
     found = as_dict(inputs.findings, measurement, verdict)
     if name is not None:

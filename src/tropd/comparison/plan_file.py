@@ -170,7 +170,7 @@ def _check_methods(plan: Plan) -> None:
             raise ValueError(f"methods.{label}: {error}") from error
     if plan.reference not in plan.methods:
         raise ValueError(
-            f"reference is {plan.reference!r}, which is none of the methods ({', '.join(plan.methods)}). Name one."
+            f"reference is {plan.reference!r}, which is not one of the methods ({', '.join(plan.methods)}). Name one."
         )
     _check_trainer("trainer", plan.trainer)
     for name in plan.trainer:

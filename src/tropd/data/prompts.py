@@ -93,7 +93,7 @@ def load_prompts(
     parts = parts_of(source)
     _check_settings(columns, system_prompt, limit, teachers)
     if split != "train" and not has_splits(parts):
-        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Leave it out.")
+        raise ValueError(f"split is {split!r}, but files have no splits ({', '.join(parts)}). Remove it.")
     needed = ("prompt",) if teachers is None else ("prompt", TEACHER)
     wanted = {**dict(zip(needed, needed, strict=True)), **(columns or {})}
     required = needed if optional_columns else tuple(wanted)

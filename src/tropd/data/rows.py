@@ -120,14 +120,14 @@ def teacher_fault(value: Any, teachers: Sequence[str]) -> str:
     """What is wrong with the name of a row's teacher, or nothing.
 
     >>> teacher_fault("maths", ["math", "code"])
-    "teacher is 'maths', which is none of the teachers math, code. Did you mean 'math'?"
+    "teacher is 'maths', which is not one of the teachers math, code. Did you mean 'math'?"
     """
     known = f"the teachers {', '.join(teachers)}"
     if value is None:
         return f"teacher is missing or null; name one of {known}"
     if isinstance(value, str) and value in teachers:
         return ""
-    return f"teacher is {shorten(value)}, which is none of {known}.{did_you_mean(str(value), teachers)}"
+    return f"teacher is {shorten(value)}, which is not one of {known}.{did_you_mean(str(value), teachers)}"
 
 
 def response_fault(value: Any, prompt: Any) -> str:

@@ -85,8 +85,8 @@ def _check_begun_with(path: Path, settings: Path, described: dict[str, Any]) -> 
     ]
     if changed:
         raise ValueError(
-            f"{path} was begun with different settings or data: {'; '.join(changed)}. Use the earlier ones to resume, "
-            "or choose another --out."
+            f"{path} was started with different settings or data: {'; '.join(changed)}. Use the earlier ones to "
+            "resume, or choose another --out."
         )
 
 

@@ -20,7 +20,9 @@ def read_card(text: str) -> ModelCard:
     try:
         return ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the head of the model card is faulty ({error}). Mend it, or remove the file.") from error
+        raise ValueError(
+            f"the YAML header of the model card cannot be read ({error}). Correct it, or remove the file."
+        ) from error
 
 
 def with_head(text: str, head: Mapping[str, Any]) -> str:
@@ -56,7 +58,7 @@ def check_card(model: str) -> None:
     """Refuse a model without a card that can be added to: there is no `README.md`, or its head is faulty."""
     path = Path(model) / CARD
     if not path.is_file():
-        raise ValueError(f"card is set, but {path} is not there. Name the folder of a run, or leave --card out.")
+        raise ValueError(f"card is set, but {path} does not exist. Name the folder of a run, or remove card.")
     read_card(path.read_text(encoding="utf-8"))
 
 

@@ -4,7 +4,9 @@ The turns are those of a training step: the host's parser reads the calls, its t
 values are kept between turns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -161,7 +163,9 @@ def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
         episode.calls += 1
         function = call.get("function", {})
         try:
-            content = str(episode.tools[function["name"]](**function["arguments"]))
+            said = episode.tools[function["name"]](**function["arguments"])
+            said = asyncio.run(_awaited(said)) if inspect.isawaitable(said) else said
+            content = said if isinstance(said, list) else str(said)  # a list of blocks, as the host has it
         except Exception as error:  # the host tells the model so, too
             episode.failures += 1
             content = str({"error": str(error)})
@@ -175,6 +179,10 @@ def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
     episode.response += ids
     episode.external += [True] * len(ids)
     return True
+
+
+async def _awaited(said: Awaitable[Any]) -> Any:
+    return await said
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,15 @@ class ResponseLog(BatchFile):
         return (record.get("problem"), record.get("sample")) == (self.problems[number].id, sample)
 
 
-def sha256_of(problems: Sequence[Problem]) -> str:
-    """Of everything that is asked, in its order."""
-    asked = json.dumps([[problem.id, problem.prompt] for problem in problems], ensure_ascii=False)
-    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+def asked_of(problems: Sequence[Problem]) -> list[list[str]]:
+    """What is asked of a model, as plain data."""
+    return [[problem.id, problem.prompt] for problem in problems]
+
+
+def sha256_of(asked: Sequence[Any]) -> str:
+    """Of everything that is asked, in its order; what is no plain data counts as its text."""
+    text = json.dumps(list(asked), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def describe_model(name: str) -> dict[str, Any]:
@@ -83,14 +88,21 @@ def describe_model(name: str) -> dict[str, Any]:
     return {"name": name, "weights": weights, "files": small}
 
 
-def describe(sampling: Sampling, problems: Sequence[Problem], samples: int, files: dict[str, str]) -> dict[str, Any]:
-    """All that decides the responses to one benchmark."""
+def describe(sampling: Sampling, asked: Sequence[Any], samples: int, files: dict[str, str]) -> dict[str, Any]:
+    """All that decides the responses to one benchmark, or the episodes of one file of prompts.
+
+    Args:
+        sampling: with the model.
+        asked: in order; `asked_of` the problems of a benchmark, or the rows that episodes begin from.
+        samples: of each.
+        files: SHA-256 of each file of data, by its name.
+    """
     return {
         **asdict(sampling),
         "model": describe_model(sampling.model),
         "samples": samples,
-        "num_problems": len(problems),
-        "problems_sha256": sha256_of(problems),
+        "num_problems": len(asked),
+        "problems_sha256": sha256_of(asked),
         "files": files,
     }
 

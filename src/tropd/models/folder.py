@@ -231,8 +231,8 @@ def read_shapes(path: Path, start: str) -> dict[str, list[int]]:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{start}, whose {path.name} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}). Copy "
-            "or download it again."
+            f"{start}, whose {path.name} ({path.stat().st_size} bytes) is not a complete safetensors file ({error}). "
+            "Copy or download it again."
         ) from error
 
 

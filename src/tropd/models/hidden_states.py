@@ -159,7 +159,7 @@ def text_tokenizer(given: Any, model: "str | PreTrainedModel", args: Any) -> Any
         return AutoTokenizer.from_pretrained(name, revision=revision, **options)
     if given is None:
         raise ValueError(
-            "processing_class is None, and the student was loaded from nowhere that would hold its tokenizer. Give its "
+            "processing_class is None, and the student was not loaded from a folder with a tokenizer. Give its "
             "tokenizer as processing_class."
         )
     if not isinstance(given, ProcessorMixin):

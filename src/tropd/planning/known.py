@@ -49,6 +49,6 @@ def config_by_name(name: str) -> Any:
     except OSError as error:
         names = [*KNOWN, *ALIASES]
         raise ValueError(
-            f"{name!r} is no model folder, and its configuration could not be fetched from the Hub."
+            f"{name!r} is not a model folder, and its configuration could not be fetched from the Hub."
             f"{did_you_mean(short, names)} Known without files: {', '.join(names)}."
         ) from error

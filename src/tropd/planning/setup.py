@@ -235,7 +235,7 @@ def _notes(
     notes += [f"teacher {held.name!r}: {note}" for held in beside for note in held.shape.notes]
     if beside:
         notes.append(
-            f"of several teachers the largest ({name}) counts as if it read every row; the others hold their weights. "
+            f"the largest of the teachers ({name}) is counted as if it read every row, the others by their weights. "
             "Each reads its own rows, so a step takes no more than this."
         )
     return tuple(notes)

@@ -123,7 +123,13 @@ def _advise_guidance(
         return
     schedule = "cosine" if becomes_tropd else method.guidance_schedule
     share = full_prefix_share(schedule, round(length), budget)
-    if share > FULL_PREFIX_SHARE:
+    if share > FULL_PREFIX_SHARE and m.episodes is not None and not response_lengths:
+        advice.add(
+            f"If the teacher's episodes are like the student's, {length:.0f} tokens long, far fewer than "
+            f"max_completion_length {budget}: under guidance_length cap the teacher would have all turns but the last "
+            f"in {share:.0%} of the steps. Record its episodes with `tropd generate`, and set guidance_length: share."
+        )
+    elif share > FULL_PREFIX_SHARE:
         whose = "The given teacher responses have" if response_lengths else "If the teacher's responses are like the"
         whose += f" a median of {length:.0f} tokens" if response_lengths else f" student's, {length:.0f} tokens long"
         advice.add(

@@ -94,6 +94,8 @@ def _templates(
             check_renders_tools(teachers.tokenizer, teachers.options)
         except ToolsLost as error:
             yield Finding("refusal", "tools", str(error))
+        else:
+            yield Finding("ok", "tools", "The prompts tell both models of the tools.")
     if len(messages) < len(rows) and student.tokenizer.chat_template:
         yield Finding(
             "warning",

@@ -74,7 +74,7 @@ def render_verdict(verdict: Verdict) -> Text:
         text.append(_wrapped(sentence, indent=2) + "\n")
     if verdict.method is not None:
         typed = {"method": verdict.method, **verdict.settings}
-        text.append("  what follows: ").append(" ".join(f"--{k} {v}" for k, v in typed.items()) + "\n", "bold")
+        text.append("  try: ").append(" ".join(f"--{k} {v}" for k, v in typed.items()) + "\n", "bold")
     return _ended(text)
 
 

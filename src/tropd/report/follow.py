@@ -55,9 +55,9 @@ def serve(folders: Sequence[Path], port: int, seconds: int) -> ThreadingHTTPServ
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.headers.get("Host", "").rsplit(":", 1)[0] not in KNOWN_AS:
-                self._answer(403, "<!doctype html><p>Ask for this page by the address that tropd printed.")
+                self._answer(403, "<!doctype html><p>Open this page at the address that tropd printed.")
             elif self.path.split("?")[0] != "/":
-                self._answer(404, "<!doctype html><p>There is one page here: <a href='/'>/</a>")
+                self._answer(404, "<!doctype html><p>The only page here is <a href='/'>/</a>")
             else:
                 self._answer(*self._page())
 
@@ -83,5 +83,5 @@ def serve(folders: Sequence[Path], port: int, seconds: int) -> ThreadingHTTPServ
 
 WAITING = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}">'
-    "<title>tropd: waiting</title><p>There is nothing to show yet: {why}"
+    "<title>tropd: waiting</title><p>Nothing to show yet: {why}"
 )

@@ -1,4 +1,4 @@
-"""What became of a run: its quantities before and after, like beside like.
+"""The outcome of a run: its quantities before and after, compared only where they are comparable.
 
 The preflight and evaluations roll out without a teacher's prefix; the steps of a guided method do not.
 """
@@ -120,16 +120,18 @@ def _start_title(before: Mapping[str, Any], evaluations: Sequence[Mapping[str, A
 
 def _note(prefix: tuple[float, float], has_before: bool, has_evaluations: bool, alike: bool) -> str:
     if not alike:
-        mean = f"{prefix[1]:.0f} tokens" if has_before else f"{prefix[0]:.0f}, at the end {prefix[1]:.0f} tokens"
+        mean = f"{prefix[1]:.1f} tokens" if has_before else f"{prefix[0]:.0f}, at the end {prefix[1]:.1f} tokens"
         return (
-            f"No arrows: the columns are not alike. Rollouts of the steps continue teacher prefixes ({mean} in the "
-            "mean), where the two models differ less. Set eval_data and eval_strategy: evaluations, as the preflight, "
-            "are without a prefix."
+            f"No arrows, because the columns cannot be compared: rollouts of the steps continue teacher prefixes "
+            f"({mean} on average), where the two models differ less. For a comparison set eval_data and eval_strategy; "
+            "evaluations, like the preflight, use no prefixes."
         )
     if has_evaluations:
-        behind = f"; the last steps' continue prefixes, of {prefix[1]:.1f} tokens in the mean" if prefix[1] else ""
-        whose = "the preflight's of training prompts, the evaluation's of its own" if has_before else "of its prompts"
-        return f"Arrows are of rollouts without a teacher's prefix, {whose}{behind}."
+        behind = (
+            f"; those of the last steps continue prefixes of {prefix[1]:.1f} tokens on average" if prefix[1] else ""
+        )
+        whose = "the preflight's on training prompts, the evaluation's on its own" if has_before else "on its prompts"
+        return f"Arrows compare rollouts without a teacher prefix, {whose}{behind}."
     return ""
 
 

@@ -53,7 +53,7 @@ def read_run(folder: Path) -> RunFolder:
     description = _read_json(folder / "run.json")
     if description is None:
         raise ValueError(
-            f"{str(folder)!r} has no run.json, so it is no folder of a run. Name the output_dir of `tropd train`."
+            f"{str(folder)!r} has no run.json, so it is not the folder of a run. Name the output_dir of `tropd train`."
         )
     if not isinstance(description.get("method"), dict) or "name" not in description["method"]:
         raise ValueError(f"{folder / 'run.json'} names no method, so it is not the run.json of a run.")
@@ -77,7 +77,7 @@ def whole_lines(file: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{file} has a line that is not JSON ({error}). Remove it.") from error
     if not all(isinstance(record, dict) for record in found):
-        raise ValueError(f"{file} has a line that is no record. Remove it.")
+        raise ValueError(f"{file} has a line that is not a record. Remove it.")
     return found
 
 
@@ -89,5 +89,5 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}).") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no record.")
+        raise ValueError(f"{file} contains no records.")
     return found

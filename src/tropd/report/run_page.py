@@ -1,4 +1,4 @@
-"""The page of a run, or of several side by side: what became of them, curves, evaluations, and every logged token."""
+"""The page of a run, or of several side by side: outcomes, curves, evaluations, and every logged token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,7 +118,7 @@ def _outcomes(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
         tables.append(Table(_titled("Before and after", name, runs), ["", *found.titles], rows, note=found.note))
     if len(runs) > 1:
         tables.insert(0, _settings(runs, names))
-    return Section("What became of it" if len(runs) == 1 else "What became of them", tables=tables)
+    return Section("Outcome" if len(runs) == 1 else "Outcomes", tables=tables)
 
 
 def _titled(what: str, name: str, runs: Sequence[RunFolder]) -> str:
@@ -188,7 +188,7 @@ def _curves(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
         "Each logged step."
         if all(len(run.steps) <= MOST_POINTS for run in runs)
         else (
-            f"Lines are means of {MOST_POINTS} stretches of the steps, bands reach from their least to their greatest."
+            f"Lines are means of {MOST_POINTS} stretches of the steps, bands run from the lowest value to the highest."
         )
     )
     if not charts:
@@ -226,5 +226,5 @@ def region_share(name: str) -> Value:
 
 def _held(chosen: Sequence[Sequence[Any]], left_out: Sequence[int]) -> str:
     count = sum(map(len, chosen))
-    rest = f"; of {sum(left_out)} more logged steps the rollouts are in the folder alone" if any(left_out) else ""
+    rest = f"; the rollouts of {sum(left_out)} more logged steps are only in the run's folder" if any(left_out) else ""
     return f"{count} logged rollout{'' if count == 1 else 's'} on this page{rest}."

@@ -3,11 +3,82 @@
 The host's tool loop asks the sampler again for some rows of a batch, without their numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import accumulate
 from typing import Any
 
 from .engine.noise import Place
+
+
+class TextIndex:
+    """Rows by all that they have read and written, so that a context finds its row in one pass over its own tokens.
+
+    Each row stands under the hash of its text, and a context has the hashes of all its beginnings. However many rows
+    there are, a context is compared with the one that it finds, and with no other.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[int]] = {}
+        self._new: list[int] = []
+        self._hashes: dict[int, int] = {}
+        self._rows: dict[int, list[int]] = {}  # by hash, as heaps; some rows have gone on since they came here
+
+    def put(self, row: int, text: list[int]) -> None:
+        """Note a row's text, in the place of its last one."""
+        self._texts[row] = text
+        self._new.append(row)
+
+    def begins(self, row: int, context: Sequence[int]) -> bool:
+        """Does a context begin with what a row has read and written?"""
+        text = self._texts[row]
+        return list(context[: len(text)]) == text
+
+    def find(self, contexts: Sequence[Sequence[int]]) -> list[int] | None:
+        """For each context another row, with the longest text that it begins with, and the first among equals.
+
+        Returns:
+            Rows; `None` if some context begins with the text of none that is left.
+
+        >>> index = TextIndex()
+        >>> for row, text in enumerate([[1, 5], [1, 5], [1, 5, 6]]):
+        ...     index.put(row, text)
+        >>> index.find([[1, 5, 9], [1, 5, 6, 9], [1, 5, 8]]), index.find([[1, 9]])
+        ([0, 2, 1], None)
+        """
+        self._hash_new_texts()
+        found: list[int] = []
+        for context in contexts:
+            row = self._take(context)
+            if row is None:
+                break
+            found.append(row)
+        for row in found:
+            heappush(self._rows[self._hashes[row]], row)
+        return found if len(found) == len(contexts) else None
+
+    def _take(self, context: Sequence[int]) -> int | None:
+        for key in reversed([key for key in _hashes_of_beginnings(context) if key in self._rows]):
+            rows = self._rows[key]
+            while rows and self._hashes[rows[0]] != key:
+                heappop(rows)
+            if rows and self.begins(rows[0], context):
+                return heappop(rows)
+        return None
+
+    def _hash_new_texts(self) -> None:
+        for row in dict.fromkeys(self._new):
+            *_, key = _hashes_of_beginnings(self._texts[row])
+            if key != self._hashes.get(row):
+                self._hashes[row] = key
+                heappush(self._rows.setdefault(key, []), row)
+        self._new.clear()
+
+
+def _hashes_of_beginnings(tokens: Iterable[int]) -> Iterator[int]:
+    """Of no token, of the first, of the first two, and so on to all of them."""
+    return accumulate(tokens, lambda before, token: hash((before, token)), initial=0)
 
 
 @dataclass
@@ -32,7 +103,7 @@ class Turns:
     written: list[list[slice]] = field(default_factory=list)
     messages: Sequence[list[Any]] | None = None
     _prompt_lengths: list[int] = field(default_factory=list)
-    _texts: list[list[int]] = field(default_factory=list)
+    _texts: TextIndex = field(default_factory=TextIndex)
     _seen: list[int] = field(default_factory=list)
 
     def follow(self, messages: Sequence[list[Any]]) -> None:
@@ -53,13 +124,12 @@ class Turns:
         >>> turns.places([[1, 2, 8, 9]])
         [(5, 2)]
         """
-        if not self._texts:
-            self._texts = [list(context) for context in contexts]
+        if not self._prompt_lengths:
             self._prompt_lengths = [len(context) for context in contexts]
             self.guided, self.written = [[] for _ in contexts], [[] for _ in contexts]
             self.asked = list(range(len(contexts)))
         else:
-            self.asked = self._rows_of(contexts) if self.messages is None else self._rows_with_replies(contexts)
+            self.asked = self._texts.find(contexts) if self.messages is None else self._rows_with_replies(contexts)
         if self.asked is None:
             return None
         return [
@@ -80,7 +150,7 @@ class Turns:
         if self.asked is None:
             return
         for row, context, tokens in zip(self.asked, contexts, written, strict=True):
-            self._texts[row] = [*context, *tokens]
+            self._texts.put(row, [*context, *tokens])
             start = len(context) - self._prompt_lengths[row]
             self.written[row].append(slice(start, start + len(tokens)))
         for row, context, length in zip(self.asked, contexts, by_teacher, strict=False):
@@ -97,17 +167,5 @@ class Turns:
         ]
         self._seen = [len(messages) for messages in self.messages]
         for row, context in zip(rows, contexts, strict=True):
-            assert context[: len(self._texts[row])] == self._texts[row], "a context that does not go on with its row"
-        return rows
-
-    def _rows_of(self, contexts: Sequence[list[int]]) -> list[int] | None:
-        """For each context the free row with the longest text that it begins with, the first among equals."""
-        free = dict(enumerate(self._texts))
-        rows = []
-        for context in contexts:
-            fitting = [row for row, text in free.items() if list(context[: len(text)]) == text]
-            if not fitting:
-                return None
-            rows.append(max(fitting, key=lambda row: len(free[row])))
-            del free[rows[-1]]
+            assert self._texts.begins(row, context), "a context that does not go on with its row"
         return rows

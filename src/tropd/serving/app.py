@@ -109,7 +109,7 @@ def make_app(served: Served) -> Starlette:
     async def compute(request: Request, function: Callable[[], Any]) -> Any:
         if request.query_params.get("model") != fingerprint:
             raise Refused(
-                f"{served.name} now has a different model than at the beginning of this run: its weights differ. Serve "
+                f"{served.name} now has a different model than when this run began: its weights differ. Serve "
                 "that model again",
                 409,
             )

@@ -109,7 +109,7 @@ def check_renders_tools(tokenizer: Any, options: dict[str, Any]) -> None:
     if not _renders_tools(tokenizer, options.get("chat_template") or str(tokenizer.chat_template)):
         raise ToolsLost(
             f"there are tools, but the chat template of {tokenizer.name_or_path or 'the tokenizer'} renders none, so "
-            "that a model would read, write or score calls of tools that it was never told of. Take a template that "
+            "a model would read, write or score calls of tools that it was never shown. Use a template that "
             "renders them (chat_template.jinja in the model's folder; teacher_chat_template), or remove the tools (the "
             f"data's column {TOOLS!r})."
         )

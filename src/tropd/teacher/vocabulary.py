@@ -49,7 +49,7 @@ def vocabulary_disagreement(
     )
     return (
         f"the tokenizers disagree on {len(own)} of {len(vocabulary)} tokens ({shown}; {token!r} {why}). The teacher "
-        "would score other words than the student wrote; choose a teacher with the same tokenizer."
+        "would not score the words that the student wrote; choose a teacher with the same tokenizer."
     )
 
 
@@ -67,8 +67,8 @@ def own_tokens_sentence(student_tokenizer: Any, own: list[str]) -> str:
     shown = ", ".join(f"{token!r} ({ids[token]})" for token in own[:5]) + (" …" if own[5:] else "")
     return (
         f"The student's tokenizer has tokens that the teacher does not know, and that nothing writes into a prompt: "
-        f"{shown}. The teacher cannot score them: should the student write one, it is left out with what follows it in "
-        "the response."
+        f"{shown}. The teacher cannot score them: if the student writes one, that token and the rest of the response "
+        "are excluded."
     )
 
 

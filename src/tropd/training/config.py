@@ -76,12 +76,12 @@ _HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
     "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
     "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
-    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or leave it out for num_train_epochs"),
+    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or remove it to use num_train_epochs"),
     "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
     "neftune_noise_alpha": (
         lambda alpha: not alpha,
-        "it adds noise to the embeddings in every pass of the student, so that rollouts, scores and update are of "
-        "different models, and a student that is its own teacher has a gradient; leave it out",
+        "it adds noise to the embeddings in every pass of the student, so rollouts, scores and update would come from "
+        "different models, and a student that is its own teacher would have a gradient; remove it",
     ),
     "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
     "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
@@ -159,8 +159,8 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
     def _refuse_backend_without_launcher(self) -> None:
         if self.ddp_backend is not None and "RANK" not in os.environ:
             raise ValueError(
-                f"ddp_backend is {self.ddp_backend!r:.100}, but this process was started by no launcher, such as "
-                "torchrun or accelerate launch, so it has no others to talk to. Remove it."
+                f"ddp_backend is {self.ddp_backend!r:.100}, but this process was not started by a launcher such as "
+                "torchrun or accelerate launch, so there are no other processes. Remove it."
             )
 
     def _refuse_grpo_loss_settings(self) -> None:
@@ -182,15 +182,15 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         given: Any = self.generation_kwargs or {}  # a dict by now, though TRL also takes JSON
         if given.get("seed") is not None:
             raise ValueError(
-                f"generation_kwargs has 'seed' ({given['seed']!r:.60}), with which all rollouts of a prompt would "
-                "be the same. Remove it: each row has a seed of its own, made of `seed`, the step and the row."
+                f"generation_kwargs has 'seed' ({given['seed']!r:.60}), which would make all rollouts of a prompt the "
+                "same. Remove it: each row gets its own seed from `seed`, the step and the row."
             )
         for name, value in given.items():
             neutral = value is None or name in _LEAVES_SOFTMAX or _NEUTRAL.get(name, value is None) == value
             if self.use_vllm or neutral or not hasattr(GenerationConfig(), name):
                 continue
             reason = (
-                f"which is a field of its own here, {_OWN_FIELDS[name]}. Set that, and remove it."
+                f"which is the field {_OWN_FIELDS[name]} here. Set that instead."
                 if name in _OWN_FIELDS
                 else "which changes how rollouts are drawn, while both models score the whole softmax. Remove it."
             )
@@ -216,7 +216,7 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         ) * (self.steps_per_generation or self.gradient_accumulation_steps)
         if total < 2:
             raise ValueError(
-                "a step of one prompt with num_generations 1 has a single sequence; the host needs at least two. "
+                "a step of one prompt with num_generations 1 has a single sequence; TRL needs at least two. "
                 "Raise per_device_train_batch_size or gradient_accumulation_steps."
             )
         eval_rollouts, self.num_generations_eval = self.num_generations_eval, self.num_generations_eval or 1

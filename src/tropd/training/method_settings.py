@@ -9,7 +9,7 @@ from ..objective.methods import SETTINGS, Method, get_method
 # Which values a field of ours may have, and the sentence for the others.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ending": (lambda ending: ending in ("one_action", "as_given"), "choose one_action or as_given"),
-    "max_tool_result_tokens": (lambda n: n is None or n >= 1, "use at least 1, or leave it out to cut no reply"),
+    "max_tool_result_tokens": (lambda n: n is None or n >= 1, "use at least 1, or remove it to keep replies whole"),
     "guidance_min_tail": (lambda n: n >= 1, "the student needs at least 1 token"),
     "teacher_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for the student's batch size"),
     "rollout_batch_size": (lambda n: n is None or n >= 1, "use at least 1, or None for all rollouts at once"),
@@ -256,20 +256,20 @@ class MethodSettings:
         if self.addressed_sampling and (engine := self._engine_of_its_own()):
             raise ValueError(
                 f"addressed_sampling is True, but {engine} draws tokens with generators of its own, which cannot be "
-                "addressed by row and position. Leave addressed_sampling out, or let Transformers' generate sample."
+                "addressed by row and position. Remove addressed_sampling, or let Transformers' generate sample."
             )
 
         if self.rollout_batch_size is not None and not self.addresses_sampling():
             raise ValueError(
                 f"rollout_batch_size is {self.rollout_batch_size}, but rollouts are not drawn by row and position "
                 f"({self._engine_of_its_own() or 'addressed_sampling is False'}), so it would have no effect. "
-                "Leave one of the two out."
+                "Remove one of the two."
             )
 
         if self.rescore_rollouts is False and not self.addresses_sampling():
             raise ValueError(
-                "rescore_rollouts is False, but log-probabilities and entropies are noted by the sampler of addressed "
-                f"rollouts alone ({self._engine_of_its_own() or 'addressed_sampling is False'}). Leave it out."
+                "rescore_rollouts is False, but log-probabilities and entropies are recorded only by the sampler of "
+                f"addressed rollouts ({self._engine_of_its_own() or 'addressed_sampling is False'}). Remove it."
             )
 
     def check_benchmarks(self) -> None:

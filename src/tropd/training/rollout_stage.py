@@ -44,7 +44,7 @@ from .guards.faults import WRITING, engine_guard, reward_guard
 from .guards.reading import check_student, check_teachers
 from .guards.step_guards import Reader, doubtful_rows, finite_softmax
 from .records import Rollout, read_rollouts
-from .turn_guidance import TurnGuidance, check_trust_pattern, write_by_teacher
+from .turn_guidance import TurnGuidance, check_pattern, write_by_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class RolloutStage:
         self.trusts_sampler, self._is_addressed = notes_suffice(trainer), trainer.args.addresses_sampling()
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         self._ranks_in_step = RanksInStep(trainer)
-        check_trust_pattern(trainer)
+        check_pattern(trainer)
         # Where a teacher's response is over: an ending of either model, also where the student would go on.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 

@@ -502,6 +502,7 @@ class TrOPDTrainer(GRPOTrainer):
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
             len(step.rollouts) * self.accelerator.num_processes,
+            (step.guidance_fraction or 0.0) if metrics["guidance/prefix_length"] else 0.0,
         )
 
     def _logs_rollouts(self, steps: int = 1) -> bool:
@@ -570,7 +571,7 @@ class TrOPDTrainer(GRPOTrainer):
         known = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
         if isinstance(data, str) and data not in known:
             raise ValueError(
-                f"{argument} is {data!r}, which is none of the trainer's evaluation sets (they are: "
+                f"{argument} is {data!r}, which is not one of the trainer's evaluation sets (they are: "
                 f"{', '.join(map(repr, known)) or 'one without a name, or none'})."
             )
         if not isinstance(data, str):

@@ -136,7 +136,7 @@ class TurnGuidance:
             recorded = self._recorded_turn(asked[i], messages)
             if recorded is not None:
                 proposals[i] = recorded
-        missing = [i for i in guided if i not in proposals]
+        missing = [i for i in guided if i not in proposals and not self._is_handed_over(asked[i])]
         if missing:
             rows, read = [asked[i] for i in missing], [contexts[i] for i in missing]
             proposals |= dict(zip(missing, self._write(rows, read, [places[i] for i in missing]), strict=True))
@@ -241,6 +241,10 @@ class TurnGuidance:
         ending = None if is_last else (self.trainer._tokenizer.eos_token_id if turn.ending is None else turn.ending)
         return _Proposal(list(turn.ids), ending, is_last)
 
+    def _is_handed_over(self, row: int) -> bool:
+        """Is the rest of an episode the student's, as its recording is stale and a sharded teacher cannot go on?"""
+        return self._episodes[row].stale and not self.is_drawn and shards_teacher(self.trainer)
+
     def _write(self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place]) -> list[_Proposal]:
         """Turns that the teachers write now; rollouts of a prompt share them as long as they have read the same."""
         trainer = self.trainer
@@ -258,8 +262,9 @@ class TurnGuidance:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         names = [trainer.teachers.name_for(self.rows[row]) for row in asked]
         written: dict[Any, _Proposal] = {}
-        for name, mine in rows_by_name([names[i] for i in sorted(first.values())]).items():
-            of_name = [sorted(first.values())[n] for n in mine]
+        writers = sorted(first.values())
+        for name, mine in rows_by_name([names[i] for i in writers]).items():
+            of_name = [writers[n] for n in mine]
             budget = max(self._room(self._episodes[asked[i]], places[i][1]) for i in of_name)
             read = [
                 [*self._teacher_contexts[asked[i]], *contexts[i][self._prompt_lengths[asked[i]] :]] for i in of_name
@@ -313,17 +318,27 @@ class TurnGuidance:
         return Start(proposal.ids[: max(0, min(allowed, len(proposal.ids) - tail, room - tail))])
 
 
-def check_trust_pattern(trainer: Any) -> None:
-    """Refuse to ask for the trust of turns where processes would have to ask for as many as each other.
+def check_pattern(trainer: Any) -> None:
+    """Refuse turns of the teacher's that weights sharded over the processes cannot give.
+
+    Those behind a turn of the student's are in no recording, and to ask for the trust of turns, processes would have to
+    have as many as each other.
 
     Raises:
         ValueError: with the field, and what can be set instead.
     """
-    if trainer.args.guidance_pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
+    pattern = trainer.args.guidance_pattern
+    if pattern == "mixed" and shards_teacher(trainer):
+        raise ValueError(
+            "guidance_pattern is 'mixed', in which the teacher also goes on behind turns of the student, which no "
+            "recording has, but its weights are sharded over the processes (FSDP, ZeRO-3), so that it cannot write "
+            "while training. Choose guidance_pattern: prefix, or with FSDP set shard_teacher: false."
+        )
+    if pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
         raise ValueError(
             "guidance_pattern is 'trust', for which both models read each turn while the episode goes on, but their "
             "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
-            "Choose guidance_pattern: mixed, or run without sharding."
+            "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
 
 

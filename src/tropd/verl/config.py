@@ -65,8 +65,8 @@ class TropdLossConfig(DistillationLossConfig):
         """The method, with its parts as they are set here."""
         if self.loss_mode not in METHODS and ":" not in self.loss_mode:
             raise ValueError(
-                f"loss_mode is {self.loss_mode!r}, which is no method of tropd. For verl's own losses leave _target_ "
-                "as it is; `tropd verl` lists ours."
+                f"loss_mode is {self.loss_mode!r}, which is not a method of tropd. For verl's own losses leave "
+                "_target_ as it is; `tropd verl` lists ours."
             )
         return verl_method(self.loss_mode, **{name: getattr(self, name) for name in LOSS_SETTINGS})
 

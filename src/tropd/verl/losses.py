@@ -335,6 +335,6 @@ def _check_tokens(scored: Tensor, tokens: Tensor) -> None:
     wrong = int((scored != tokens).sum())
     if wrong:
         raise ValueError(
-            f"{wrong} of {len(tokens)} response tokens have the teacher's score of another token. The teacher's server "
-            "runs without tropd, or its tokenizer is another one."
+            f"{wrong} of {len(tokens)} response tokens have the teacher's score of a different token. The "
+            "teacher's server runs without tropd, or uses a different tokenizer."
         )

@@ -56,8 +56,8 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
             return
         cls.warned = True
         say(
-            f"a row that was written for step {int(meant)} is used in step {int(now)}, so its prefix has another "
-            "length than the schedule says. Set data.shuffle=false, trainer.total_epochs=1, "
+            f"a row that was written for step {int(meant)} is used in step {int(now)}, so its prefix does "
+            "not have the scheduled length. Set data.shuffle=false, trainer.total_epochs=1, "
             "data.filter_overlong_prompts=false and data.train_batch_size to the --batch_size of `tropd export`."
         )
 

@@ -52,7 +52,7 @@ def checked(ask: Callable[..., Awaitable[tuple[Any, Any]]]) -> Callable[..., Awa
         if ids.shape[1] != asked + 1:
             raise RuntimeError(no_slot(ids.shape[1], asked))
         if ids[:-1, asked].tolist() != list(sequence_ids[1:]):
-            raise RuntimeError("the teacher's server scored other tokens than it was sent; r would be wrong.")
+            raise RuntimeError("the teacher's server scored tokens other than those it was sent; r would be wrong.")
         return ids, logps
 
     return ask_and_check

@@ -25,7 +25,7 @@ class Measured:
 
     Attributes:
         scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` behind it,
-            of that part.
+            of that part. Without a grader `ended` and `length` are those of sampled responses.
         right: part → a character for each problem, `1` where the whole response is right and has ended.
         sampled: the same for episodes at temperature 1; empty for a single turn.
     """
@@ -115,6 +115,9 @@ class Ruler:
             for states, rows in responses.items()
         }
         values = {f"{states}/{name}": found[states][name] for states in found for name in DIVERGENCES}
+        if part not in DOMAINS:  # elsewhere `_graded` looks at greedy responses
+            values["ended"] = fmean(bool(ids) and ids[-1] in stops for ids in sampled)
+            values["length"] = fmean(len(ids) for ids in sampled)
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

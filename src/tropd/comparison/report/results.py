@@ -47,7 +47,7 @@ def _with_course(name: str, cell: dict[str, Any], layout: Layout) -> dict[str, A
 
 def metrics_of(setting: Setting) -> list[str]:
     """The names of a setting's scores, the averages before their parts."""
-    graded = ("accuracy", "ended", "length") if setting.is_graded else ()
+    graded = ("accuracy", "ended", "length") if setting.is_graded else ("ended", "length")
     trust = [f"trust_{turn}" for turn in range(1, TURNS + 1)]
     of_episodes = (*OF_EPISODES, *trust) if setting.environment else ()
     return [

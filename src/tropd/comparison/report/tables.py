@@ -63,8 +63,9 @@ def setting_tables(setting: Mapping[str, Any], plan: Mapping[str, Any]) -> list[
     tables = []
     if setting["graded"]:
         tables.append(report.Table("Accuracy on test problems (%)", *accuracy_table(setting, reference)))
-        if (endings := ending_table(setting)) is not None:
-            tables.append(report.Table("How responses to test problems end (greedy)", *endings))
+    if (endings := ending_table(setting)) is not None:
+        how = "greedy" if setting["graded"] else "at temperature 1"
+        tables.append(report.Table(f"How responses to test problems end ({how})", *endings))
     if any("sampled" in scores for _, scores in _before(setting)):
         title = "Success on test problems at temperature 1 (%)"
         tables.append(report.Table(title, *accuracy_table(setting, reference, "sampled"), note=OF_CALLS))

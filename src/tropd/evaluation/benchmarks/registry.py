@@ -120,7 +120,7 @@ BENCHMARKS = {
             1,
             "MIT",
             "openai/grade-school-math: grade_school_math/data/test.jsonl",
-            "number in a box, or behind ####",
+            "number in a box, or after ####",
         ),
         Benchmark(
             "humaneval_plus",

@@ -89,7 +89,7 @@ def room_on_disk(directory: str | Path) -> Iterator[None]:
             raise
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise CheckpointNotWritten(
-            f"there is no room for a checkpoint in {directory} ({reason}); earlier checkpoints are untouched. "
+            f"there is not enough space for a checkpoint in {directory} ({reason}); earlier checkpoints are untouched. "
             "Free some space and resume with resume_from_checkpoint, or set save_total_limit or save_only_model."
         ) from error
 
@@ -159,7 +159,7 @@ def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not a JSON object")
     for name, kind in wanted.items():
         if not isinstance(record.get(name), kind):
-            raise ValueError(f"{path.name} has {name}: {record.get(name)!r:.60}, which is no {kind.__name__}")
+            raise ValueError(f"{path.name} has {name}: {record.get(name)!r:.60}, which is not of type {kind.__name__}")
     return record
 
 
@@ -211,8 +211,8 @@ def check_checkpoint(folder: str | Path) -> None:
     place = Path(folder)
     before = [path for path in checkpoints_in(place.parent) if steps_in_name(path) < steps_in_name(place)]
     earlier = next((path for path in reversed(before) if fault_of(path) is None), None)
-    offer = f"Resume from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is none before it"
-    raise ValueError(f"checkpoint {folder} is not whole: {fault}. {offer}.")
+    offer = f"Resume from the one before it: resume_from_checkpoint={earlier}" if earlier else "There is no earlier one"
+    raise ValueError(f"checkpoint {folder} is not complete: {fault}. {offer}.")
 
 
 def checkpoints_in(directory: str | Path) -> list[Path]:

@@ -43,7 +43,9 @@ def _lock(descriptor: int, directory: str | Path) -> None:
     except OSError as error:
         if error.errno in UNSUPPORTED:
             logger.warning(
-                "the file system of %s has no locks (%s), so nothing keeps a second run out.", directory, error
+                "the file system of %s does not support locks (%s), so nothing prevents a second run in this folder.",
+                directory,
+                error,
             )
             return
         if not isinstance(error, BlockingIOError):

@@ -75,7 +75,7 @@ def _move(folder: Path, paths: list[Path]) -> None:
     for path in paths:
         path.rename(aside / path.name)
     logger.warning(
-        "%s holds checkpoints or a model of an earlier run. They are in %s now; remove that if nobody needs it.",
+        "%s holds checkpoints or a model of an earlier run. They were moved to %s; remove it if you do not need it.",
         folder,
         aside,
     )

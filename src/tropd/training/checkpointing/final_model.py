@@ -43,8 +43,8 @@ def make_from(checkpoint: str | Path, output_dir: str | Path) -> Path:
     source = Path(checkpoint)
     if not _weights(source):
         raise ValueError(
-            f"{output_dir} has no final model, and checkpoint {source} holds the weights of each process apart. Merge "
-            "them with `accelerate merge-weights`, or raise max_steps by one and go on."
+            f"{output_dir} has no final model, and checkpoint {source} holds the weights of each process separately. "
+            "Merge them with `accelerate merge-weights`, or raise max_steps by one and resume."
         )
     check_checkpoint(source)
     aside = Path(output_dir) / ASIDE / "model"
@@ -67,8 +67,8 @@ def best_of(checkpoint: str | Path) -> Path:
         if folder.is_dir():
             return folder
     raise ValueError(
-        f"load_best_model_at_end is True, but {best.name}, the best of this run, is not beside {checkpoint}. Put it "
-        "back, or set load_best_model_at_end: false."
+        f"load_best_model_at_end is True, but {best.name}, the best of this run, is not next to "
+        f"{checkpoint}. Put it back, or set load_best_model_at_end: false."
     )
 
 

@@ -83,9 +83,9 @@ def check_unchanged(trainer: Any, checkpoint: str) -> None:
         are = "are" if len(changed) > 1 or changed == ["data"] else "is"
         raise ValueError(
             f"resume_from_checkpoint is {checkpoint}, but the {' and the '.join(changed)} {are} not what the "
-            "run began with, so its place in the data and its metrics would be of two different runs. Give what it "
-            f"began with, or start a new run with the checkpoint as its student: --student {checkpoint}"
-            + (" (with other data alone, ignore_data_skip: true goes on)." if changed == ["data"] else ".")
+            "run began with, so its position in the data and its metrics would mix two runs. Use what it began with, "
+            f"or start a new run with the checkpoint as its student: --student {checkpoint}"
+            + (" (if only the data differ, ignore_data_skip: true continues)." if changed == ["data"] else ".")
         )
 
 

@@ -62,7 +62,7 @@ def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            f"{asked_by}the Hub cannot be written to ({in_a_line(error)}). See that there is a network "
+            f"{asked_by}the Hub cannot be written to ({in_a_line(error)}). Check that there is a network "
             "(HF_HUB_OFFLINE unset) and a token that may write (`hf auth login`, or hub_token) to hub_model_id; or set "
             "push_to_hub: false and upload the model later: `hf upload NAME output_dir`."
         ) from error
@@ -93,8 +93,8 @@ class Pushes:
             step = self._begun.pop(job)
             if (error := job.exception()) is not None:
                 logger.warning(
-                    "the Hub did not take the push of step %d (%s); the run goes on, its checkpoints are on disk, and "
-                    "the next push brings the newer model.",
+                    "the push of step %d to the Hub failed (%s); the run continues, its checkpoints are on disk, and "
+                    "the next push uploads the newer model.",
                     step,
                     in_a_line(error),
                 )
@@ -114,6 +114,7 @@ class PushWhenWhole(TrainerCallback):
             self.trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
         except Exception as error:
             raise NotPushed(
-                f"the final model is in {args.output_dir}, but the Hub did not take it ({in_a_line(error)}). Upload it "
+                f"the final model is in {args.output_dir}, but it could not be pushed to the Hub "
+                f"({in_a_line(error)}). Upload it "
                 f"when the Hub can be reached: `hf upload NAME {args.output_dir} --exclude 'checkpoint-*'`."
             ) from error

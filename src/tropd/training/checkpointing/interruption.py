@@ -46,7 +46,7 @@ class Signals:
             os._exit(128 + signal.SIGINT)
         self.received = number
         name = signal.Signals(number).name
-        again = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
+        again = "; Ctrl-C again exits immediately" if number == signal.SIGINT else ""
         # Not by print: the signal may have come while a line was being printed, and a stream cannot be entered twice.
         with suppress(OSError):  # nobody listens; the run saves and stops all the same
             os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
@@ -87,7 +87,7 @@ def stopping_at_signals(trainer: Any) -> Iterator[None]:
         yield
     if trainer.stopped_by_signal:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. It goes on "
+            f"stopped at step {trainer.state.global_step}; {checkpoint_phrase(trainer.args.output_dir)}. Continue "
             "with resume_from_checkpoint (latest on the command line, True in Python).",
             trainer.stopped_by_signal,
         )

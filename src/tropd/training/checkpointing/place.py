@@ -39,7 +39,7 @@ def check_place(directory: str | Path) -> None:
         what = "which" if there == directory else f"where {str(there)!r}"
         raise ValueError(f"{start}, {what} is a file. Choose another name.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{start}, and {str(there)!r} may not be written to. Choose another place.")
+        raise ValueError(f"{start}, and {str(there)!r} is not writable. Choose another folder.")
     if there == directory and os.access(there, os.R_OK):
         _check_names(directory, start)
 

@@ -66,7 +66,7 @@ class Checkpointing:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
         if resume_from_checkpoint == "":
-            raise ValueError("resume_from_checkpoint is ''; give True (the last one), a folder, or leave it out.")
+            raise ValueError("resume_from_checkpoint is ''; give True (the last one) or a folder, or remove it.")
         folder = os.fspath(resume_from_checkpoint) if resume_from_checkpoint else None
         if folder is not None and trainer.accelerator.is_main_process:
             check_checkpoint(folder)
@@ -95,7 +95,7 @@ class Checkpointing:
         if not found:
             raise ValueError(
                 "resume_from_checkpoint is True, but there is no checkpoint in output_dir "
-                f"{str(self.trainer.args.output_dir)!r}. Leave it out to start anew."
+                f"{str(self.trainer.args.output_dir)!r}. Remove it to start a new run."
             )
         return str(found[-1])
 
@@ -109,7 +109,7 @@ class Checkpointing:
             made = self._make_final_model()
             raise ValueError(
                 f"max_steps is {max_steps}, and checkpoint {self.resumed_from} is of step {done}: the run is "
-                f"complete. Raise max_steps to go on.{made}"
+                f"complete. Raise max_steps to continue.{made}"
             )
 
     def _make_final_model(self) -> str:
@@ -153,6 +153,8 @@ class Checkpointing:
         trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
         trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
         trainer.guard.recent = [(share, count) for share, count in state["guard"].get("recent", [])]
+        trainer.guard.guidance = state["guard"].get("guidance", 0.0)
+        trainer.guard.best_guided_share = state["guard"].get("best_guided_share", 0.0)
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -167,6 +169,8 @@ class Checkpointing:
                 "steps_in_a_row": trainer.guard.steps_in_a_row,
                 "best_ended_share": trainer.guard.best_ended_share,
                 "recent": trainer.guard.recent,
+                "guidance": trainer.guard.guidance,
+                "best_guided_share": trainer.guard.best_guided_share,
             },
         }
 
@@ -308,8 +312,8 @@ class Checkpointing:
                 state.best_model_checkpoint = folder if os.path.isdir(folder) else None
         if args.load_best_model_at_end and best and state.best_model_checkpoint is None:
             raise ValueError(
-                f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not beside "
-                f"{self.resumed_from}. Put it back, or set load_best_model_at_end: false."
+                f"load_best_model_at_end is True, but checkpoint-{best}, the best of this run so far, is not next "
+                f"to {self.resumed_from}. Put it back, or set load_best_model_at_end: false."
             )
 
 
@@ -317,8 +321,8 @@ def _check_goes_on(checkpoint: Path) -> None:
     """Refuse a checkpoint of the model alone: the host would go on with an optimiser of its own, in silence."""
     if not any(True for pattern in ("optimizer*", "global_step*") for _ in checkpoint.glob(pattern)):
         raise ValueError(
-            f"resume_from_checkpoint is {checkpoint}, which holds the model alone (save_only_model), and no "
-            f"optimiser to go on with. Start a new run with the checkpoint as its student: --student {checkpoint}."
+            f"resume_from_checkpoint is {checkpoint}, which holds only the model (save_only_model), and no optimiser "
+            f"state to resume from. Start a new run with the checkpoint as its student: --student {checkpoint}."
         )
 
 

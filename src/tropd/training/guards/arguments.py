@@ -98,7 +98,7 @@ def as_text(model: Any) -> Any:
 def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
     """Refuse what is no configuration, no model nor where one is."""
     if not isinstance(args, TrOPDConfig):
-        raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or leave it out for its defaults.")
+        raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or remove it to use the defaults.")
     given = {"model": student} | {f"teacher_model{'' if n is None else f'[{n!r}]'}": t for n, t in teachers.items()}
     for name, model in given.items():
         writes = isinstance(model, nn.Module) and hasattr(model, "generate") and hasattr(model, "config")
@@ -155,7 +155,7 @@ def check_rows(rows: Collection[Any], has_environment: bool) -> None:
 
 def _check_prompts(name: str, data: Dataset) -> None:
     if not len(data):
-        raise ValueError(f"{name} has no rows. Give some, or leave it out.")
+        raise ValueError(f"{name} has no rows. Give some, or remove it.")
     kind = data.features.get("prompt")
     message = kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
     is_text = isinstance(kind, Value) and kind.dtype in ("string", "large_string")
@@ -166,7 +166,7 @@ def _check_prompts(name: str, data: Dataset) -> None:
             f"{name} has prompts of the type {kind}; a prompt is text, or a list of messages with role and content."
         )
     if kind is not None and (lacking := data.data.column("prompt").null_count):
-        raise ValueError(f"{name} has {lacking} rows without a prompt (null). Leave them out.")
+        raise ValueError(f"{name} has {lacking} rows without a prompt (null). Remove them.")
 
 
 def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
@@ -178,8 +178,8 @@ def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
         )
     if isinstance(model, str) and Path(model).is_dir() and Path(model).resolve() == Path(output_dir).resolve():
         raise ValueError(
-            f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would be written "
-            "over. Choose another folder."
+            f"output_dir is {output_dir!r}, the folder of the {role}, whose weights the final model would overwrite. "
+            "Choose another folder."
         )
 
 
@@ -190,11 +190,11 @@ def _check_turns(args: TrOPDConfig, method: Method, options: dict[str, Any]) -> 
     if method.guided and has_own:
         raise ValueError(
             f"method {args.method!r} starts rollouts from teacher prefixes, which a rollout_func does not receive. "
-            "Set guidance_schedule='none', or leave rollout_func out."
+            "Set guidance_schedule='none', or remove rollout_func."
         )
     if (args.guidance_unit == "turns" or args.guidance_pattern != "prefix") and not (method.guided and has_turns):
         name = "guidance_unit" if args.guidance_unit == "turns" else "guidance_pattern"
-        why = "there are no tools and no environment, so that an episode is one turn"
+        why = "there are no tools and no environment, so an episode is one turn"
         why = why if method.guided else f"method {args.method!r} is not guided"
         raise ValueError(f"{name} is {getattr(args, name)!r}, but {why}. Remove it.")
     if args.guidance_pattern != "prefix" and args.guidance_unit == "tokens":
@@ -206,8 +206,8 @@ def _check_turns(args: TrOPDConfig, method: Method, options: dict[str, Any]) -> 
     for name, value in (("reduction", "per_turn"), ("turn_trust", "weight")):
         if not (has_turns or has_own) and any(getattr(stage, name) == value for stage in stages):
             raise ValueError(
-                f"{name} is {value!r}, but there are no tools, no environment and no rollout_func, so that an episode "
-                "is one turn and it would have no effect. Remove it."
+                f"{name} is {value!r}, but there are no tools, no environment and no rollout_func, so an episode is "
+                "one turn and it would have no effect. Remove it."
             )
 
 
@@ -217,14 +217,14 @@ def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
         return
     if args.vllm_mode == "server" and args.world_size > 1:
         raise ValueError(
-            f"vllm_mode is 'server' with {args.world_size} processes, and there are tools: each process asks again for "
-            "as many rows as called one, and the host would give one process the responses of another. Use one "
+            f"vllm_mode is 'server' with {args.world_size} processes, and there are tools: each process requests as "
+            "many rows as called a tool, and TRL would give one process the responses of another. Use one "
             "process, vllm_mode: colocate, or Transformers' generate (use_vllm: false)."
         )
     if args.vllm_mode == "colocate" and args.vllm_tensor_parallel_size > 1:
         raise ValueError(
-            f"vllm_tensor_parallel_size is {args.vllm_tensor_parallel_size}, and there are tools: the processes of one "
-            "vLLM would have to ask for as many rows as each other in every turn. Set it to 1, or use Transformers' "
+            f"vllm_tensor_parallel_size is {args.vllm_tensor_parallel_size}, and there are tools: the processes of "
+            "one vLLM would have to request the same number of rows in every turn. Set it to 1, or use Transformers' "
             "generate (use_vllm: false)."
         )
 
@@ -245,14 +245,14 @@ def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) 
     """Refuse one object as student and teacher, unless it is the teacher and an adapter on it the student."""
     if is_peft_model(student):
         raise ValueError(
-            "student and teacher are one and the same PeftModel. Its adapter is both models', and is not switched "
-            f"off for the teacher: {OWN_BASE}"
+            "student and teacher are the same PeftModel. Its adapter would belong to both, and is not disabled for "
+            f"the teacher: {OWN_BASE}"
         )
     why = why_not_shared(options.get("peft_config"), args.model_init_kwargs, args.teacher_model_init_kwargs)
     if why is not None:
         raise ValueError(
-            "student and teacher are one and the same object. It can be both where an adapter (peft_config) on it "
-            f"is the student, and its base the teacher; but {why}. Load the teacher separately, or copy it."
+            "student and teacher are the same object. One model can be both if an adapter (peft_config) on it is the "
+            f"student and its base is the teacher, but {why}. Load the teacher separately, or copy it."
         )
 
 
@@ -285,7 +285,7 @@ def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) ->
     values = dataset[COLUMN] if COLUMN in columns else [None] * len(dataset)
     bad = [(row, why) for row, value in enumerate(values) if (why := why_unknown(value, names)) is not None]
     if bad:
-        more = f" So it is with {len(bad)} of {len(dataset)} rows." if len(bad) > 1 else ""
+        more = f" This affects {len(bad)} of {len(dataset)} rows." if len(bad) > 1 else ""
         raise ValueError(f"row {bad[0][0]} of {what} (counted from 0) {bad[0][1]}{more}")
 
 
@@ -335,8 +335,8 @@ def _check_columns(what: str, dataset: Any, has_environment: bool) -> None:
 
 def _why_not(column: str) -> str:
     if column in PICTURES:
-        return "but the host would take it for pictures, and the student reads text alone"
-    return "but the host gives reward functions something else by this name"
+        return "but TRL would treat it as images, and the student reads only text"
+    return "but TRL passes something else to reward functions under this name"
 
 
 def check_host_model(trainer: Any) -> None:
@@ -367,7 +367,7 @@ def _check_trains(trainer: Any) -> None:
     trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
     if not trained:
         raise ValueError(
-            "the student (model) has no weight to train: all are frozen (requires_grad is False), or its adapter is "
+            "the student (model) has no trainable weights: all are frozen (requires_grad is False), or its adapter is "
             "disabled. Unfreeze some, or give a peft_config."
         )
     optimizer, schedule = (getattr(trainer, name, None) for name in ("optimizer", "lr_scheduler"))
@@ -376,8 +376,8 @@ def _check_trains(trainer: Any) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not held & trained:
         raise ValueError(
-            "optimizers[0] holds no weight of the student, so that nothing would be trained. Make it of the model that "
-            "is given, after its adapter is on it; or leave it out."
+            "optimizers[0] holds no weights of the student, so nothing would be trained. Build it from the given "
+            "model after adding the adapter, or remove it."
         )
     if not trained <= held:
         logger.warning(
@@ -387,8 +387,8 @@ def _check_trains(trainer: Any) -> None:
         )
     if schedule is not None and schedule.optimizer is not optimizer:
         raise ValueError(
-            "optimizers[1] is a schedule of another optimiser than optimizers[0], whose learning rate it would never "
-            "change. Make it of optimizers[0]."
+            "optimizers[1] schedules a different optimiser than optimizers[0], so the learning rate would never "
+            "change. Build it from optimizers[0]."
         )
 
 
@@ -424,7 +424,7 @@ def _check_adapter(who: str, model: Any, learns: bool) -> None:
             "tokens"
         )
     elif getattr(adapter, "alora_invocation_tokens", None):
-        why = "acts only behind its alora_invocation_tokens, which it looks for in whole rows of token ids"
+        why = "acts only after its alora_invocation_tokens, which it looks for in whole rows of token ids"
     elif type(model.base_model).forward not in (BaseTuner.forward, None if learns else AdaLoraModel.forward):
         why = "wraps the model's forward pass, and changes what goes in or what comes out, such as the loss"
     else:
@@ -448,9 +448,10 @@ def check_no_adapter_beside(role: str, model: Any) -> None:
     if not isinstance(model, str) or not all((Path(model) / name).is_file() for name in (CONFIG_NAME, ADAPTER)):
         return
     raise ValueError(
-        f"{role} is {model!r}, which holds a model and an adapter ({ADAPTER}): Transformers would lay the adapter over "
-        f"the model, a second time where that is the merged one. If it is, or if it is meant alone, remove {ADAPTER}; "
-        "else merge the two (merge_and_unload) and save that in a folder of its own."
+        f"{role} is {model!r}, which holds a model and an adapter ({ADAPTER}): Transformers would apply the adapter "
+        "to the model, a second time if the model is already merged. If it is merged, or if you want the model "
+        f"without the adapter, remove {ADAPTER}; otherwise merge the two (merge_and_unload) and save the result in "
+        "its own folder."
     )
 
 

@@ -65,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def resume_phrase(directory: str, moment: str = "") -> str:
     """How to, once the fault is mended."""
     resumed = moment != PREFLIGHT and checkpoints_in(directory)
-    return "go on with resume_from_checkpoint" if resumed else "start again"
+    return "continue with resume_from_checkpoint" if resumed else "start again"
 
 
 def checkpoint_phrase(directory: str) -> str:
@@ -143,7 +143,7 @@ def _teacher_advice(error: Exception) -> str:
     if is_out_of_memory(error):
         return "Lower teacher_batch_size, or per_device_train_batch_size and max_completion_length, and"
     if isinstance(error, OSError):
-        return "See that the teacher can be reached and"
+        return "Check that the teacher can be reached and"
     return "`tropd check` scores a few prompts with it; when it answers,"
 
 
@@ -173,7 +173,7 @@ def engine_start_guard(args: Any) -> Iterator[None]:
         where = "the vLLM server" if args.vllm_mode == "server" else "vLLM"
         raise ValueError(
             f"use_vllm is True, but {where} cannot be used ({in_a_line(error)}). docs/engines.md says how to start a "
-            "server, and which releases work together; without vLLM, leave use_vllm out."
+            "server, and which releases work together; to run without vLLM, remove use_vllm."
         ) from error
 
 
@@ -228,7 +228,7 @@ def _code(function: Any) -> Any:
 def _reward_advice(error: Exception) -> str:
     if is_out_of_memory(error):
         return "Lower per_device_train_batch_size or max_completion_length and"
-    return "Mend the function, or the column that it reads, and"
+    return "Fix the function, or the column that it reads, and"
 
 
 # ---------------------------------------------------------------------- the data
@@ -254,7 +254,7 @@ def _data_failure(error: Exception, step: int, directory: str, which: str = "tra
     advice = (
         "It may have been killed for memory: dataloader_num_workers: 0 reads the data in the process itself; then"
         if _is_lost_worker(error)
-        else "Mend the row or its source, leave the rows before it as they are, and"
+        else "Fix the row or its source, leave the rows before it as they are, and"
     )
     return DataFailed(
         f"the {which} data cannot be read further {where} ({in_a_line(error)}), so {lost}; "
@@ -344,7 +344,7 @@ def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotW
     """Stop in a sentence where a record of the run cannot be written."""
     if not isinstance(error, OSError):
         return None
-    room = "Free some space" if error.errno in FULL_DISK else "Look at the disk"
+    room = "Free some space" if error.errno in FULL_DISK else "Check the disk"
     return LogNotWritten(
         f"{file} in {directory} cannot be written at step {step} ({error.strerror or error}); its earlier records "
         f"are whole, and {checkpoint_phrase(directory)}. {room} and {resume_phrase(directory)}."

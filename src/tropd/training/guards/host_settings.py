@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..method_settings import check_ranges
 from .faults import in_a_line, is_out_of_memory
 
-_OPTIONAL_COUNT = (lambda n: n is None or n >= 1, "use at least 1, or leave it out")
+_OPTIONAL_COUNT = (lambda n: n is None or n >= 1, "use at least 1, or remove it")
 _RATE = (lambda rate: 0 <= rate < 1, "a moving average keeps a share of the past, in [0, 1)")
 _SEED = (lambda n: n is None or 0 <= n < 2**32, "a seed is a whole number from 0 to 4294967295")
 _AT_LEAST_ONE = (lambda n: n >= 1, "use at least 1")
@@ -27,7 +27,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data_seed": _SEED,
     "num_train_epochs": (lambda n: 0 < n < math.inf, "use a number above 0, or set max_steps"),
     "max_grad_norm": (lambda norm: norm is None or norm >= 0, "a gradient's norm is at least 0; 0 clips nothing"),
-    "weight_decay": (lambda decay: 0 <= decay < math.inf, "weights can only be drawn to zero; use 0 for none"),
+    "weight_decay": (lambda decay: 0 <= decay < math.inf, "weights can only decay towards zero; use 0 for none"),
     "adam_beta1": _RATE,
     "adam_beta2": _RATE,
     "adam_epsilon": (lambda number: 0 <= number < math.inf, "it is added to a denominator; use 1e-8"),
@@ -38,12 +38,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "steps_per_generation": _OPTIONAL_COUNT,
     "generation_batch_size": _OPTIONAL_COUNT,
-    "save_total_limit": (lambda n: n is None or n >= 1, "keep at least 1, or leave it out to keep all"),
+    "save_total_limit": (lambda n: n is None or n >= 1, "keep at least 1, or remove it to keep all"),
     "per_device_eval_batch_size": (lambda n: n >= 1, "a batch has at least 1 sequence"),
     "num_generations_eval": _OPTIONAL_COUNT,
     "eval_accumulation_steps": _OPTIONAL_COUNT,
     "eval_delay": (lambda n: n >= 0, "use a number of steps or epochs before the first evaluation"),
-    "label_smoothing_factor": (lambda share: share == 0, "distillation has no labels to smooth; leave it out"),
+    "label_smoothing_factor": (lambda share: share == 0, "distillation has no labels to smooth; remove it"),
     "router_aux_loss_coef": (lambda weight: weight is None or weight >= 0, "use 0 for none"),
     "top_p": (lambda mass: 0 < mass <= 1, "it is a share of the softmax, in (0, 1]; 1 keeps all"),
     "top_k": (lambda k: k is None or k >= -1, "use 0 for all tokens, or how many are kept"),
@@ -57,7 +57,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_completions_to_print": _OPTIONAL_COUNT,
     "ending_ids": (
         lambda ids: ids is None or (len(ids) > 0 and all(0 <= one < 2**31 for one in ids)),
-        "name token ids, which count from 0, or leave it out for those that the models name",
+        "name token ids, which count from 0, or remove it to use those that the models name",
     ),
     "ddp_bucket_cap_mb": _OPTIONAL_COUNT,
     "ddp_timeout": (lambda seconds: seconds >= 1, "use a number of seconds"),
@@ -96,7 +96,9 @@ def check_host_settings(args: Any) -> None:
     _check_installed(args, PACKAGES)
     for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
         if "output_loading_info" in _keys(getattr(args, name)):
-            raise ValueError(f"{name} has 'output_loading_info', with which more than a model is returned. Remove it.")
+            raise ValueError(
+                f"{name} has 'output_loading_info', which makes loading return more than a model. Remove it."
+            )
     _check_best(args)
     _check_batches(args)
     _check_casting(args)
@@ -134,8 +136,8 @@ def _check_casting(args: Any) -> None:
     half = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
     if args.use_transformers_continuous_batching and half and args.master_weights:
         raise ValueError(
-            f"use_transformers_continuous_batching is True and {half} is True: the host then casts the weights "
-            "themselves to half precision before each rollout, and updates of about the learning rate round away. Set "
+            f"use_transformers_continuous_batching is True and {half} is True: TRL then casts the weights themselves "
+            "to half precision before each rollout, and updates of about the learning rate round away. Set "
             f"{half}: false, or use_vllm; with master_weights: false they are trained as they are."
         )
 
@@ -161,8 +163,8 @@ def _check_batches(args: Any) -> None:
         )
     if args.remove_unused_columns:
         raise ValueError(
-            "remove_unused_columns is True, which would take every column but the prompt from the data: teacher "
-            "responses, teacher prompts, what rewards read. Remove it."
+            "remove_unused_columns is True, which would drop every column except the prompt: teacher responses, "
+            "teacher prompts, and what rewards read. Remove it."
         )
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise ValueError(
@@ -291,7 +293,7 @@ def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
         if file is not None and isinstance(value, str) and value == str(file):
             return f"{name} is {value!r}, which cannot be read or written: {getattr(error, 'strerror', error)}."
         if key is not None and key in _keys(value):
-            return f"{name} has {key!r}, which is not taken there ({in_a_line(error)}). Remove or correct it."
+            return f"{name} has {key!r}, which is not accepted there ({in_a_line(error)}). Remove or correct it."
     return None
 
 

@@ -196,9 +196,9 @@ def _agreeing(forward: Callable, base: Any, ids: Tensor, who: str) -> Tensor:
 
 def _cannot_read(who: str, model: Any, what: str) -> str:
     return (
-        f"{who} ({type(model).__name__}) gives other log-probabilities than its last states and its output layer say: "
-        f"{what}. Its forward does something to the logits that tropd does not know, so every score would be wrong. "
-        "Choose a model of another family, or tell us of this one."
+        f"{who} ({type(model).__name__}) gives log-probabilities that differ from those of its last states and output "
+        f"layer: {what}. Its forward changes the logits in a way that tropd does not know, so every score would be "
+        "wrong. Choose a model of another family, or report this one."
     )
 
 

@@ -97,7 +97,7 @@ def finite_softmax(error: Exception, step: int, directory: str) -> NotFinite | N
         return None
     return NotFinite(
         f"the student's softmax is not finite in the rollout of step {step}: its weights are broken, or the last "
-        f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or look at the student."
+        f"step was too large; {checkpoint_phrase(directory)}. Lower the learning rate, or check the student."
     )
 
 
@@ -144,9 +144,11 @@ class CollapseGuard:
     """Counts collapsed steps in a row.
 
     A step counts when its rollouts are empty or only repeat themselves, and also when they no longer end although
-    most of them once did: before training, where that was looked at, or in the last steps that together have 16
-    rollouts, teacher prefixes and all. Rollouts that never ended within the budget are no collapse: the budget may be
-    short.
+    most of them once did: before training, where that was looked at, or in earlier steps without teacher prefixes
+    that together have 16 rollouts. Steps with prefixes are compared only with steps of the same α: the rest of a
+    response ends sooner the longer its prefix is, so that fewer rollouts end as guidance is annealed. Rollouts that
+    never ended within the budget are no collapse, for the budget may be short, unless most of them continue after the
+    teacher's ending.
 
     Args:
         share: a step counts when at least this share of its rollouts collapsed or no longer end.
@@ -158,6 +160,7 @@ class CollapseGuard:
         self.share, self.patience = share, patience
         self.steps_in_a_row = 0
         self.best_ended_share = ended_before
+        self.guidance = self.best_guided_share = 0.0
         self.recent: list[tuple[float, int]] = []
         self.unheeded_share = 0.0
 
@@ -168,24 +171,32 @@ class CollapseGuard:
         unheeded_share: float = 0.0,
         of_all: float | None = None,
         rollouts: int = ENOUGH_ROLLOUTS,
+        guidance: float = 0.0,
     ) -> None:
         """Take in a step; one that says nothing of endings neither counts nor breaks a row.
 
         Args:
             collapsed_share: of its rollouts.
             ended_share: of those with room to end; `None` where there are none.
-            unheeded_share: rollouts that wrote an ending of the teacher's and went on behind it.
+            unheeded_share: rollouts that wrote an ending of the teacher's and continued after it.
             of_all: share of all its rollouts that ended; `ended_share` by default.
             rollouts: how many it has.
+            guidance: α of the step.
         """
+        if guidance != self.guidance:
+            self.guidance, self.best_guided_share, self.recent = guidance, 0.0, []
         # The last steps together, until they have enough rollouts for their share to say something.
         self.recent.append(((ended_share if of_all is None else of_all) or 0.0, rollouts))
         while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
             del self.recent[0]
         if (total := sum(count for _, count in self.recent)) >= ENOUGH_ROLLOUTS:
             pooled = sum(share * count for share, count in self.recent) / total
-            self.best_ended_share = max(self.best_ended_share, pooled)
-        endless = ended_share is not None and self.best_ended_share >= 0.5 and 1 - ended_share >= self.share
+            if guidance:
+                self.best_guided_share = max(self.best_guided_share, pooled)
+            else:
+                self.best_ended_share = max(self.best_ended_share, pooled)
+        expected = max(self.best_ended_share, self.best_guided_share, unheeded_share) >= 0.5
+        endless = ended_share is not None and expected and 1 - ended_share >= self.share
         if endless or collapsed_share >= self.share:
             self.steps_in_a_row += 1
             self.unheeded_share = max(self.unheeded_share, unheeded_share)
@@ -200,7 +211,7 @@ class CollapseGuard:
         advice = "lower the learning rate, or start from an earlier checkpoint"
         if self.unheeded_share >= 0.5:
             advice = (
-                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and went on behind "
+                f"up to {self.unheeded_share:.0%} of a step's rollouts wrote the teacher's ending and continued after "
                 "it, since the student stops elsewhere: train with ending one_action"
             )
         return (
@@ -248,7 +259,7 @@ class Reader:
         if not all(contexts):
             raise ValueError(
                 f"{self.who} is given a prompt without a token, and nothing would predict the first token of its "
-                "response. Leave empty prompts out of the data."
+                "response. Remove empty prompts from the data."
             )
         longest = max(map(len, contexts), default=0)
         if self.positions is not None and longest + budget > self.positions:
@@ -258,8 +269,9 @@ class Reader:
             )
         elif self.steady is not None and longest + budget > self.steady:
             why = (
-                f"beyond {self.steady} its rotary embedding (rope_type) depends on the longest row of a batch, so that "
-                f"rollouts and scores would be of different models. {_what_fits(self.steady - longest)}{self.way_out}"
+                f"beyond {self.steady} its rotary embedding (rope_type) depends on the longest row of a batch, so "
+                "rollouts and scores would come from different models. "
+                f"{_what_fits(self.steady - longest)}{self.way_out}"
             )
         else:
             return

@@ -45,7 +45,7 @@ response/length | tokens | mean number of student-written tokens | steady | runs
 response/truncated_share | share | rollouts that end without an end-of-sequence token | small | near 1: raise max_completion_length or see repetition
 response/eos_share | share | rollouts that end with an end-of-sequence token | near 1 | near 0: the student forgets to stop
 response/other_ending_share | share | of the rollouts that end, those that end by another id than the student's tokenizer names | steady, or moves to the teacher's ending | near 1: the saved tokenizer names the new ending (docs/endings.md)
-response/unheeded_ending_share | share | rollouts in which the student wrote an ending of the teacher's and went on behind it; absent where it stops at all of them | 0 | grows: the student learns to end where nothing ends; set `ending: one_action`
+response/unheeded_ending_share | share | rollouts in which the student wrote an ending of the teacher's and continued after it; absent where it stops at all of them | 0 | grows: the student learns to end where nothing ends; set `ending: one_action`
 response/repetitive_share | share | rollouts that end in a repeating cycle | 0 | grows: the rollouts are collapsing
 response/collapsed_share | share | rollouts that are empty or only repeat themselves | 0 | reaches collapse_share: the guard stops the run
 response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted

@@ -63,7 +63,8 @@ def _step(path: Path, line: str) -> float:
         number = None
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise ValueError(
-            f"{path} has the line {line!r:.60}, which is no record of a step. Remove it or the file to continue."
+            f"{path} has the line {line!r:.60}, which is not a record of a step. Remove the line or the file to "
+            "continue."
         )
     return number
 
