@@ -1,6 +1,7 @@
 """Episodes outside of a training step: what a reply can do, and how it is cut, with a model that plays a script; and
 what a turn reads of those before it."""
 
+import asyncio
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,67 @@ def test_a_tool_that_is_a_coroutine_is_awaited(played, fails):
     episode = played("", functions=[calculator])
     assert episode.messages[1]["content"] == ("{'error': 'closed'}" if fails else "15")
     assert (episode.calls, episode.failures, episode.turns) == (1, int(fails), 2)
+
+
+def test_what_a_coroutine_keeps_serves_its_next_call(played):
+    """Such as a client, which belongs to the event loop that it was opened in; in training there is one loop."""
+    opened = []
+
+    async def calculator(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        opened.append(asyncio.get_running_loop())
+        return str(opened.count(opened[0]))
+
+    said = [played("", functions=[calculator]).messages[1]["content"] for _ in range(3)]
+    assert said == ["1", "2", "3"]
+
+
+def test_a_coroutine_is_awaited_where_a_loop_already_runs(played):
+    """As in a notebook."""
+
+    async def calculator(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        return "15"
+
+    async def notebook() -> Episode:
+        return played("", functions=[calculator])
+
+    assert asyncio.run(notebook()).messages[1]["content"] == "15"
+
+
+def test_replies_of_coroutines_come_last_as_in_training(played, monkeypatch):
+    async def late(expression: str) -> str:
+        """Compute.
+
+        Args:
+            expression: such as 12+3.
+        """
+        return "late"
+
+    turn = CALL.replace("<|im_end|>", "")
+    both = turn.replace("calculator", "late") + "\n" + CALL
+    monkeypatch.setitem(globals(), "CALL", both)
+    episode = played("at once", functions=[saying("at once"), late])
+    assert [m["content"] for m in episode.messages if m["role"] == "tool"] == ["at once", "late"]
+
+
+def test_a_reward_that_is_a_coroutine_is_awaited(played):
+    class Desk:
+        def reset(self, **_: Any) -> None:
+            return None
+
+        async def get_reward(self) -> float:
+            return 0.5
+
+    assert played("15", environment=Desk).reward == 0.5
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -1,5 +1,6 @@
 """The fused loss: the per-token path's values and gradients for every method, with three products of the head."""
 
+import weakref
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from tropd.objective import (
     TokenSignals,
     get_method,
 )
-from tropd.objective.head import matmul
+from tropd.objective.head import fused_loss, matmul, slice_losses
 
 NUM, SIZE, WIDTH, K = 19, 23, 5, 4
 OPTIONS = {
@@ -195,6 +196,30 @@ def test_several_teachers_agree(owners, beta, layout):
     case = with_several_teachers(case, OWNERS[owners])
     assert_equal_paths(case, 1e-12, slice_tokens=4)
     assert_equal_paths(case, 1e-12, every_token=True)
+
+
+def test_the_logits_of_several_teachers_are_not_held_at_once(monkeypatch):
+    """Each run of tokens has its own buffers, and those of the run before are gone."""
+    held, most = 0, 0
+
+    def counted(weight, slices):
+        nonlocal held, most
+        buffer = slice_buffer(weight, slices)
+        size = buffer.numel()
+        held, most = held + size, max(most, held + size)
+
+        def freed():
+            nonlocal held
+            held -= size
+
+        weakref.finalize(buffer, freed)
+        return buffer
+
+    slice_buffer = fused_loss.slice_buffer
+    monkeypatch.setattr(fused_loss, "slice_buffer", counted)
+    monkeypatch.setattr(slice_losses, "slice_buffer", counted)
+    with_several_teachers(a_case(get_method("gkd")), OWNERS["in blocks"]).fused(slice_tokens=4)
+    assert held == 0 and most <= 4 * (SIZE + SIZE + 6), "the student's logits, and those of one teacher"
 
 
 def test_several_teachers_are_the_sum_of_each_alone():

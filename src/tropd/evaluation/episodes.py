@@ -8,6 +8,8 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,7 +110,7 @@ def play(
         live = [n for n in live if _answer(replies, episodes[n], max_length)]
     for episode in episodes:
         if hasattr(episode.environment, "get_reward"):
-            episode.reward = float(episode.environment.get_reward())
+            episode.reward = float(_settled(episode.environment.get_reward()))
     return episodes
 
 
@@ -158,18 +160,20 @@ def _write(
 
 def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
     """Call what the last turn calls, and put the replies behind it where there is room; does the episode go on?"""
-    replies = []
+    replies, late = [], []
     for call in episode.messages[-1].get("tool_calls") or []:
         episode.calls += 1
-        function = call.get("function", {})
+        function, said = call.get("function", {}), None
         try:
             said = episode.tools[function["name"]](**function["arguments"])
-            said = asyncio.run(_awaited(said)) if inspect.isawaitable(said) else said
-            content = said if isinstance(said, list) else str(said)  # a list of blocks, as the host has it
+            reply = _settled(said)
+            content = reply if isinstance(reply, list) else str(reply)  # a list of blocks, as the host has it
         except Exception as error:  # the host tells the model so, too
             episode.failures += 1
             content = str({"error": str(error)})
-        replies.append({"role": "tool", "name": function.get("name", "unknown"), "content": content})
+        told = late if inspect.isawaitable(said) else replies  # as the host has it, coroutines' come last
+        told.append({"role": "tool", "name": function.get("name", "unknown"), "content": content})
+    replies += late
     if not replies:
         return False
     ids = render.ids(replies)
@@ -181,8 +185,21 @@ def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
     return True
 
 
-async def _awaited(said: Awaitable[Any]) -> Any:
-    return await said
+def _settled(said: Any) -> Any:
+    """What a tool or a reward says, awaited if it is a coroutine."""
+
+    async def settle(awaited: Awaitable[Any]) -> Any:
+        return await awaited
+
+    return asyncio.run_coroutine_threadsafe(settle(said), _loop()).result() if inspect.isawaitable(said) else said
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of every coroutine, as in training: what a tool keeps open belongs to the loop that opened it."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 @dataclass(frozen=True)

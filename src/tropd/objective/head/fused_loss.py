@@ -170,6 +170,7 @@ class _Fused(torch.autograd.Function):
                 if gradients is not None:
                     gradients.add(place, raw_grad_CV)
                 parts.append(values)
+            del raw_CV, here_CV, raw_grad_CV, slice_loss  # else the next run's buffers would be beside them
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         loss = reduce_losses(TokenLosses(*columns[3:]), inputs.counts, inputs.method.reduction)
         ctx.mark_non_differentiable(*columns)
