@@ -319,6 +319,33 @@ def test_a_run_that_teaches_an_ending_at_which_nothing_ends_is_stopped(tmp_path,
     assert tiny.largest_difference(dict(kept.named_parameters()), tiny.weights_of(trainer.model)) == 0
 
 
+@pytest.mark.parametrize("repeats", [0, 8])
+def test_prefixes_of_responses_beyond_the_budget_stop_no_student_that_ends_without_them(tmp_path, repeats):
+    """It does not change here; its own responses end, and behind such prefixes not even the teacher's would."""
+    rows = [
+        {"prompt": p["prompt"], "teacher_response": f"{p['solution'].splitlines()[0]}\n" * repeats + p["solution"]}
+        for p in shipped.sums_of_two(BATCH // 4 * 7, 2)
+    ]
+    trainer = build(
+        tmp_path,
+        str(shipped.student_path()),
+        str(shipped.teacher_path()),
+        "tropd",
+        rows=rows,
+        per_device_train_batch_size=BATCH,
+        max_completion_length=40,
+        max_steps=7,
+        learning_rate=1e-9,
+        guidance_schedule="constant",
+        guidance_min_tail=8,
+        trainer_options={"processing_class": None},
+    )
+    trainer.expect_endings(1.0)
+    trainer.train()
+    assert trainer.state.global_step == 7 and trainer.guard.steps_in_a_row == 0
+    assert len(trainer.rollout_stage.endless_rows) == (BATCH if repeats else 0)
+
+
 @slow
 @pytest.mark.parametrize("method", ["tropd", "tropd_share", "tropd_clip"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -84,10 +84,14 @@ class RolloutStage:
 
     Args:
         trainer: a built `TrOPDTrainer`, with its teachers and endings.
+
+    Attributes:
+        endless_rows: numbers of the rows whose teacher itself does not end within the budget, where prefixes were cut.
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
+        self.endless_rows: set[int] = set()
         self.evaluated_rows = 0
         self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
@@ -145,9 +149,10 @@ class RolloutStage:
         found = []
         for i, ids in zip(firsts, responses, strict=True):
             length = prefix_length(method.guidance_length, fraction, response_length=len(ids), **budget)
-            found.append((numbers[i] // each, ids[:length]))
+            found.append((numbers[i] // each, (ids[:length], len(ids) >= trainer.max_completion_length)))
         of_prompt = dict(gather_object(found))
-        return [of_prompt[number // each] for number in numbers]
+        self.endless_rows = {number for number in numbers if of_prompt[number // each][1]}
+        return [of_prompt[number // each][0] for number in numbers]
 
     def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
         """Likewise of rows whose turns are guided one by one, when each is due."""

@@ -497,7 +497,13 @@ class TrOPDTrainer(GRPOTrainer):
         self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
         self.guard.observe(
             metrics["response/collapsed_share"],
-            ended_share(step.rollouts, self.endings.unheeded, self.max_completion_length, self.ranks.sum),
+            ended_share(
+                step.rollouts,
+                self.endings.unheeded,
+                self.max_completion_length,
+                self.ranks.sum,
+                self.rollout_stage.endless_rows,
+            ),
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
             len(step.rollouts) * self.accelerator.num_processes,

@@ -3,7 +3,7 @@
 N counts scored tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -106,23 +106,29 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
 
 
 def ended_share(
-    rollouts: Sequence[Rollout], unheeded: Sequence[int], budget: int, sum_over_ranks: Callable[[Tensor], Tensor]
+    rollouts: Sequence[Rollout],
+    unheeded: Sequence[int],
+    budget: int,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    endless_rows: Collection[int] = (),
 ) -> float | None:
     """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
 
     One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
-    the budget says nothing unless it ends.
+    the budget says nothing unless it ends, and neither does one that begins as a response that is itself too long.
 
     Args:
         rollouts: of this rank.
         unheeded: endings of a teacher at which the student does not stop.
         budget: tokens that prefix and continuation may have together.
         sum_over_ranks: of a tensor.
+        endless_rows: whose teacher's own response does not end within the budget.
     """
     ended, room = [], min(ROOM_TO_END, budget // 8)
     for rollout in rollouts:
         missed = bool(unheeded) and rollout.wrote_any_of(unheeded)
-        if rollout.ended or missed or not any(rollout.by_teacher) or rollout.student_length >= room:
+        has_room = rollout.student_length >= room and rollout.row not in endless_rows
+        if rollout.ended or missed or has_room or not any(rollout.by_teacher):
             ended.append(rollout.ended and not missed)
     total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
     return total / count if count else None
