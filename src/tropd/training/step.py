@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import compress, repeat
 from typing import Any
 
 import torch
@@ -266,11 +267,9 @@ def column_of(
     rollouts: Sequence[Rollout], lines: Sequence[Sequence[float] | None], device: Any, dtype: Any = torch.float32
 ) -> Tensor:
     """[N], for each rollout a line of numbers, of which those of its scored tokens are taken; NaN where it has none."""
-    values = [
-        math.nan if line is None else line[position]
-        for rollout, line in zip(rollouts, lines, strict=True)
-        for position in rollout.scored_positions()
-    ]
+    values: list[float] = []
+    for rollout, line in zip(rollouts, lines, strict=True):
+        values += compress(repeat(math.nan) if line is None else line, rollout.scored)
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -350,10 +349,10 @@ def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentSco
     if method.gate == "bernoulli":
         stream = GATE_STREAM if setup.is_training else EVALUATION_GATE_STREAM
         draws = [
-            addressed_uniforms(setup.seed, setup.step, [r.row], len(r.response), stream)[0, r.scored_positions()]
-            for r in rollouts
+            addressed_uniforms(setup.seed, setup.step, [rollout.row], len(rollout.response), stream)[0].tolist()
+            for rollout in rollouts
         ]
-        uniforms = torch.cat(draws).to(device)
+        uniforms = column_of(rollouts, draws, device, torch.float64)
     elif method.gate == "student_entropy":
         threshold = entropy_thresholds(setup, rollouts, student.entropy, student_mask)
     trust, outlier = torch.zeros(2, len(student_mask), device=device)

@@ -307,7 +307,7 @@ class TrOPDTrainer(GRPOTrainer):
         started = time.perf_counter()
         output = super().training_step(model, inputs, num_items_in_batch)
         seconds = time.perf_counter() - started - self._build_seconds
-        self._window.add_speed("speed/update", self._tokens_learned, seconds)
+        self._window.add("speed/update", self._tokens_learned, seconds)
         self._build_seconds = 0.0
         if self._step % self.args.gradient_accumulation_steps == 0:
             for name, value in self._window.collect(self.ranks).items():

@@ -47,14 +47,13 @@ class Totals:
         self.log_ratios: list[Tensor] = []
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
-        """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step."""
-        columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
-        self._table[self._row[name]] += torch.tensor(columns, dtype=torch.float64)
+        """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step.
 
-    def add_speed(self, name: str, tokens: float, seconds: float) -> None:
-        """Add tokens by the time they took, unless a clock says that they took none."""
-        if seconds > 0:
-            self.add(name, tokens, seconds)
+        What is over nothing is left out, such as tokens that by a clock have taken no time.
+        """
+        columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
+        if count is None or columns[1] > 0:
+            self._table[self._row[name]] += torch.tensor(columns, dtype=torch.float64)
 
     def add_mean(self, name: str, values: Tensor, weights: Tensor) -> None:
         """Add a weighted mean; entries of weight zero may be anything, infinite included."""
@@ -91,8 +90,8 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     if step.guidance_fraction is not None:
         totals.add("guidance/fraction", step.guidance_fraction, 1)
     totals.add("rollout/engine", engine, 1)
-    totals.add_speed("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
-    totals.add_speed("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
+    totals.add("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
+    totals.add("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
     rollout_metrics(totals, step.rollouts, endings.unheeded)
     if any(rollout.is_cut is not None for rollout in step.rollouts):
         episode_metrics(totals, step.rollouts, step.signals)
