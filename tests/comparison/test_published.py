@@ -138,7 +138,7 @@ def test_the_page_of_agents_has_the_published_rates():
 
 
 EPISODES = {
-    "### A teacher that is lost behind errors": "storeroom_unreliable",
+    "### A teacher that is lost after errors": "storeroom_unreliable",
     "### A teacher that knows its way back": "storeroom_robust",
 }
 
