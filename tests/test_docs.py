@@ -92,7 +92,7 @@ def test_every_python_block_runs_and_prints_what_the_page_says(page, tmp_path, m
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             exec(code, namespace)
-        assert logging.root.manager.disable == logging.NOTSET, f"{by_name(page)} silences what comes behind it"
+        assert logging.root.manager.disable == logging.NOTSET, f"{by_name(page)} silences what comes after it"
         if block.printed is not None:
             assert output.getvalue().rstrip() == block.printed, f"{by_name(page)}, the block at line {block.line}"
 

@@ -9,8 +9,14 @@
 
 DATA holds gsm8k/train.jsonl and math/train_rllm.json. A third of the prompts are GSM8K's, a third MATH's, and a third
 are instructions made here from templates, with the checks of IFEval beside them. Without `--data` all are requests for
-one short sentence, so that responses end. With `heal --ending "<|endoftext|>"` the student learns to end as the base
-model does, with another id than its teacher: the pair of recipes/smollm2_endings.yaml.
+one short sentence, so that responses end. With `--ending "<|endoftext|>"` the student learns to end as the base model
+does, with another id than its teacher:
+
+    python tools/smollm2_pair.py prompts --out short
+    tropd generate --teacher models/smollm2 --data short/heal.jsonl --max_new_tokens 64 --out short/healing.jsonl
+    python tools/smollm2_pair.py heal --student real/cut20 --data short/healing.jsonl --ending "<|endoftext|>" \\
+        --out short/base20
+    tropd compare recipes/smollm2_endings.yaml --out runs/smollm2-endings
 """
 
 import argparse

@@ -27,6 +27,7 @@ PUBLISHED = [
     "support",
     "storeroom_unreliable",
     "storeroom_robust",
+    "storeroom_rates",
 ]
 PAIRS = ["from pruning", "three specialists"]
 TABLES = {
@@ -125,8 +126,19 @@ def test_the_table_of_the_real_language_model_has_the_published_divergences():
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
 
 
+def test_the_page_of_agents_has_the_published_rates():
+    slow_and_fast, between = (
+        published(name)[1]["cells"].values() for name in ("storeroom_rates", "storeroom_unreliable")
+    )
+    found = {(cell["label"], cell["learning_rate"]): cell["scores"] for cell in slow_and_fast}
+    found |= {(f"{cell['label']} 3e-4", 3e-4): cell["scores"] for cell in between if cell["seed"] == 1}
+    for label, *cells in table_under("### At other learning rates", "docs/agents.md"):
+        scores = [found[f"{label} {rate}", float(rate)] for rate in ("1e-4", "3e-4", "1e-3")]
+        assert cells == [f"{100 * of[name]:.1f}" for name in ("accuracy", "sampled") for of in scores]
+
+
 EPISODES = {
-    "### A teacher that is lost behind errors": "storeroom_unreliable",
+    "### A teacher that is lost after errors": "storeroom_unreliable",
     "### A teacher that knows its way back": "storeroom_robust",
 }
 

@@ -18,6 +18,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COMPARISONS = [
     RECIPES / "stories260k.yaml",
     RECIPES / "smollm2.yaml",
+    RECIPES / "smollm2_endings.yaml",
     *sorted((RECIPES / "proving_ground").glob("*.yaml")),
 ]
 PARTS = [RECIPES / "paper/common.yaml", RECIPES / "baselines/unguided.yaml"]

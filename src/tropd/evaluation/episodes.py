@@ -159,7 +159,7 @@ def _write(
 
 
 def _answer(render: "Replies", episode: Episode, max_length: int) -> bool:
-    """Call what the last turn calls, and put the replies behind it where there is room; does the episode go on?"""
+    """Call what the last turn calls, and put the replies after it where there is room; does the episode go on?"""
     replies: list[dict[str, Any]] = []
     late: list[dict[str, Any]] = []
     for call in episode.messages[-1].get("tool_calls") or []:

@@ -25,7 +25,7 @@ def after_import(name: str, change: Change) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module as Python does, and gives it a loader that calls `change` behind it."""
+    """Finds one module as Python does, and gives it a loader that calls `change` after it."""
 
     def __init__(self, name: str, change: Change):
         self.name, self.change = name, change
@@ -43,7 +43,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, and the change behind it."""
+    """Another loader, and the change after it."""
 
     def __init__(self, loader: importlib.abc.Loader, finder: _Finder):
         self.loader, self.finder = loader, finder

@@ -12,7 +12,7 @@ BOXED = r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?([A-J])\
 SAID = r"(?i:answer)\s*(?i:is|:)[\s:*_$]*\(?([A-J])(?=\s*(?:[).:,;*_$\]]|\n|$))"
 
 ANSWER = re.compile(f"{BOXED}|{SAID}")
-"""A letter in a box, or behind "answer is" or "Answer:" with the end of a line or a mark behind it, so that the first
+"""A letter in a box, or after "answer is" or "Answer:" with the end of a line or a mark after it, so that the first
 word of "the answer is A dog" is none."""
 
 
