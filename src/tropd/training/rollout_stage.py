@@ -184,9 +184,8 @@ class RolloutStage:
         else:
             self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]
-        for metric in list(
-            metrics
-        ):  # the host's lengths count the teacher's prefix, and its rewards may be `no_reward`
+        # The host's lengths count the teacher's prefix, and its rewards may be `no_reward`.
+        for metric in list(metrics):
             rewards = metric.startswith("reward") or metric == "frac_reward_zero_std"
             if metric.startswith("completions/") or (rewards and not trainer.monitors_rewards):
                 del metrics[metric]
