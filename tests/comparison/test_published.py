@@ -25,6 +25,7 @@ PUBLISHED = [
     "remains",
     "endings",
     "support",
+    "support_ablations",
     "storeroom_unreliable",
     "storeroom_robust",
     "storeroom_rates",
@@ -126,6 +127,28 @@ def test_the_table_of_the_real_language_model_has_the_published_divergences():
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
 
 
+def test_the_parts_of_the_candidate_have_the_published_figures():
+    parts, whole = (published(name)[1]["settings"] for name in ("support_ablations", "support"))
+    for name, accuracy, _, _, distance in table_under("#### Its parts: k and the clip"):
+        short, label = re.fullmatch(r"(one domain|a pruned student), (.+)", name).groups()
+        setting = SHORT_NAMES[short]
+        label = label.replace("τ", "tau").removeprefix("k 16, ")
+        if "(" in label:  # a row of the comparison before: here with the seeds of the others
+            cells = published("support")[1]["cells"].values()
+            scores = [c["scores"] for c in cells if (c["setting"], c["kind"]) == (setting, "report") and c["seed"] <= 3]
+            metrics = {
+                name: dataclasses.asdict(estimate([score[name] for score in scores]))
+                for name in ("accuracy", "student_states/reverse_kl")
+            }
+            assert whole[setting]["methods"]["tropd_support"]["learning_rate"] == (
+                3e-4 if short == "one domain" else 3e-5
+            )
+        else:
+            metrics = parts[setting]["methods"][label]["metrics"]
+        assert accuracy == _shown(metrics["accuracy"], 100, 1)
+        assert distance == _shown(metrics["student_states/reverse_kl"], 1, 3)
+
+
 def test_the_page_of_agents_has_the_published_rates():
     slow_and_fast, between = (
         published(name)[1]["cells"].values() for name in ("storeroom_rates", "storeroom_unreliable")
@@ -135,6 +158,22 @@ def test_the_page_of_agents_has_the_published_rates():
     for label, *cells in table_under("### At other learning rates", "docs/agents.md"):
         scores = [found[f"{label} {rate}", float(rate)] for rate in ("1e-4", "3e-4", "1e-3")]
         assert cells == [f"{100 * of[name]:.1f}" for name in ("accuracy", "sampled") for of in scores]
+
+
+def test_the_table_of_the_base_student_has_the_published_scores():
+    found = json.loads((ROOT / "docs/assets/smollm2-endings-results.json").read_text(encoding="utf-8"))
+    (_, _, _, *untrained), *rows = table_under("### A base student", "docs/results.md")
+    scores = {cell["label"]: (cell["scores"], cell) for cell in found["cells"].values()}
+
+    def shown(score):
+        divergences = (f"{score[f'student_states/{name}']:.3f}" for name in ("reverse_kl", "forward_kl"))
+        return [f"{100 * score['ended']:.1f}%", f"{score['length']:.0f}", *divergences]
+
+    assert untrained == shown(found["settings"]["smollm2-base"]["before"]["student"])
+    assert len(rows) == len(scores) == len(found["cells"])
+    for method, ending, steps, *cells in rows:
+        score, cell = scores[method if ending == "one action" else f"{method} as given"]
+        assert steps == f"{cell['steps']}{', stopped' if cell['failure'] else ''}" and cells == shown(score)
 
 
 EPISODES = {
