@@ -322,7 +322,7 @@ def test_a_row_of_an_evaluation_that_cannot_be_read_stops_in_a_sentence(train, t
     with pytest.raises(
         DataFailed,
         match=r"^the evaluation data cannot be read further after step 1 \(KeyError: .*prompt of the fifth row.*\), so "
-        rf"nothing was evaluated; {KEPT}\. Mend the row",
+        rf"nothing was evaluated; {KEPT}\. Fix the row",
     ) as caught:
         trainer.evaluate(data)
     assert "\n" not in str(caught.value)
