@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -198,8 +197,7 @@ def _settled(said: Any) -> Any:
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     """The event loop of every coroutine, as in training: what a tool keeps open belongs to the loop that opened it."""
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, daemon=True).start()
+    _, loop, _ = host.start_event_loop_in_daemon()
     return loop
 
 
