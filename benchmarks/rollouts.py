@@ -5,15 +5,21 @@
 Groups of four rows share a prompt and a prefix; the lengths of the contexts are uniform, those of the responses
 lognormal, and both ways are made to end every row at the same one. Times are processor time of one thread, medians of
 runs that take turns. Tables go to standard output, everything as JSON to --json.
+
+In an environment that has vLLM, `--ways host ours vllm "vllm without packing" --model FOLDER` puts vLLM beside them,
+with its weights packed (as it serves a model that does not change) and as they lie (as in a training).
 """
 
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -60,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = Task(options)
-    ways = {name: way for name, way in WAYS.items() if not options.ways or name in options.ways}
+    ways = {name: (WAYS | WAYS_OF_VLLM)[name] for name in options.ways or WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     parts: dict[str, dict[str, float]] = {}
     for _ in range(options.repeats):
@@ -80,7 +86,7 @@ class Task:
     def __init__(self, options: argparse.Namespace):
         torch.manual_seed(0)
         self.model = model_of(options.model, getattr(torch, options.dtype))
-        self.by_layer = options.by_layer
+        self.folder, self.by_layer = options.model, options.by_layer
         shortest, longest = options.contexts
         lengths = torch.randint(shortest, longest + 1, (options.rows // GROUP,)).repeat_interleave(GROUP)
         ids = torch.randint(4, self.model.config.vocab_size, (options.rows // GROUP, longest)).repeat_interleave(
@@ -297,6 +303,56 @@ def packing(stack: ExitStack) -> None:
     stack.enter_context(patch.object(packed, "PAYS_FROM", math.inf))
 
 
+# ---------------------------------------------------------------------- vLLM
+
+
+def vllm(packed: bool):
+    """vLLM in this process, which writes the same lengths and notes the sampled tokens' log-probabilities."""
+
+    @contextmanager
+    def way(task: Task, clocks: Clocks) -> Iterator[Callable]:
+        engine = engine_of(task.folder, str(task.model.dtype).removeprefix("torch."), packed)
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": ids[mask == 1].tolist()} for ids, mask in zip(task.ids, task.mask, strict=True)]
+        drawing = [
+            SamplingParams(
+                temperature=1.0, max_tokens=end, min_tokens=end, ignore_eos=True, logprobs=0, detokenize=False
+            )
+            for end in task.ends.tolist()
+        ]
+
+        def run() -> None:
+            outputs = engine.generate(prompts, drawing, use_tqdm=False)
+            assert [len(output.outputs[0].token_ids) for output in outputs] == task.ends.tolist()
+
+        yield run
+
+    return way
+
+
+@cache
+def engine_of(folder: str, dtype: str, is_packed: bool):
+    """The engine, which has written once: it compiles what it needs at its first request."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    import vllm
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    with ExitStack() as stack:
+        if not is_packed:  # as tropd.rollout.engine.vllm.keep_weights_loadable, for this engine alone
+            stack.enter_context(patch.object(_custom_ops, "_supports_onednn", False))
+            stack.enter_context(patch.object(utils, "check_cpu_sgl_kernel", lambda *_: False))
+        engine = vllm.LLM(folder, dtype=dtype, max_model_len=2048, enforce_eager=True, enable_prefix_caching=False)
+    engine.generate(
+        [{"prompt_token_ids": [5, 6, 7]}],
+        vllm.SamplingParams(max_tokens=4, logprobs=0, detokenize=False),
+        use_tqdm=False,
+    )
+    assert not multiprocessing.active_children(), "vLLM writes in a process of its own, whose time is not counted here"
+    return engine
+
+
 WAYS = {
     "host": host,
     "ours": ours(),
@@ -309,6 +365,7 @@ WAYS = {
     "16 rows at once": ours(rows_at_once=16),
     "8 rows at once": ours(rows_at_once=8),
 }
+WAYS_OF_VLLM = {"vllm": vllm(packed=True), "vllm without packing": vllm(packed=False)}
 
 
 def report(task: Task, seconds: dict[str, list[float]], parts: dict, options: argparse.Namespace) -> None:
