@@ -79,7 +79,6 @@ def _tokenize(
 def _render(
     prompts: Sequence[Any], tools: Sequence[Any], places: Sequence[str], tokenizer: Any, template_kwargs: dict[str, Any]
 ) -> list[str]:
-    """Every prompt as the text that the tokenizer reads."""
     texts, bad = [], []
     for prompt, given, place in zip(prompts, tools, places, strict=True):
         if isinstance(prompt, str):
@@ -156,7 +155,6 @@ def generate(
 
 
 def _responses(writer: Writer, teacher: ModelFiles, file: ResponseFile, rows: Sequence[int]) -> tuple[list[Row], int]:
-    """The records of a batch of responses, and the number of their tokens."""
     tokenizer, eos_ids = teacher.tokenizer, teacher.eos_ids
     drawing = Drawing(
         max_new_tokens=file.settings.max_new_tokens,
@@ -183,7 +181,6 @@ def _episodes(
     tools: RunTools,
     template: dict[str, Any] | None,
 ) -> tuple[list[Row], int]:
-    """The records of a batch of episodes, and the tokens that the teacher wrote in them."""
     from .evaluation.episodes import play
 
     chosen = [file.prompts.rows[row] for row in rows]

@@ -78,7 +78,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cores() -> int:
-    """Those this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -151,7 +150,6 @@ class _Screen:
         console.say(f"{progress.done}/{progress.total} cells  {progress.ended.words}: {how}{_left(progress)}")
 
     def _announce(self, tasks: Iterable[str]) -> None:
-        """Each once."""
         for words in tasks:
             if words not in self.announced:
                 console.say(f"{words} ...")
@@ -179,7 +177,6 @@ def _left(progress: "Progress") -> str:
 
 
 def _outcome(result: Any) -> str:
-    """What a cell came to, in a few words."""
     if result is None or result.get("error"):
         return f"failed: {(result or {}).get('error')}"
     shown = [("accuracy", 100, ".1f", "%"), ("student_states/reverse_kl", 1, ".3f", " nats reverse KL")]
@@ -223,7 +220,6 @@ WRITTEN = {
 
 
 def _next(results: dict[str, Any], out: Path) -> list[str]:
-    """What to do with a comparison that is there."""
     cells = [out / "cells" / name for name, cell in results["cells"].items() if cell["kind"] == "report"]
     runs = [str(folder) for folder in cells if (folder / "run.json").is_file()]
     if not runs:

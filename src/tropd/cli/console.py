@@ -128,8 +128,6 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
 
 
 class _Lines:
-    """The plain log of a progress."""
-
     def __init__(
         self,
         title: str,

@@ -224,7 +224,6 @@ def abilities(asked: Iterable[Requirement]) -> list[Ability]:
 
 
 def _part(what: str, asked: Iterable[Requirement], extra: str) -> Ability:
-    """The core and one extra of tropd."""
     needed = [r for r in asked if r.extra in (None, extra) and r.name != "tropd"]
     absent = [r.name for r in needed if installed(r.name) is None]
     wrong = [f"{r.name} {v}" for r in needed if (v := installed(r.name)) is not None and not fits(v, r.bounds)]

@@ -146,7 +146,6 @@ IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_templ
 
 
 def _type_of(name: str, default: Any) -> type:
-    """Of an option's value; one without a default is text, but for two numbers."""
     if default is None:
         return int if name in ("batch_size", "max_tool_result_tokens") else str
     return type(default)
@@ -172,7 +171,6 @@ def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
 
 
 def _list(settings: dict[str, Any]) -> int:
-    """What is found of each benchmark."""
     from ..evaluation.benchmarks.registry import BENCHMARKS, find, load
 
     _needed(settings, "data")
@@ -291,7 +289,6 @@ def _sampling(settings: dict[str, Any]) -> "Sampling":
 
 
 def _write_evaluation(folder: Path, work: list[Any]) -> None:
-    """Add what is asked now to `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION, versions
 
@@ -333,7 +330,6 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
 
 
 def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]") -> None:
-    """Put the engine into `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION
     from ..teacher.served.served import is_same_model

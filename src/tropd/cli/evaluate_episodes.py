@@ -107,7 +107,6 @@ def _play(
     file: "BatchFile",
     advance: Any,
 ) -> None:
-    """Add the missing episodes to the file, a batch at a time."""
     from ..evaluation.episode_scores import record_of
     from ..evaluation.episodes import play
 

@@ -139,7 +139,6 @@ def found_tools(options: argparse.Namespace) -> "RunTools":
 
 
 def _tools(options: argparse.Namespace) -> "RunTools":
-    """What the teacher may call."""
     found = found_tools(options)
     if found.are_there and is_served(options.teacher):
         raise ValueError(
@@ -194,7 +193,6 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any] | None:
-    """The arguments of the chat template."""
     arguments = json_mapping("chat_template_kwargs", text, '{"enable_thinking": false}')
     taken = [name for name in RESERVED if name in (arguments or {})]
     if taken:

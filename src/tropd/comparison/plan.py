@@ -20,28 +20,19 @@ LEVELS = {f"level {number}": number for number in (1, 2, 3, 4)}
 
 @dataclass(frozen=True)
 class Setting:
-    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the four sources is given.
+    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the four sources is given."""
 
-    Attributes:
-        student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
-        teacher: a name or a folder; empty until `--teacher` names it.
-        teachers: instead of one teacher, a teacher for each domain.
-        teacher_ending: a token with which copies of the teachers end (`<unk>`), so that student and teacher end with
-            different ids; empty leaves the teachers alone.
-        domains: graded problems of the proving ground, by name.
-        stories: the teacher's own texts; shortest and longest prompt, in tokens.
-        data: files of prompts, by split.
-        environment: where the student acts, over turns and with tools: `storeroom`, level by level.
-    """
-
+    # a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's
     student: str | dict[str, list[int]]
-    teacher: str = ""
-    teachers: dict[str, str] = field(default_factory=dict)
+    teacher: str = ""  # a name or a folder; empty until `--teacher` names it
+    teachers: dict[str, str] = field(default_factory=dict)  # instead of one teacher, a teacher for each domain
+    # a token with which copies of the teachers end (`<unk>`), so that student and teacher end with different ids; empty
+    # leaves the teachers alone
     teacher_ending: str = ""
-    domains: list[str] = field(default_factory=list)
-    stories: list[int] = field(default_factory=list)
-    data: dict[str, str] = field(default_factory=dict)
-    environment: str = ""
+    domains: list[str] = field(default_factory=list)  # graded problems of the proving ground, by name
+    stories: list[int] = field(default_factory=list)  # the teacher's own texts; shortest and longest prompt, in tokens
+    data: dict[str, str] = field(default_factory=dict)  # files of prompts, by split
+    environment: str = ""  # where the student acts, over turns and with tools: `storeroom`, level by level
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,51 +55,31 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """Read from YAML by `reading.load_plan`.
+    """Read from YAML by `plan_file.load_plan`."""
 
-    Attributes:
-        settings: by name.
-        methods: label → method name (`package.module:NAME` for one of your own), changed parts, and fields of
-            `TrOPDConfig` of this method alone; without a name the label is it. A `learning_rate` there, one number or
-            one for each setting, is not chosen from the grid.
-        seeds: of the reported runs, measured on test prompts.
-        student_tokens: tokens that the student writes in a run: the budget that all methods share.
-        prompts: how many for `train`, `validation` and `test`, in each domain or level.
-        max_length: L_max, tokens of prefix and continuation together.
-        learning_rates: the grid every method chooses from; one rate needs no grid.
-        title: heading of the report.
-        grid_seed: seed of the runs that choose the learning rate, on validation prompts.
-        grid_tokens: their budget; `None` is `student_tokens`.
-        prompt_seed: seed of the prompts and of the teacher's responses.
-        prompts_per_step: prompts of one optimiser step.
-        rollouts_per_prompt: sequences of each.
-        select_on: what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`.
-        divergence_prompts: prompts of each domain on which divergences are exact; 0 measures none.
-        points: how many times in a run the accuracy on a few validation prompts is measured; 0 means never.
-        point_prompts: how many of each domain.
-        reference: the method that the others are compared with.
-        trainer: further fields of `TrOPDConfig`.
-    """
-
-    settings: dict[str, Setting]
+    settings: dict[str, Setting]  # by name
+    # label → method name (`package.module:NAME` for one of your own), changed parts, and fields of `TrOPDConfig` of
+    # this method alone; without a name the label is it. A `learning_rate` there, one number or one for each setting, is
+    # not chosen from the grid
     methods: dict[str, dict[str, Any]]
-    seeds: list[int]
-    student_tokens: int
-    prompts: dict[str, int]
-    max_length: int
-    learning_rates: list[float]
-    title: str = "Methods side by side"
-    grid_seed: int = 0
-    grid_tokens: int | None = None
-    prompt_seed: int = 1
-    prompts_per_step: int = 16
-    rollouts_per_prompt: int = 4
+    seeds: list[int]  # of the reported runs, measured on test prompts
+    student_tokens: int  # tokens that the student writes in a run: the budget that all methods share
+    prompts: dict[str, int]  # how many for `train`, `validation` and `test`, in each domain or level
+    max_length: int  # L_max, tokens of prefix and continuation together
+    learning_rates: list[float]  # the grid every method chooses from; one rate needs no grid
+    title: str = "Methods side by side"  # heading of the report
+    grid_seed: int = 0  # seed of the runs that choose the learning rate, on validation prompts
+    grid_tokens: int | None = None  # their budget; `None` is `student_tokens`
+    prompt_seed: int = 1  # seed of the prompts and of the teacher's responses
+    prompts_per_step: int = 16  # prompts of one optimiser step
+    rollouts_per_prompt: int = 4  # sequences of each
+    # what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`
     select_on: str = "student_states/reverse_kl"
-    divergence_prompts: int = 64
-    points: int = 4
-    point_prompts: int = 32
-    reference: str = "opd"
-    trainer: dict[str, Any] = field(default_factory=dict)
+    divergence_prompts: int = 64  # prompts of each domain on which divergences are exact; 0 measures none
+    points: int = 4  # how many times in a run the accuracy on a few validation prompts is measured; 0 means never
+    point_prompts: int = 32  # how many of each domain
+    reference: str = "opd"  # the method that the others are compared with
+    trainer: dict[str, Any] = field(default_factory=dict)  # further fields of `TrOPDConfig`
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -76,7 +76,6 @@ class Overlap:
 
 
 def _examples(groups: Sequence[Sequence[str]]) -> str:
-    """A few matching places, with only the file names."""
     return "; ".join(" = ".join(map(basename, group[:EXAMPLES])) for group in groups[:EXAMPLES])
 
 
@@ -154,7 +153,6 @@ def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
 
 
 def _problems(source: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Texts and places of the problems of an evaluation source."""
     texts, places, bad = [], [], []
     for part in source:
         records = list(read_records(part, split="test"))

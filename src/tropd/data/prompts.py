@@ -125,14 +125,12 @@ def load_prompts(
 
 
 def _chunks(records: Iterator[Record], limit: int | None) -> Iterator[list[Record]]:
-    """The first `limit` records, a few hundred at a time."""
     some = islice(records, limit)
     while chunk := list(islice(some, ROWS_AT_ONCE)):
         yield chunk
 
 
 def _prepared(record: Record, columns: Mapping[str, str], chat: bool, system_prompt: str | None) -> Record:
-    """The record as it is checked and stored."""
     values = _renamed(record.values, columns)
     filled = [name for name in OURS if columns.get(name, name) in record.filled and name in values]
     record = record._replace(values=values | {name: without_nulls(values[name]) for name in filled})

@@ -27,27 +27,18 @@ NO_TOOL = ("reset", "get_reward")
 
 @dataclass
 class Episode:
-    """One episode.
+    """One episode."""
 
-    Attributes:
-        prompt_ids: what the model read first.
-        response: everything after it, including what tools said.
-        external: for each token of it, did a tool say it?
-        messages: everything after the prompt, as messages: the model's, with their calls, and the tools'.
-        calls: how many tools were called.
-        failures: calls that raised something, or that named no tool.
-        reward: the environment's own, at the end; `None` where it has none.
-    """
-
-    prompt_ids: list[int]
+    prompt_ids: list[int]  # what the model read first
     environment: Any = None
     tools: dict[str, Callable] = field(default_factory=dict)
-    response: list[int] = field(default_factory=list)
-    external: list[bool] = field(default_factory=list)
+    response: list[int] = field(default_factory=list)  # everything after it, including what tools said
+    external: list[bool] = field(default_factory=list)  # for each token of it, did a tool say it?
+    # everything after the prompt, as messages: the model's, with their calls, and the tools'
     messages: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 0
-    failures: int = 0
-    reward: float | None = None
+    calls: int = 0  # how many tools were called
+    failures: int = 0  # calls that raised something, or that named no tool
+    reward: float | None = None  # the environment's own, at the end; `None` where it has none
 
     @property
     def turns(self) -> int:
@@ -134,7 +125,6 @@ def _begin(
 def _write(
     model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...], kept: KeptStates
 ) -> None:
-    """The next turn of each episode that goes on."""
     eos_ids, max_length, turn_tokens, temperature, (seed, first_row) = how
     contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
     room = [max_length - len(episodes[n].response) for n in live]

@@ -36,23 +36,14 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of problem: how to draw it, write it, read it back, solve it and judge a response.
+    """One kind of problem: how to draw it, write it, read it back, solve it and judge a response."""
 
-    Attributes:
-        name: key of the registry `DOMAINS`.
-        draw: a problem of a level, drawn from `rng`.
-        parse: the problem behind a prompt, the inverse of `Problem.prompt`.
-        answer: what a right response comes to, in short.
-        solve: one of many right responses, drawn from `rng`.
-        judge: whether a response is right, and if not, what is wrong first.
-    """
-
-    name: str
-    draw: Callable[[random.Random, int], Any]
-    parse: Callable[[str], Any]
-    answer: Callable[[Any], str]
-    solve: Callable[[Any, random.Random], str]
-    judge: Callable[[Any, str], Grade]
+    name: str  # key of the registry `DOMAINS`
+    draw: Callable[[random.Random, int], Any]  # a problem of a level, drawn from `rng`
+    parse: Callable[[str], Any]  # the problem behind a prompt, the inverse of `Problem.prompt`
+    answer: Callable[[Any], str]  # what a right response comes to, in short
+    solve: Callable[[Any, random.Random], str]  # one of many right responses, drawn from `rng`
+    judge: Callable[[Any, str], Grade]  # whether a response is right, and if not, what is wrong first
 
     def stream(self, split: Split, seed: int | str, level: int | None = None) -> Iterator[tuple[Any, int]]:
         """Endless (problem, level) of one split, the same for the same arguments; repeats are possible."""

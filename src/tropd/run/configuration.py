@@ -239,7 +239,6 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
 
 
 def _with_key(name: str, key: str, value: Any, earlier: Mapping[str, Value]) -> dict[str, Any]:
-    """The mapping `name`, with one more key."""
     so_far = earlier[name].value if name in earlier else {}
     if not isinstance(so_far, dict):
         raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; use one of the two.")
@@ -359,7 +358,6 @@ def convert(name: str, written: Value, annotation: Any) -> Any:
 
 
 def _meant(value: Any, kinds: set[Any]) -> Any:
-    """What unquoted text means in a field of these types."""
     if isinstance(value, list):
         return [_meant(item, {str}) for item in value]
     if not isinstance(value, Unquoted):

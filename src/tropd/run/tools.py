@@ -18,16 +18,12 @@ NO_TOOL = ("reset", "get_reward")
 
 @dataclass(frozen=True)
 class RunTools:
-    """What a student may call. Made by `find_tools`, handed to the trainer.
+    """What a student may call. Made by `find_tools`, handed to the trainer."""
 
-    Attributes:
-        functions: called as they are.
-        environments: what makes one, such as its class, or several by name; `None` if there is none.
-        schemas: the JSON schemas in a prompt, by the name of its environment.
-    """
-
-    functions: list[Callable] = field(default_factory=list)
+    functions: list[Callable] = field(default_factory=list)  # called as they are
+    # what makes one, such as its class, or several by name; `None` if there is none
     environments: Callable | dict[str, Callable] | None = None
+    # the JSON schemas in a prompt, by the name of its environment
     schemas: dict[str | None, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property

@@ -257,7 +257,6 @@ def _check_size(served: Served, lengths: list[int]) -> None:
 
 
 def _read(kind: type[Body], raw: bytes) -> Body:
-    """A question in JSON."""
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:

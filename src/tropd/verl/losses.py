@@ -264,7 +264,6 @@ def row_number(token_ids: Sequence[int]) -> int:
 
 
 def _metrics(signals: TokenSignals, masses: Outputs, top_ids: Tensor, topk: int) -> dict[str, Any]:
-    """What verl logs, as means over this micro-batch's tokens."""
     if not len(top_ids):
         return {}
     ratio = signals.log_ratio

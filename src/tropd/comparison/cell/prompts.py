@@ -25,25 +25,17 @@ TEACHERS = "teachers"
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "mathematics")`.
+    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "mathematics")`."""
 
-    Attributes:
-        prompt: text or messages.
-        prompt_ids: as the student sees it.
-        response_ids: the teacher's, at temperature 1; prefixes are cut from it.
-        part: its domain, or what else the setting's prompts are.
-        columns: what else the row has, such as what an environment is made of.
-        episode: the teacher's messages, where the response has several turns.
-        external: for each token of such a response, did a tool say it?
-    """
-
-    prompt: Any
-    prompt_ids: list[int]
-    response_ids: list[int]
-    part: str
+    prompt: Any  # text or messages
+    prompt_ids: list[int]  # as the student sees it
+    response_ids: list[int]  # the teacher's, at temperature 1; prefixes are cut from it
+    part: str  # its domain, or what else the setting's prompts are
+    # what else the row has, such as what an environment is made of
     columns: dict[str, Any] = field(default_factory=dict)
+    # the teacher's messages, where the response has several turns
     episode: list[dict[str, Any]] = field(default_factory=list)
-    external: list[bool] = field(default_factory=list)
+    external: list[bool] = field(default_factory=list)  # for each token of such a response, did a tool say it?
 
     def as_row(self) -> dict[str, Any]:
         """As the trainer's data set has it."""
@@ -223,7 +215,6 @@ def stories(teacher: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Sp
 
 
 def _sampled_stories(teacher_path: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Iterator[list[Text]]:
-    """Endless batches of texts."""
     teacher, files = load_model(teacher_path), read_model_files(teacher_path)
     tokenizer, (shortest, longest) = files.tokenizer, prompt_tokens
     start, seed = [tokenizer.bos_token_id], plan.prompt_seed

@@ -21,17 +21,13 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model scored.
+    """What a model scored."""
 
-    Attributes:
-        scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` appended,
-            of that part. Without a grader `ended` and `length` are those of sampled responses.
-        right: part → a character for each problem, `1` where the whole response is right and has ended.
-        sampled: the same for episodes at temperature 1; empty for a single turn.
-    """
-
+    # `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` appended, of that
+    # part. Without a grader `ended` and `length` are those of sampled responses
     scores: dict[str, float]
-    right: dict[str, str]
+    right: dict[str, str]  # part → a character for each problem, `1` where the whole response is right and has ended
+    # the same for episodes at temperature 1; empty for a single turn
     sampled: dict[str, str] = field(default_factory=dict)
 
 

@@ -210,7 +210,6 @@ def cell_table(results: Mapping[str, Any]) -> Table:
 
 
 def _before(setting: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """The rows of the models before training."""
     before = setting["before"] or {}
     return [(name, before[name]) for name in ("teacher", "student") if name in before]
 

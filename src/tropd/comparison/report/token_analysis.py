@@ -64,7 +64,6 @@ def doubt_table(cells: Cells, layout: Layout, reference: str) -> Table:
 
 
 def _doubts(cells: Sequence[Mapping[str, Any]], layout: Layout, *, last: bool) -> list[Doubt]:
-    """Those of every cell's first or last log of rollouts."""
     logs = [rollout_files(layout.cell(cell["name"])) for cell in cells]
     files = [log[-1 if last else 0] for log in logs if log]
     return [doubt for file in files for record in read_jsonl(file) for doubt in _of_rollout(record["tokens"])]

@@ -137,7 +137,6 @@ def _mbpp_problem(row: Row) -> Problem:
 
 
 def _called(assertion: str, code: str) -> str:
-    """The function of `code` that an assertion calls."""
     named = {node.id for node in ast.walk(ast.parse(assertion.strip())) if isinstance(node, ast.Name)}
     defined = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return next(name for name in defined if name in named)
@@ -283,7 +282,6 @@ def load_procedural(spec: str) -> list[Problem]:
 
 
 def _question_of(name: str, number: int, row: Row) -> str:
-    """The column that holds the question."""
     for column in QUESTION_COLUMNS:
         if column in row:
             return column

@@ -27,35 +27,21 @@ class File:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as data.
+    """A benchmark as data."""
 
-    Attributes:
-        name: on the command line.
-        title: in tables.
-        files: one path each, or a pattern such as `mmlu_redux/mmlu_*.csv`, which is read in the order of names.
-        load: makes problems of their contents.
-        problems: how many there are in the copy that was tried.
-        samples: drawn from a model where nothing else is asked for.
-        licence: of the data.
-        source: where a user gets the files.
-        grader: in a few words.
-        lacks: what a score from these files cannot be compared with, and why.
-        needs_sandbox: its grading runs in the sandbox.
-        again: what names a user's own another time, from any folder; `None` for those of the registry.
-    """
-
-    name: str
-    title: str
+    name: str  # on the command line
+    title: str  # in tables
+    # one path each, or a pattern such as `mmlu_redux/mmlu_*.csv`, which is read in the order of names
     files: tuple[File, ...]
-    load: Callable[..., list[Problem]]
-    problems: int
-    samples: int
-    licence: str
-    source: str
-    grader: str
-    lacks: str = ""
-    needs_sandbox: bool = False
-    again: str | None = None
+    load: Callable[..., list[Problem]]  # makes problems of their contents
+    problems: int  # how many there are in the copy that was tried
+    samples: int  # drawn from a model where nothing else is asked for
+    licence: str  # of the data
+    source: str  # where a user gets the files
+    grader: str  # in a few words
+    lacks: str = ""  # what a score from these files cannot be compared with, and why
+    needs_sandbox: bool = False  # its grading runs in the sandbox
+    again: str | None = None  # what names a user's own another time, from any folder; `None` for those of the registry
 
 
 MAA = "problems © MAA; the data state no licence"

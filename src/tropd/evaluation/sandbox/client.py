@@ -166,7 +166,6 @@ class Sandbox:
 
 
 def _files_of(package: str) -> list[Path]:
-    """A package's folder, or a module's file."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ValueError(f"packages has {package!r}, which is not installed here. Install it, or remove it.")

@@ -24,21 +24,14 @@ STACK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """What one program may use."""
 
-    Attributes:
-        cpu_seconds: of processor time, of all its threads together; what ends an endless loop, whatever the load.
-        wall_seconds: on the clock; what ends a program that sleeps.
-        memory_bytes: of address space.
-        output_bytes: of standard output, and as much of standard error.
-        threads: at most, seen every `server.WATCH_SECONDS`.
-    """
-
+    # of processor time, of all its threads together; what ends an endless loop, whatever the load
     cpu_seconds: int = 10
-    wall_seconds: float = 60.0
-    memory_bytes: int = 1 << 30
-    output_bytes: int = 1 << 20
-    threads: int = 64
+    wall_seconds: float = 60.0  # on the clock; what ends a program that sleeps
+    memory_bytes: int = 1 << 30  # of address space
+    output_bytes: int = 1 << 20  # of standard output, and as much of standard error
+    threads: int = 64  # at most, seen every `server.WATCH_SECONDS`
 
 
 def why_not_here() -> str | None:
