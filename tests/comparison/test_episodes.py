@@ -12,9 +12,9 @@ from tropd.comparison.cell.prompts import load_model
 from tropd.comparison.cell.run_cell import run_cell
 from tropd.comparison.cell.token_budget import tail_of_turns
 from tropd.comparison.cells import Cell
+from tropd.comparison.plan import model_folder
 from tropd.comparison.plan_file import read_plan
 from tropd.comparison.report.results import metrics_of
-from tropd.comparison.shipped_models import model_folder
 from tropd.evaluation.episodes import play
 from tropd.evaluation.exact import exact_divergence
 from tropd.proving_ground.storeroom import Storeroom, orders

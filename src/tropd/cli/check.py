@@ -67,8 +67,7 @@ UNNAMED = "(not named)"
 def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
     """Estimate costs, score prompts, take steps; everything is shown, and given back as plain data."""
     from ..run.trial import scratch_folder, silent_trainer, take_steps, trial_inputs
-    from .at_start import is_sharded, look_when_ready
-    from .preflight import show_plan, show_probe, show_time
+    from .preflight import is_sharded, look_when_ready, show_plan, show_probe, show_time
 
     # Before the models are loaded: the estimate holds them too.
     plan = show_plan(inputs, disk=inputs.args.output_dir != UNNAMED)

@@ -60,6 +60,12 @@ def say(text: str) -> None:
     err().print(escape(text))
 
 
+def show(*lines: str) -> None:
+    """Lines of a result, as they stand."""
+    for line in lines:
+        out().print(line, markup=False)
+
+
 def warn(text: str) -> None:
     """A warning: something to know before going on."""
     err().print(f"[yellow]warning:[/yellow] {escape(text)}")
@@ -152,6 +158,11 @@ class _Lines:
         beside = f"  {note}" if note else ""
         self.print_line(f"{self.title}: {self.done}/{self.total} {self.unit}{beside}  {duration(left)} left")
         self.reported, self.last_line = self.done, now
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:

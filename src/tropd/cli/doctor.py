@@ -67,29 +67,27 @@ def run(options: argparse.Namespace) -> int:
     asked = requirements("tropd")
     screen = console.out()
     screen.print("versions", style="bold")
-    for line in _version_lines(asked):
-        screen.print(f"  {line}", markup=False)
+    console.show(*(f"  {line}" for line in _version_lines(asked)))
     conflicts = list(find_conflicts({requirement.name for requirement in asked}))
     for sentence in conflicts:
         console.warn(sentence)
     screen.print("\nthis machine", style="bold")
-    for name, value in machine():
-        screen.print(f"  {name:<10} {value}", markup=False)
+    console.show(*(f"  {name:<10} {value}" for name, value in machine()))
     screen.print("\nwhat can run", style="bold")
     found = abilities(asked)
     for ability in found:
-        how = "yes" if not ability.lacking else f"no: {ability.lacking}"
-        screen.print(f"  {ability.what:<38} {how}", markup=False)
+        console.show(f"  {ability.what:<38} {'yes' if not ability.lacking else f'no: {ability.lacking}'}")
     missing = dict.fromkeys(ability.command for ability in found if ability.command)
     if missing:
         screen.print("\nto install what is missing", style="bold")
-        for command in missing:
-            screen.print(f"  {command}", markup=False)
+        console.show(*(f"  {command}" for command in missing))
     works = not found[0].lacking
     if works:
         screen.print("\nnext", style="bold")
-        screen.print("  tropd compare recipe:proving_ground/demo --out demo        the demonstration", markup=False)
-        screen.print("  tropd check --student … --teacher … --data prompts.jsonl   your own pair", markup=False)
+        console.show(
+            "  tropd compare recipe:proving_ground/demo --out demo        the demonstration",
+            "  tropd check --student … --teacher … --data prompts.jsonl   your own pair",
+        )
     return 0 if works else 1
 
 
@@ -163,10 +161,9 @@ def find_conflicts(names: Iterable[str]) -> Iterable[str]:
 
 def machine() -> list[tuple[str, str]]:
     """Cores, memory, disk and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(Path.cwd())
     return [
-        ("system", f"{platform.system()} {platform.machine()}, {cores} cores"),
+        ("system", f"{platform.system()} {platform.machine()}, {console.cores()} cores"),
         ("memory", _memory()),
         ("disk", f"{disk.free / 1e9:.1f} GB free here"),
         ("GPU", "; ".join(gpus()) or "none found"),

@@ -11,6 +11,7 @@ from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
 from .generate import DTYPES, json_mapping
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..engines.drawing import Writer
@@ -81,13 +82,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
     for name, (default, help) in DEFAULTS.items():
-        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         kind: dict[str, Any] = {"metavar": "…", "type": _type_of(name, default)}
         if isinstance(default, list):
             kind = {"metavar": "FILE", "nargs": "+"}
         if isinstance(default, bool):
             kind = {"action": "store_const", "const": True}
-        parser.add_argument(*names, help=help, default=None, **kind)
+        add_option(parser, name, help, default=None, **kind)
     parser.add_argument("--list", action="store_true", help="say which benchmark files are found, and exit")
     parser.add_argument("--regrade", type=Path, metavar="DIR", help="grade the responses of an evaluation again")
     parser.add_argument(
@@ -188,8 +188,7 @@ def _list(settings: dict[str, Any]) -> int:
             f"    source   {one.source}",
         ]
         lines += [f"    lacks    {one.lacks}"] if one.lacks else []
-        for line in lines:
-            console.out().print(line, markup=False)
+        console.show(*lines)
     return 0
 
 
@@ -205,7 +204,7 @@ def _compare(folders: list[str], reference: str | None) -> int:
     if reference is None:
         raise ValueError("reference is not set; name the evaluation to compare with: --reference eval/opd")
     methods = {name: [Path(folder) for folder in name.split(",")] for name in dict.fromkeys([reference, *folders])}
-    console.out().print(comparison_table(methods, reference), markup=False)
+    console.show(comparison_table(methods, reference))
     return 0
 
 
@@ -374,7 +373,7 @@ def _grade_all(
     if settings["trained_on"]:
         _mark_seen(folder, asked, settings["trained_on"])
     text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
-    console.out().print(text, markup=False)
+    console.show(text)
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     if settings["card"]:
         from ..evaluation.card import write_scores_to_card

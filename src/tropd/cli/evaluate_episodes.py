@@ -140,5 +140,4 @@ def _print(scores: dict[str, Any], folder: Path) -> None:
             mean, error = scores[name]["mean"], scores[name]["standard_error"]
             spread = "" if error is None else f" ± {factor * error:.2f}"
             lines.append(f"{words:<14}{factor * mean:.2f}{spread}{unit}")
-    for line in [*lines, f"written       {folder / EPISODES}, {SCORES}"]:
-        console.out().print(line, markup=False)
+    console.show(*lines, f"written       {folder / EPISODES}, {SCORES}")

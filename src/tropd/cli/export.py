@@ -176,7 +176,6 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _report(options: argparse.Namespace, method: Method, order: Order | None, rows: list[dict[str, Any]]) -> None:
-    screen = console.out()
     lines = [f"rows         {len(rows)}"]
     if order is not None:
         lengths = [len(row["extra_info"]["tropd_prefix_ids"]) for row in rows]
@@ -198,5 +197,4 @@ def _report(options: argparse.Namespace, method: Method, order: Order | None, ro
         if method.guided:
             lines[-1] += " \\"
             lines.append("  actor_rollout_ref.rollout.agent.default_agent_loop=tropd_prefix")
-    for line in lines:
-        screen.print(line, markup=False)
+    console.show(*lines)

@@ -228,18 +228,13 @@ def _open(
     from .quiet import quiet_libraries
 
     quiet_libraries()
+    is_elsewhere = is_served(options.teacher) or not is_local(options.teacher)
+    taken = ("max_new_tokens", "temperature", "responses_per_prompt", "seed", "dtype", "max_tool_result_tokens")
     settings = GenerationSettings(
-        teacher=options.teacher
-        if is_served(options.teacher) or not is_local(options.teacher)
-        else os.path.normpath(options.teacher),
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        responses_per_prompt=options.responses_per_prompt,
+        teacher=options.teacher if is_elsewhere else os.path.normpath(options.teacher),
         batch_size=writers.BATCH_SIZES[options.engine] if options.batch_size is None else options.batch_size,
-        seed=options.seed,
-        dtype=options.dtype,
         engine="server" if is_served(options.teacher) else options.engine,
-        max_tool_result_tokens=options.max_tool_result_tokens,
+        **{name: getattr(options, name) for name in taken},
     )
     data = read_data(options, columns)
     from ..run.tools import check_rows_of_tools
@@ -326,11 +321,10 @@ def _generate(
 
 def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> None:
     count, limit = summary.responses, file.settings.max_new_tokens
+    length = (summary.messages, "messages") if summary.messages else (summary.tokens, "tokens")
     lines = [
         f"responses    {count} to {len(file.prompts.rows)} prompts",
-        f"mean length  {summary.messages / count:.1f} messages"
-        if summary.messages
-        else f"mean length  {summary.tokens / count:.1f} tokens",
+        f"mean length  {length[0] / count:.1f} {length[1]}",
         f"ended        {summary.ended / count:.1%} by the teacher",
         f"cut          {1 - summary.ended / count:.1%} at max_new_tokens = {limit}",
     ]
@@ -343,8 +337,7 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
         "",
         f"next: tropd train --student DIR --teacher {file.settings.teacher} --data {file.path} --output_dir run",
     ]
-    for line in lines:
-        console.out().print(line, markup=False)
+    console.show(*lines)
     if summary.empty:
         console.warn(
             f"{summary.empty} of {count} responses are empty: the teacher ended at once. Their teacher_response is "

@@ -1,10 +1,14 @@
 """What `tropd check` and `tropd train` show before anything is trained."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
+from ..preflight.probe import is_sharded
 from . import console
 
 WITHOUT_PREFLIGHT = "(To skip this check, for instance to test a setup with untrained models: preflight_prompts: 0.)"
@@ -50,10 +54,10 @@ def show_plan(inputs: Any, disk: bool) -> Any:
     from ..run.costs import check_room
 
     plan = _plan(inputs)
-    for line in [] if plan is None else render(plan, available_memory(inputs.args.use_cpu)):
-        console.out().print(line, markup=False)
-    if disk and plan is not None:
-        check_room(inputs, plan)
+    if plan is not None:
+        console.show(*render(plan, available_memory(inputs.args.use_cpu)))
+        if disk:
+            check_room(inputs, plan)
     return plan
 
 
@@ -75,9 +79,25 @@ def show_time(inputs: Any, times: Any, mean_length: float) -> None:
     from ..run.costs import plan_of, time_of
 
     plan = plan_of(inputs, response_tokens=max(1.0, mean_length))
-    console.out().print(f"responses of {mean_length:.0f} tokens, the measured mean:")
-    for line in time_lines(plan, time_of(plan, times)):
-        console.out().print(line, markup=False)
+    console.show(f"responses of {mean_length:.0f} tokens, the measured mean:", *time_lines(plan, time_of(plan, times)))
+
+
+class AtStart(TrainerCallback):
+    """Calls `look` on every process when training begins."""
+
+    def __init__(self, look: Callable[[], None]):
+        self.look = look
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.look()
+
+
+def look_when_ready(trainer: Any, look: Callable[[], None]) -> None:
+    """Call `look` now, or when training begins where the student is sharded only then."""
+    if is_sharded(trainer):
+        trainer.add_callback(AtStart(look))
+    else:
+        look()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """A comparison as data: methods, settings and budget. No torch here."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..objective.methods import SETTINGS, Method, describe, get_method
+from ..proving_ground.family import MODELS
+from ..proving_ground.storeroom import MODELS as OF_STOREROOM
+from ..shipped import locate
 from ..training.guards.field_types import check_types
 
 SPLITS = ("train", "validation", "test")
@@ -14,6 +18,7 @@ OF_EPISODES = ("sampled", "calls", "failures")
 """Scores of an environment's episodes at temperature 1, by level."""
 TURNS = 9
 """Trust is measured turn by turn, up to this one."""
+SHIPPED = (*MODELS, *(f"storeroom-{name}" for name in OF_STOREROOM))
 LEVELS = {f"level {number}": number for number in (1, 2, 3, 4)}
 """Of an environment's problems, by what scores call them."""
 
@@ -106,3 +111,8 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def model_folder(name: str) -> str:
+    """The folder of a model of the proving ground, unless a file here has that name; else the name."""
+    return locate(f"shipped:{name}") if name in SHIPPED and not Path(name).exists() else name

@@ -12,11 +12,10 @@ from .cell.trainer_fields import check_trainer_fields
 from .cells import pairs
 from .imported_runs import take_over
 from .layout import Layout
-from .plan import Plan
+from .plan import Plan, model_folder
 from .plan_changes import MAY_GROW, changes, differences
 from .plan_file import as_now, read_plan
 from .schedule import Progress, Schedule
-from .shipped_models import model_folder
 
 
 def compare(

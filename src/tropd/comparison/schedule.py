@@ -122,11 +122,9 @@ class Schedule:
                 waiting += [cell for cell in cells if cell.name not in busy and cell.name not in results]
             elif setting not in busy | self.unprepared:
                 return Task(setting, None)
-        first = min(waiting, key=self._round_of, default=None)
+        seeds = self.plan.seeds
+        first = min(waiting, key=lambda cell: 0 if cell.kind == GRID else 1 + seeds.index(cell.seed), default=None)
         return None if first is None else Task(first.name, first)
-
-    def _round_of(self, cell: Cell) -> int:
-        return 0 if cell.kind == GRID else 1 + self.plan.seeds.index(cell.seed)
 
     def _start(self, task: Task) -> subprocess.Popen:
         described = {"parent": os.getpid()} | (

@@ -127,17 +127,14 @@ def _overlap(data: PromptData, prompts: Sequence[Compared], source: Sequence[str
         matches = {row for key in prompt for row in rows_with.get(key, ())}
         if not matches:
             continue
-        same = {row for row in matches if _same_words(prompt, problems[row])}
+        words = set(map(without_space, prompt.values()))
+        same = {row for row in matches if not words.isdisjoint(map(without_space, problems[row].values()))}
         pairs.append((place, places[min(same or matches)]))
         touched |= matches
         word_for_word |= same
     return Overlap(
         data.source, ", ".join(source), len(data), len(places), tuple(pairs), len(touched), len(word_for_word)
     )
-
-
-def _same_words(one: Compared, other: Compared) -> bool:
-    return not set(map(without_space, one.values())).isdisjoint(map(without_space, other.values()))
 
 
 def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:

@@ -14,15 +14,12 @@ from typing import Any
 
 import trl.trainer.grpo_trainer as host
 
-from ..messages import is_unanswered
+from ..messages import NO_TOOL, is_unanswered
 from ..models.sampling import sample
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from ..rollout.engine.slots import KeptStates
 from ..rollout.replies import PlainReplies
 from ..teacher.context import Row, message_ids
-
-NO_TOOL = ("reset", "get_reward")
-"""Methods of an environment that are no tools."""
 
 
 @dataclass
@@ -38,7 +35,7 @@ class Episode:
     messages: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0  # how many tools were called
     failures: int = 0  # calls that raised something, or that named no tool
-    reward: float | None = None  # the environment's own, at the end; `None` where it has none
+    reward: float | None = None  # the environment's own, at the end; `None` where it gives none
 
     @property
     def turns(self) -> int:
@@ -86,7 +83,8 @@ def play(
         reply_tokens: a tool's reply that is longer is cut, as `max_tool_result_tokens` does in training.
         template: keyword arguments of the chat template, such as `{"enable_thinking": False}`.
     """
-    parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
+    has_parser = any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema"))
+    parser = tokenizer if has_parser else host.add_response_schema(tokenizer)
     options = dict(template or {})
     if not host.is_chat_template_prefix_preserving(parser):  # as the host's trainer does
         options["chat_template"] = host.get_training_chat_template(parser)
@@ -99,13 +97,10 @@ def play(
         _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)), kept)
         live = [n for n in live if _answer(replies, episodes[n], max_length)]
     for episode in episodes:
-        if hasattr(episode.environment, "get_reward"):
-            episode.reward = float(_settled(episode.environment.get_reward()))
+        judge = getattr(episode.environment, "get_reward", None)
+        reward = None if judge is None else _settled(judge())
+        episode.reward = None if reward is None else float(reward)
     return episodes
-
-
-def _has_no_parser(tokenizer: Any) -> bool:
-    return all(getattr(tokenizer, name, None) is None for name in ("response_template", "response_schema"))
 
 
 def _begin(

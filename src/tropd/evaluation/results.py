@@ -14,6 +14,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def grade(
             verdict = grader.grade(problem, record["text"], thinking_opened)
             place = {"problem": problem.id, "sample": record["sample"]}
             known = {"tokens": len(record["token_ids"]), "ended": record["ended"], "group": problem.group}
-            lines.append(json.dumps(place | verdict.as_dict() | known, ensure_ascii=False))
+            lines.append(json.dumps(place | asdict(verdict) | known, ensure_ascii=False))
             graded.append(Graded(**place, outcome=verdict.outcome, **known, details=verdict.details))
             advance(1)
     asked = [

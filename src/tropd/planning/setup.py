@@ -1,8 +1,11 @@
 """What the estimates read of a run: the two shapes, how the student is trained, and one process's share of a step."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..teacher.names import Name
+from ..teacher.per_teacher_settings import args_of
 from .shape import ModelShape, dtype_bytes
 
 if TYPE_CHECKING:
@@ -116,37 +119,19 @@ def read_setup(
     student: ModelShape,
     teacher: ModelShape,
     *,
-    prompt_tokens: float,
-    response_tokens: float | None = None,
-    longest_prompt: int | None = None,
+    prompt_tokens: float,  # mean length of a rendered prompt
+    response_tokens: float | None = None,  # mean length, prefix included; `max_completion_length` by default
+    longest_prompt: int | None = None,  # tokens; the mean by default
     num_processes: int = 1,
-    sharded: bool | None = None,
-    lora_parameters: int | None = None,
-    teacher_writes: bool = True,
-    on_gpu: bool | None = None,
-    shares_base: bool = False,
-    teacher_name: str | None = None,
-    beside: tuple[HeldTeacher, ...] = (),
+    sharded: bool | None = None,  # does FSDP shard both models? `None`: as `args.fsdp` says
+    lora_parameters: int | None = None,  # of the adapter; `None` trains the whole student
+    teacher_writes: bool = True,  # does the teacher write prefixes while training? Only guided methods read it
+    on_gpu: bool | None = None,  # `None`: as this machine and `args.use_cpu` say
+    shares_base: bool = False,  # is the teacher the base of the student's adapter, loaded once?
+    teacher_name: str | None = None,  # of several, the name of this one, the largest; `plan_arguments` finds it
+    beside: tuple[HeldTeacher, ...] = (),  # the others
 ) -> Setup:
-    """The fields of a configuration that the estimates need.
-
-    Args:
-        args: the configuration.
-        student: see `model_shape`.
-        teacher: as `student`.
-        prompt_tokens: mean length of a rendered prompt.
-        response_tokens: mean length of a response, prefix included; `max_completion_length` by default.
-        longest_prompt: tokens of the longest prompt; the mean by default.
-        num_processes: processes that share a step.
-        sharded: does FSDP shard both models over them? `None`: as `args.fsdp` says.
-        lora_parameters: parameters of the adapter; `None` trains the whole student.
-        teacher_writes: does the teacher write prefixes while training (no `teacher_response` column)? Only guided
-            methods read it.
-        on_gpu: `None`: as this machine and `args.use_cpu` say.
-        shares_base: is the teacher the base of the student's adapter, loaded once?
-        teacher_name: of several teachers, the name of this one, the largest; `plan_arguments` finds it.
-        beside: the others.
-    """
+    """The fields of a configuration that the estimates need."""
     if on_gpu is None:
         import torch
 
@@ -241,3 +226,25 @@ def _scoring_passes(args: "TrOPDConfig", half: bool, weight_bytes: int) -> int:
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         suffices = args.rescore_rollouts is False
     return bool(args.use_vllm and args.vllm_importance_sampling_correction) + (not suffices)
+
+
+def plan_arguments(args: Any, shapes: Mapping[Name, ModelShape], own_bases: Collection[Name]) -> dict[str, Any]:
+    """Arguments of `plan_run` for the teachers of a run: the largest as if it read every row, the others as weights.
+
+    `shapes` are of the teachers that are loaded; `own_bases` are the base of the student's adapter, without weights of
+    their own.
+    """
+    largest = max(shapes, key=lambda name: shapes[name].parameters)
+    others = [name for name in shapes if name != largest and name not in own_bases]
+    beside = []
+    for name in others:
+        init = args_of(args, name, shapes).teacher_model_init_kwargs
+        dtype = init.get("dtype", "auto") if isinstance(init, dict) else "auto"
+        beside.append(HeldTeacher(str(name), shapes[name], loaded_bytes(dtype, shapes[name])))
+    return {
+        "args": args_of(args, largest, shapes),
+        "teacher": shapes[largest],
+        "teacher_name": largest,
+        "shares_base": largest in own_bases,
+        "beside": tuple(beside),
+    }

@@ -28,8 +28,6 @@ from .episodes import call_opener
 from .no_trace import without_a_trace
 from .probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
 
-__all__ = ["Probe", "ProbeTimes", "ProbedEndings", "ProbedPrompts", "ProbedTokens", "probe"]
-
 DEFAULT_TOP_K = 64
 """k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
 

@@ -26,10 +26,6 @@ class PromptSettings:
     teacher_chat_template: str
     teacher_chat_template_kwargs: dict[str, Any]
 
-    @property
-    def teacher_kwargs(self) -> dict[str, Any]:
-        return {**self.chat_template_kwargs, **self.teacher_chat_template_kwargs}
-
 
 def compare_prompts(
     student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings
@@ -62,7 +58,7 @@ def _contexts(student: ModelFiles, teacher: ModelFiles, template: str, settings:
         student.tokenizer,
         teacher.tokenizer,
         template,
-        settings.teacher_kwargs,
+        {**settings.chat_template_kwargs, **settings.teacher_chat_template_kwargs},
         as_student=template == "student" and not settings.teacher_chat_template_kwargs,
     )
 

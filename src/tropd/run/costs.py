@@ -29,11 +29,7 @@ class NoEstimate(Exception):
 
 
 def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
-    """Memory of a process and disk of the run.
-
-    Args:
-        inputs: the run.
-        response_tokens: mean length of a response, for times; `max_completion_length` by default.
+    """Memory of a process and disk of the run; for times `response_tokens` is the mean length of a response.
 
     Raises:
         NoEstimate: an architecture without the sizes that the estimates are made from.

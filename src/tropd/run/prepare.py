@@ -24,7 +24,6 @@ from ..training.guards.host_settings import check_host_settings, settle_checkpoi
 from .adapter import check_adapter_settings, own_bases
 from .configuration import Configuration, at_place
 from .context import ContextFit
-from .rewards import check_reward_columns, reward_function
 from .sources import (
     check_evaluation,
     guidance_findings,
@@ -33,7 +32,7 @@ from .sources import (
     rows_of_teacher,
     teacher_findings,
 )
-from .tools import NO_TOOLS, RunTools, check_rows_of_tools, find_tools
+from .tools import NO_TOOLS, RunTools, check_reward_columns, check_rows_of_tools, find_tools, reward_function
 
 ROWS_COMPARED = 16
 """Rows whose prompts are rendered with both chat templates, beside the longest."""

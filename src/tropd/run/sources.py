@@ -118,13 +118,7 @@ def uses_zero3(args: Any) -> bool:
 
 
 def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) -> list[Finding]:
-    """What the method will make of the teacher responses.
-
-    Args:
-        data: the training data.
-        args: the configuration.
-        shares_base: is the teacher the student's own base, sharded as the student is?
-    """
+    """What the method will make of the teacher responses; with `shares_base` the teacher is the student's own base."""
     if not args.resolved_method().guided:
         if "teacher_response" not in data.dataset.column_names:
             return []

@@ -146,7 +146,9 @@ def _answered(handler: Handler, served: Served) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
-            _check_key(request, served.key)
+            given = request.headers.get("authorization", "").encode()
+            if served.key is not None and not hmac.compare_digest(given, f"Bearer {served.key}".encode()):
+                raise Refused("Unauthorized", 401)
             return await handler(request)
         except Refused as error:
             return _failure(str(error), error.status)
@@ -162,12 +164,6 @@ def _answered(handler: Handler, served: Served) -> Handler:
 
 def _failure(sentence: str, status: int) -> Response:
     return JSONResponse({"error": {"message": sentence}}, status)
-
-
-def _check_key(request: Request, key: str | None) -> None:
-    given = request.headers.get("authorization", "").encode()
-    if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-        raise Refused("Unauthorized", 401)
 
 
 async def _body(request: Request, most: int) -> bytes:

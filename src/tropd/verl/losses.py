@@ -74,7 +74,8 @@ def direct_terms(settings: Any, student_logits: Tensor, data: Any) -> Outputs:
     _check_temperature(data)
     method, endings = settings.method, tuple(settings.endings)
     teacher_logp, teacher_ids = (data[name].values() for name in ("teacher_logprobs", "teacher_ids"))
-    _check_columns(teacher_ids, settings.topk)
+    if teacher_ids.shape[-1] != settings.topk + 1:
+        raise ValueError(no_slot(teacher_ids.shape[-1], settings.topk))
     learned = _learned_rows(data).to(teacher_ids.device)
     teacher_logp, teacher_ids, learned = (_of_this_rank(rows) for rows in (teacher_logp, teacher_ids, learned))
     rows = learned.nonzero().squeeze(-1)
@@ -322,11 +323,6 @@ def _check_temperature(data: Any) -> None:
             f"the student's temperature is {values.flatten()[0].item():g}, and verl's teacher scores at 1. Set "
             "actor_rollout_ref.rollout.temperature=1.0."
         )
-
-
-def _check_columns(teacher_ids: Tensor, topk: int) -> None:
-    if teacher_ids.shape[-1] != topk + 1:
-        raise ValueError(no_slot(teacher_ids.shape[-1], topk))
 
 
 def _check_tokens(scored: Tensor, tokens: Tensor) -> None:

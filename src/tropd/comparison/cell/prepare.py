@@ -10,8 +10,7 @@ from ...atomic_files import write_whole
 from ...models.files import read_model_files
 from ...teacher.endings import declared_endings, pair_endings
 from ..other_ending import write_with_ending
-from ..plan import Plan, Setting
-from ..shipped_models import model_folder
+from ..plan import Plan, Setting, model_folder
 from .episodes import EpisodeRuler
 from .prompts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
 from .scores import Ruler

@@ -15,8 +15,7 @@ from ...evaluation.exact import sample_responses
 from ...models.files import read_model_files
 from ...proving_ground.domains import records
 from ...teacher.context import text_ids
-from ..plan import SPLITS, Plan, Setting
-from ..shipped_models import model_folder
+from ..plan import SPLITS, Plan, Setting, model_folder
 
 TEXTS_AT_ONCE = 64
 TEACHERS = "teachers"

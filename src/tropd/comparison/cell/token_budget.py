@@ -23,25 +23,16 @@ PRIOR = 0.1
 
 
 class Forecast:
-    """How many tokens a student writes in a step, and how many steps a budget takes.
-
-    Args:
-        method: its guidance is read.
-        response_lengths: tokens of each prompt's teacher response, without its end.
-        max_length: tokens of prefix and continuation together.
-        rows: sequences of a step.
-        min_tail: tokens left to the student.
-        tail: tokens that the student writes of a response, by α, where it is not the tail of a prefix.
-    """
+    """How many tokens a student writes in a step, and how many steps a budget takes."""
 
     def __init__(
         self,
-        method: Method,
-        response_lengths: Sequence[int],
-        max_length: int,
-        rows: int,
-        min_tail: int = 1,
-        tail: Callable[[float], float] | None = None,
+        method: Method,  # its guidance is read
+        response_lengths: Sequence[int],  # tokens of each prompt's teacher response, without its end
+        max_length: int,  # tokens of prefix and continuation together
+        rows: int,  # sequences of a step
+        min_tail: int = 1,  # tokens left to the student
+        tail: Callable[[float], float] | None = None,  # tokens of the student by α, where no prefix's tail is its own
     ):
         self.method, self.lengths, self.max_length = method, list(response_lengths), max_length
         self.rows, self.min_tail = rows, min_tail
@@ -54,13 +45,9 @@ class Forecast:
         return self.rows * self._by_percent[round(100 * fraction)]
 
     def steps(self, budget: float, *, done: int = 0, written: float = 0.0, ratio: float = 1.0) -> int:
-        """The smallest number of steps in which the budget is written.
+        """The smallest number of steps in which `budget` tokens are written, of which `done` steps have `written` some.
 
-        Args:
-            budget: tokens.
-            done: steps taken.
-            written: tokens written in them.
-            ratio: tokens of a step by the forecast's.
+        `ratio` is tokens of a step by the forecast's.
         """
         missing = (budget - written) / ratio
         if not self.method.guided:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...atomic_files import lines_of
 from ...data.procedural import procedural_records, reasoning_gym_reward
 from ..graders.choice import LETTERS
 from ..graders.code import Call, CallTests, FunctionTests, StreamTests, decode, equality_tests
@@ -67,7 +68,7 @@ ROOT_TOLERANCE = 1e-4
 
 
 def _jsonl(content: bytes) -> list[Row]:
-    return [json.loads(line) for line in content.decode().split("\n") if line.strip()]
+    return [json.loads(line) for line in lines_of(content.decode())]
 
 
 def _boxed(identity: Any, problem: str, gold: str, hashes: bool = False, group: str = "") -> Problem:

@@ -315,21 +315,20 @@ def find(one: Benchmark, folder: Path) -> Found:
             where = f" Get it from {one.source}." if one.source else ""
             raise ValueError(f"{one.title} needs {folder / file.path}, which is missing.{where}")
         paths += found
-    digests = {_below(path, folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    below = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+    digests = {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(below, paths, strict=True)
+    }
     expected = [file.sha256 for file in one.files]
     known = None if None in expected else list(digests.values()) == expected
     return Found(tuple(paths), digests, known)
 
 
-def evenly(problems: Sequence[Problem], most: int | None) -> list[Problem]:
+def evenly(items: Sequence[Any], most: int | None) -> list[Any]:
     """At most `most` of them, evenly spaced; all if `most` is `None`."""
-    if most is None or most >= len(problems):
-        return list(problems)
-    return [problems[place * len(problems) // most] for place in range(most)]
-
-
-def _below(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+    if most is None or most >= len(items):
+        return list(items)
+    return [items[place * len(items) // most] for place in range(most)]
 
 
 def load(one: Benchmark, found: Found) -> list[Problem]:

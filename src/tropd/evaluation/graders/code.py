@@ -8,7 +8,8 @@ import ast
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -88,7 +89,7 @@ class CallTests:
 Tests = FunctionTests | StreamTests | CallTests
 
 
-class CodeGrader:
+class CodeGrader(AbstractContextManager["CodeGrader"]):
     """Runs programs in one sandbox. Close it, or use it as a context manager.
 
     Raises:
@@ -98,9 +99,6 @@ class CodeGrader:
     def __init__(self) -> None:
         self._sandbox = Sandbox(preload=("tropd.evaluation.graders.values",))
         self._expected: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> "CodeGrader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -160,7 +158,7 @@ class CodeGrader:
         return self._whole(program, outcome, len(given), len(calls))
 
     def _streams(self, program: str, tests: StreamTests) -> Verdict:
-        limits = Limits(cpu_seconds=tests.cpu_seconds, wall_seconds=300.0, memory_bytes=4 << 30, output_bytes=64 << 20)
+        limits = replace(LIMITS, cpu_seconds=tests.cpu_seconds)
         for number, (given, right) in enumerate(tests.cases, 1):
             outcome = self._sandbox.run(program, given.encode(), limits)
             if not outcome.succeeded:
@@ -288,5 +286,4 @@ def _end(outcome: Outcome) -> str:
         return {"cpu": "exceeded its limit of processor time", "wall": "exceeded its time limit"}.get(
             outcome.ended, "exceeded its limit of threads"
         )
-    lines = outcome.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1][-200:] if lines else f"exit code {outcome.exit_code}"
+    return outcome.last_words[-200:] or f"exit code {outcome.exit_code}"

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 from .lockdown import Limits, why_not_here
 
@@ -51,8 +51,13 @@ class Outcome:
     def succeeded(self) -> bool:
         return self.ended == "exit" and self.exit_code == 0
 
+    @property
+    def last_words(self) -> str:
+        """The last line on standard error, which names an exception; empty where there is none."""
+        return (self.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
 
-class Sandbox:
+
+class Sandbox(AbstractContextManager["Sandbox"]):
     """A fork server that runs one program at a time, tested before its first.
 
     Args:
@@ -93,10 +98,7 @@ class Sandbox:
             self.close()
             raise
 
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

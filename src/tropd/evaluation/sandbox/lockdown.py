@@ -59,7 +59,8 @@ def lock_down(limits: Limits, readable: Sequence[str], listable: Sequence[str] =
     libc = ctypes.CDLL(None, use_errno=True)
     os.setsid()
     _ask(libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0), "to die with the parent")
-    _be_first_when_memory_is_short()
+    with open("/proc/self/oom_score_adj", "w") as stream:  # the first to go when memory is short
+        stream.write("1000")
     _set_limits(limits)
     _ask(libc.prctl(SET_DUMPABLE, 0, 0, 0, 0), "to be closed to debuggers")
     _ask(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "to gain no privileges")
@@ -71,11 +72,6 @@ def lock_down(limits: Limits, readable: Sequence[str], listable: Sequence[str] =
 def _ask(status: int, what: str) -> None:
     if status:
         raise OSError(ctypes.get_errno(), f"the kernel refuses {what}")
-
-
-def _be_first_when_memory_is_short() -> None:
-    with open("/proc/self/oom_score_adj", "w") as stream:
-        stream.write("1000")
 
 
 def _set_limits(limits: Limits) -> None:
