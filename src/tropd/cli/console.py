@@ -99,16 +99,9 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 
 @contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as of_rich
 
-    class Left(TimeRemainingColumn):
+    class Left(of_rich.TimeRemainingColumn):
         """The caller's own forecast, where it has one."""
 
         def render(self, task: Any) -> Text:
@@ -116,15 +109,15 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
             return super().render(task) if known is None else Text(duration(known), style="progress.remaining")
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}  {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        of_rich.TextColumn("{task.description}"),
+        of_rich.BarColumn(),
+        of_rich.MofNCompleteColumn(),
+        of_rich.TextColumn("{task.fields[unit]}  {task.fields[note]}"),
+        of_rich.TimeElapsedColumn(),
+        of_rich.TextColumn("left"),
         Left(),
     )
-    with Progress(*columns, console=err()) as bar:
+    with of_rich.Progress(*columns, console=err()) as bar:
         task = bar.add_task(title, total=total, completed=done, unit=unit, note="", left=None)
 
         def advance(count: int = 1, note: str = "", left: float | None = None) -> None:

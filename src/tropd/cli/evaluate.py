@@ -351,34 +351,26 @@ def _grade_all(
     folder: Path, asked: "dict[str, tuple[Any, bool]]", settings: dict[str, Any], again: bool = False
 ) -> int:
     """Grade what is not, and print the tables of all that is."""
-    from ..evaluation.results import (
-        SCORES,
-        grade,
-        graded_benchmarks,
-        is_graded,
-        read_graded,
-        responses_path,
-        write_scores,
-    )
+    from ..evaluation import results
 
     for name, (problems, opened) in asked.items():
-        if is_graded(folder, name) and not again:
+        if results.is_graded(folder, name) and not again:
             continue
-        with responses_path(folder, name).open("rb") as stream:
+        with results.responses_path(folder, name).open("rb") as stream:
             total = sum(1 for _ in stream)
         started = time.monotonic()
         with console.progress(f"grade {name}", total, "responses") as advance:
-            grade(folder, name, problems, opened, advance)
+            results.grade(folder, name, problems, opened, advance)
         console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
     if settings["trained_on"]:
         _mark_seen(folder, asked, settings["trained_on"])
-    text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
-    console.show(text)
+    graded = {name: results.read_graded(folder, name) for name in results.graded_benchmarks(folder)}
+    console.show(results.write_scores(folder, graded))
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     if settings["card"]:
         from ..evaluation.card import write_scores_to_card
 
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        scores = json.loads((folder / results.SCORES).read_text(encoding="utf-8"))
         console.say(f"the scores are in the model card: {write_scores_to_card(settings['model'], scores)}")
     return 0
 

@@ -102,11 +102,7 @@ def _load(options: argparse.Namespace, key: str | None, at: socket.socket) -> An
     check_weights(options.teacher, "teacher", options.trust_remote_code)
     console.say(f"loading {options.teacher}")
     writer = TransformersWriter.load(
-        files,
-        "teacher",
-        dtype=options.dtype,
-        use_cpu=options.use_cpu,
-        trust_remote_code=options.trust_remote_code,
+        files, "teacher", dtype=options.dtype, use_cpu=options.use_cpu, trust_remote_code=options.trust_remote_code
     )
     model = writer.model
     app = make_app(

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..models.folder import check_model_folder
-from .cell.trainer_fields import check_trainer_fields
 from .cells import pairs
 from .imported_runs import take_over
 from .layout import Layout
 from .plan import Plan, model_folder
 from .plan_changes import MAY_GROW, changes, differences
-from .plan_file import as_now, read_plan
+from .plan_file import as_now, check_trainer_fields, read_plan
 from .schedule import Progress, Schedule
 
 

@@ -196,8 +196,8 @@ def _csv_row(place: str, header: list[str], fields: list[str]) -> Record:
 
 def read_parquet(path: Path) -> Iterator[Record]:
     """The rows of a Parquet file, counted from 1."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from .arrow_types import rows_of
 

@@ -137,12 +137,7 @@ def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids)
 
 
 def _teacher_view(
-    student: ModelFiles,
-    teacher: ModelFiles,
-    rows: Sequence[Row],
-    settings: PromptSettings,
-    student_ids: Ids,
-    seen: Ids,
+    student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings, student_ids: Ids, seen: Ids
 ) -> Iterator[Finding]:
     """Does the teacher see the prompts as it would render them itself?"""
     template = settings.teacher_chat_template

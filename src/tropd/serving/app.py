@@ -21,15 +21,7 @@ from ..models.sampling import sample
 from ..rollout.engine.noise import AddressedNoise, decoding_through, drawing_without_address
 from ..teacher.local import LocalTeacher, TeacherScores, TopKRequest
 from ..teacher.served.connect import OWN_CARD
-from ..teacher.served.tensors import (
-    MODELS,
-    SCORE,
-    TOKENIZE,
-    VERSION,
-    WRITE,
-    read_question,
-    write_answer,
-)
+from ..teacher.served.tensors import MODELS, SCORE, TOKENIZE, VERSION, WRITE, read_question, write_answer
 
 BYTES_A_TOKEN = 16
 """Of a question, at most: an id, a mark and a bound, or an id in JSON."""

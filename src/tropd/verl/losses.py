@@ -207,12 +207,7 @@ def sampled_score(ids: Tensor, logp: Tensor, topk: int, endings: tuple[int, ...]
 
 
 def divide(
-    method: Method,
-    rollout_logp: Tensor,
-    teacher_logp: Tensor,
-    top_logp: Tensor,
-    inside: Tensor,
-    draws: Tensor | None,
+    method: Method, rollout_logp: Tensor, teacher_logp: Tensor, top_logp: Tensor, inside: Tensor, draws: Tensor | None
 ) -> TokenSignals:
     """The tokens' regions; one without a finite score on either side is left out of both.
 

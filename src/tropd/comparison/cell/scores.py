@@ -96,12 +96,7 @@ class Ruler:
             return {}
         prompts, pad = [text.prompt_ids for text in texts], self.tokenizer.pad_token_id
         sampled = sample_responses(
-            model,
-            prompts,
-            max_new_tokens=self.plan.max_length,
-            eos_ids=stops,
-            pad_id=pad,
-            seed=EVALUATION_SEED,
+            model, prompts, max_new_tokens=self.plan.max_length, eos_ids=stops, pad_id=pad, seed=EVALUATION_SEED
         )
         responses = {"student_states": sampled, "teacher_states": [text.response_ids for text in texts]}
         found = {

@@ -44,46 +44,37 @@ class Benchmark:
     again: str | None = None  # what names a user's own another time, from any folder; `None` for those of the registry
 
 
-MAA = "problems © MAA; the data state no licence"
+def _of_maa(name: str, title: str, files: tuple[File, ...], problems: int, source: str) -> Benchmark:
+    licence, grader = "problems © MAA; the data state no licence", "integer in a box"
+    return Benchmark(name, title, files, loaders.load_answers, problems, 32, licence, source, grader)
+
 
 BENCHMARKS = {
     one.name: one
     for one in (
-        Benchmark(
+        _of_maa(
             "aime24",
             "AIME 2024",
             (File("aime24/test.jsonl", "af2b8bd2aa911b6333ad0df32f3ca05c7ae8ed10f1731f4372c8ae26990bf7ac"),),
-            loaders.load_answers,
             30,
-            32,
-            MAA,
             "QwenLM/Qwen2.5-Math: evaluation/data/aime24/test.jsonl",
-            "integer in a box",
         ),
-        Benchmark(
+        _of_maa(
             "aime25",
             "AIME 2025",
             (
                 File("aime25/test2025-I.jsonl", "fcdf97fe9bf3768e586c4f3b3d34d98a763893847e72234aa41e1ed5c67d977a"),
                 File("aime25/test2025-II.jsonl", "69d966f7badd83a681d30efa9b4d587b4c692e4892b6ea5dc57d11d3934bf79a"),
             ),
-            loaders.load_answers,
             30,
-            32,
-            MAA,
             "GAIR-NLP/AIME-Preview: eval/data/aime/",
-            "integer in a box",
         ),
-        Benchmark(
+        _of_maa(
             "amc23",
             "AMC 2023",
             (File("amc23/test.jsonl", "43707e1ca784602d8479de24ee8ce36609dbebc46dd152b0b12a46611aa898a4"),),
-            loaders.load_answers,
             40,
-            32,
-            MAA,
             "QwenLM/Qwen2.5-Math: evaluation/data/amc23/test.jsonl",
-            "integer in a box",
         ),
         Benchmark(
             "math500",
