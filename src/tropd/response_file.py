@@ -61,7 +61,6 @@ class Prompts:
 
 
 def as_json(row: Row, place: str) -> str:
-    """A row as one line."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -56,7 +56,6 @@ def _is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """A status line."""
     err().print(escape(text))
 
 

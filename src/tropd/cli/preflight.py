@@ -62,14 +62,16 @@ def show_plan(inputs: Any, disk: bool) -> Any:
 
 
 def check_costs(inputs: Any) -> None:
-    """Before training: warn if memory may not suffice, refuse if the disk will not."""
-    from ..run.costs import check_room, memory_warning
+    """Before the models are loaded, which the plan counts: warn of too little memory, refuse too small a disk."""
+    from ..planning import available_memory
+    from ..run.costs import check_room
 
     plan = _plan(inputs)
     if plan is None:
         return
-    if (tight := memory_warning(inputs, plan)) is not None:
-        console.warn(tight)
+    fit = plan.memory.fits(available_memory(inputs.args.use_cpu))
+    if not fit.fits:
+        console.warn(fit.sentence)
     check_room(inputs, plan)
 
 

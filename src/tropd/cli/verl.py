@@ -37,7 +37,12 @@ REFUSED = (
 
 
 def run(options: argparse.Namespace) -> int:
-    version = _verl_version()
+    version = installed("verl")
+    if version is None:
+        raise ValueError(
+            f"verl is not installed here. Install it along with tropd: pip install 'verl[vllm]=={arming.KNOWN}.*' "
+            "(docs/verl.md)."
+        )
     reason = arming.refusal(version)
     if reason is not None:
         raise ValueError(reason)
@@ -57,16 +62,6 @@ def run(options: argparse.Namespace) -> int:
     lines += ["", "not tried", *(f"  {words}" for words in NOT_TRIED)]
     console.show(*lines)
     return 0
-
-
-def _verl_version() -> str:
-    found = installed("verl")
-    if found is None:
-        raise ValueError(
-            f"verl is not installed here. Install it along with tropd: pip install 'verl[vllm]=={arming.KNOWN}.*' "
-            "(docs/verl.md)."
-        )
-    return found
 
 
 def _check_entry_point() -> None:

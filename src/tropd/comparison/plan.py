@@ -51,7 +51,6 @@ class Setting:
 
     @property
     def is_graded(self) -> bool:
-        """Are the student's responses graded?"""
         return bool(self.domains or self.environment)
 
     def teacher_of(self, part: str) -> str:
@@ -94,7 +93,6 @@ class Plan:
         return self.prompts_per_step * self.rollouts_per_prompt
 
     def method_of(self, label: str) -> Method:
-        """The resolved method of a label."""
         changes = self.methods[label]
         parts = {name: value for name, value in changes.items() if name in SETTINGS}
         return get_method(changes.get("method", label), **parts)

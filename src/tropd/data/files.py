@@ -48,7 +48,6 @@ class Record(NamedTuple):
 
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
-    """The reader for a file's name."""
     zipped = path.name.lower().endswith(".gz")
     extension = Path(path.name[:-3] if zipped else path.name).suffix.lower()
     known = TEXT_READERS if zipped else TEXT_READERS | {".parquet": read_parquet}

@@ -33,7 +33,6 @@ class Duplicates:
     groups: tuple[tuple[str, ...], ...]
 
     def sentence(self) -> str:
-        """What a person reads."""
         if not self.groups:
             return f"All {self.rows:,} prompts are different."
         return (
@@ -64,7 +63,6 @@ class Overlap:
         return len(self.pairs)
 
     def sentence(self) -> str:
-        """What a person reads."""
         if not self.pairs:
             return f"None of the {self.evaluation_problems:,} problems of {self.evaluation} is in {self.training}."
         return (

@@ -27,7 +27,6 @@ class GrowingTable:
         self._rows = 0
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append a chunk of records."""
         for name in dict.fromkeys(name for record in records for name in record.values):
             self._columns.setdefault(name, [pa.nulls(self._rows)] if self._rows else [])
         for name, chunks in self._columns.items():

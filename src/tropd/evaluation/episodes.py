@@ -24,8 +24,6 @@ from ..teacher.context import Row, message_ids
 
 @dataclass
 class Episode:
-    """One episode."""
-
     prompt_ids: list[int]  # what the model read first
     environment: Any = None
     tools: dict[str, Callable] = field(default_factory=dict)
@@ -50,39 +48,23 @@ class Episode:
 
 def play(
     model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
+    tokenizer: Any,  # the model's, with a chat template that renders tools and a `response_template` that reads calls
+    rows: Sequence[Row],  # with `prompt`, as messages; an environment's `reset` gets all columns
     *,
+    # makes one for each row; of several by name, a row's column `environment` says which
     environment: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
-    functions: Sequence[Callable] = (),
-    eos_ids: Sequence[int],
-    max_length: int,
-    max_turns: int = 64,
-    turn_tokens: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    first_row: int = 0,
-    reply_tokens: int | None = None,
-    template: Mapping[str, Any] | None = None,
+    functions: Sequence[Callable] = (),  # tools beside its methods
+    eos_ids: Sequence[int],  # every id that ends a turn
+    max_length: int,  # tokens of an episode after its prompt, replies included
+    max_turns: int = 64,  # of an episode
+    turn_tokens: int | None = None,  # longest turn; `max_length` by default
+    temperature: float = 1.0,  # of the softmax; 0 takes the likeliest token
+    seed: int = 0,  # of the draws
+    first_row: int = 0,  # number of the first row, for the draws
+    reply_tokens: int | None = None,  # longer replies of tools are cut, as `max_tool_result_tokens` does in training
+    template: Mapping[str, Any] | None = None,  # arguments of the chat template, as `{"enable_thinking": False}`
 ) -> list[Episode]:
-    """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its own, with a chat template that renders tools and a `response_template` that reads calls.
-        rows: with `prompt`, as messages; an environment's `reset` gets all columns.
-        environment: makes one; each row has its own. Several by name: a row's column `environment` says which.
-        functions: tools beside its methods.
-        eos_ids: every id that ends a turn.
-        max_length: tokens of an episode after its prompt, replies included.
-        max_turns: of an episode.
-        turn_tokens: longest turn; `max_length` by default.
-        temperature: of the softmax; 0 takes the likeliest token.
-        seed: of the draws.
-        first_row: number of the first row, for the draws.
-        reply_tokens: a tool's reply that is longer is cut, as `max_tool_result_tokens` does in training.
-        template: keyword arguments of the chat template, such as `{"enable_thinking": False}`.
-    """
+    """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number."""
     has_parser = any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema"))
     parser = tokenizer if has_parser else host.add_response_schema(tokenizer)
     options = dict(template or {})

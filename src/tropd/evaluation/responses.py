@@ -198,7 +198,6 @@ def write_responses(
 
 
 def seed_of(seed: int, name: str) -> int:
-    """The seed of one benchmark's draws."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
 
 

@@ -103,7 +103,6 @@ def is_graded(folder: Path, name: str) -> bool:
 
 
 def read_graded(folder: Path, name: str) -> list[Graded]:
-    """The verdicts of a benchmark."""
     path = verdicts_path(folder, name)
     if not path.is_file():
         raise ValueError(f"{folder} has no verdicts of {name}. Finish that evaluation, or name another folder.")

@@ -34,7 +34,6 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
         return self.longest_prompt + self.longest_response
 
     @property

@@ -58,7 +58,6 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of all layers."""
         return self.parameters - self.head_parameters - self.embedding_parameters
 
     @property

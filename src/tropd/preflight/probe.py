@@ -48,9 +48,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     Random states, metrics, logged completions and training modes are left as they were, so that a run after a probe is
     bit for bit the run without one. (vLLM keeps its own random state, which is not ours to put back.)
 
-    Args:
-        trainer: built; before it trains, or in a callback's `on_train_begin`.
-        rows: a few rows of its data set.
+    The trainer is built and does not train yet, or is in a callback's `on_train_begin`; `rows` are some of its data.
 
     Raises:
         ValueError: no rows, or a student that is not sharded yet.

@@ -65,7 +65,6 @@ def judge(
     teacher_response_lengths: Sequence[int] | None = None,
     tokenizer: Any = None,
 ) -> Verdict:
-    """The verdict on a measured pair."""
     broken = _why_it_cannot_work(measurement, max_completion_length)
     if broken is not None:
         return Verdict("will_not_work", (broken,), None, {})

@@ -112,7 +112,6 @@ def parse(prompt: str) -> Instruction:
 
 
 def answer(problem: Instruction) -> str:
-    """Constraints in short."""
     return f"{problem.lines} lines of {problem.words} words"
 
 

@@ -47,7 +47,10 @@ class Domain:
 
     def stream(self, split: Split, seed: int | str, level: int | None = None) -> Iterator[tuple[Any, int]]:
         """Endless (problem, level) of one split, the same for the same arguments; repeats are possible."""
-        _check_choices(split, level)
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}; there are three. Choose train, validation or test.")
+        if level is not None and level not in LEVEL_SHARES:
+            raise ValueError(f"level is {level}; the dial has {len(LEVEL_SHARES)} positions. Choose 1 to 5, or None.")
         rng = random.Random(f"{self.name} {split} {seed} {level}")
         while True:
             chosen = rng.choices(list(LEVEL_SHARES), list(LEVEL_SHARES.values()))[0] if level is None else level
@@ -95,10 +98,3 @@ def listed(words: list[str] | tuple[str, ...]) -> str:
 def short(text: str, limit: int = 60) -> str:
     """Text quoted in a verdict, cut where it is long."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def _check_choices(split: str, level: int | None) -> None:
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; there are three. Choose train, validation or test.")
-    if level is not None and level not in LEVEL_SHARES:
-        raise ValueError(f"level is {level}; the dial has {len(LEVEL_SHARES)} positions. Choose 1 to 5, or None.")

@@ -31,7 +31,6 @@ class RunTools:
 
     @property
     def are_there(self) -> bool:
-        """Is there any?"""
         return bool(self.schemas)
 
     def told(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,7 +45,6 @@ NO_TOOLS = RunTools()
 
 
 def find_tools(names: Sequence[str], environment: str | Mapping[str, str] | None) -> RunTools:
-    """What `tools` and `environment` name."""
     functions = [imported("tools", name, PATH.format("my_module.my_tool")) for name in names]
     shared = [_schema("tools", name, function) for name, function in zip(names, functions, strict=True)]
     if not environment:

@@ -63,10 +63,7 @@ def direct_terms_or(of_verl: Callable[..., Outputs]) -> Callable[..., Outputs]:
 def direct_terms(settings: Any, student_logits: Tensor, data: Any) -> Outputs:
     """What needs the student's whole distribution, per row of logits; each [1, L], and 0 where nothing is learned.
 
-    Args:
-        settings: a `TropdLossConfig`.
-        student_logits: [1, L, V], at temperature 1.
-        data: the micro-batch.
+    `settings` is a `TropdLossConfig`, `student_logits` are [1, L, V] at temperature 1, and `data` is the micro-batch.
 
     Raises:
         ValueError: the rollouts' temperature is not 1, or the teacher's scores lack the sampled token.
@@ -211,8 +208,7 @@ def divide(
 ) -> TokenSignals:
     """The tokens' regions; one without a finite score on either side is left out of both.
 
-    Args:
-        inside: bool [N], is the token among the top-k that the method reads?
+    `inside`, bool [N]: is the token among the top-k that the method reads?
     """
     log_ratio = (teacher_logp - rollout_logp).float()
     selected = inside if method.gate == "support" else None

@@ -27,8 +27,6 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Order:
-    """How the rows follow one another."""
-
     batch: int  # prompts of a step, verl's `data.train_batch_size`
     steps: int  # of the whole training
     max_response_length: int  # tokens of prefix and continuation, verl's `data.max_response_length`

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
 from ...data.files import Record
 from ...data.table import GrowingTable
+from ...proving_ground.storeroom import Storeroom
 from ...run.prepare import hardware_defaults
 from ...teacher.names import COLUMN
 from ...training.config import TrOPDConfig
@@ -19,7 +20,6 @@ from ...training.guards.errors import NotFinite, RolloutsCollapsed
 from ...training.trainer import TrOPDTrainer
 from ..cells import GRID, Cell, budget_of
 from ..plan import Plan, Setting
-from .episodes import environment_of
 from .prepare import make_ruler, point_texts, read_setting, student_folder
 from .prompts import Text
 from .scores import Ruler
@@ -153,7 +153,7 @@ def make_trainer(
         train_dataset=_dataset(texts, setting),
         processing_class=AutoTokenizer.from_pretrained(student),
         teacher_processing_class=ruler.tokenizer,
-        environment_factory=environment_of(setting.environment) if setting.environment else None,
+        environment_factory=Storeroom if setting.environment else None,
         callbacks=[budget],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
@@ -161,18 +161,16 @@ def make_trainer(
 
 
 def _dataset(texts: Sequence[Text], setting: Setting) -> Dataset:
-    """The training prompts; episodes are kept as JSON, in which their calls stay as they were made."""
-    rows = [_row(text, setting) for text in texts]
+    """The training prompts; where there are several teachers, a part's teacher has the part's name.
+
+    Episodes are kept as JSON, in which their calls stay as they were made.
+    """
+    rows = [text.as_row() | ({COLUMN: text.part} if setting.teachers else {}) for text in texts]
     if not setting.environment:
         return Dataset.from_list(rows)
     table = GrowingTable()
     table.add([Record(f"episode {number}", row) for number, row in enumerate(rows)])
     return table.dataset()[0]
-
-
-def _row(text: Text, setting: Setting) -> dict[str, Any]:
-    """As the trainer's data set has it; where there are several teachers, a part's teacher has the part's name."""
-    return text.as_row() | ({COLUMN: text.part} if setting.teachers else {})
 
 
 def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:

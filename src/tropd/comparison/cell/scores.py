@@ -113,7 +113,6 @@ class Ruler:
 
 
 def by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:
-    """The texts of each part."""
     parts: dict[str, list[Text]] = {}
     for text in texts:
         parts.setdefault(text.part, []).append(text)

@@ -81,12 +81,8 @@ class Forecast:
 def tail_of_turns(turns: Sequence[Sequence[int]], fraction: float, cap: int | None, is_mixed: bool) -> float:
     """Mean number of tokens that a student writes of episodes in which the teacher takes whole turns, never the last.
 
-    Args:
-        turns: the lengths of each episode's turns, were it the teacher's.
-        fraction: α.
-        cap: L_max, where the teacher takes turns while it has written fewer than ⌊α·L_max⌋ tokens; `None`: ⌊α·K⌋ of
-            K turns.
-        is_mixed: each turn is the teacher's with probability α instead.
+    `turns` are the lengths of each episode's, were it the teacher's; `fraction` is α. The teacher takes turns while it
+    has written fewer than ⌊α·`cap`⌋ tokens; without a cap ⌊α·K⌋ of K turns; with `is_mixed` each with probability α.
 
     >>> tail_of_turns([[10, 20, 3]], 0.4, None, False), tail_of_turns([[10, 20, 3]], 0.4, 30, False)
     (23.0, 3.0)
@@ -108,10 +104,7 @@ def tail_of_turns(turns: Sequence[Sequence[int]], fraction: float, cap: int | No
 class TokenBudget(TrainerCallback):
     """Ends a run at the step whose end is nearest to `budget`; `state.max_steps`, which schedules read, is kept there.
 
-    Attributes:
-        written: tokens the student wrote so far.
-        read: prefix tokens the teacher contributed so far.
-        unspent: was the run stopped because it hardly wrote anything?
+    So far the student has `written` tokens and `read` tokens of prefixes; `unspent` says that it hardly wrote any.
     """
 
     def __init__(self, forecast: Forecast, budget: int, on_written: Callable[[int, float], None] = lambda *_: None):

@@ -217,7 +217,6 @@ def _row_name(label: str, method: Mapping[str, Any]) -> str:
 
 
 def _missing(method: Mapping[str, Any]) -> list[str]:
-    """What a row still waits for."""
     if len(method["seeds"]) == method["planned"]:
         return []
     if method["seeds"]:

@@ -43,7 +43,6 @@ class Grader(AbstractContextManager["Grader"]):
         self._open.close()
 
     def grade(self, problem: Problem, response: str, thinking_opened: bool = False) -> Verdict:
-        """The verdict on one response."""
         check = problem.check
         if isinstance(check, Letter):
             return grade_choice(response, check.gold, check.choices, thinking_opened)

@@ -297,7 +297,6 @@ class Found:
 
 
 def find(one: Benchmark, folder: Path) -> Found:
-    """Look for a benchmark's files."""
     paths: list[Path] = []
     for file in one.files:
         found = sorted(folder.glob(file.path)) if "*" in file.path else [folder / file.path]

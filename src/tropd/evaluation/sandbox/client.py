@@ -60,13 +60,6 @@ class Outcome:
 class Sandbox(AbstractContextManager["Sandbox"]):
     """A fork server that runs one program at a time, tested before its first.
 
-    Args:
-        packages: packages of this environment that programs may import, beside the standard library.
-        preload: modules, of ours or of those packages, that are imported once and not by each program; of
-            `module:function` the function is called once as well.
-        readable: other files and folders that programs may read.
-        environment: variables that they see beside `ENVIRONMENT`.
-
     Raises:
         SandboxRefused: this machine cannot contain a program, or one of the self-test's got out.
 
@@ -79,10 +72,12 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     def __init__(
         self,
-        packages: Sequence[str] = (),
+        packages: Sequence[str] = (),  # of this environment, that programs may import beside the standard library
+        # modules, of ours or of those packages, that are imported once and not by each program; of `module:function`
+        # the function is called once as well
         preload: Sequence[str] = (),
-        readable: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
+        readable: Sequence[str] = (),  # other files and folders that programs may read
+        environment: Mapping[str, str] | None = None,  # variables that they see beside `ENVIRONMENT`
     ) -> None:
         from .self_test import check_contains
 
