@@ -6,10 +6,10 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from tropd.comparison.cell import episodes, token_budget
+from tropd.comparison.cell import episode_ruler, token_budget
 from tropd.comparison.cell.prepare import prepare, read_setting
-from tropd.comparison.cell.prompts import load_model
 from tropd.comparison.cell.run_cell import run_cell
+from tropd.comparison.cell.texts import load_model
 from tropd.comparison.cell.token_budget import tail_of_turns
 from tropd.comparison.cells import Cell
 from tropd.comparison.plan import model_folder
@@ -48,7 +48,7 @@ PLAN = {
 }
 
 
-@pytest.mark.parametrize("module", [episodes, token_budget])
+@pytest.mark.parametrize("module", [episode_ruler, token_budget])
 def test_the_examples_run(module):
     assert doctest.testmod(module).failed == 0
 

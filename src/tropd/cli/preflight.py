@@ -30,7 +30,7 @@ def show_data(inputs: Any) -> None:
 
 def show_findings(inputs: Any, everything: bool = False) -> None:
     """What the two models' files say about each other; only what deserves attention, unless `everything` is wanted."""
-    from ..preflight.report import render_findings
+    from ..preflight.screen import render_findings
 
     found = inputs.findings if everything else [found for found in inputs.findings if found.level != "ok"]
     if found:
@@ -113,7 +113,7 @@ class Looked:
 
 def show_probe(trainer: Any, inputs: Any) -> Looked:
     """Let the models score a few prompts, each teacher some of its own, and say what to expect."""
-    from ..preflight.report import as_dict
+    from ..preflight.screen import as_dict
 
     num_prompts = inputs.configuration.settings.preflight_prompts
     if num_prompts == 0:
@@ -132,7 +132,7 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
     """Student and one teacher, on rows of its own; `None` where it has none."""
     from ..preflight.measure import measure
     from ..preflight.probe import probe
-    from ..preflight.report import as_dict, render_measurement, render_verdict
+    from ..preflight.screen import as_dict, render_measurement, render_verdict
     from ..preflight.verdict import judge
     from ..run.sources import first_rows, response_lengths
 

@@ -64,7 +64,7 @@ def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: s
 def publish(layout: Layout) -> dict[str, Any]:
     """Write results.json, tables.md and report.html from the cells that are there."""
     from ..atomic_files import write_whole
-    from .report.page import report_page
+    from .report.comparison_page import report_page
     from .report.results import collect
     from .report.tables import tables_markdown
 

@@ -136,7 +136,7 @@ def read_seen(folder: Path, name: str) -> set[str] | None:
 
 def write_scores(folder: Path, graded: dict[str, list[Graded]]) -> str:
     """Write `scores.json`, `tables.md` and the page; the tables."""
-    from .page import evaluation_page
+    from .evaluation_page import evaluation_page
 
     scores = {name: score(responses, read_seen(folder, name)) for name, responses in graded.items()}
     described = {name: found.as_dict() for name, found in scores.items()}

@@ -5,8 +5,8 @@ Nothing heavy is imported before a model's shape is asked for.
 
 from .available import available_memory
 from .disk import check_disk
-from .plan import RunPlan, plan_run
 from .render import render
+from .run_plan import RunPlan, plan_run
 from .setup import plan_arguments
 from .shape import ModelShape, model_shape
 from .time import HARDWARE, Rates, StepTime

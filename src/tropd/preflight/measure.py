@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..objective.regions import trust_probability
-from .episodes import measure_episodes
+from .episode_measurement import measure_episodes
 from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from .probe import Probe
 

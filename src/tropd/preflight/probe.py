@@ -24,7 +24,7 @@ from ..training.guards.faults import SCORING
 from ..training.records import Rollout, pack_for_student
 from ..training.step import ask_teachers, make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
-from .episodes import call_opener
+from .episode_measurement import call_opener
 from .no_trace import without_a_trace
 from .probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
 

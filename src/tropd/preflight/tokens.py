@@ -7,7 +7,7 @@ from ..models.files import ModelFiles, read_model_files
 from ..teacher.endings import declared_endings, pair_endings, sentence
 from ..teacher.vocabulary import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
 from .findings import Finding, note, ok, refusal, warning
-from .prompts import PromptSettings, compare_prompts
+from .prompt_findings import PromptSettings, compare_prompts
 
 __all__ = ["ModelFiles", "compare_pair", "read_model_files"]
 

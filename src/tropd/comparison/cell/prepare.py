@@ -11,9 +11,9 @@ from ...models.files import read_model_files
 from ...teacher.endings import declared_endings, pair_endings
 from ..other_ending import write_with_ending
 from ..plan import Plan, Setting, model_folder
-from .episodes import EpisodeRuler
-from .prompts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
+from .episode_ruler import EpisodeRuler
 from .scores import Ruler
+from .texts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
 
 PROMPTS, BEFORE, STUDENT = "prompts.json", "before.json", "student"
 

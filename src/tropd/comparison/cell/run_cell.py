@@ -21,8 +21,8 @@ from ...training.trainer import TrOPDTrainer
 from ..cells import GRID, Cell, budget_of
 from ..plan import Plan, Setting
 from .prepare import make_ruler, point_texts, read_setting, student_folder
-from .prompts import Text
 from .scores import Ruler
+from .texts import Text
 from .token_budget import Forecast, TokenBudget, sentence, tail_of_turns
 
 ROLLOUT_LOGS = 6

@@ -11,7 +11,7 @@ from ...models.sampling import sample
 from ...proving_ground.domains import DOMAINS, grade
 from ...teacher.endings import PairEndings
 from ..plan import DIVERGENCES, Plan
-from .prompts import Text
+from .texts import Text
 
 EVALUATION_SEED = 7_000_000
 """Seed of the model's samples on evaluation prompts, the same for every cell."""

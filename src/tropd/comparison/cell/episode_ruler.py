@@ -16,8 +16,8 @@ from ...evaluation.exact import state_divergences
 from ...models.files import read_model_files
 from ...proving_ground.storeroom import Storeroom, is_right, orders
 from ..plan import DIVERGENCES, LEVELS, SPLITS, TURNS, Plan
-from .prompts import Splits, Text, load_model
 from .scores import EVALUATION_SEED, ROWS_AT_ONCE, Measured, Ruler, by_part, with_means
+from .texts import Splits, Text, load_model
 
 
 def make_episodes(teacher: str, plan: Plan) -> Splits:

@@ -81,7 +81,7 @@ def read_texts(path: Path) -> Splits:
 def make_texts(setting: Setting, plan: Plan, folder: Path) -> Splits:
     """Prompts of every split with their teacher's responses; splits share no prompt."""
     if setting.environment:
-        from .episodes import make_episodes
+        from .episode_ruler import make_episodes
 
         return make_episodes(teacher_folder(setting, setting.teacher, folder), plan)
     if setting.stories:
