@@ -96,21 +96,13 @@ def run(options: argparse.Namespace) -> int:
 
 def requirements(distribution: str) -> list[Requirement]:
     """What an installed distribution asks for; of what depends on platform or Python, nothing."""
-    found = (_read(line) for line in importlib.metadata.requires(distribution) or ())
-    return [requirement for requirement in found if requirement is not None]
-
-
-def _read(line: str) -> Requirement | None:
-    """A line of metadata; `None` where a marker other than an extra stands behind it.
-
-    >>> _read('trl<1.17,>=1.16; extra == "train"')
-    Requirement(name='trl', bounds='<1.17,>=1.16', extra='train')
-    """
-    asked = requirements_of.Requirement(line)
-    of_extra = re.fullmatch('extra == "([^"]+)"', str(asked.marker or ""))
-    if asked.marker and of_extra is None:
-        return None
-    return Requirement(canonicalize_name(asked.name), str(asked.specifier), of_extra[1] if of_extra else None)
+    found = []
+    for asked in map(requirements_of.Requirement, importlib.metadata.requires(distribution) or ()):
+        of_extra = re.fullmatch('extra == "([^"]+)"', str(asked.marker or ""))
+        if of_extra or not asked.marker:
+            extra = of_extra[1] if of_extra else None
+            found.append(Requirement(canonicalize_name(asked.name), str(asked.specifier), extra))
+    return found
 
 
 def fits(version: str, bounds: str) -> bool:

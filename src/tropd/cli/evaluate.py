@@ -235,7 +235,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
     """Everything that can be refused is, before the weights are loaded."""
     from ..evaluation.benchmarks.grading import check_gradable
     from ..evaluation.responses import ResponseLog, asked_of, check_fits, describe, read_prompts
-    from ..evaluation.results import responses_path
+    from ..evaluation.results import part_path
     from ..models.files import read_model_files
     from .quiet import quiet_libraries
 
@@ -262,7 +262,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
         if samples < 0:
             raise ValueError(f"samples is {samples}; give a number of responses to each problem.")
         described = describe(sampling, asked_of(problems), samples, found.sha256) | {"chat": prompted.chat}
-        log = ResponseLog(responses_path(folder, one.name), problems, samples, described, sampling.batch_size)
+        log = ResponseLog(part_path(folder, "responses", one.name), problems, samples, described, sampling.batch_size)
         work.append((one, log, prompted, described))
     _write_evaluation(folder, work)
     _answer(folder, settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
@@ -356,7 +356,7 @@ def _grade_all(
     for name, (problems, opened) in asked.items():
         if results.is_graded(folder, name) and not again:
             continue
-        with results.responses_path(folder, name).open("rb") as stream:
+        with results.part_path(folder, "responses", name).open("rb") as stream:
             total = sum(1 for _ in stream)
         started = time.monotonic()
         with console.progress(f"grade {name}", total, "responses") as advance:
@@ -388,14 +388,14 @@ def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:
     """Grade stored responses again, by the graders of today."""
     from ..evaluation.responses import asked_of, sha256_of
-    from ..evaluation.results import EVALUATION, responses_path
+    from ..evaluation.results import EVALUATION, part_path
 
     path = folder / EVALUATION
     if not path.is_file():
         raise ValueError(f"regrade is {folder}, which has no {EVALUATION}. Name the --out of an evaluation.")
     asked = {}
     for name, described in json.loads(path.read_text(encoding="utf-8"))["benchmarks"].items():
-        if not responses_path(folder, name).is_file():
+        if not part_path(folder, "responses", name).is_file():
             continue
         source = described["path"] or name
         _check_data([source], settings)

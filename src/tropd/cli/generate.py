@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,8 @@ from .options import add_option
 if TYPE_CHECKING:
     from ..data import PromptData
     from ..engines.drawing import Writer
-    from ..generation import Summary
+    from ..generation import ResponseFile, Summary
     from ..models.files import ModelFiles
-    from ..response_file import ResponseFile
     from ..run.tools import RunTools
 
 HELP = "write teacher responses for a file of prompts"
@@ -64,11 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
     option("batch_size", "responses sampled together (default: 16; 256 with vllm)", type=int, metavar="N")
     option("seed", "the same seed writes the same file (default: 42)", type=int, default=42, metavar="N")
-    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
-    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
-    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
-    option("system_prompt", "a system message before every conversation", metavar="TEXT")
-    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
+    add_data_options(option)
     option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
     option("tools", "functions that the teacher may call, by dotted paths; writes episodes", nargs="+", metavar="PATH")
     option("environment", "class whose methods it may call, by a dotted path, or name=path for several", nargs="+",
@@ -88,6 +84,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         shown = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
         option(field.name, field.metadata["help"], default=field.default, **shown)
     parser.set_defaults(takes_fields=True, overrides=[])
+
+
+def add_data_options(option: Callable[..., None]) -> None:
+    """How prompts are read."""
+    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
+    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
+    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
+    option("system_prompt", "a system message before every conversation", metavar="TEXT")
+    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
 
 
 def served_fields() -> list[Field]:
@@ -222,9 +227,8 @@ def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
 ) -> "tuple[ResponseFile, ModelFiles, Writer | None]":
     """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
-    from ..generation import check_fit, read_prompts
+    from ..generation import GenerationSettings, ResponseFile, check_fit, read_prompts
     from ..models.files import read_model_files
-    from ..response_file import GenerationSettings, ResponseFile
     from .quiet import quiet_libraries
 
     quiet_libraries()

@@ -32,20 +32,15 @@ _ADVICE = (
 class PromptData:
     """Checked prompts, and where each came from.
 
-    Attributes:
-        dataset: columns `prompt`, `teacher_response`, `teacher_prompt` and `tools` (where there are any), then the
-            others. Messages and tools are as they were written: no field is added that another row has.
-        places: one `file:line` for each row.
-        source: what was loaded, in words.
-        dropped: how many rows `check_lengths` left out.
-        notes: what a person should know: columns and rows that were left out. Print them.
+    Columns are `prompt`, `teacher_response`, `teacher_prompt` and `tools` (where there are any), then the others.
+    Messages and tools are as they were written: no field is added that another row has.
     """
 
     dataset: "Dataset"
-    places: tuple[str, ...]
-    source: str
-    dropped: int = 0
-    notes: tuple[str, ...] = ()
+    places: tuple[str, ...]  # one `file:line` for each row
+    source: str  # what was loaded, in words
+    dropped: int = 0  # how many rows `check_lengths` left out
+    notes: tuple[str, ...] = ()  # what a person should know: columns and rows that were left out. Print them
 
     def __len__(self) -> int:
         return len(self.places)

@@ -13,13 +13,11 @@ from .results import (
     EVALUATION,
     EXPLANATION,
     HEADINGS,
+    part_path,
     part_rows,
-    problems_path,
     read_seen,
-    responses_path,
     score_row,
     title,
-    verdicts_path,
 )
 from .scores import Scores, interval
 
@@ -71,9 +69,9 @@ def _facts(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _browser(folder: Path, name: str) -> Browser:
-    path = problems_path(folder, name)
+    path, *answered = (part_path(folder, part, name) for part in ("problems", "responses", "verdicts"))
     problems = {row["id"]: row for row in read_jsonl(path)} if path.is_file() else {}
-    pairs = list(zip(read_jsonl(responses_path(folder, name)), read_jsonl(verdicts_path(folder, name)), strict=True))
+    pairs = list(zip(*map(read_jsonl, answered), strict=True))
     shown = evenly(pairs, SHOWN)
     several = len({verdict["sample"] for _, verdict in pairs}) > 1
     seen = read_seen(folder, name) or set()

@@ -27,8 +27,7 @@ from .context import ContextFit
 from .sources import (
     check_evaluation,
     guidance_findings,
-    load_evaluation,
-    load_training,
+    load_data,
     rows_of_teacher,
     teacher_findings,
 )
@@ -86,7 +85,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     for teacher_name, teacher in teachers.items():
         check_vocabulary(student, teacher_name, teacher)
     say(f"reading {settings.data}")
-    data, evaluation = load_training(configuration), load_evaluation(configuration)
+    data, evaluation = load_data(settings)
     check_rows_of_tools(tools, data)
     fit = ContextFit(student, teachers, args, settings.overlong_prompts, tools)
     data, lengths = fit.of(data)

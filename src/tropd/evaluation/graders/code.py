@@ -55,6 +55,9 @@ class FunctionTests:
     agrees: Callable[[Call, Any, Any], bool] | None = None
     tolerance: float = 0.0
 
+    def passes(self, call: Call, right: Any, given: Any) -> bool:
+        return self.agrees(call, right, given) if self.agrees else agree(right, given, self.tolerance)
+
 
 @dataclass(frozen=True)
 class StreamTests:
@@ -120,14 +123,9 @@ class CodeGrader(AbstractContextManager["CodeGrader"]):
         expected = self.expected_values(tests)
         outcome, given = self._values(f"{tests.preamble}\n{program}\n{tests.setup}", tests.calls)
         for call, right, value in zip(tests.calls, expected, given, strict=False):
-            if not self._passes(tests, call, right, value):
+            if isinstance(value, Raised) or not tests.passes(call, right, value):
                 return Verdict(WRONG, program, f"{_shown(call)}: {_told(value)}")
         return self._whole(program, outcome, len(given), len(expected))
-
-    def _passes(self, tests: FunctionTests, call: Call, right: Any, given: Any) -> bool:
-        if isinstance(given, Raised):
-            return False
-        return tests.agrees(call, right, given) if tests.agrees else agree(right, given, tests.tolerance)
 
     def expected_values(self, tests: FunctionTests) -> list[Any]:
         """What the benchmark's own solution gives; kept, as every sample of a problem asks for it.

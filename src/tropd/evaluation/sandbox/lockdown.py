@@ -65,7 +65,10 @@ def lock_down(limits: Limits, readable: Sequence[str], listable: Sequence[str] =
     _ask(libc.prctl(SET_DUMPABLE, 0, 0, 0, 0), "to be closed to debuggers")
     _ask(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "to gain no privileges")
     restrict_files(libc, readable, listable)
-    _drop_capabilities(libc)
+    # Root without capabilities is a user whose files happen to be root's: its limits hold.
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0))
+    nothing = ctypes.create_string_buffer(struct.pack("=6I", *[0] * 6))
+    _ask(libc.capset(header, nothing), "to drop capabilities")
     install_filter(libc, MACHINES[platform.machine()])
 
 
@@ -88,10 +91,3 @@ def _set_limits(limits: Limits) -> None:
         allowed = resource.getrlimit(which)[1]
         reached = value if allowed == resource.RLIM_INFINITY else min(value, allowed)
         resource.setrlimit(which, (reached, reached))
-
-
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Root without capabilities is a user whose files happen to be root's: its limits hold."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0))
-    nothing = ctypes.create_string_buffer(struct.pack("=6I", *[0] * 6))
-    _ask(libc.capset(header, nothing), "to drop capabilities")
