@@ -69,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
         _print(record)
     rest, plural = len(shown) - options.limit, "" if len(wanted) == 1 else "s"
     console.say(
-        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of step{plural} {_listed(sorted(wanted))}"
+        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of step{plural} "
+        + _listed(sorted(wanted))
         + (f"; --limit {len(shown)} shows all" if rest > 0 else "")
     )
     return 0
