@@ -247,7 +247,7 @@ def check_trainer_fields(plan: Plan) -> None:
     ]
     if not named:
         return
-    from ...training.config import TrOPDConfig
+    from ..training.config import TrOPDConfig
 
     known = [field.name for field in fields(TrOPDConfig) if field.init]
     hints = get_type_hints(TrOPDConfig)
