@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from remains import main, mean_of
 
-from tropd.comparison.cell.episodes import play_all, succeeds, turn_numbers
+from tropd.comparison.cell.episode_ruler import play_all, succeeds, turn_numbers
 from tropd.comparison.cell.prepare import make_ruler, read_setting, student_folder
-from tropd.comparison.cell.prompts import Text, load_model
 from tropd.comparison.cell.scores import EVALUATION_SEED, Ruler
+from tropd.comparison.cell.texts import Text, load_model
 from tropd.comparison.layout import Layout
 from tropd.comparison.plan_file import read_plan
 from tropd.evaluation.episodes import Episode

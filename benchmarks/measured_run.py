@@ -33,21 +33,23 @@ def measure(run: Run, folder: str, threads: int) -> dict[str, Any]:
     """Train two steps and note each stage's largest resident memory and its seconds."""
     import torch
     from datasets import Dataset
+    from transformers import AutoTokenizer
 
     from tropd import TrOPDTrainer
-    from tropd.proving_ground.tokenizer import build_tokenizer
+    from tropd.shipped import locate
     from tropd.training import step
 
     torch.set_num_threads(threads)
     baseline = _resident()
     student, teacher = (_model(run, role) for role in ("student", "teacher"))
+    tokenizer = AutoTokenizer.from_pretrained(locate("shipped:student"))
     trainer = TrOPDTrainer(
         student,
         teacher,
         args=configuration(run, folder),
         train_dataset=Dataset.from_list([{"prompt": PROMPT}] * 64),
-        processing_class=build_tokenizer(),
-        teacher_processing_class=build_tokenizer(),
+        processing_class=tokenizer,
+        teacher_processing_class=tokenizer,
     )
     steps: list[dict[str, Any]] = []
     watch = _Watch(steps)

@@ -78,15 +78,16 @@ def _in_process(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 def predict(run: Run, measured: dict[str, Any], probe: dict[str, Any]) -> dict[str, Any]:
     """The plan of the run, its times from the probe's rates."""
+    from transformers import AutoTokenizer
+
     from tropd.planning import Rates, model_shape, plan_run
     from tropd.proving_ground.family import GENERALIST, STUDENT, model_path
-    from tropd.proving_ground.tokenizer import build_tokenizer
 
     shapes = [
         model_shape(qwen3(run, role) if run.vocabulary else path)
         for role, path in (("student", model_path(STUDENT)), ("teacher", model_path(GENERALIST)))
     ]
-    prompt = len(build_tokenizer()(PROMPT)["input_ids"])
+    prompt = len(AutoTokenizer.from_pretrained(model_path(STUDENT))(PROMPT)["input_ids"])
     plan = plan_run(
         configuration(run, "output"),
         *shapes,

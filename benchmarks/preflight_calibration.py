@@ -21,8 +21,8 @@ from preflight_pairs import STORY_STUDENTS, with_another_vocabulary, with_random
 from transformers import AutoTokenizer, TrainerCallback
 
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.comparison.cell.prompts import load_model
-from tropd.comparison.cell.prompts import stories as own_texts
+from tropd.comparison.cell.texts import load_model
+from tropd.comparison.cell.texts import stories as own_texts
 from tropd.comparison.plan_file import load_plan
 from tropd.preflight.measure import measure
 from tropd.preflight.measurement import PairMeasurement

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tropd.comparison.cell.prompts import load_model
+from tropd.comparison.cell.texts import load_model
 from tropd.models.pruning import write_student
 
 Change = Callable[[PreTrainedModel], PreTrainedModel]

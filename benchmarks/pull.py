@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tropd.comparison.cell.prompts import eos_ids_of, load_model
+from tropd.comparison.cell.texts import eos_ids_of, load_model
 from tropd.evaluation.exact import sample_responses, state_logps
 from tropd.models.packing import pack_responses
 from tropd.objective import get_method, jsd_sampled_advantage, sampled_advantage, trust_probability

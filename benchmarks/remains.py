@@ -18,8 +18,8 @@ from pull import States, states_of
 from torch import Tensor
 
 from tropd.comparison.cell.prepare import make_ruler, read_setting, student_folder
-from tropd.comparison.cell.prompts import Text, load_model
 from tropd.comparison.cell.scores import EVALUATION_SEED, Ruler
+from tropd.comparison.cell.texts import Text, load_model
 from tropd.comparison.layout import Layout
 from tropd.comparison.plan_file import read_plan
 from tropd.evaluation.exact import sample_responses

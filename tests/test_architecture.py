@@ -141,7 +141,7 @@ def test_the_report_needs_only_the_standard_library_and_templates():
 
 def test_a_comparison_is_planned_watched_and_reported_without_torch():
     code = (
-        "import sys, tropd.comparison.run, tropd.comparison.report.page, tropd.comparison.report.results; "
+        "import sys, tropd.comparison.run, tropd.comparison.report.comparison_page, tropd.comparison.report.results; "
         "import tropd.comparison.cell.worker; "
         "print(*sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
     )

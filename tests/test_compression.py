@@ -21,8 +21,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from tools.proving_ground.tokenizer import build_tokenizer
 from tropd.models.pruning import check_layers, decoder_layers, keep_layers, parse_layers, write_student
-from tropd.proving_ground.tokenizer import build_tokenizer
 
 SIZES = {
     "vocab_size": 32,

@@ -10,10 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 import shipped
 from shipped import teacher_path
 from tropd.engines.transformers import TransformersWriter
-from tropd.generation import Summary, check_fit, generate, read_prompts, summarise
+from tropd.generation import (
+    GenerationSettings,
+    ResponseFile,
+    Summary,
+    check_fit,
+    generate,
+    read_prompts,
+    summarise,
+)
 from tropd.models.files import ModelFiles, read_model_files
 from tropd.proving_ground.domains import grade
-from tropd.response_file import GenerationSettings, ResponseFile
 from tropd.rollout.guidance import response_ids
 from tropd.teacher.context import TeacherContexts
 

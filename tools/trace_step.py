@@ -4,9 +4,9 @@
 
 A tiny student is trained for two steps; what is traced lies between the end of the first and the end of the second, so
 that checks made once at the start are not part of it. Counted are named functions (no lambda, no comprehension) of the
-package, by their first call; not what Python's import system asks, such as our finder of moved modules, when a library
-looks for one that is not installed. A *switch* is a first call in another file than the first call before it, and a
-*return* is a switch to a file that was left before.
+package, by their first call; not what Python's import system asks when a library looks for one that is not installed.
+A *switch* is a first call in another file than the first call before it, and a *return* is a switch to a file that was
+left before.
 """
 
 import argparse

@@ -7,7 +7,6 @@ a name is touched.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._moved import find_moved
 from .extras import missing_part
 
 __version__ = "0.2.0"
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from .objective.methods import METHODS, Method, get_method, register_method
     from .training.config import TrOPDConfig
     from .training.trainer import TrOPDTrainer
-
-find_moved()
 
 
 def __getattr__(name: str) -> Any:

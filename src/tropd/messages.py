@@ -8,6 +8,8 @@ from typing import Any
 
 TOOLS = "tools"
 """The column with the tools of a row's messages, as JSON schemas: a list of them, or the list as JSON text."""
+NO_TOOL = ("reset", "get_reward")
+"""Methods of an environment that are no tools."""
 
 
 def read_tools(value: Any) -> list[dict[str, Any]]:

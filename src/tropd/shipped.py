@@ -48,7 +48,8 @@ def locate(name: str) -> str:
 
 
 def _model_folder(written: str, name: str) -> Path:
-    found = {_model_name(path.parent): path.parent for path in sorted(MODELS.glob("*/*/model.safetensors"))}
+    folders = [path.parent for path in sorted(MODELS.glob("*/*/model.safetensors"))]  # `student` is of the family
+    found = {one.name if one.parent.name == "family" else f"{one.parent.name}-{one.name}": one for one in folders}
     if name in found:
         return found[name]
     missing = f"{written!r}, which is not in this installation of tropd; it has {', '.join(found)}."
@@ -57,11 +58,6 @@ def _model_folder(written: str, name: str) -> Path:
             " To keep the package small, that model is only in tropd's repository; in a clone: `pip install -e .`"
         )
     raise ValueError(missing)
-
-
-def _model_name(folder: Path) -> str:
-    """`student` of the family, `storeroom-student` of another."""
-    return folder.name if folder.parent.name == "family" else f"{folder.parent.name}-{folder.name}"
 
 
 def locate_field(field: str, name: str) -> str:

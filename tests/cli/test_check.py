@@ -52,7 +52,7 @@ def test_without_prompts_no_model_is_asked_and_no_time_is_promised(workspace, tr
 
 
 def test_a_sharded_student_is_looked_at_when_training_begins(workspace, tropd, monkeypatch):
-    monkeypatch.setattr("tropd.cli.at_start.is_sharded", lambda trainer: True)
+    monkeypatch.setattr("tropd.cli.preflight.is_sharded", lambda trainer: True)
     blind = tropd("check", *workspace.fields(**check(preflight_prompts=2)))
     assert blind.code == 0
     assert "without --steps 1 no prompts are scored" in blind.err and "verdict" not in blind.out

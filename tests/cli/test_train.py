@@ -33,7 +33,9 @@ def test_a_run_leaves_a_directory_that_explains_itself(workspace, tropd):
     outcome = tropd("train", *workspace.fields(max_steps=2, preflight_prompts=2, rollout_log_steps=1, method="tropd"))
     assert outcome.code == 0, outcome.err
     out = workspace.root / "out"
-    assert json.loads((out / "run.json").read_text())["method"]["name"] == "tropd"
+    described = json.loads((out / "run.json").read_text())
+    assert described["method"]["name"] == "tropd" and described["student"] == "student"
+    assert (described["data"], described["tools"], described["environment"]) == ("prompts.jsonl", [], None)
     assert json.loads((out / "preflight.json").read_text())["verdict"]["kind"]
     assert [entry["step"] for entry in metrics(out) if "loss" in entry] == [1, 2]
     assert len(list((out / "rollouts").glob("*.jsonl"))) == 2

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tools.proving_ground.tokenizer import build_tokenizer
 from tropd.comparison.cell.environment import commit
 from tropd.comparison.cell.prepare import prepare, read_setting
-from tropd.comparison.cell.prompts import make_texts
 from tropd.comparison.cell.run_cell import run_cell
+from tropd.comparison.cell.texts import make_texts
 from tropd.comparison.cells import Cell
 from tropd.comparison.plan_file import read_plan
-from tropd.proving_ground.tokenizer import build_tokenizer
 
 SMALL = {
     "student_tokens": 400,

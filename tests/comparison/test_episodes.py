@@ -6,15 +6,15 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from tropd.comparison.cell import episodes, token_budget
+from tropd.comparison.cell import episode_ruler, token_budget
 from tropd.comparison.cell.prepare import prepare, read_setting
-from tropd.comparison.cell.prompts import load_model
 from tropd.comparison.cell.run_cell import run_cell
+from tropd.comparison.cell.texts import load_model
 from tropd.comparison.cell.token_budget import tail_of_turns
 from tropd.comparison.cells import Cell
+from tropd.comparison.plan import model_folder
 from tropd.comparison.plan_file import read_plan
 from tropd.comparison.report.results import metrics_of
-from tropd.comparison.shipped_models import model_folder
 from tropd.evaluation.episodes import play
 from tropd.evaluation.exact import exact_divergence
 from tropd.proving_ground.storeroom import Storeroom, orders
@@ -48,7 +48,7 @@ PLAN = {
 }
 
 
-@pytest.mark.parametrize("module", [episodes, token_budget])
+@pytest.mark.parametrize("module", [episode_ruler, token_budget])
 def test_the_examples_run(module):
     assert doctest.testmod(module).failed == 0
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tropd.comparison.cell.trainer_fields import check_trainer_fields
 from tropd.comparison.cells import Cell, choose_learning_rate, grid_cells, next_cells, pairs
-from tropd.comparison.plan_file import load_plan, read_plan
+from tropd.comparison.plan_file import check_trainer_fields, load_plan, read_plan
 
 RATES = [1.0e-3, 3.0e-3]
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -13,7 +13,7 @@ from tropd.data.procedural import Spec, _scorer, procedural_records, reasoning_g
 from tropd.evaluation.benchmarks.grading import Grader, check_gradable
 from tropd.evaluation.benchmarks.registry import benchmark, find, load
 from tropd.extras import missing_part
-from tropd.run.rewards import check_reward_columns, reward_function
+from tropd.run.tools import check_reward_columns, reward_function
 
 
 def forget() -> None:

@@ -147,6 +147,17 @@ def test_a_reward_that_is_a_coroutine_is_awaited(played):
     assert played("15", environment=Desk).reward == 0.5
 
 
+def test_an_environment_may_leave_an_episode_without_a_reward(played):
+    class Desk:
+        def reset(self, **_: Any) -> None:
+            return None
+
+        def get_reward(self) -> float | None:
+            return None
+
+    assert played("15", environment=Desk).reward is None
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_turn_reads_what_is_new_alone_and_the_episodes_are_the_same(monkeypatch, one_thread, temperature):
     """Beside turns that read everything again; and, for the likeliest tokens, beside Transformers' own `generate`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shipped import student_path, teacher_path
-from tropd.planning import check_disk, estimate_disk, model_shape
-from tropd.planning.disk import SMALL_FILES_BYTES
+from tropd.planning import check_disk, model_shape
+from tropd.planning.disk import SMALL_FILES_BYTES, estimate_disk
 from tropd.planning.setup import read_setup
 
 Usage = namedtuple("Usage", "total used free")

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from tropd.models.hidden_states import expose_hidden_states
-from tropd.planning import available, estimate_memory, model_shape, plan_run
+from tropd.planning import available, model_shape, plan_run
 from tropd.planning.activations import saved_layer_bytes
-from tropd.planning.memory import human_bytes
+from tropd.planning.memory import estimate_memory, human_bytes
 from tropd.planning.stages import CPU_OVERHEAD_BYTES
 
 

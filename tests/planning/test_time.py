@@ -4,8 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from tropd.planning import Hardware, Rates, step_work, time_from_hardware, time_from_rates
-from tropd.planning.time import BANDWIDTH_UTILISATION, COMPUTE_UTILISATION, SECONDS_PER_LAYER, update_factor
+from tropd.planning.time import (
+    BANDWIDTH_UTILISATION,
+    COMPUTE_UTILISATION,
+    SECONDS_PER_LAYER,
+    Hardware,
+    Rates,
+    step_work,
+    time_from_hardware,
+    time_from_rates,
+    update_factor,
+)
 
 RATES = Rates(rollout=10.0, student_scoring=100.0, teacher_scoring=50.0, teacher_writing=4.0, update=20.0)
 

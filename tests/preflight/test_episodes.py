@@ -4,10 +4,10 @@ import pytest
 
 from training import agents
 from training.agents import ANSWER, ASK, CALL, build
-from tropd.preflight.episodes import call_opener
+from tropd.preflight.episode_measurement import call_opener
 from tropd.preflight.measure import measure
 from tropd.preflight.probe import probe
-from tropd.preflight.report import render_measurement
+from tropd.preflight.screen import render_measurement
 
 BROKEN = '<tool_call>\n{"name": "calculator", "argum<|im_end|>'
 

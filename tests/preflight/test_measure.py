@@ -11,7 +11,8 @@ import torch
 from training import tiny
 from tropd.preflight.measure import forecast_gradient, measure, standard_error
 from tropd.preflight.measurement import EndingUse, PositionBucket
-from tropd.preflight.probe import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes, probe
+from tropd.preflight.probe import probe
+from tropd.preflight.probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
 from tropd.teacher.endings import Declared, pair_endings
 from tropd.training.records import Rollout
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from preflight.test_verdict import CLOSE, OTHER, judged
 from tropd.preflight.findings import Finding
-from tropd.preflight.report import as_dict, render_findings, render_measurement, render_verdict
+from tropd.preflight.screen import as_dict, render_findings, render_measurement, render_verdict
 
 FINDINGS = [
     Finding("ok", "vocabulary", "Both agree."),

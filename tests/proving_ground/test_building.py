@@ -12,9 +12,9 @@ from tools.proving_ground.build import load, save_folder
 from tools.proving_ground.learning import Plan, Progress, train
 from tools.proving_ground.measuring import distance, mean_entropy, roll_out
 from tools.proving_ground.plans import generalist_plan, specialist_plan, student_config, student_plan, teacher_config
+from tools.proving_ground.tokenizer import build_tokenizer
 from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import MODELS
-from tropd.proving_ground.tokenizer import build_tokenizer
 
 MIXTURE = Mixture(tuple((name, 1.0) for name in DOMAINS), seed=0, level=1)
 PLAN = Plan("tiny", MIXTURE, steps=6, learning_rate=1e-3, batch_size=2, steps_between_evaluations=3)

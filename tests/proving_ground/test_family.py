@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.proving_ground.measuring import accuracy
+from tools.proving_ground.tokenizer import build_tokenizer
 from tropd.proving_ground import family
 from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT, model_path
-from tropd.proving_ground.tokenizer import build_tokenizer
 
 SHIPPED_BYTES = 24_000_000
 FOLDER = family.family_path()

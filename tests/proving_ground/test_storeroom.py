@@ -8,9 +8,10 @@ import random
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools.proving_ground.expert import expert
 from tropd.evaluation.episodes import Episode, play
 from tropd.proving_ground import storeroom
-from tropd.proving_ground.storeroom import MODELS, Storeroom, draw, expert, is_right, model_path, orders
+from tropd.proving_ground.storeroom import MODELS, Storeroom, draw, is_right, model_path, orders
 
 
 def test_the_example_runs():

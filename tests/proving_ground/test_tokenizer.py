@@ -2,8 +2,8 @@
 
 import pytest
 
+from tools.proving_ground.tokenizer import WORDS, build_tokenizer
 from tropd.proving_ground.domains import DOMAINS, records
-from tropd.proving_ground.tokenizer import WORDS, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,12 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from real_vllm.worker import finish, watch
+from tools.proving_ground.expert import expert
 from tropd import TrOPDConfig, TrOPDTrainer
-from tropd.proving_ground.storeroom import Storeroom, expert, model_path, orders
+from tropd.proving_ground.storeroom import Storeroom, model_path, orders
 from tropd.training import step
 
 HALF = 0.5

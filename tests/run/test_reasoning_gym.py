@@ -4,7 +4,7 @@ import pytest
 
 from training import agents
 from tropd.data import load_prompts
-from tropd.run.rewards import reward_function
+from tropd.run.tools import reward_function
 
 
 def test_a_run_is_rewarded_by_the_scorers_of_its_tasks(tmp_path):

@@ -54,6 +54,10 @@ class Shop(Store):
 
 class NoReset:
     pass
+
+
+class Unjudged(Store):
+    get_reward = None
 '''
 ASK = [{"role": "user", "content": "a"}]
 
@@ -89,6 +93,7 @@ def test_without_any_rows_stay_as_they_are(module):
         (["add"], None, "tools has 'add', but Empty module name"),
         (["own_tools.bare"], None, "tools has 'own_tools.bare', of which no schema can be made: .* Give it type hints"),
         ([], "own_tools.NoReset", "environment is 'own_tools.NoReset', which has no method `reset`"),
+        ([], "own_tools.Unjudged", "environment is 'own_tools.Unjudged', whose `get_reward` is not a method"),
     ],
 )
 def test_what_is_no_tool_is_refused(module, tools, environment, message):

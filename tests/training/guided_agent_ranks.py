@@ -13,11 +13,13 @@ import torch
 from accelerate.utils import gather_object
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for `tools`
 
+from tools.proving_ground.expert import expert
 from training.rank_worker import SHARDED, shard_on_cpu
 from training.tiny import config, same_dataset, weights_of
 from tropd import TrOPDTrainer
-from tropd.proving_ground.storeroom import Storeroom, expert, model_path, orders
+from tropd.proving_ground.storeroom import Storeroom, model_path, orders
 from tropd.training import step
 
 ROWS, LONG = 8, 160

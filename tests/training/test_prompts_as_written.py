@@ -201,7 +201,7 @@ def test_a_student_that_could_look_learns_on_text(tmp_path, teacher, given):
 
 @pytest.mark.parametrize(("column", "value"), [("tools", [TOOL]), ("teacher_prompt", USER)])
 def test_a_comparison_refuses_what_it_would_not_hand_on(column, value):
-    from tropd.comparison.cell.prompts import _check_read
+    from tropd.comparison.cell.texts import _check_read
 
     _check_read("a.jsonl", [{"prompt": USER}, {"prompt": "ab", "tools": "hammer"}])
     with pytest.raises(ValueError, match=f"^a.jsonl has a column '{column}', which a comparison does not pass on"):

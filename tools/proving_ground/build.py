@@ -27,10 +27,10 @@ from tools.proving_ground.first_gradients import gradient_norms
 from tools.proving_ground.learning import Accuracies, train
 from tools.proving_ground.measuring import MAX_NEW_TOKENS, accuracy, distance, mean_entropy
 from tools.proving_ground.plans import generalist_plan, specialist_plan, student_config, student_plan, teacher_config
+from tools.proving_ground.tokenizer import build_tokenizer
 from tropd.proving_ground.domains import DOMAINS, records
 from tropd.proving_ground.family import GENERALIST, MODELS, PRUNED, SPECIALISTS, STUDENT
 from tropd.proving_ground.problems import LEVEL_SHARES
-from tropd.proving_ground.tokenizer import build_tokenizer
 
 VALIDATION_PROBLEMS = 60
 TEST_PROBLEMS = 200

@@ -23,10 +23,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tools.proving_ground.build import load, save_folder
+from tools.proving_ground.expert import expert
 from tools.proving_ground.learning import make_optimizers, update
 from tropd.evaluation.episodes import Episode, play
 from tropd.proving_ground.problems import split_of
-from tropd.proving_ground.storeroom import Order, Storeroom, draw, expert, is_right, model_path, orders
+from tropd.proving_ground.storeroom import Order, Storeroom, draw, is_right, model_path, orders
 
 BATCH_SIZE = 32
 BATCHES_IN_POOL = 8

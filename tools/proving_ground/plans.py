@@ -4,9 +4,9 @@ from transformers import Qwen3Config
 
 from tools.proving_ground.batches import Mixture
 from tools.proving_ground.learning import Plan
+from tools.proving_ground.tokenizer import MAX_LENGTH, build_tokenizer
 from tropd.proving_ground.domains import DOMAINS
 from tropd.proving_ground.family import GENERALIST, SPECIALISTS, STUDENT
-from tropd.proving_ground.tokenizer import MAX_LENGTH, build_tokenizer
 
 TEACHER_AT_LEAST = 0.95
 """Greedy accuracy wanted of a teacher on each of its domains."""

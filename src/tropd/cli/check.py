@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,8 @@ UNNAMED = "(not named)"
 
 def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
     """Estimate costs, score prompts, take steps; everything is shown, and given back as plain data."""
-    from ..run.trial import scratch_folder, silent_trainer, take_steps, trial_inputs
-    from .at_start import is_sharded, look_when_ready
-    from .preflight import show_plan, show_probe, show_time
+    from ..run.trial import silent_trainer, take_steps, trial_inputs
+    from .preflight import is_sharded, look_when_ready, show_plan, show_probe, show_time
 
     # Before the models are loaded: the estimate holds them too.
     plan = show_plan(inputs, disk=inputs.args.output_dir != UNNAMED)
@@ -80,7 +80,7 @@ def _measure(inputs: Any, num_steps: int) -> dict[str, Any]:
         if plan is not None and looked.times is not None:
             show_time(inputs, looked.times, looked.mean_length)
 
-    with scratch_folder() as folder:
+    with tempfile.TemporaryDirectory(prefix="tropd-check-") as folder:
         console.say("loading student and teacher")
         trainer = silent_trainer(trial_inputs(inputs, num_steps, folder))
         if is_sharded(trainer) and not num_steps:

@@ -1,11 +1,10 @@
 """`tropd compare`: methods side by side at one budget, from a plan to a report."""
 
 import argparse
-import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -66,27 +65,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..comparison.plan_file import load_plan
-    from ..comparison.run import report_only
+    from ..comparison.run import compare, report_only
 
-    jobs = _cores() if options.jobs is None else options.jobs
+    jobs = console.cores() if options.jobs is None else options.jobs
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; at least one run is needed. Use 1 or more, or remove it.")
     plan = load_plan(options.plan, options.teacher)
     if options.report_only:
         return _end(report_only(plan, options.out, options.sources, options.hardware), options.out)
-    return _end(_compare(plan, options, jobs), options.out)
-
-
-def _cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any]:
-    from ..comparison.run import compare
-
     with _sigterm_as_exit(), _Screen() as screen:
-        return compare(
+        results = compare(
             plan,
             options.out,
             jobs=jobs,
@@ -96,6 +84,7 @@ def _compare(plan: Any, options: argparse.Namespace, jobs: int) -> dict[str, Any
             hardware=options.hardware,
             report=screen.show,
         )
+    return _end(results, options.out)
 
 
 @contextmanager
@@ -143,19 +132,15 @@ class _Screen:
             under_way = ", ".join(_how_far(words, progress) for words in progress.running)
             self.status.update(escape(visible(f"{progress.done}/{progress.total} cells{_left(progress)}: {under_way}")))
         else:
-            self._announce(words for words in progress.running if words.startswith(PREPARING))
+            for words in progress.running:
+                if words.startswith(PREPARING) and words not in self.announced:
+                    console.say(f"{words} ...")
+                    self.announced.add(words)
             self._tell_now_and_then(progress)
         if progress.ended is None:
             return
         how = _outcome(progress.result) if progress.ended.cell is not None else "ready" if progress.well else "failed"
         console.say(f"{progress.done}/{progress.total} cells  {progress.ended.words}: {how}{_left(progress)}")
-
-    def _announce(self, tasks: Iterable[str]) -> None:
-        """Each once."""
-        for words in tasks:
-            if words not in self.announced:
-                console.say(f"{words} ...")
-                self.announced.add(words)
 
     def _tell_now_and_then(self, progress: "Progress") -> None:
         """So often that nobody wonders whether it hangs, and so seldom that a log can be read."""
@@ -179,7 +164,6 @@ def _left(progress: "Progress") -> str:
 
 
 def _outcome(result: Any) -> str:
-    """What a cell came to, in a few words."""
     if result is None or result.get("error"):
         return f"failed: {(result or {}).get('error')}"
     shown = [("accuracy", 100, ".1f", "%"), ("student_states/reverse_kl", 1, ".3f", " nats reverse KL")]
@@ -203,15 +187,13 @@ def _end(results: dict[str, Any], out: Path) -> int:
         elif (table := difference_table(setting, reference)) is not None:
             head, rows = table
             _show(name, f"distance to the teacher compared with {reference}", head[:3], [row[:3] for row in rows])
-    for file, what in WRITTEN.items():
-        console.out().print(f"written  {out / file}{what}", markup=False)
+    console.show(*(f"written  {out / file}{what}" for file, what in WRITTEN.items()))
     errors = sum(bool(cell.get("error")) for cell in results["cells"].values())
     unprepared = sum(bool(setting["error"]) for setting in results["settings"].values())
     if errors:
         many = "1 cell" if errors == 1 else f"{errors} cells"
         console.warn(f"{many} failed; {out / 'logs'} has the logs, and --retry-failed runs the failed cells again.")
-    for line in _next(results, out):
-        console.out().print(line, markup=False)
+    console.show(*_next(results, out))
     return 1 if errors or unprepared else 0
 
 
@@ -223,7 +205,6 @@ WRITTEN = {
 
 
 def _next(results: dict[str, Any], out: Path) -> list[str]:
-    """What to do with a comparison that is there."""
     cells = [out / "cells" / name for name, cell in results["cells"].items() if cell["kind"] == "report"]
     runs = [str(folder) for folder in cells if (folder / "run.json").is_file()]
     if not runs:
@@ -238,10 +219,9 @@ def _next(results: dict[str, Any], out: Path) -> list[str]:
 
 def _show(name: str, what: str, head: list[str], rows: list[list[str]]) -> None:
     """A table as wide as its words: in a log it is read whole, whatever the width of a screen."""
-    screen = console.out()
-    screen.print(f"{name}: {what}", markup=False)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [f"{name}: {what}"]
     for row in (head, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        screen.print("  ".join(cells).rstrip(), markup=False)
-    screen.print()
+        lines.append("  ".join(cells).rstrip())
+    console.show(*lines, "")

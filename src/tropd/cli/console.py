@@ -56,8 +56,13 @@ def _is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """A status line."""
     err().print(escape(text))
+
+
+def show(*lines: str) -> None:
+    """Lines of a result, as they stand."""
+    for line in lines:
+        out().print(line, markup=False)
 
 
 def warn(text: str) -> None:
@@ -93,16 +98,9 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 
 @contextmanager
 def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as of_rich
 
-    class Left(TimeRemainingColumn):
+    class Left(of_rich.TimeRemainingColumn):
         """The caller's own forecast, where it has one."""
 
         def render(self, task: Any) -> Text:
@@ -110,15 +108,15 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
             return super().render(task) if known is None else Text(duration(known), style="progress.remaining")
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}  {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        of_rich.TextColumn("{task.description}"),
+        of_rich.BarColumn(),
+        of_rich.MofNCompleteColumn(),
+        of_rich.TextColumn("{task.fields[unit]}  {task.fields[note]}"),
+        of_rich.TimeElapsedColumn(),
+        of_rich.TextColumn("left"),
         Left(),
     )
-    with Progress(*columns, console=err()) as bar:
+    with of_rich.Progress(*columns, console=err()) as bar:
         task = bar.add_task(title, total=total, completed=done, unit=unit, note="", left=None)
 
         def advance(count: int = 1, note: str = "", left: float | None = None) -> None:
@@ -128,8 +126,6 @@ def _bar(title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
 
 
 class _Lines:
-    """The plain log of a progress."""
-
     def __init__(
         self,
         title: str,
@@ -154,6 +150,11 @@ class _Lines:
         beside = f"  {note}" if note else ""
         self.print_line(f"{self.title}: {self.done}/{self.total} {self.unit}{beside}  {duration(left)} left")
         self.reported, self.last_line = self.done, now
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:

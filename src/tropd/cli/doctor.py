@@ -67,29 +67,27 @@ def run(options: argparse.Namespace) -> int:
     asked = requirements("tropd")
     screen = console.out()
     screen.print("versions", style="bold")
-    for line in _version_lines(asked):
-        screen.print(f"  {line}", markup=False)
+    console.show(*(f"  {line}" for line in _version_lines(asked)))
     conflicts = list(find_conflicts({requirement.name for requirement in asked}))
     for sentence in conflicts:
         console.warn(sentence)
     screen.print("\nthis machine", style="bold")
-    for name, value in machine():
-        screen.print(f"  {name:<10} {value}", markup=False)
+    console.show(*(f"  {name:<10} {value}" for name, value in machine()))
     screen.print("\nwhat can run", style="bold")
     found = abilities(asked)
     for ability in found:
-        how = "yes" if not ability.lacking else f"no: {ability.lacking}"
-        screen.print(f"  {ability.what:<38} {how}", markup=False)
+        console.show(f"  {ability.what:<38} {'yes' if not ability.lacking else f'no: {ability.lacking}'}")
     missing = dict.fromkeys(ability.command for ability in found if ability.command)
     if missing:
         screen.print("\nto install what is missing", style="bold")
-        for command in missing:
-            screen.print(f"  {command}", markup=False)
+        console.show(*(f"  {command}" for command in missing))
     works = not found[0].lacking
     if works:
         screen.print("\nnext", style="bold")
-        screen.print("  tropd compare recipe:proving_ground/demo --out demo        the demonstration", markup=False)
-        screen.print("  tropd check --student … --teacher … --data prompts.jsonl   your own pair", markup=False)
+        console.show(
+            "  tropd compare recipe:proving_ground/demo --out demo        the demonstration",
+            "  tropd check --student … --teacher … --data prompts.jsonl   your own pair",
+        )
     return 0 if works else 1
 
 
@@ -98,21 +96,13 @@ def run(options: argparse.Namespace) -> int:
 
 def requirements(distribution: str) -> list[Requirement]:
     """What an installed distribution asks for; of what depends on platform or Python, nothing."""
-    found = (_read(line) for line in importlib.metadata.requires(distribution) or ())
-    return [requirement for requirement in found if requirement is not None]
-
-
-def _read(line: str) -> Requirement | None:
-    """A line of metadata; `None` where a marker other than an extra stands behind it.
-
-    >>> _read('trl<1.17,>=1.16; extra == "train"')
-    Requirement(name='trl', bounds='<1.17,>=1.16', extra='train')
-    """
-    asked = requirements_of.Requirement(line)
-    of_extra = re.fullmatch('extra == "([^"]+)"', str(asked.marker or ""))
-    if asked.marker and of_extra is None:
-        return None
-    return Requirement(canonicalize_name(asked.name), str(asked.specifier), of_extra[1] if of_extra else None)
+    found = []
+    for asked in map(requirements_of.Requirement, importlib.metadata.requires(distribution) or ()):
+        of_extra = re.fullmatch('extra == "([^"]+)"', str(asked.marker or ""))
+        if of_extra or not asked.marker:
+            extra = of_extra[1] if of_extra else None
+            found.append(Requirement(canonicalize_name(asked.name), str(asked.specifier), extra))
+    return found
 
 
 def fits(version: str, bounds: str) -> bool:
@@ -163,10 +153,9 @@ def find_conflicts(names: Iterable[str]) -> Iterable[str]:
 
 def machine() -> list[tuple[str, str]]:
     """Cores, memory, disk and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     disk = shutil.disk_usage(Path.cwd())
     return [
-        ("system", f"{platform.system()} {platform.machine()}, {cores} cores"),
+        ("system", f"{platform.system()} {platform.machine()}, {console.cores()} cores"),
         ("memory", _memory()),
         ("disk", f"{disk.free / 1e9:.1f} GB free here"),
         ("GPU", "; ".join(gpus()) or "none found"),
@@ -224,7 +213,6 @@ def abilities(asked: Iterable[Requirement]) -> list[Ability]:
 
 
 def _part(what: str, asked: Iterable[Requirement], extra: str) -> Ability:
-    """The core and one extra of tropd."""
     needed = [r for r in asked if r.extra in (None, extra) and r.name != "tropd"]
     absent = [r.name for r in needed if installed(r.name) is None]
     wrong = [f"{r.name} {v}" for r in needed if (v := installed(r.name)) is not None and not fits(v, r.bounds)]

@@ -11,6 +11,7 @@ from ..shipped import locate_field
 from ..suggestions import hint
 from . import console, writers
 from .generate import DTYPES, json_mapping
+from .options import add_option
 
 if TYPE_CHECKING:
     from ..engines.drawing import Writer
@@ -81,13 +82,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="model folder, such as a run's, or a name on the Hub")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of the options below, and model")
     for name, (default, help) in DEFAULTS.items():
-        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         kind: dict[str, Any] = {"metavar": "…", "type": _type_of(name, default)}
         if isinstance(default, list):
             kind = {"metavar": "FILE", "nargs": "+"}
         if isinstance(default, bool):
             kind = {"action": "store_const", "const": True}
-        parser.add_argument(*names, help=help, default=None, **kind)
+        add_option(parser, name, help, default=None, **kind)
     parser.add_argument("--list", action="store_true", help="say which benchmark files are found, and exit")
     parser.add_argument("--regrade", type=Path, metavar="DIR", help="grade the responses of an evaluation again")
     parser.add_argument(
@@ -146,7 +146,6 @@ IN_A_FILE = {"benchmarks": str | list[str], "trained_on": list[str], "chat_templ
 
 
 def _type_of(name: str, default: Any) -> type:
-    """Of an option's value; one without a default is text, but for two numbers."""
     if default is None:
         return int if name in ("batch_size", "max_tool_result_tokens") else str
     return type(default)
@@ -172,7 +171,6 @@ def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
 
 
 def _list(settings: dict[str, Any]) -> int:
-    """What is found of each benchmark."""
     from ..evaluation.benchmarks.registry import BENCHMARKS, find, load
 
     _needed(settings, "data")
@@ -190,8 +188,7 @@ def _list(settings: dict[str, Any]) -> int:
             f"    source   {one.source}",
         ]
         lines += [f"    lacks    {one.lacks}"] if one.lacks else []
-        for line in lines:
-            console.out().print(line, markup=False)
+        console.show(*lines)
     return 0
 
 
@@ -207,7 +204,7 @@ def _compare(folders: list[str], reference: str | None) -> int:
     if reference is None:
         raise ValueError("reference is not set; name the evaluation to compare with: --reference eval/opd")
     methods = {name: [Path(folder) for folder in name.split(",")] for name in dict.fromkeys([reference, *folders])}
-    console.out().print(comparison_table(methods, reference), markup=False)
+    console.show(comparison_table(methods, reference))
     return 0
 
 
@@ -238,7 +235,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
     """Everything that can be refused is, before the weights are loaded."""
     from ..evaluation.benchmarks.grading import check_gradable
     from ..evaluation.responses import ResponseLog, asked_of, check_fits, describe, read_prompts
-    from ..evaluation.results import responses_path
+    from ..evaluation.results import part_path
     from ..models.files import read_model_files
     from .quiet import quiet_libraries
 
@@ -265,7 +262,7 @@ def _evaluate(settings: dict[str, Any]) -> int:
         if samples < 0:
             raise ValueError(f"samples is {samples}; give a number of responses to each problem.")
         described = describe(sampling, asked_of(problems), samples, found.sha256) | {"chat": prompted.chat}
-        log = ResponseLog(responses_path(folder, one.name), problems, samples, described, sampling.batch_size)
+        log = ResponseLog(part_path(folder, "responses", one.name), problems, samples, described, sampling.batch_size)
         work.append((one, log, prompted, described))
     _write_evaluation(folder, work)
     _answer(folder, settings, sampling, files, [(one, log, prompted) for one, log, prompted, _ in work])
@@ -291,7 +288,6 @@ def _sampling(settings: dict[str, Any]) -> "Sampling":
 
 
 def _write_evaluation(folder: Path, work: list[Any]) -> None:
-    """Add what is asked now to `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION, versions
 
@@ -333,7 +329,6 @@ def _answer(folder: Path, settings: dict[str, Any], sampling: "Sampling", files:
 
 
 def _note_writer(folder: Path, writer: "Writer", logs: "dict[str, ResponseLog]") -> None:
-    """Put the engine into `evaluation.json`."""
     from ..atomic_files import write_whole
     from ..evaluation.results import EVALUATION
     from ..teacher.served.served import is_same_model
@@ -356,34 +351,26 @@ def _grade_all(
     folder: Path, asked: "dict[str, tuple[Any, bool]]", settings: dict[str, Any], again: bool = False
 ) -> int:
     """Grade what is not, and print the tables of all that is."""
-    from ..evaluation.results import (
-        SCORES,
-        grade,
-        graded_benchmarks,
-        is_graded,
-        read_graded,
-        responses_path,
-        write_scores,
-    )
+    from ..evaluation import results
 
     for name, (problems, opened) in asked.items():
-        if is_graded(folder, name) and not again:
+        if results.is_graded(folder, name) and not again:
             continue
-        with responses_path(folder, name).open("rb") as stream:
+        with results.part_path(folder, "responses", name).open("rb") as stream:
             total = sum(1 for _ in stream)
         started = time.monotonic()
         with console.progress(f"grade {name}", total, "responses") as advance:
-            grade(folder, name, problems, opened, advance)
+            results.grade(folder, name, problems, opened, advance)
         console.say(f"{name} graded in {console.duration(time.monotonic() - started)}")
     if settings["trained_on"]:
         _mark_seen(folder, asked, settings["trained_on"])
-    text = write_scores(folder, {name: read_graded(folder, name) for name in graded_benchmarks(folder)})
-    console.out().print(text, markup=False)
+    graded = {name: results.read_graded(folder, name) for name in results.graded_benchmarks(folder)}
+    console.show(results.write_scores(folder, graded))
     console.say(f"written: {folder}/evaluation.json, responses/, verdicts/, scores.json, tables.md, evaluation.html")
     if settings["card"]:
         from ..evaluation.card import write_scores_to_card
 
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        scores = json.loads((folder / results.SCORES).read_text(encoding="utf-8"))
         console.say(f"the scores are in the model card: {write_scores_to_card(settings['model'], scores)}")
     return 0
 
@@ -401,14 +388,14 @@ def _mark_seen(folder: Path, asked: "dict[str, tuple[Any, bool]]", trained_on: l
 def _regrade(folder: Path, settings: dict[str, Any]) -> int:
     """Grade stored responses again, by the graders of today."""
     from ..evaluation.responses import asked_of, sha256_of
-    from ..evaluation.results import EVALUATION, responses_path
+    from ..evaluation.results import EVALUATION, part_path
 
     path = folder / EVALUATION
     if not path.is_file():
         raise ValueError(f"regrade is {folder}, which has no {EVALUATION}. Name the --out of an evaluation.")
     asked = {}
     for name, described in json.loads(path.read_text(encoding="utf-8"))["benchmarks"].items():
-        if not responses_path(folder, name).is_file():
+        if not part_path(folder, "responses", name).is_file():
             continue
         source = described["path"] or name
         _check_data([source], settings)

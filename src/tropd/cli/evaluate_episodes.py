@@ -107,7 +107,6 @@ def _play(
     file: "BatchFile",
     advance: Any,
 ) -> None:
-    """Add the missing episodes to the file, a batch at a time."""
     from ..evaluation.episode_scores import record_of
     from ..evaluation.episodes import play
 
@@ -141,5 +140,4 @@ def _print(scores: dict[str, Any], folder: Path) -> None:
             mean, error = scores[name]["mean"], scores[name]["standard_error"]
             spread = "" if error is None else f" ± {factor * error:.2f}"
             lines.append(f"{words:<14}{factor * mean:.2f}{spread}{unit}")
-    for line in [*lines, f"written       {folder / EPISODES}, {SCORES}"]:
-        console.out().print(line, markup=False)
+    console.show(*lines, f"written       {folder / EPISODES}, {SCORES}")

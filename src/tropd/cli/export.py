@@ -11,7 +11,7 @@ from ..shipped import locate_field
 from ..verl.methods import verl_methods, why_not
 from ..verl.rows import Order, Prompt, steps_of, training_rows, validation_rows
 from . import console
-from .generate import _columns, _template_kwargs, read_data
+from .generate import _columns, _template_kwargs, add_data_options, read_data
 from .options import add_option
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("answer_column", "column for verl's reward_model.ground_truth", metavar="NAME")
     option("validation", "write rows for data.val_files: each prompt once, no prefixes", action="store_true")
     option("seed", "seed of the order (default: 42)", type=int, default=42, metavar="N")
-    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
-    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
-    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
-    option("system_prompt", "a system message before every conversation", metavar="TEXT")
-    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
+    add_data_options(option)
     option("max_prompts", "export only the first N prompts", type=int, metavar="N")
     option("trust_remote_code", "run the code that a model folder brings along", action="store_true")
     parser.set_defaults(takes_fields=True, overrides=[])
@@ -176,7 +172,6 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _report(options: argparse.Namespace, method: Method, order: Order | None, rows: list[dict[str, Any]]) -> None:
-    screen = console.out()
     lines = [f"rows         {len(rows)}"]
     if order is not None:
         lengths = [len(row["extra_info"]["tropd_prefix_ids"]) for row in rows]
@@ -198,5 +193,4 @@ def _report(options: argparse.Namespace, method: Method, order: Order | None, ro
         if method.guided:
             lines[-1] += " \\"
             lines.append("  actor_rollout_ref.rollout.agent.default_agent_loop=tropd_prefix")
-    for line in lines:
-        screen.print(line, markup=False)
+    console.show(*lines)

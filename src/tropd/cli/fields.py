@@ -1,7 +1,7 @@
 """The fields of a configuration, as `--help` shows them; TRL is not imported for it."""
 
 import argparse
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from ..run.settings import RunSettings
@@ -47,10 +47,9 @@ def fields_help() -> str:
 
 
 def _lines(settings: Any) -> str:
-    return "".join(f"  {field.name + ' ':<30}{_default(field)}{field.metadata['help']}\n" for field in fields(settings))
-
-
-def _default(field: Field) -> str:
-    if field.default is MISSING or field.default in ("", None):
-        return ""
-    return f"[{str(field.default).lower() if isinstance(field.default, bool) else field.default}] "
+    lines = ""
+    for field in fields(settings):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        shown = "" if default in (MISSING, "", None) else f"[{default}] "
+        lines += f"  {field.name + ' ':<30}{shown}{field.metadata['help']}\n"
+    return lines

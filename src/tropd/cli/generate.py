@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,8 @@ from .options import add_option
 if TYPE_CHECKING:
     from ..data import PromptData
     from ..engines.drawing import Writer
-    from ..generation import Summary
+    from ..generation import ResponseFile, Summary
     from ..models.files import ModelFiles
-    from ..response_file import ResponseFile
     from ..run.tools import RunTools
 
 HELP = "write teacher responses for a file of prompts"
@@ -64,11 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("responses_per_prompt", "how many (default: 1)", type=int, default=1, metavar="N")
     option("batch_size", "responses sampled together (default: 16; 256 with vllm)", type=int, metavar="N")
     option("seed", "the same seed writes the same file (default: 42)", type=int, default=42, metavar="N")
-    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
-    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
-    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
-    option("system_prompt", "a system message before every conversation", metavar="TEXT")
-    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
+    add_data_options(option)
     option("max_prompts", "answer only the first N prompts", type=int, metavar="N")
     option("tools", "functions that the teacher may call, by dotted paths; writes episodes", nargs="+", metavar="PATH")
     option("environment", "class whose methods it may call, by a dotted path, or name=path for several", nargs="+",
@@ -88,6 +84,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         shown = {"action": "store_true"} if field.default is False else {"type": kind, "metavar": "X"}
         option(field.name, field.metadata["help"], default=field.default, **shown)
     parser.set_defaults(takes_fields=True, overrides=[])
+
+
+def add_data_options(option: Callable[..., None]) -> None:
+    """How prompts are read."""
+    option("columns", "our column names to the file's, as JSON; or --columns.prompt NAME", metavar="JSON")
+    option("data_split", "split of a data set that has several (default: train)", default="train", metavar="NAME")
+    option("chat", "wrap text prompts as a user's message, for the chat template", action="store_true")
+    option("system_prompt", "a system message before every conversation", metavar="TEXT")
+    option("chat_template_kwargs", "arguments of the chat template, as JSON", metavar="JSON")
 
 
 def served_fields() -> list[Field]:
@@ -139,7 +144,6 @@ def found_tools(options: argparse.Namespace) -> "RunTools":
 
 
 def _tools(options: argparse.Namespace) -> "RunTools":
-    """What the teacher may call."""
     found = found_tools(options)
     if found.are_there and is_served(options.teacher):
         raise ValueError(
@@ -194,7 +198,6 @@ def _columns(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any] | None:
-    """The arguments of the chat template."""
     arguments = json_mapping("chat_template_kwargs", text, '{"enable_thinking": false}')
     taken = [name for name in RESERVED if name in (arguments or {})]
     if taken:
@@ -224,24 +227,18 @@ def _open(
     options: argparse.Namespace, columns: dict[str, str] | None, template_kwargs: dict[str, Any] | None
 ) -> "tuple[ResponseFile, ModelFiles, Writer | None]":
     """Everything that can be refused before the teacher's weights are loaded; a teacher behind a server is found."""
-    from ..generation import check_fit, read_prompts
+    from ..generation import GenerationSettings, ResponseFile, check_fit, read_prompts
     from ..models.files import read_model_files
-    from ..response_file import GenerationSettings, ResponseFile
     from .quiet import quiet_libraries
 
     quiet_libraries()
+    is_elsewhere = is_served(options.teacher) or not is_local(options.teacher)
+    taken = ("max_new_tokens", "temperature", "responses_per_prompt", "seed", "dtype", "max_tool_result_tokens")
     settings = GenerationSettings(
-        teacher=options.teacher
-        if is_served(options.teacher) or not is_local(options.teacher)
-        else os.path.normpath(options.teacher),
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        responses_per_prompt=options.responses_per_prompt,
+        teacher=options.teacher if is_elsewhere else os.path.normpath(options.teacher),
         batch_size=writers.BATCH_SIZES[options.engine] if options.batch_size is None else options.batch_size,
-        seed=options.seed,
-        dtype=options.dtype,
         engine="server" if is_served(options.teacher) else options.engine,
-        max_tool_result_tokens=options.max_tool_result_tokens,
+        **{name: getattr(options, name) for name in taken},
     )
     data = read_data(options, columns)
     from ..run.tools import check_rows_of_tools
@@ -328,11 +325,10 @@ def _generate(
 
 def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> None:
     count, limit = summary.responses, file.settings.max_new_tokens
+    length = (summary.messages, "messages") if summary.messages else (summary.tokens, "tokens")
     lines = [
         f"responses    {count} to {len(file.prompts.rows)} prompts",
-        f"mean length  {summary.messages / count:.1f} messages"
-        if summary.messages
-        else f"mean length  {summary.tokens / count:.1f} tokens",
+        f"mean length  {length[0] / count:.1f} {length[1]}",
         f"ended        {summary.ended / count:.1%} by the teacher",
         f"cut          {1 - summary.ended / count:.1%} at max_new_tokens = {limit}",
     ]
@@ -345,8 +341,7 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
         "",
         f"next: tropd train --student DIR --teacher {file.settings.teacher} --data {file.path} --output_dir run",
     ]
-    for line in lines:
-        console.out().print(line, markup=False)
+    console.show(*lines)
     if summary.empty:
         console.warn(
             f"{summary.empty} of {count} responses are empty: the teacher ended at once. Their teacher_response is "

@@ -35,12 +35,7 @@ _GATES = {
     "teacher_entropy": "where H_T ≤ {m.teacher_entropy_tau:g}",
     "support": "on the teacher's top-{m.fkl_top_k}",
 }
-_TRUST = {
-    "k1": "K1",
-    "jsd": "hybrid JSD",
-    "gkd": "full-vocabulary divergence",
-    "rkl_direct": "reverse KL",
-}
+_TRUST = {"k1": "K1", "jsd": "hybrid JSD", "gkd": "full-vocabulary divergence", "rkl_direct": "reverse KL"}
 _ADVANTAGES = {
     "log_ratio": "",
     "mixture": " with log({m.advantage_alpha:g} ρ + 1 − {m.advantage_alpha:g})",

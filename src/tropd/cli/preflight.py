@@ -1,10 +1,14 @@
 """What `tropd check` and `tropd train` show before anything is trained."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
+from ..preflight.probe import is_sharded
 from . import console
 
 WITHOUT_PREFLIGHT = "(To skip this check, for instance to test a setup with untrained models: preflight_prompts: 0.)"
@@ -26,7 +30,7 @@ def show_data(inputs: Any) -> None:
 
 def show_findings(inputs: Any, everything: bool = False) -> None:
     """What the two models' files say about each other; only what deserves attention, unless `everything` is wanted."""
-    from ..preflight.report import render_findings
+    from ..preflight.screen import render_findings
 
     found = inputs.findings if everything else [found for found in inputs.findings if found.level != "ok"]
     if found:
@@ -50,22 +54,24 @@ def show_plan(inputs: Any, disk: bool) -> Any:
     from ..run.costs import check_room
 
     plan = _plan(inputs)
-    for line in [] if plan is None else render(plan, available_memory(inputs.args.use_cpu)):
-        console.out().print(line, markup=False)
-    if disk and plan is not None:
-        check_room(inputs, plan)
+    if plan is not None:
+        console.show(*render(plan, available_memory(inputs.args.use_cpu)))
+        if disk:
+            check_room(inputs, plan)
     return plan
 
 
 def check_costs(inputs: Any) -> None:
-    """Before training: warn if memory may not suffice, refuse if the disk will not."""
-    from ..run.costs import check_room, memory_warning
+    """Before the models are loaded, which the plan counts: warn of too little memory, refuse too small a disk."""
+    from ..planning import available_memory
+    from ..run.costs import check_room
 
     plan = _plan(inputs)
     if plan is None:
         return
-    if (tight := memory_warning(inputs, plan)) is not None:
-        console.warn(tight)
+    fit = plan.memory.fits(available_memory(inputs.args.use_cpu))
+    if not fit.fits:
+        console.warn(fit.sentence)
     check_room(inputs, plan)
 
 
@@ -75,9 +81,25 @@ def show_time(inputs: Any, times: Any, mean_length: float) -> None:
     from ..run.costs import plan_of, time_of
 
     plan = plan_of(inputs, response_tokens=max(1.0, mean_length))
-    console.out().print(f"responses of {mean_length:.0f} tokens, the measured mean:")
-    for line in time_lines(plan, time_of(plan, times)):
-        console.out().print(line, markup=False)
+    console.show(f"responses of {mean_length:.0f} tokens, the measured mean:", *time_lines(plan, time_of(plan, times)))
+
+
+class AtStart(TrainerCallback):
+    """Calls `look` on every process when training begins."""
+
+    def __init__(self, look: Callable[[], None]):
+        self.look = look
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.look()
+
+
+def look_when_ready(trainer: Any, look: Callable[[], None]) -> None:
+    """Call `look` now, or when training begins where the student is sharded only then."""
+    if is_sharded(trainer):
+        trainer.add_callback(AtStart(look))
+    else:
+        look()
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,7 @@ class Looked:
 
 def show_probe(trainer: Any, inputs: Any) -> Looked:
     """Let the models score a few prompts, each teacher some of its own, and say what to expect."""
-    from ..preflight.report import as_dict
+    from ..preflight.screen import as_dict
 
     num_prompts = inputs.configuration.settings.preflight_prompts
     if num_prompts == 0:
@@ -110,7 +132,7 @@ def _look_at(trainer: Any, inputs: Any, name: str | None, num_prompts: int) -> L
     """Student and one teacher, on rows of its own; `None` where it has none."""
     from ..preflight.measure import measure
     from ..preflight.probe import probe
-    from ..preflight.report import as_dict, render_measurement, render_verdict
+    from ..preflight.screen import as_dict, render_measurement, render_verdict
     from ..preflight.verdict import judge
     from ..run.sources import first_rows, response_lengths
 

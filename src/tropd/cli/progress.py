@@ -26,10 +26,8 @@ SHOWN = (
 class TrainingProgress(TrainerCallback):
     """Advances a progress each step, with the latest logged numbers beside it. Close it when training has ended.
 
-    An evaluation has a line of its own, and those to come are part of the time left once one was timed.
-
-    Attributes:
-        first_step: steps that were done when training began: those of a checkpoint, or 0.
+    An evaluation has a line of its own, and those to come are part of the time left once one was timed. `first_step`
+    counts the steps that were done when training began: those of a checkpoint, or 0.
     """
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic):

@@ -47,6 +47,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _shows(name: str) -> str:
-    """The recipe's own first line, a comment."""
     with Path(locate(f"recipe:{name}")).open(encoding="utf-8") as file:
         return file.readline().lstrip("# ").strip()

@@ -102,27 +102,14 @@ def _load(options: argparse.Namespace, key: str | None, at: socket.socket) -> An
     check_weights(options.teacher, "teacher", options.trust_remote_code)
     console.say(f"loading {options.teacher}")
     writer = TransformersWriter.load(
-        files,
-        "teacher",
-        dtype=options.dtype,
-        use_cpu=options.use_cpu,
-        trust_remote_code=options.trust_remote_code,
+        files, "teacher", dtype=options.dtype, use_cpu=options.use_cpu, trust_remote_code=options.trust_remote_code
     )
-    model = writer.model
-    app = make_app(
-        Served(
-            LocalTeacher(model),
-            files.tokenizer,
-            options.name or options.teacher,
-            os.path.abspath(options.teacher) if is_local(options.teacher) else options.teacher,
-            files.eos_ids,
-            key,
-            options.max_tokens,
-        )
-    )
+    model, name = writer.model, options.name or options.teacher
+    folder = os.path.abspath(options.teacher) if is_local(options.teacher) else options.teacher
+    served = Served(LocalTeacher(model), files.tokenizer, name, folder, files.eos_ids, key, options.max_tokens)
     host = f"[{options.host}]" if ":" in options.host else options.host
     console.say(
         f"{options.teacher} on {model.device} in {str(model.dtype).removeprefix('torch.')}, "
         f"{'with a key' if key else 'without a key'}: --teacher tropd://{host}:{at.getsockname()[1]}"
     )
-    return app
+    return make_app(served)

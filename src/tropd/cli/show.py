@@ -67,16 +67,13 @@ def run(options: argparse.Namespace) -> int:
     shown = [record for record in rollouts if record["step"] in wanted and _matches(record, options)]
     for record in shown[: options.limit]:
         _print(record)
-    rest = len(shown) - options.limit
+    rest, plural = len(shown) - options.limit, "" if len(wanted) == 1 else "s"
     console.say(
-        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of {_listed_steps(sorted(wanted))}"
+        f"{min(len(shown), options.limit)} of {len(shown)} rollouts that match, of step{plural} "
+        + _listed(sorted(wanted))
         + (f"; --limit {len(shown)} shows all" if rest > 0 else "")
     )
     return 0
-
-
-def _listed_steps(steps: list[int]) -> str:
-    return f"step {steps[0]}" if len(steps) == 1 else f"steps {_listed(steps)}"
 
 
 def _listed(steps: list[int]) -> str:

@@ -44,18 +44,14 @@ def run(options: argparse.Namespace) -> int:
     check_weights(options.teacher, "teacher", options.trust_remote_code)
     pruned = write_student(options.teacher, keep, options.out, trust_remote_code=options.trust_remote_code)
     before, after = pruned.parameters_before, pruned.parameters_after
-    out = console.out()
-    out.print(f"layers      {pruned.layers_before} -> {len(keep)}: kept {','.join(map(str, keep))}", markup=False)
-    out.print(
-        f"parameters  {before:,} -> {after:,} ({after / before:.1%} of the teacher), {pruned.dtype}", markup=False
-    )
-    out.print(f"written     {options.out}", markup=False)
-    out.print(
+    console.show(
+        f"layers      {pruned.layers_before} -> {len(keep)}: kept {','.join(map(str, keep))}",
+        f"parameters  {before:,} -> {after:,} ({after / before:.1%} of the teacher), {pruned.dtype}",
+        f"written     {options.out}",
         "\nnext: a model without some of its layers usually needs brief healing first (supervised fine-tuning, for "
         "instance\non the teacher's responses from `tropd generate`), since on-policy distillation learns little from "
         "a student\n"
         "that writes nonsense. Then look at the pair:\n"
         f"  tropd check --student {options.out} --teacher {options.teacher} --data prompts.jsonl",
-        markup=False,
     )
     return 0

@@ -86,8 +86,7 @@ def _train(inputs: Any, checkpoint: str | None, stack: ExitStack) -> int:
     from ..run.assemble import build_trainer
     from ..training.checkpointing.directory_lock import only_run_in
     from ..training.guards.errors import RolloutsCollapsed
-    from .at_start import look_when_ready
-    from .preflight import save_found, show_probe
+    from .preflight import look_when_ready, save_found, show_probe
     from .progress import TrainingProgress
     from .report import write_page
     from .terminal_report import show_end

@@ -37,37 +37,31 @@ REFUSED = (
 
 
 def run(options: argparse.Namespace) -> int:
-    version = _verl_version()
+    version = installed("verl")
+    if version is None:
+        raise ValueError(
+            f"verl is not installed here. Install it along with tropd: pip install 'verl[vllm]=={arming.KNOWN}.*' "
+            "(docs/verl.md)."
+        )
     reason = arming.refusal(version)
     if reason is not None:
         raise ValueError(reason)
     _check_entry_point()
     armed = _arm()
-    screen = console.out()
     lines = [
         f"{name:<13}{installed(name) or 'not installed'}"
         for name in ("tropd", "verl", "torch", "transformers", "ray", "vllm")
     ]
     lines += ["", "active in this process"]
     lines += [f"  {words}" for words in armed.values()]
-    lines += [f"  not here: {words} ({why})" for words, why in _absent(armed).items()]
+    absent = [words for name, (words, _) in arming.CHANGES.items() if name not in armed]
+    lines += [f"  not here: {words} (vllm is not installed)" for words in absent]
     lines += ["", "methods (distillation.distillation_loss.loss_mode)"]
     lines += [f"  {name:<16}{_words(name)}" for name in METHODS]
     lines += ["", "refused", *(f"  {words}" for words in REFUSED)]
     lines += ["", "not tried", *(f"  {words}" for words in NOT_TRIED)]
-    for line in lines:
-        screen.print(line, markup=False)
+    console.show(*lines)
     return 0
-
-
-def _verl_version() -> str:
-    found = installed("verl")
-    if found is None:
-        raise ValueError(
-            f"verl is not installed here. Install it along with tropd: pip install 'verl[vllm]=={arming.KNOWN}.*' "
-            "(docs/verl.md)."
-        )
-    return found
 
 
 def _check_entry_point() -> None:
@@ -88,34 +82,18 @@ def _arm() -> dict[str, str]:
     """Import verl, and of what tropd changes in it whatever can be imported here."""
     importlib.import_module("verl")
     for name in arming.CHANGES:
-        if _missing(name) is None:
-            _import(name)
+        if "vllm" in name and importlib.util.find_spec("vllm") is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"verl is installed, but its module {name} needs the package {error.name!r}, which is not. Install "
+                f"verl with what its workers import: pip install 'verl[vllm]=={arming.KNOWN}.*' (docs/verl.md)."
+            ) from error
     if not arming.ARMED:
         raise ValueError("verl was imported, but it did not load tropd; its output above says why.")
     return dict(arming.ARMED)
-
-
-def _import(name: str) -> None:
-    """A module of verl, which imports packages that only verl's extras ask for."""
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"verl is installed, but its module {name} needs the package {error.name!r}, which is not. Install verl "
-            f"with what its workers import: pip install 'verl[vllm]=={arming.KNOWN}.*' (docs/verl.md)."
-        ) from error
-
-
-def _missing(name: str) -> str | None:
-    """Which package the module of verl would need that is not here."""
-    needed = "vllm" if "vllm" in name else None
-    return needed if needed is not None and importlib.util.find_spec(needed) is None else None
-
-
-def _absent(armed: dict[str, str]) -> dict[str, str]:
-    return {
-        words: f"{_missing(name)} is not installed" for name, (words, _) in arming.CHANGES.items() if name not in armed
-    }
 
 
 def _words(name: str) -> str:

@@ -38,7 +38,12 @@ def take_over(file: Path, plan: Plan, layout: Layout) -> int:
         )
     wanted = {name: cell for name, cell in theirs["cells"].items() if _is_wanted(name, cell, plan)}
     for setting in dict.fromkeys(cell["setting"] for cell in wanted.values()):
-        _remember(file, setting, theirs["settings"][setting]["before"], layout)
+        # Scores before training are held against those of this comparison, now or when the setting is prepared.
+        before, here = theirs["settings"][setting]["before"], layout.before(setting)
+        if here is not None:
+            _check_same(file.name, setting, before, here)
+        else:
+            layout.write_taken(setting, {"file": file.name, "before": before})
     missing = wanted.keys() - layout.results().keys()
     source = {"taken_from": {"file": file.name, "hardware": theirs.get("hardware")}}
     for name in sorted(missing):  # what was taken over before keeps its first source
@@ -90,15 +95,6 @@ def _is_wanted(name: str, found: Mapping[str, Any], plan: Plan) -> bool:
         plan.fixed_rate(cell.setting, cell.label),
         *plan.learning_rates,
     )
-
-
-def _remember(file: Path, setting: str, before: Mapping[str, Any], layout: Layout) -> None:
-    """Scores before training are held against those of this comparison, now or when the setting is prepared."""
-    here = layout.before(setting)
-    if here is not None:
-        _check_same(file.name, setting, before, here)
-    else:
-        layout.write_taken(setting, {"file": file.name, "before": before})
 
 
 def _check_same(file: str, setting: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -36,8 +36,6 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder of a comparison."""
-
     root: Path
 
     def running(self, name: str) -> Path:
@@ -74,7 +72,6 @@ class Layout:
         return self.root / "cells" / name
 
     def is_ready(self, name: str) -> bool:
-        """Is the setting prepared?"""
         return self.setting(name).is_dir()
 
     def before(self, name: str) -> dict[str, Any] | None:
@@ -102,11 +99,7 @@ class Layout:
 
     def is_empty(self) -> bool:
         """Was nothing prepared, run or taken over yet?"""
-        return (
-            not any(self.root.glob("settings/*/"))
-            and not any(self.root.glob("cells/*/"))
-            and not any(self.root.glob("taken/*"))
-        )
+        return not any(any(self.root.glob(pattern)) for pattern in ("settings/*/", "cells/*/", "taken/*"))
 
     def has_state(self) -> bool:
         return (self.root / "state.json").is_file()

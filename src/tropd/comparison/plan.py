@@ -1,9 +1,13 @@
 """A comparison as data: methods, settings and budget. No torch here."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..objective.methods import SETTINGS, Method, describe, get_method
+from ..proving_ground.family import MODELS
+from ..proving_ground.storeroom import MODELS as OF_STOREROOM
+from ..shipped import locate
 from ..training.guards.field_types import check_types
 
 SPLITS = ("train", "validation", "test")
@@ -14,34 +18,26 @@ OF_EPISODES = ("sampled", "calls", "failures")
 """Scores of an environment's episodes at temperature 1, by level."""
 TURNS = 9
 """Trust is measured turn by turn, up to this one."""
+SHIPPED = (*MODELS, *(f"storeroom-{name}" for name in OF_STOREROOM))
 LEVELS = {f"level {number}": number for number in (1, 2, 3, 4)}
 """Of an environment's problems, by what scores call them."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the four sources is given.
+    """One pair (or several teachers) and the prompts it is compared on. Exactly one of the four sources is given."""
 
-    Attributes:
-        student: a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's.
-        teacher: a name or a folder; empty until `--teacher` names it.
-        teachers: instead of one teacher, a teacher for each domain.
-        teacher_ending: a token with which copies of the teachers end (`<unk>`), so that student and teacher end with
-            different ids; empty leaves the teachers alone.
-        domains: graded problems of the proving ground, by name.
-        stories: the teacher's own texts; shortest and longest prompt, in tokens.
-        data: files of prompts, by split.
-        environment: where the student acts, over turns and with tools: `storeroom`, level by level.
-    """
-
+    # a shipped model's name, a folder or Hub name, or `{keep_layers: [0, 1, 4]}`: the teacher's
     student: str | dict[str, list[int]]
-    teacher: str = ""
-    teachers: dict[str, str] = field(default_factory=dict)
+    teacher: str = ""  # a name or a folder; empty until `--teacher` names it
+    teachers: dict[str, str] = field(default_factory=dict)  # instead of one teacher, a teacher for each domain
+    # a token with which copies of the teachers end (`<unk>`), so that student and teacher end with different ids; empty
+    # leaves the teachers alone
     teacher_ending: str = ""
-    domains: list[str] = field(default_factory=list)
-    stories: list[int] = field(default_factory=list)
-    data: dict[str, str] = field(default_factory=dict)
-    environment: str = ""
+    domains: list[str] = field(default_factory=list)  # graded problems of the proving ground, by name
+    stories: list[int] = field(default_factory=list)  # the teacher's own texts; shortest and longest prompt, in tokens
+    data: dict[str, str] = field(default_factory=dict)  # files of prompts, by split
+    environment: str = ""  # where the student acts, over turns and with tools: `storeroom`, level by level
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -55,7 +51,6 @@ class Setting:
 
     @property
     def is_graded(self) -> bool:
-        """Are the student's responses graded?"""
         return bool(self.domains or self.environment)
 
     def teacher_of(self, part: str) -> str:
@@ -64,51 +59,31 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """Read from YAML by `reading.load_plan`.
+    """Read from YAML by `plan_file.load_plan`."""
 
-    Attributes:
-        settings: by name.
-        methods: label → method name (`package.module:NAME` for one of your own), changed parts, and fields of
-            `TrOPDConfig` of this method alone; without a name the label is it. A `learning_rate` there, one number or
-            one for each setting, is not chosen from the grid.
-        seeds: of the reported runs, measured on test prompts.
-        student_tokens: tokens that the student writes in a run: the budget that all methods share.
-        prompts: how many for `train`, `validation` and `test`, in each domain or level.
-        max_length: L_max, tokens of prefix and continuation together.
-        learning_rates: the grid every method chooses from; one rate needs no grid.
-        title: heading of the report.
-        grid_seed: seed of the runs that choose the learning rate, on validation prompts.
-        grid_tokens: their budget; `None` is `student_tokens`.
-        prompt_seed: seed of the prompts and of the teacher's responses.
-        prompts_per_step: prompts of one optimiser step.
-        rollouts_per_prompt: sequences of each.
-        select_on: what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`.
-        divergence_prompts: prompts of each domain on which divergences are exact; 0 measures none.
-        points: how many times in a run the accuracy on a few validation prompts is measured; 0 means never.
-        point_prompts: how many of each domain.
-        reference: the method that the others are compared with.
-        trainer: further fields of `TrOPDConfig`.
-    """
-
-    settings: dict[str, Setting]
+    settings: dict[str, Setting]  # by name
+    # label → method name (`package.module:NAME` for one of your own), changed parts, and fields of `TrOPDConfig` of
+    # this method alone; without a name the label is it. A `learning_rate` there, one number or one for each setting, is
+    # not chosen from the grid
     methods: dict[str, dict[str, Any]]
-    seeds: list[int]
-    student_tokens: int
-    prompts: dict[str, int]
-    max_length: int
-    learning_rates: list[float]
-    title: str = "Methods side by side"
-    grid_seed: int = 0
-    grid_tokens: int | None = None
-    prompt_seed: int = 1
-    prompts_per_step: int = 16
-    rollouts_per_prompt: int = 4
+    seeds: list[int]  # of the reported runs, measured on test prompts
+    student_tokens: int  # tokens that the student writes in a run: the budget that all methods share
+    prompts: dict[str, int]  # how many for `train`, `validation` and `test`, in each domain or level
+    max_length: int  # L_max, tokens of prefix and continuation together
+    learning_rates: list[float]  # the grid every method chooses from; one rate needs no grid
+    title: str = "Methods side by side"  # heading of the report
+    grid_seed: int = 0  # seed of the runs that choose the learning rate, on validation prompts
+    grid_tokens: int | None = None  # their budget; `None` is `student_tokens`
+    prompt_seed: int = 1  # seed of the prompts and of the teacher's responses
+    prompts_per_step: int = 16  # prompts of one optimiser step
+    rollouts_per_prompt: int = 4  # sequences of each
+    # what chooses the learning rate on validation prompts: `accuracy`, or `<states>/<divergence>`
     select_on: str = "student_states/reverse_kl"
-    divergence_prompts: int = 64
-    points: int = 4
-    point_prompts: int = 32
-    reference: str = "opd"
-    trainer: dict[str, Any] = field(default_factory=dict)
+    divergence_prompts: int = 64  # prompts of each domain on which divergences are exact; 0 measures none
+    points: int = 4  # how many times in a run the accuracy on a few validation prompts is measured; 0 means never
+    point_prompts: int = 32  # how many of each domain
+    reference: str = "opd"  # the method that the others are compared with
+    trainer: dict[str, Any] = field(default_factory=dict)  # further fields of `TrOPDConfig`
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -118,7 +93,6 @@ class Plan:
         return self.prompts_per_step * self.rollouts_per_prompt
 
     def method_of(self, label: str) -> Method:
-        """The resolved method of a label."""
         changes = self.methods[label]
         parts = {name: value for name, value in changes.items() if name in SETTINGS}
         return get_method(changes.get("method", label), **parts)
@@ -135,3 +109,8 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def model_folder(name: str) -> str:
+    """The folder of a model of the proving ground, unless a file here has that name; else the name."""
+    return locate(f"shipped:{name}") if name in SHIPPED and not Path(name).exists() else name

@@ -39,5 +39,4 @@ def differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """As a plan has it."""
     return "not set" if value is ABSENT else json.dumps(value, ensure_ascii=False)

@@ -12,6 +12,7 @@ from ..proving_ground.domains import DOMAINS
 from ..run.configuration import Value, convert, read_file
 from ..shipped import locate
 from ..suggestions import hint
+from ..training.guards.field_types import check_value
 from .plan import DIVERGENCES, ENVIRONMENTS, SPLITS, STATES, Plan, Setting
 
 RESERVED = {
@@ -130,20 +131,18 @@ def _check_models(where: str, setting: Setting) -> None:
 
 
 def _check_numbers(plan: Plan) -> None:
-    counts = ("student_tokens", "max_length", "prompts_per_step", "rollouts_per_prompt")
-    for name in counts:
-        _check_count(name, getattr(plan, name), least=1)
-    for name in ("divergence_prompts", "points", "point_prompts"):
-        _check_count(name, getattr(plan, name), least=0)
-    if plan.grid_tokens is not None:
-        _check_count("grid_tokens", plan.grid_tokens, least=1)
-    if not isinstance(plan.prompts, dict) or set(plan.prompts) != set(SPLITS):
+    if set(plan.prompts) != set(SPLITS):
         raise ValueError(f"prompts is {plan.prompts}; give a number for each of {', '.join(SPLITS)}.")
-    for split, count in plan.prompts.items():
-        _check_count(f"prompts.{split}", count, least=1)
+    positive = ("student_tokens", "max_length", "prompts_per_step", "rollouts_per_prompt", "grid_tokens")
+    counts = [(name, getattr(plan, name), 1) for name in positive]
+    counts += [(name, getattr(plan, name), 0) for name in ("divergence_prompts", "points", "point_prompts")]
+    counts += [(f"prompts.{split}", count, 1) for split, count in plan.prompts.items()]
+    for name, value, least in counts:
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value!r}; use a whole number of at least {least}.")
     for name in ("seeds", "learning_rates"):
         values = getattr(plan, name)
-        if not isinstance(values, list) or not values or len(set(values)) < len(values):
+        if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values!r}; give a list of different numbers, at least one.")
     for seed in (*plan.seeds, plan.grid_seed, plan.prompt_seed):
         if not 0 <= seed < 2**32:
@@ -151,11 +150,6 @@ def _check_numbers(plan: Plan) -> None:
     wrong = [rate for rate in plan.learning_rates if not rate > 0]
     if wrong:
         raise ValueError(f"learning_rates has {wrong[0]!r}; rates are numbers above 0.")
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}; use a whole number of at least {least}.")
 
 
 def _check_methods(plan: Plan) -> None:
@@ -237,3 +231,30 @@ def _check_keys(data: Any, record: type, where: str) -> None:
     missing = [name for name in needed if name not in data]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}.")
+
+
+def check_trainer_fields(plan: Plan) -> None:
+    """Refuse a name in `trainer`, or beside a method's parts, that `TrOPDConfig` does not have, and a value of no type
+    that it takes.
+
+    TRL is imported for it, which takes seconds; a plan without such names, as most are, does not wait for that.
+    """
+    named = [("trainer", name, value) for name, value in plan.trainer.items()] + [
+        (f"methods.{label}", name, value)
+        for label, parts in plan.methods.items()
+        for name, value in parts.items()
+        if name not in ("method", "learning_rate", *SETTINGS)
+    ]
+    if not named:
+        return
+    from ..training.config import TrOPDConfig
+
+    known = [field.name for field in fields(TrOPDConfig) if field.init]
+    hints = get_type_hints(TrOPDConfig)
+    for where, name, value in named:
+        if name not in known:
+            raise ValueError(
+                f"{where} has {name!r}, which is neither a setting of a method nor a field of "
+                f"TrOPDConfig{hint(name, [*SETTINGS, *known])}."
+            )
+        check_value(f"{where}.{name}", value, hints[name])

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..models.folder import check_model_folder
-from .cell.trainer_fields import check_trainer_fields
 from .cells import pairs
 from .imported_runs import take_over
 from .layout import Layout
-from .plan import Plan
+from .plan import Plan, model_folder
 from .plan_changes import MAY_GROW, changes, differences
-from .plan_file import as_now, read_plan
+from .plan_file import as_now, check_trainer_fields, read_plan
 from .schedule import Progress, Schedule
-from .shipped_models import model_folder
 
 
 def compare(
@@ -66,7 +64,7 @@ def report_only(plan: Plan, out: Path, sources: Sequence[Path] = (), hardware: s
 def publish(layout: Layout) -> dict[str, Any]:
     """Write results.json, tables.md and report.html from the cells that are there."""
     from ..atomic_files import write_whole
-    from .report.page import report_page
+    from .report.comparison_page import report_page
     from .report.results import collect
     from .report.tables import tables_markdown
 

@@ -122,11 +122,9 @@ class Schedule:
                 waiting += [cell for cell in cells if cell.name not in busy and cell.name not in results]
             elif setting not in busy | self.unprepared:
                 return Task(setting, None)
-        first = min(waiting, key=self._round_of, default=None)
+        seeds = self.plan.seeds
+        first = min(waiting, key=lambda cell: 0 if cell.kind == GRID else 1 + seeds.index(cell.seed), default=None)
         return None if first is None else Task(first.name, first)
-
-    def _round_of(self, cell: Cell) -> int:
-        return 0 if cell.kind == GRID else 1 + self.plan.seeds.index(cell.seed)
 
     def _start(self, task: Task) -> subprocess.Popen:
         described = {"parent": os.getpid()} | (
@@ -176,7 +174,8 @@ class Schedule:
         results = self.layout.results()
         self.report(
             Progress(
-                done=sum(self._done(pair, results) for pair in self.pairs),
+                # a cell of a rate that is no longer chosen does not count
+                done=sum(c.name in results for pair in self.pairs for c in next_cells(self.plan, pair, results)[0]),
                 total=sum(count_cells(self.plan, pair, results) for pair in self.pairs),
                 ended=ended,
                 well=ended is None or self._ended_well(ended, results),
@@ -186,10 +185,6 @@ class Schedule:
                 told={w.task.words: told for w in self.workers if (told := self.layout.told(w.task.name)) is not None},
             )
         )
-
-    def _done(self, pair: tuple[str, str], results: Mapping[str, Any]) -> int:
-        """Cells of a pair that have ended; one of a rate that is no longer chosen does not count."""
-        return sum(cell.name in results for cell in next_cells(self.plan, pair, results)[0])
 
     def _ended_well(self, task: Task, results: Mapping[str, Any]) -> bool:
         if task.cell is None:

@@ -7,6 +7,8 @@ was written, so messages and tools are stored as JSON.
 import json
 from typing import Any
 
+import pyarrow as pa
+
 
 def as_array(values: list[Any]) -> Any:
     """The values as Arrow has them, or `None` where they have no common type. Lists of small whole numbers get int32.
@@ -16,8 +18,6 @@ def as_array(values: list[Any]) -> Any:
 
     Arrow would take `True` for 1.0 after a fraction, and refuse it before one. Here the two are never mixed.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-
     try:
         array = pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
@@ -38,7 +38,6 @@ def as_json_array(values: list[Any]) -> Any:
     >>> print(as_json_array([[{"x": 1}, {"x": "1"}], None]).type)
     list<item: extension<arrow.json>>
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets.utils.json import ujson_loads
 
     try:
@@ -65,8 +64,6 @@ def rows_of(batch: Any) -> list[dict[str, Any]]:
 
 
 def _read_json(value: Any, kind: Any) -> Any:
-    import pyarrow as pa  # type: ignore[import-untyped]
-
     if value is None:
         return None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -86,8 +83,6 @@ def common_type(one: Any, other: Any) -> Any:
     struct<a: int64, b: bool>
     >>> common_type(pa.int64(), pa.string())
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-
     schemas = [pa.schema({"": kind}) for kind in (one, other)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -101,8 +96,6 @@ def as_type(array: Any, kind: Any) -> Any:
     Raises:
         pyarrow.ArrowInvalid: a whole number that float64 cannot hold.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-
     if array.type == kind:
         return array
     if pa.types.is_nested(kind) and "struct" in str(kind):  # Arrow casts structs by position, or not at all

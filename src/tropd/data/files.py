@@ -48,7 +48,6 @@ class Record(NamedTuple):
 
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
-    """The reader for a file's name."""
     zipped = path.name.lower().endswith(".gz")
     extension = Path(path.name[:-3] if zipped else path.name).suffix.lower()
     known = TEXT_READERS if zipped else TEXT_READERS | {".parquet": read_parquet}
@@ -196,8 +195,8 @@ def _csv_row(place: str, header: list[str], fields: list[str]) -> Record:
 
 def read_parquet(path: Path) -> Iterator[Record]:
     """The rows of a Parquet file, counted from 1."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from .arrow_types import rows_of
 

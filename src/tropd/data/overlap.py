@@ -33,7 +33,6 @@ class Duplicates:
     groups: tuple[tuple[str, ...], ...]
 
     def sentence(self) -> str:
-        """What a person reads."""
         if not self.groups:
             return f"All {self.rows:,} prompts are different."
         return (
@@ -64,7 +63,6 @@ class Overlap:
         return len(self.pairs)
 
     def sentence(self) -> str:
-        """What a person reads."""
         if not self.pairs:
             return f"None of the {self.evaluation_problems:,} problems of {self.evaluation} is in {self.training}."
         return (
@@ -76,7 +74,6 @@ class Overlap:
 
 
 def _examples(groups: Sequence[Sequence[str]]) -> str:
-    """A few matching places, with only the file names."""
     return "; ".join(" = ".join(map(basename, group[:EXAMPLES])) for group in groups[:EXAMPLES])
 
 
@@ -128,17 +125,14 @@ def _overlap(data: PromptData, prompts: Sequence[Compared], source: Sequence[str
         matches = {row for key in prompt for row in rows_with.get(key, ())}
         if not matches:
             continue
-        same = {row for row in matches if _same_words(prompt, problems[row])}
+        words = set(map(without_space, prompt.values()))
+        same = {row for row in matches if not words.isdisjoint(map(without_space, problems[row].values()))}
         pairs.append((place, places[min(same or matches)]))
         touched |= matches
         word_for_word |= same
     return Overlap(
         data.source, ", ".join(source), len(data), len(places), tuple(pairs), len(touched), len(word_for_word)
     )
-
-
-def _same_words(one: Compared, other: Compared) -> bool:
-    return not set(map(without_space, one.values())).isdisjoint(map(without_space, other.values()))
 
 
 def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
@@ -154,7 +148,6 @@ def _compared(texts: Sequence[str], places: Sequence[str]) -> list[Compared]:
 
 
 def _problems(source: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Texts and places of the problems of an evaluation source."""
     texts, places, bad = [], [], []
     for part in source:
         records = list(read_records(part, split="test"))

@@ -196,14 +196,9 @@ def reasoning_gym_reward(
 # ---------------------------------------------------------------------- the package
 
 
-def _known_tasks() -> dict[str, tuple[type, type]]:
-    importlib.import_module("reasoning_gym")  # its tasks enter themselves
-    tasks: dict[str, tuple[type, type]] = importlib.import_module("reasoning_gym.factory").DATASETS
-    return tasks
-
-
 def _kinds(task: str) -> tuple[type, type]:
-    known = _known_tasks()
+    importlib.import_module("reasoning_gym")  # its tasks enter themselves
+    known: dict[str, tuple[type, type]] = importlib.import_module("reasoning_gym.factory").DATASETS
     if task not in known:
         raise ValueError(
             f"reasoning_gym has no task {task!r}{hint(task, list(known))}. It has {', '.join(sorted(known))}."

@@ -1,6 +1,6 @@
 """Prompts from a source: read, renamed, checked row by row, and returned as a `datasets.Dataset`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..messages import TOOLS, without_nulls
 from ..suggestions import did_you_mean, nearest
 from ..visible import shorten
-from .chat import as_chat, with_system_prompt
 from .files import ROWS_AT_ONCE, Record
 from .refusals import BadRow, refusal
-from .rows import OURS, TEACHER, FirstForms, bad_rows
+from .rows import OURS, PROMPTS, TEACHER, FirstForms, bad_rows, form_of
 from .sources import Source, has_splits, parts_of, read_records
-from .table import GrowingTable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,20 +32,15 @@ _ADVICE = (
 class PromptData:
     """Checked prompts, and where each came from.
 
-    Attributes:
-        dataset: columns `prompt`, `teacher_response`, `teacher_prompt` and `tools` (where there are any), then the
-            others. Messages and tools are as they were written: no field is added that another row has.
-        places: one `file:line` for each row.
-        source: what was loaded, in words.
-        dropped: how many rows `check_lengths` left out.
-        notes: what a person should know: columns and rows that were left out. Print them.
+    Columns are `prompt`, `teacher_response`, `teacher_prompt` and `tools` (where there are any), then the others.
+    Messages and tools are as they were written: no field is added that another row has.
     """
 
     dataset: "Dataset"
-    places: tuple[str, ...]
-    source: str
-    dropped: int = 0
-    notes: tuple[str, ...] = ()
+    places: tuple[str, ...]  # one `file:line` for each row
+    source: str  # what was loaded, in words
+    dropped: int = 0  # how many rows `check_lengths` left out
+    notes: tuple[str, ...] = ()  # what a person should know: columns and rows that were left out. Print them
 
     def __len__(self) -> int:
         return len(self.places)
@@ -90,6 +83,8 @@ def load_prompts(
         ValueError: a source that cannot be read, a column that is not there, settings that contradict each other or
             the data, or bad rows: all of them at once, ten shown with their places.
     """
+    from .table import GrowingTable
+
     parts = parts_of(source)
     _check_settings(columns, system_prompt, limit, teachers)
     if split != "train" and not has_splits(parts):
@@ -125,20 +120,53 @@ def load_prompts(
 
 
 def _chunks(records: Iterator[Record], limit: int | None) -> Iterator[list[Record]]:
-    """The first `limit` records, a few hundred at a time."""
     some = islice(records, limit)
     while chunk := list(islice(some, ROWS_AT_ONCE)):
         yield chunk
 
 
 def _prepared(record: Record, columns: Mapping[str, str], chat: bool, system_prompt: str | None) -> Record:
-    """The record as it is checked and stored."""
     values = _renamed(record.values, columns)
     filled = [name for name in OURS if columns.get(name, name) in record.filled and name in values]
     record = record._replace(values=values | {name: without_nulls(values[name]) for name in filled})
     if chat:
-        record = as_chat(record)
-    return record if system_prompt is None else with_system_prompt(record, system_prompt)
+        record = _as_chat(record)
+    return record if system_prompt is None else _with_system_prompt(record, system_prompt)
+
+
+def _as_chat(record: Record) -> Record:
+    """The record with one user message in place of each prompt that is text. Blank text stays, and is refused later."""
+    return _change_prompts(
+        record,
+        lambda value: [{"role": "user", "content": value}] if form_of(value) == "text" and value.strip() else value,
+    )
+
+
+def _with_system_prompt(record: Record, system_prompt: str) -> Record:
+    """The record with a system message in front of each prompt."""
+    _check_room_for_system_prompt(record)
+    message = {"role": "system", "content": system_prompt}
+    return _change_prompts(record, lambda value: [message, *value] if form_of(value) == "messages" else value)
+
+
+def _check_room_for_system_prompt(record: Record) -> None:
+    for name in PROMPTS:
+        value: Any = record.values.get(name)
+        if form_of(value) == "text" and value.strip():
+            raise ValueError(
+                f"system_prompt is set, but {name} is text in {record.place}, and text cannot have a system message. "
+                "Set chat=True, or remove system_prompt."
+            )
+        if form_of(value) == "messages" and value[0].get("role") in ("system", "developer"):
+            raise ValueError(
+                f"system_prompt is set, but {name} begins with a {value[0]['role']} message in {record.place}. Remove "
+                "system_prompt, or remove that message from the data."
+            )
+
+
+def _change_prompts(record: Record, change: Callable[[Any], Any]) -> Record:
+    changed = {name: change(record.values[name]) for name in PROMPTS if name in record.values}
+    return record._replace(values=record.values | changed)
 
 
 def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -20,14 +20,8 @@ TEACHER = "teacher"
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ROLES_OF_SOME = (
-    "function",
-    "ipython",
-    "observation",
-    "environment",
-    "tool_call",
-    "tool_response",
-    "available_tools",
-    "documents",
+    *("function", "ipython", "observation", "environment"),
+    *("tool_call", "tool_response", "available_tools", "documents"),
 )
 """Other roles that the chat templates of some families know; each template decides what becomes of them."""
 INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")

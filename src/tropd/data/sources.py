@@ -22,7 +22,6 @@ _DATA_FILE = re.compile(rf"\.({'|'.join(name[1:] for name in TEXT_READERS)}|parq
 
 
 def parts_of(source: Source) -> list[str]:
-    """The single sources of a source."""
     parts = [os.fspath(source)] if isinstance(source, str | os.PathLike) else [os.fspath(part) for part in source]
     if not parts:
         raise ValueError("the source is an empty list. Give a file, a folder, a name on the Hub, or several of them.")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from ..visible import shorten
 from .arrow_types import as_array, as_json_array, as_type, common_type
 from .files import Record
@@ -25,9 +27,6 @@ class GrowingTable:
         self._rows = 0
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append a chunk of records."""
-        import pyarrow as pa  # type: ignore[import-untyped]
-
         for name in dict.fromkeys(name for record in records for name in record.values):
             self._columns.setdefault(name, [pa.nulls(self._rows)] if self._rows else [])
         for name, chunks in self._columns.items():
@@ -48,7 +47,6 @@ class GrowingTable:
 
     def dataset(self) -> tuple["Dataset", list[str]]:
         """The data set of all records, and a note for each column that it had to leave out."""
-        import pyarrow as pa  # type: ignore[import-untyped]
         from datasets import Dataset
 
         names = sorted(self._columns, key=lambda name: OURS.index(name) if name in OURS else len(OURS))
@@ -73,8 +71,6 @@ def _array(name: str, values: list[Any]) -> Any:
 
 def _extended(name: str, chunks: list[Any], values: list[Any]) -> list[Any] | None:
     """The chunks with the values behind them, all of one type, or `None` where there is no such type."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-
     array = _array(name, values)
     kind = common_type(chunks[0].type, array.type) if chunks and array is not None else None
     if array is None or (chunks and kind is None):

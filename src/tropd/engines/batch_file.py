@@ -13,17 +13,10 @@ SHOWN = 80
 
 
 class BatchFile:
-    """The file, and beside it the settings that decided it; it is only continued with the same ones.
+    """The file, of which `done` of `total` lines are on the disk, `batch_size` written together.
 
-    Args:
-        path: what an earlier run wrote is kept up to its last whole batch.
-        settings: the file beside it.
-        described: everything that decides the lines, as plain data.
-        total: lines when the file is complete.
-        batch_size: lines written together.
-
-    Attributes:
-        done: lines that are on the disk.
+    What an earlier run wrote is kept up to its last whole batch. Beside it lies a file of settings, `described`, which
+    are everything that decides the lines; it is only continued with the same ones.
     """
 
     def __init__(self, path: Path, settings: Path, described: dict[str, Any], total: int, batch_size: int):

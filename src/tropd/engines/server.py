@@ -15,7 +15,6 @@ class ServerWriter:
         self.served, self.address = served, address
 
     def write(self, contexts: Sequence[list[int]], noise: AddressedNoise, drawing: Drawing) -> Responses:
-        """See `Writer.write`."""
         try:
             return self.served.sample(
                 contexts,
@@ -42,5 +41,4 @@ class ServerWriter:
         }
 
     def close(self) -> None:
-        """Close the connections."""
         self.served.client.close()

@@ -42,7 +42,6 @@ class TransformersWriter:
         return cls(model.to("cuda" if torch.cuda.is_available() and not use_cpu else "cpu"))  # type: ignore[arg-type]
 
     def write(self, contexts: Sequence[list[int]], noise: AddressedNoise, drawing: Drawing) -> Responses:
-        """See `Writer.write`."""
         through = decoding_through(self.model, noise) if drawing.temperature > 0 else nullcontext()
         with enough_memory(len(contexts), self.model), through:
             return sample(
@@ -57,7 +56,6 @@ class TransformersWriter:
             )
 
     def describe(self) -> dict[str, Any]:
-        """See `Writer.describe`."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"engine": "hf", "device": str(self.model.device), "dtype": dtype}
 

@@ -64,7 +64,6 @@ class VllmWriter:
         self._head_rows = self._engine.model_config.get_vocab_size()
 
     def write(self, contexts: Sequence[list[int]], noise: AddressedNoise, drawing: Drawing) -> Responses:
-        """See `Writer.write`."""
         prompts = [{"prompt_token_ids": list(context)} for context in contexts]
         params = [self._params(seed=seed, **self._asked(drawing)) for seed in noise.address.seeds()]
         try:
@@ -89,7 +88,6 @@ class VllmWriter:
         return asked
 
     def describe(self) -> dict[str, Any]:
-        """See `Writer.describe`."""
         _, version = installed_release() or (None, None)  # one that was built from source may have no metadata
         return {"engine": "vllm", "version": version, **self._settings}
 

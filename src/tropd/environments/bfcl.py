@@ -107,15 +107,10 @@ def answer(system: Any, name: str, /, *values: Any, **arguments: Any) -> str:
 
 
 class FileSystem:
-    """One user turn of a task. Its tools are the leaderboard's own, and so is what it takes to succeed.
+    """One user turn of a task. Its tools are the leaderboard's own, and so is what it takes to succeed."""
 
-    Attributes:
-        system: the file system as the student leaves it.
-        replies: what its calls have answered, the reference's of the turns before included.
-    """
-
-    system: Any
-    replies: list[str]
+    system: Any  # the file system as the student leaves it
+    replies: list[str]  # what its calls have answered, the reference's of the turns before included
 
     def reset(self, task: str, turn: int, **_: Any) -> None:
         """Begin a turn, after the reference's calls of all earlier turns.

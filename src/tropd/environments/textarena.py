@@ -20,16 +20,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 GAMES = (
-    "FifteenPuzzle-v0",
-    "FrozenLake-v0",
-    "GuessTheNumber-v0",
-    "LightsOut-v0",
-    "Mastermind-v0",
-    "Minesweeper-v0",
-    "PegJump-v0",
-    "Secretary-v0",
-    "Sudoku-v0-easy",
-    "TowerOfHanoi-v0",
+    *("FifteenPuzzle-v0", "FrozenLake-v0", "GuessTheNumber-v0", "LightsOut-v0", "Mastermind-v0"),
+    *("Minesweeper-v0", "PegJump-v0", "Secretary-v0", "Sudoku-v0-easy", "TowerOfHanoi-v0"),
 )
 """Those that were tried: for one player, without a download, and the same for the same seed."""
 

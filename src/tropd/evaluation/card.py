@@ -16,7 +16,6 @@ CARD = "README.md"
 
 
 def read_card(text: str) -> ModelCard:
-    """The card with this text."""
     try:
         return ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:

@@ -17,10 +17,7 @@ def record_of(episode: Episode) -> dict[str, Any]:
 
 
 def scores_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over problems of the means over their episodes, and their standard errors.
-
-    Args:
-        records: of all episodes, each with the number of its problem (`row`).
+    """Means over problems of the means over their episodes, which name their `row`, and their standard errors.
 
     Returns:
         For `success` (the reward is 1; absent where nothing rewards) and each of `SCORES`: `mean` and

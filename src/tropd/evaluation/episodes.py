@@ -14,40 +14,26 @@ from typing import Any
 
 import trl.trainer.grpo_trainer as host
 
-from ..messages import is_unanswered
+from ..messages import NO_TOOL, is_unanswered
 from ..models.sampling import sample
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from ..rollout.engine.slots import KeptStates
 from ..rollout.replies import PlainReplies
 from ..teacher.context import Row, message_ids
 
-NO_TOOL = ("reset", "get_reward")
-"""Methods of an environment that are no tools."""
-
 
 @dataclass
 class Episode:
-    """One episode.
-
-    Attributes:
-        prompt_ids: what the model read first.
-        response: everything after it, including what tools said.
-        external: for each token of it, did a tool say it?
-        messages: everything after the prompt, as messages: the model's, with their calls, and the tools'.
-        calls: how many tools were called.
-        failures: calls that raised something, or that named no tool.
-        reward: the environment's own, at the end; `None` where it has none.
-    """
-
-    prompt_ids: list[int]
+    prompt_ids: list[int]  # what the model read first
     environment: Any = None
     tools: dict[str, Callable] = field(default_factory=dict)
-    response: list[int] = field(default_factory=list)
-    external: list[bool] = field(default_factory=list)
+    response: list[int] = field(default_factory=list)  # everything after it, including what tools said
+    external: list[bool] = field(default_factory=list)  # for each token of it, did a tool say it?
+    # everything after the prompt, as messages: the model's, with their calls, and the tools'
     messages: list[dict[str, Any]] = field(default_factory=list)
-    calls: int = 0
-    failures: int = 0
-    reward: float | None = None
+    calls: int = 0  # how many tools were called
+    failures: int = 0  # calls that raised something, or that named no tool
+    reward: float | None = None  # the environment's own, at the end; `None` where it gives none
 
     @property
     def turns(self) -> int:
@@ -62,40 +48,25 @@ class Episode:
 
 def play(
     model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
+    tokenizer: Any,  # the model's, with a chat template that renders tools and a `response_template` that reads calls
+    rows: Sequence[Row],  # with `prompt`, as messages; an environment's `reset` gets all columns
     *,
+    # makes one for each row; of several by name, a row's column `environment` says which
     environment: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
-    functions: Sequence[Callable] = (),
-    eos_ids: Sequence[int],
-    max_length: int,
-    max_turns: int = 64,
-    turn_tokens: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    first_row: int = 0,
-    reply_tokens: int | None = None,
-    template: Mapping[str, Any] | None = None,
+    functions: Sequence[Callable] = (),  # tools beside its methods
+    eos_ids: Sequence[int],  # every id that ends a turn
+    max_length: int,  # tokens of an episode after its prompt, replies included
+    max_turns: int = 64,  # of an episode
+    turn_tokens: int | None = None,  # longest turn; `max_length` by default
+    temperature: float = 1.0,  # of the softmax; 0 takes the likeliest token
+    seed: int = 0,  # of the draws
+    first_row: int = 0,  # number of the first row, for the draws
+    reply_tokens: int | None = None,  # longer replies of tools are cut, as `max_tool_result_tokens` does in training
+    template: Mapping[str, Any] | None = None,  # arguments of the chat template, as `{"enable_thinking": False}`
 ) -> list[Episode]:
-    """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its own, with a chat template that renders tools and a `response_template` that reads calls.
-        rows: with `prompt`, as messages; an environment's `reset` gets all columns.
-        environment: makes one; each row has its own. Several by name: a row's column `environment` says which.
-        functions: tools beside its methods.
-        eos_ids: every id that ends a turn.
-        max_length: tokens of an episode after its prompt, replies included.
-        max_turns: of an episode.
-        turn_tokens: longest turn; `max_length` by default.
-        temperature: of the softmax; 0 takes the likeliest token.
-        seed: of the draws.
-        first_row: number of the first row, for the draws.
-        reply_tokens: a tool's reply that is longer is cut, as `max_tool_result_tokens` does in training.
-        template: keyword arguments of the chat template, such as `{"enable_thinking": False}`.
-    """
-    parser = host.add_response_schema(tokenizer) if _has_no_parser(tokenizer) else tokenizer
+    """One episode of each row, all of them turn by turn together; a row's draws depend on nothing but its number."""
+    has_parser = any(getattr(tokenizer, name, None) is not None for name in ("response_template", "response_schema"))
+    parser = tokenizer if has_parser else host.add_response_schema(tokenizer)
     options = dict(template or {})
     if not host.is_chat_template_prefix_preserving(parser):  # as the host's trainer does
         options["chat_template"] = host.get_training_chat_template(parser)
@@ -108,13 +79,10 @@ def play(
         _write(model, parser, episodes, live, (eos_ids, max_length, turn_tokens, temperature, (seed, first_row)), kept)
         live = [n for n in live if _answer(replies, episodes[n], max_length)]
     for episode in episodes:
-        if hasattr(episode.environment, "get_reward"):
-            episode.reward = float(_settled(episode.environment.get_reward()))
+        judge = getattr(episode.environment, "get_reward", None)
+        reward = None if judge is None else _settled(judge())
+        episode.reward = None if reward is None else float(reward)
     return episodes
-
-
-def _has_no_parser(tokenizer: Any) -> bool:
-    return all(getattr(tokenizer, name, None) is None for name in ("response_template", "response_schema"))
 
 
 def _begin(
@@ -134,7 +102,6 @@ def _begin(
 def _write(
     model: Any, tokenizer: Any, episodes: list[Episode], live: list[int], how: tuple[Any, ...], kept: KeptStates
 ) -> None:
-    """The next turn of each episode that goes on."""
     eos_ids, max_length, turn_tokens, temperature, (seed, first_row) = how
     contexts = [[*episodes[n].prompt_ids, *episodes[n].response] for n in live]
     room = [max_length - len(episodes[n].response) for n in live]

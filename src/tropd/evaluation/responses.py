@@ -91,11 +91,8 @@ def describe_model(name: str) -> dict[str, Any]:
 def describe(sampling: Sampling, asked: Sequence[Any], samples: int, files: dict[str, str]) -> dict[str, Any]:
     """All that decides the responses to one benchmark, or the episodes of one file of prompts.
 
-    Args:
-        sampling: with the model.
-        asked: in order; `asked_of` the problems of a benchmark, or the rows that episodes begin from.
-        samples: of each.
-        files: SHA-256 of each file of data, by its name.
+    `asked` are, in order, `asked_of` the problems of a benchmark, or the rows that episodes begin from; `files` has the
+    SHA-256 of each file of data.
     """
     return {
         **asdict(sampling),
@@ -201,7 +198,6 @@ def write_responses(
 
 
 def seed_of(seed: int, name: str) -> int:
-    """The seed of one benchmark's draws."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8])
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +46,12 @@ def versions() -> dict[str, str | None]:
     return found | {name: installed(name) for name in PACKAGES}
 
 
-def responses_path(folder: Path, name: str) -> Path:
-    return folder / "responses" / f"{name}.jsonl"
+def part_path(folder: Path, part: str, name: str) -> Path:
+    """Where an evaluation has the `responses`, `verdicts` or `problems` of a benchmark."""
+    return folder / part / f"{name}.jsonl"
 
 
-def verdicts_path(folder: Path, name: str) -> Path:
-    return folder / "verdicts" / f"{name}.jsonl"
-
-
-def problems_path(folder: Path, name: str) -> Path:
-    return folder / "problems" / f"{name}.jsonl"
-
-
-def overlap_path(folder: Path, name: str) -> Path:
+def _overlap_path(folder: Path, name: str) -> Path:
     return folder / "overlap" / f"{name}.json"
 
 
@@ -68,30 +62,30 @@ def grade(
     by_id = {problem.id: problem for problem in problems}
     graded, lines = [], []
     with Grader(name) as grader:
-        for record in read_jsonl(responses_path(folder, name)):
+        for record in read_jsonl(part_path(folder, "responses", name)):
             problem = by_id[record["problem"]]
             verdict = grader.grade(problem, record["text"], thinking_opened)
             place = {"problem": problem.id, "sample": record["sample"]}
             known = {"tokens": len(record["token_ids"]), "ended": record["ended"], "group": problem.group}
-            lines.append(json.dumps(place | verdict.as_dict() | known, ensure_ascii=False))
+            lines.append(json.dumps(place | asdict(verdict) | known, ensure_ascii=False))
             graded.append(Graded(**place, outcome=verdict.outcome, **known, details=verdict.details))
             advance(1)
     asked = [
         {"id": one.id, "prompt": one.prompt, "gold": getattr(one.check, "gold", None), "group": one.group}
         for one in problems
     ]
-    write_whole(problems_path(folder, name), "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked))
-    write_whole(verdicts_path(folder, name), "".join(line + "\n" for line in lines))
+    for part, written in (("problems", [json.dumps(one, ensure_ascii=False) for one in asked]), ("verdicts", lines)):
+        write_whole(part_path(folder, part, name), "".join(line + "\n" for line in written))
     write_whole(_grading_path(folder, name), json.dumps(_grading(folder, name), indent=2) + "\n")
     return graded
 
 
 def _grading_path(folder: Path, name: str) -> Path:
-    return verdicts_path(folder, name).with_suffix(".settings.json")
+    return part_path(folder, "verdicts", name).with_suffix(".settings.json")
 
 
 def _grading(folder: Path, name: str) -> dict[str, Any]:
-    content = responses_path(folder, name).read_bytes()
+    content = part_path(folder, "responses", name).read_bytes()
     return {"responses_sha256": hashlib.sha256(content).hexdigest(), "versions": versions()}
 
 
@@ -102,8 +96,7 @@ def is_graded(folder: Path, name: str) -> bool:
 
 
 def read_graded(folder: Path, name: str) -> list[Graded]:
-    """The verdicts of a benchmark."""
-    path = verdicts_path(folder, name)
+    path = part_path(folder, "verdicts", name)
     if not path.is_file():
         raise ValueError(f"{folder} has no verdicts of {name}. Finish that evaluation, or name another folder.")
     fields = ("problem", "sample", "outcome", "tokens", "ended", "group", "details")
@@ -124,19 +117,19 @@ def write_overlap(folder: Path, name: str, problems: Sequence[Problem], trained_
     from .contamination import described, find_seen
 
     seen = find_seen(problems, trained_on)
-    write_whole(overlap_path(folder, name), json.dumps(described(seen, trained_on), indent=2) + "\n")
+    write_whole(_overlap_path(folder, name), json.dumps(described(seen, trained_on), indent=2) + "\n")
     return len(seen)
 
 
 def read_seen(folder: Path, name: str) -> set[str] | None:
     """The problems that are in the training data; `None` if this was not checked."""
-    path = overlap_path(folder, name)
+    path = _overlap_path(folder, name)
     return set(json.loads(path.read_text(encoding="utf-8"))["problems"]) if path.is_file() else None
 
 
 def write_scores(folder: Path, graded: dict[str, list[Graded]]) -> str:
     """Write `scores.json`, `tables.md` and the page; the tables."""
-    from .page import evaluation_page
+    from .evaluation_page import evaluation_page
 
     scores = {name: score(responses, read_seen(folder, name)) for name, responses in graded.items()}
     described = {name: found.as_dict() for name, found in scores.items()}

@@ -111,6 +111,11 @@ def score(responses: Sequence[Graded], seen: Collection[str] | None = None) -> S
     means = [statistics.fmean(row) for row in rows.values()]
     fewest = min(map(len, rows.values()))
     right = [one for one in responses if one.outcome == RIGHT]
+    lenient = [
+        replace(one, outcome=RIGHT if one.details["last_number"] else WRONG)
+        for one in responses
+        if "last_number" in one.details
+    ]
     return Scores(
         problems=len(rows),
         samples=fewest,
@@ -129,21 +134,13 @@ def score(responses: Sequence[Graded], seen: Collection[str] | None = None) -> S
         tokens_right=_mean([one.tokens for one in right]),
         tokens_wrong=_mean([one.tokens for one in responses if one.outcome != RIGHT]),
         unboxed=_mean([not one.details["boxed"] for one in responses if "boxed" in one.details]),
-        last_number=_mean_of_problems([_by_last_number(one) for one in responses if "last_number" in one.details]),
+        last_number=_mean([statistics.fmean(row) for row in by_problem(lenient).values()]),
         seen_problems=None if seen is None else sum(problem in seen for problem in rows),
         accuracy_seen=_mean([mean for problem, mean in zip(rows, means, strict=True) if problem in (seen or ())]),
         accuracy_unseen=_mean([mean for problem, mean in zip(rows, means, strict=True) if problem not in (seen or ())]),
         groups=_by_group(responses, rows),
         instructions=_instructions(responses),
     )
-
-
-def _by_last_number(one: Graded) -> Graded:
-    return replace(one, outcome=RIGHT if one.details["last_number"] else WRONG)
-
-
-def _mean_of_problems(responses: Sequence[Graded]) -> float:
-    return _mean([statistics.fmean(row) for row in by_problem(responses).values()])
 
 
 def interval(found: Scores) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .plan import RunPlan, plan_run
+from .run_plan import RunPlan, plan_run
 from .shape import ModelShape
 from .time import Hardware
 

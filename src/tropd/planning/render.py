@@ -4,7 +4,7 @@ import re
 import textwrap
 
 from .memory import human_bytes
-from .plan import RunPlan
+from .run_plan import RunPlan
 from .shape import ModelShape
 from .stages import Stage
 from .time import StepTime

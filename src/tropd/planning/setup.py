@@ -1,8 +1,11 @@
 """What the estimates read of a run: the two shapes, how the student is trained, and one process's share of a step."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..teacher.names import Name
+from ..teacher.per_teacher_settings import args_of
 from .shape import ModelShape, dtype_bytes
 
 if TYPE_CHECKING:
@@ -15,36 +18,22 @@ class Workload:
     """Rows and tokens of one process.
 
     One rollout batch of `rollout_rows` serves `rollout_rows / update_rows · num_iterations` optimiser steps.
-
-    Attributes:
-        rollout_rows: rows of a rollout batch: generated, then scored.
-        update_rows: rows whose gradient goes into one optimiser step.
-        micro_rows: rows of one forward-backward and of one scoring pass of the student.
-        teacher_rows: rows of one scoring pass of the teacher.
-        num_generations: rollouts of a prompt.
-        num_iterations: updates made from each row.
-        prompt_tokens: mean length of a prompt; times are made from means.
-        response_tokens: mean length of a response, teacher prefix included.
-        longest_prompt: tokens; memory is made from the longest.
-        longest_response: tokens, `max_completion_length`.
-        rows_at_once: rows that are decoded together, at most (`rollout_batch_size`); `None` is all.
     """
 
-    rollout_rows: int
-    update_rows: int
-    micro_rows: int
-    teacher_rows: int
-    num_generations: int
-    num_iterations: int
-    prompt_tokens: float
-    response_tokens: float
-    longest_prompt: int
-    longest_response: int
-    rows_at_once: int | None = None
+    rollout_rows: int  # rows of a rollout batch: generated, then scored
+    update_rows: int  # rows whose gradient goes into one optimiser step
+    micro_rows: int  # rows of one forward-backward and of one scoring pass of the student
+    teacher_rows: int  # rows of one scoring pass of the teacher
+    num_generations: int  # rollouts of a prompt
+    num_iterations: int  # updates made from each row
+    prompt_tokens: float  # mean length of a prompt; times are made from means
+    response_tokens: float  # mean length of a response, teacher prefix included
+    longest_prompt: int  # tokens; memory is made from the longest
+    longest_response: int  # tokens, `max_completion_length`
+    rows_at_once: int | None = None  # rows that are decoded together, at most (`rollout_batch_size`); `None` is all
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence."""
         return self.longest_prompt + self.longest_response
 
     @property
@@ -78,67 +67,41 @@ class HeldTeacher:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that memory, time and disk are computed from. Made by `read_setup`.
-
-    Attributes:
-        student: its shape.
-        teacher: its shape; of several, the largest's, which counts as if it read every row.
-        work: one process's rows and tokens.
-        weight_bytes: bytes of a student parameter as trained. TRL loads the student in float32 unless
-            `model_init_kwargs` names a dtype, and without an adapter `master_weights` keeps them in float32 then, too;
-            `bf16=True` computes under autocast over float32 weights.
-        teacher_bytes: bytes of a teacher parameter.
-        autocast: is half precision computed over wider weights?
-        compute_bytes: bytes of an activation.
-        checkpointing: are activations recomputed in the backward pass?
-        attention: `sdpa`, `eager`, or a flash variant.
-        optim: name of the optimiser.
-        trainable: trained parameters.
-        lora: is an adapter trained instead of the weights?
-        num_processes: processes that share a step.
-        sharded: does FSDP divide weights, gradients and optimiser state among them?
-        shard_teacher: and the teacher's weights with them?
-        shares_base: is the teacher the base of the student's adapter, with no weights of its own?
-        top_k: the teacher's top-k kept for a token, 0 if none.
-        loss: `tokens` (sampled and top-k terms), or a full-vocabulary `divergence` or `mixture` (GKD), for which the
-            teacher's hidden states are kept.
-        guided: do rollouts start from a teacher prefix?
-        teacher_writes: does the teacher write those prefixes while training?
-        scoring_passes: passes of the student over each rollout: none where what the sampler notes suffices; TRL makes a
-            second one for its own importance ratios with vLLM.
-        vllm: `None`, `colocate` or `server`.
-        vllm_share: share of the device that a colocated vLLM takes.
-        on_gpu: is it a CUDA device?
-        beside: the other teachers of several, which hold their weights.
-        notes: what is not counted exactly.
-    """
+    """Everything that memory, time and disk are computed from. Made by `read_setup`."""
 
     student: ModelShape
-    teacher: ModelShape
-    work: Workload
+    teacher: ModelShape  # of several, the largest's, which counts as if it read every row
+    work: Workload  # one process's rows and tokens
+    # bytes of a student parameter as trained. TRL loads the student in float32 unless `model_init_kwargs` names a
+    # dtype, and without an adapter `master_weights` keeps them in float32 then, too; `bf16=True` computes under
+    # autocast over float32 weights
     weight_bytes: int = 4
-    teacher_bytes: int = 4
-    autocast: bool = False
-    compute_bytes: int = 4
-    checkpointing: bool = True
-    attention: str = "sdpa"
+    teacher_bytes: int = 4  # of a teacher parameter
+    autocast: bool = False  # is half precision computed over wider weights?
+    compute_bytes: int = 4  # of an activation
+    checkpointing: bool = True  # are activations recomputed in the backward pass?
+    attention: str = "sdpa"  # `sdpa`, `eager`, or a flash variant
     optim: str = "adamw_torch_fused"
-    trainable: int = 0
-    lora: bool = False
-    num_processes: int = 1
-    sharded: bool = False
-    shard_teacher: bool = True
-    shares_base: bool = False
-    top_k: int = 0
+    trainable: int = 0  # trained parameters
+    lora: bool = False  # is an adapter trained instead of the weights?
+    num_processes: int = 1  # processes that share a step
+    sharded: bool = False  # does FSDP divide weights, gradients and optimiser state among them?
+    shard_teacher: bool = True  # and the teacher's weights with them?
+    shares_base: bool = False  # is the teacher the base of the student's adapter, with no weights of its own?
+    top_k: int = 0  # the teacher's top-k kept for a token, 0 if none
+    # `tokens` (sampled and top-k terms), or a full-vocabulary `divergence` or `mixture` (GKD), for which the teacher's
+    # hidden states are kept
     loss: str = "tokens"
-    guided: bool = False
-    teacher_writes: bool = False
+    guided: bool = False  # do rollouts start from a teacher prefix?
+    teacher_writes: bool = False  # does the teacher write those prefixes while training?
+    # passes of the student over each rollout: none where what the sampler notes suffices; TRL makes a second one for
+    # its own importance ratios with vLLM
     scoring_passes: int = 1
-    vllm: str | None = None
-    vllm_share: float = 0.0
-    on_gpu: bool = False
-    beside: tuple[HeldTeacher, ...] = ()
-    notes: tuple[str, ...] = ()
+    vllm: str | None = None  # `None`, `colocate` or `server`
+    vllm_share: float = 0.0  # share of the device that a colocated vLLM takes
+    on_gpu: bool = False  # is it a CUDA device?
+    beside: tuple[HeldTeacher, ...] = ()  # the other teachers of several, which hold their weights
+    notes: tuple[str, ...] = ()  # what is not counted exactly
 
     @property
     def shards(self) -> int:
@@ -155,37 +118,19 @@ def read_setup(
     student: ModelShape,
     teacher: ModelShape,
     *,
-    prompt_tokens: float,
-    response_tokens: float | None = None,
-    longest_prompt: int | None = None,
+    prompt_tokens: float,  # mean length of a rendered prompt
+    response_tokens: float | None = None,  # mean length, prefix included; `max_completion_length` by default
+    longest_prompt: int | None = None,  # tokens; the mean by default
     num_processes: int = 1,
-    sharded: bool | None = None,
-    lora_parameters: int | None = None,
-    teacher_writes: bool = True,
-    on_gpu: bool | None = None,
-    shares_base: bool = False,
-    teacher_name: str | None = None,
-    beside: tuple[HeldTeacher, ...] = (),
+    sharded: bool | None = None,  # does FSDP shard both models? `None`: as `args.fsdp` says
+    lora_parameters: int | None = None,  # of the adapter; `None` trains the whole student
+    teacher_writes: bool = True,  # does the teacher write prefixes while training? Only guided methods read it
+    on_gpu: bool | None = None,  # `None`: as this machine and `args.use_cpu` say
+    shares_base: bool = False,  # is the teacher the base of the student's adapter, loaded once?
+    teacher_name: str | None = None,  # of several, the name of this one, the largest; `plan_arguments` finds it
+    beside: tuple[HeldTeacher, ...] = (),  # the others
 ) -> Setup:
-    """The fields of a configuration that the estimates need.
-
-    Args:
-        args: the configuration.
-        student: see `model_shape`.
-        teacher: as `student`.
-        prompt_tokens: mean length of a rendered prompt.
-        response_tokens: mean length of a response, prefix included; `max_completion_length` by default.
-        longest_prompt: tokens of the longest prompt; the mean by default.
-        num_processes: processes that share a step.
-        sharded: does FSDP shard both models over them? `None`: as `args.fsdp` says.
-        lora_parameters: parameters of the adapter; `None` trains the whole student.
-        teacher_writes: does the teacher write prefixes while training (no `teacher_response` column)? Only guided
-            methods read it.
-        on_gpu: `None`: as this machine and `args.use_cpu` say.
-        shares_base: is the teacher the base of the student's adapter, loaded once?
-        teacher_name: of several teachers, the name of this one, the largest; `plan_arguments` finds it.
-        beside: the others.
-    """
+    """The fields of a configuration that the estimates need."""
     if on_gpu is None:
         import torch
 
@@ -230,7 +175,6 @@ def read_setup(
 def _notes(
     student: ModelShape, teacher: ModelShape, name: str | None, beside: tuple[HeldTeacher, ...]
 ) -> tuple[str, ...]:
-    """What is not counted exactly."""
     notes = [f"student: {note}" for note in student.notes] + [f"teacher: {note}" for note in teacher.notes]
     notes += [f"teacher {held.name!r}: {note}" for held in beside for note in held.shape.notes]
     if beside:
@@ -281,3 +225,25 @@ def _scoring_passes(args: "TrOPDConfig", half: bool, weight_bytes: int) -> int:
     if args.rescore_rollouts is not None or not args.addresses_sampling():
         suffices = args.rescore_rollouts is False
     return bool(args.use_vllm and args.vllm_importance_sampling_correction) + (not suffices)
+
+
+def plan_arguments(args: Any, shapes: Mapping[Name, ModelShape], own_bases: Collection[Name]) -> dict[str, Any]:
+    """Arguments of `plan_run` for the teachers of a run: the largest as if it read every row, the others as weights.
+
+    `shapes` are of the teachers that are loaded; `own_bases` are the base of the student's adapter, without weights of
+    their own.
+    """
+    largest = max(shapes, key=lambda name: shapes[name].parameters)
+    others = [name for name in shapes if name != largest and name not in own_bases]
+    beside = []
+    for name in others:
+        init = args_of(args, name, shapes).teacher_model_init_kwargs
+        dtype = init.get("dtype", "auto") if isinstance(init, dict) else "auto"
+        beside.append(HeldTeacher(str(name), shapes[name], loaded_bytes(dtype, shapes[name])))
+    return {
+        "args": args_of(args, largest, shapes),
+        "teacher": shapes[largest],
+        "teacher_name": largest,
+        "shares_base": largest in own_bases,
+        "beside": tuple(beside),
+    }

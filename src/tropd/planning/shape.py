@@ -20,41 +20,23 @@ _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a causal language model. Made by `model_shape`, read by every estimate.
+    """Sizes of a causal language model. Made by `model_shape`, read by every estimate."""
 
-    Attributes:
-        name: folder, Hub name or model type.
-        parameters: all of them, tied embeddings counted once.
-        active_parameters: those a token passes through; fewer than `parameters` in a mixture of experts.
-        head_parameters: of the output layer, tied or not.
-        embedding_parameters: of the input embedding where it is a matrix of its own; 0 where it is tied to the head.
-        num_layers: decoder layers.
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward layer that a token passes through.
-        num_heads: query heads.
-        num_kv_heads: key and value heads.
-        head_dim: width of one head.
-        vocab_size: rows of the head.
-        query_norm: are queries and keys normalised (Qwen3, Gemma 3)?
-        stored_bytes: bytes of one parameter as stored.
-        notes: what is not counted exactly.
-    """
-
-    name: str
-    parameters: int
-    active_parameters: int
-    head_parameters: int
-    embedding_parameters: int
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    query_norm: bool = False
-    stored_bytes: int = 4
-    notes: tuple[str, ...] = ()
+    name: str  # folder, Hub name or model type
+    parameters: int  # all of them, tied embeddings counted once
+    active_parameters: int  # those a token passes through; fewer than `parameters` in a mixture of experts
+    head_parameters: int  # of the output layer, tied or not
+    embedding_parameters: int  # of the input embedding where it is a matrix of its own; 0 where it is tied to the head
+    num_layers: int  # decoder layers
+    hidden_size: int  # width of the residual stream
+    intermediate_size: int  # width of the feed-forward layer that a token passes through
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads
+    head_dim: int  # width of one head
+    vocab_size: int  # rows of the head
+    query_norm: bool = False  # are queries and keys normalised (Qwen3, Gemma 3)?
+    stored_bytes: int = 4  # bytes of one parameter as stored
+    notes: tuple[str, ...] = ()  # what is not counted exactly
 
     @property
     def tied(self) -> bool:
@@ -76,7 +58,6 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of all layers."""
         return self.parameters - self.head_parameters - self.embedding_parameters
 
     @property
@@ -161,7 +142,6 @@ def _active_parameters(text: Any, sizes: dict[str, int]) -> tuple[int, tuple[str
 
 
 def _intermediate_size(text: Any) -> int:
-    """Feed-forward width that one token passes through."""
     expert = getattr(text, "moe_intermediate_size", None)
     chosen = getattr(text, "num_experts_per_tok", None)
     if expert and chosen:

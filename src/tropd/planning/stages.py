@@ -43,7 +43,7 @@ class Stage:
 
 def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
     """Every stage of the first step, or of any later one, in the order of a step."""
-    state = 0 if first_step else optimizer_bytes(setup)
+    state, work = 0 if first_step else optimizer_bytes(setup), setup.work
     resident = {
         "student weights": _sharded(setup, setup.student.parameters * setup.weight_bytes)
         + (_sharded(setup, setup.trainable * setup.trainable_bytes) if setup.lora else 0),
@@ -52,10 +52,15 @@ def stage_peaks(setup: Setup, *, first_step: bool) -> tuple[Stage, ...]:
         "overhead": CUDA_OVERHEAD_BYTES if setup.on_gpu else CPU_OVERHEAD_BYTES,
     }
     stages = [("rollout", _rollout(setup))]
-    stages += [("student scoring", _student_scoring(setup))] if setup.scoring_passes else []
+    if setup.scoring_passes:
+        copies = {"half-precision copies": _autocast_copies(setup)}
+        scoring = _scoring(setup, setup.student, setup.weight_bytes, work.micro_rows)
+        stages.append(("student scoring", scoring | copies))
     stages += [("teacher scoring", _teacher_scoring(setup)), ("update", _update(setup, state))]
     if setup.teacher_writes:
-        stages.insert(0, ("teacher prefixes", _teacher_prefixes(setup)))
+        rows = min(work.prompts, work.decoded_rows)
+        writing = _generation(setup, setup.teacher, setup.teacher_bytes, rows, work.longest_prompt)
+        stages.insert(0, ("teacher prefixes", writing))
     return tuple(Stage(name, {k: v for k, v in (resident | parts).items() if v}) for name, parts in stages)
 
 
@@ -91,12 +96,6 @@ def _larger(*moments: dict[str, int]) -> dict[str, int]:
 # ---------------------------------------------------------------------- rollout
 
 
-def _teacher_prefixes(setup: Setup) -> dict[str, int]:
-    work = setup.work
-    rows = min(work.prompts, work.decoded_rows)
-    return _generation(setup, setup.teacher, setup.teacher_bytes, rows, work.longest_prompt)
-
-
 def _rollout(setup: Setup) -> dict[str, int]:
     """The rows that the process decodes at once. With vLLM their cache is vLLM's own."""
     if setup.vllm is not None:
@@ -119,13 +118,6 @@ def _generation(setup: Setup, shape: ModelShape, weight_bytes: int, rows: int, r
 
 
 # ---------------------------------------------------------------------- scoring
-
-
-def _student_scoring(setup: Setup) -> dict[str, int]:
-    work = setup.work
-    return _scoring(setup, setup.student, setup.weight_bytes, work.micro_rows) | {
-        "half-precision copies": _autocast_copies(setup)
-    }
 
 
 def _teacher_scoring(setup: Setup) -> dict[str, int]:

@@ -44,51 +44,33 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Work:
-    """Of one stage.
+    """Of one stage."""
 
-    Attributes:
-        flops: floating-point operations, a multiply-add counted as two.
-        bytes_moved: weights and KV cache read or written; activations are not counted.
-        launched_layers: decoder layers that Python launches one after the other to generate.
-    """
-
-    flops: float
-    bytes_moved: float
-    launched_layers: float = 0.0
+    flops: float  # floating-point operations, a multiply-add counted as two
+    bytes_moved: float  # weights and KV cache read or written; activations are not counted
+    launched_layers: float = 0.0  # decoder layers that Python launches one after the other to generate
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured speeds of one process, in the units of the metrics `speed/rollout` and `speed/teacher`.
+    """Measured speeds of one process, in the units of the metrics `speed/rollout` and `speed/teacher`."""
 
-    Attributes:
-        rollout: student-written tokens per second.
-        student_scoring: response tokens per second, without gradient.
-        teacher_scoring: response tokens per second.
-        teacher_writing: tokens per second of teacher prefixes, or `None`: as fast as FLOPs per token say.
-        update: response tokens per second of forward and backward, or `None`: derived from `student_scoring`.
-    """
-
-    rollout: float
-    student_scoring: float
-    teacher_scoring: float
+    rollout: float  # student-written tokens per second
+    student_scoring: float  # response tokens per second, without gradient
+    teacher_scoring: float  # response tokens per second
+    # tokens per second of teacher prefixes, or `None`: as fast as FLOPs per token say
     teacher_writing: float | None = None
+    # response tokens per second of forward and backward, or `None`: derived from `student_scoring`
     update: float | None = None
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimiser step.
+    """Seconds of one optimiser step."""
 
-    Attributes:
-        parts: stage to seconds.
-        response_tokens: response tokens learned from in a step, over all processes.
-        assumed: made from peak numbers and assumed utilisations?
-    """
-
-    parts: dict[str, float]
-    response_tokens: float
-    assumed: bool = False
+    parts: dict[str, float]  # stage to seconds
+    response_tokens: float  # response tokens learned from in a step, over all processes
+    assumed: bool = False  # made from peak numbers and assumed utilisations?
 
     @property
     def total(self) -> float:

@@ -1,7 +1,8 @@
 """What the preflight finds out without weights, as sentences with a level."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 Level = Literal["ok", "note", "warning", "refusal"]
 
@@ -17,3 +18,6 @@ class Finding:
     level: Level
     subject: str
     sentence: str
+
+
+ok, note, warning, refusal = (partial(Finding, level) for level in get_args(Level))

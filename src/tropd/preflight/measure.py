@@ -5,13 +5,14 @@ N counts the probed student tokens that have a finite teacher score; r = log π_
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..objective.regions import trust_probability
-from .episodes import measure_episodes
+from .episode_measurement import measure_episodes
 from .measurement import USED, Endings, EndingUse, GradientForecast, PairMeasurement, PositionBucket
 from .probe import Probe
 
@@ -69,11 +70,10 @@ def measure_endings(probe: Probe) -> Endings:
     gives to a special token elsewhere, such as one that opens a thought, ends nothing.
     """
     seen, endings = probe.endings, probe.endings.pair
-    means = {
-        (model, place): _column_means(getattr(seen, model), getattr(seen, f"{place}_ends"))
-        for model in ("student", "teacher")
-        for place in ("student", "teacher")
-    }
+    means: dict[tuple[str, str], Tensor | None] = {}
+    for model, place in product(("student", "teacher"), repeat=2):
+        places_P = getattr(seen, f"{place}_ends")
+        means[model, place] = getattr(seen, model)[places_P].double().mean(0) if places_P.any() else None
     models = {"student": endings.student} | {name or "teacher": own for name, own in endings.teachers.items()}
     uses = []
     for column, token_id in enumerate(seen.ids):
@@ -101,10 +101,6 @@ def measure_endings(probe: Probe) -> Endings:
     )
 
 
-def _column_means(probabilities_PC: Tensor, places_P: Tensor) -> Tensor | None:
-    return probabilities_PC[places_P].double().mean(0) if places_P.any() else None
-
-
 def _last_outlier_share(probe: Probe) -> float | None:
     tokens = probe.tokens
     lengths = torch.tensor([len(rollout.response) if rollout.ended else 0 for rollout in probe.rollouts])
@@ -126,10 +122,7 @@ def forecast_gradient(log_ratio: Tensor, student_prob: Tensor, student_collision
     by the same number of tokens. Outliers' gradients in fact line up with each other, so the measured ratio is usually
     the larger one: see docs/preflight.md.
 
-    Args:
-        log_ratio: r, [N].
-        student_prob: π_S(x) of the sampled tokens, [N].
-        student_collision: Σ_v π_S(v)², [N].
+    All [N]: r, π_S(x) of the sampled tokens, and Σ_v π_S(v)².
     """
     squares = log_ratio.square() * (1 - 2 * student_prob + student_collision).clamp_min(0)
     total, trusted = squares.sum().item(), squares[log_ratio > OUTLIER_TAU].sum().item()

@@ -21,46 +21,28 @@ class PositionBucket:
 
 @dataclass(frozen=True)
 class EndingUse:
-    """An id that may end a response, and the probability that each model gives it by itself, on average.
-
-    Attributes:
-        token_id: the id.
-        declared_by: `student` and the names of teachers (`teacher` for one without) that name it as an ending.
-        student_at_end: by the student, where its responses ended.
-        teacher_at_end: by the teacher, there.
-        student_at_teachers: by the student, where the teacher finds an ending likeliest.
-        teacher_at_teachers: by the teacher, there.
-    """
+    """An id that may end a response, and the probability that each model gives it by itself, on average."""
 
     token_id: int
+    # `student` and the names of teachers (`teacher` for one without) that name it as an ending
     declared_by: tuple[str, ...]
-    student_at_end: float | None
-    teacher_at_end: float | None
-    student_at_teachers: float | None
-    teacher_at_teachers: float | None
+    student_at_end: float | None  # by the student, where its responses ended
+    teacher_at_end: float | None  # by the teacher, there
+    student_at_teachers: float | None  # by the student, where the teacher finds an ending likeliest
+    teacher_at_teachers: float | None  # by the teacher, there
 
 
 @dataclass(frozen=True)
 class Endings:
-    """How the responses of a pair end.
+    """How the responses of a pair end."""
 
-    Attributes:
-        merged: are all known endings one action?
-        known: E.
-        differ: do student and teacher declare different ones?
-        uses: the ids of E, and others that are used as endings.
-        num_ended: rollouts that the student ended.
-        num_at_teachers: places at which the teacher finds an ending likeliest.
-        last_outlier_share: of the rollouts that ended, those whose last token has r < −2.
-    """
-
-    merged: bool
-    known: tuple[int, ...]
-    differ: bool
-    uses: tuple[EndingUse, ...]
-    num_ended: int
-    num_at_teachers: int
-    last_outlier_share: float | None
+    merged: bool  # are all known endings one action?
+    known: tuple[int, ...]  # E
+    differ: bool  # do student and teacher declare different ones?
+    uses: tuple[EndingUse, ...]  # the ids of E, and others that are used as endings
+    num_ended: int  # rollouts that the student ended
+    num_at_teachers: int  # places at which the teacher finds an ending likeliest
+    last_outlier_share: float | None  # of the rollouts that ended, those whose last token has r < −2
 
     @property
     def student_id(self) -> int | None:
@@ -100,122 +82,67 @@ USED = 0.1
 
 @dataclass(frozen=True)
 class Episodes:
-    """Rollouts with tools.
+    """Rollouts with tools."""
 
-    Attributes:
-        mean_turns: of a rollout.
-        cut_share: of the rollouts, those that end in a call that nobody answered.
-        num_calls: turns in which the token stands that opens a call.
-        parsed_share: of these, in how many a call could be read; `None` where there are none, or the template shows no
-            such token.
-        turns: tokens, trust fraction and K1 of each turn, counted from 1.
-    """
-
-    mean_turns: float
-    cut_share: float
-    num_calls: int
+    mean_turns: float  # of a rollout
+    cut_share: float  # of the rollouts, those that end in a call that nobody answered
+    num_calls: int  # turns in which the token stands that opens a call
+    # of these, in how many a call could be read; `None` where there are none, or the template shows no such token
     parsed_share: float | None
-    turns: tuple[PositionBucket, ...]
+    turns: tuple[PositionBucket, ...]  # tokens, trust fraction and K1 of each turn, counted from 1
 
 
 @dataclass(frozen=True)
 class GradientForecast:
-    """What OPD's first gradient will be made of, before any backward pass; see `measure.forecast_gradient`.
+    """What OPD's first gradient will be made of, before any backward pass; see `measure.forecast_gradient`."""
 
-    Attributes:
-        outlier_share: share of the total squared gradient that comes from tokens with r < −2.
-        ratio: ‖∇ of opd‖ / ‖∇ of mask_outlier‖ on the same rollouts; infinite where every token is an outlier.
-    """
-
-    outlier_share: float
-    ratio: float
+    outlier_share: float  # share of the total squared gradient that comes from tokens with r < −2
+    ratio: float  # ‖∇ of opd‖ / ‖∇ of mask_outlier‖ on the same rollouts; infinite where every token is an outlier
 
 
 @dataclass(frozen=True)
 class PairMeasurement:
-    """A student and a teacher, as a few rollouts show them. `None`: nothing to measure it on.
+    """A student and a teacher, as a few rollouts show them. `None`: nothing to measure it on."""
 
-    Attributes:
-        num_prompts: distinct prompts.
-        num_rollouts: rollouts.
-        num_tokens: N.
-        nonfinite_tokens: student tokens without a finite teacher score; they are in no other number.
-        trust_fraction: mean of min(ρ, 1) = 1 − TV(π_S, π_T) on the student's states.
-        trust_standard_error: of it, over rollouts.
-        positions: the same by place in the response.
-        k1: mean of −r: the K1 estimate of KL(student‖teacher).
-        k1_standard_error: of it, over rollouts.
-        mean_abs_gap: mean |log π_T − log π_S| with the trainer's own log π_S: 0 for a model and itself.
-        student_nll: mean −log π_old of the student's text: an estimate of its entropy.
-        teacher_nll: mean −log π_T of the student's text.
-        student_entropy: mean, exact per state.
-        teacher_entropy: mean, exact per state.
-        chance_nll: log V, the negative log-likelihood of guessing.
-        outlier_share: share of tokens with r < −2.
-        deep_outlier_share: share of tokens with r < −5.
-        log_ratio_median: median of r.
-        log_ratio_min: smallest r.
-        outlier_p50: median of r among the outliers.
-        outlier_p01: 1% quantile of r among the outliers.
-        gradient: forecast of OPD's gradient.
-        top_k: k asked of the teacher.
-        teacher_topk_mass: the teacher's mean mass on its top-k.
-        student_topk_mass: the student's mean mass on it.
-        k_for_99: smallest k on which the teacher's mean mass is 99%; `None` where `top_k` does not reach it.
-        vocab_size: entries that both models have.
-        prompt_tokens: prompt tokens that the student read (first tokens are context).
-        student_prompt_nll: per token of the prompts as the student sees them.
-        teacher_prompt_nll: per token of the prompts as the teacher sees them.
-        mean_length: tokens of a response.
-        max_length: tokens of the longest response.
-        ended_length: mean tokens of the responses that end.
-        truncated_share: rollouts without an end-of-sequence token.
-        repetitive_share: rollouts that end in a repeating cycle.
-        collapsed_share: rollouts that are empty or only repeat themselves.
-        excluded_share: rollouts that the masking switches leave out of the loss.
-        endings: how responses end.
-        episodes: where there are tools.
-    """
-
-    num_prompts: int
+    num_prompts: int  # distinct prompts
     num_rollouts: int
-    num_tokens: int
-    nonfinite_tokens: int
-    trust_fraction: float | None
-    trust_standard_error: float | None
-    positions: tuple[PositionBucket, ...]
-    k1: float | None
-    k1_standard_error: float | None
-    mean_abs_gap: float | None
-    student_nll: float | None
-    teacher_nll: float | None
-    student_entropy: float | None
-    teacher_entropy: float | None
-    chance_nll: float
-    outlier_share: float | None
-    deep_outlier_share: float | None
-    log_ratio_median: float | None
-    log_ratio_min: float | None
-    outlier_p50: float | None
-    outlier_p01: float | None
-    gradient: GradientForecast | None
-    top_k: int
-    teacher_topk_mass: float | None
-    student_topk_mass: float | None
-    k_for_99: int | None
-    vocab_size: int
-    prompt_tokens: int
-    student_prompt_nll: float | None
-    teacher_prompt_nll: float | None
-    mean_length: float
-    max_length: int
-    ended_length: float | None
-    truncated_share: float
-    repetitive_share: float
-    collapsed_share: float
-    excluded_share: float
+    num_tokens: int  # N
+    nonfinite_tokens: int  # student tokens without a finite teacher score; they are in no other number
+    trust_fraction: float | None  # mean of min(ρ, 1) = 1 − TV(π_S, π_T) on the student's states
+    trust_standard_error: float | None  # of it, over rollouts
+    positions: tuple[PositionBucket, ...]  # the same by place in the response
+    k1: float | None  # mean of −r: the K1 estimate of KL(student‖teacher)
+    k1_standard_error: float | None  # of it, over rollouts
+    mean_abs_gap: float | None  # mean |log π_T − log π_S| with the trainer's own log π_S: 0 for a model and itself
+    student_nll: float | None  # mean −log π_old of the student's text: an estimate of its entropy
+    teacher_nll: float | None  # mean −log π_T of the student's text
+    student_entropy: float | None  # mean, exact per state
+    teacher_entropy: float | None  # mean, exact per state
+    chance_nll: float  # log V, the negative log-likelihood of guessing
+    outlier_share: float | None  # share of tokens with r < −2
+    deep_outlier_share: float | None  # share of tokens with r < −5
+    log_ratio_median: float | None  # median of r
+    log_ratio_min: float | None  # smallest r
+    outlier_p50: float | None  # median of r among the outliers
+    outlier_p01: float | None  # 1% quantile of r among the outliers
+    gradient: GradientForecast | None  # forecast of OPD's gradient
+    top_k: int  # k asked of the teacher
+    teacher_topk_mass: float | None  # the teacher's mean mass on its top-k
+    student_topk_mass: float | None  # the student's mean mass on it
+    k_for_99: int | None  # smallest k on which the teacher's mean mass is 99%; `None` where `top_k` does not reach it
+    vocab_size: int  # entries that both models have
+    prompt_tokens: int  # prompt tokens that the student read (first tokens are context)
+    student_prompt_nll: float | None  # per token of the prompts as the student sees them
+    teacher_prompt_nll: float | None  # per token of the prompts as the teacher sees them
+    mean_length: float  # tokens of a response
+    max_length: int  # tokens of the longest response
+    ended_length: float | None  # mean tokens of the responses that end
+    truncated_share: float  # rollouts without an end-of-sequence token
+    repetitive_share: float  # rollouts that end in a repeating cycle
+    collapsed_share: float  # rollouts that are empty or only repeat themselves
+    excluded_share: float  # rollouts that the masking switches leave out of the loss
     endings: Endings
-    episodes: Episodes | None = None
+    episodes: Episodes | None = None  # where there are tools
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite become `None`."""

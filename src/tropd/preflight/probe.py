@@ -24,11 +24,9 @@ from ..training.guards.faults import SCORING
 from ..training.records import Rollout, pack_for_student
 from ..training.step import ask_teachers, make_rollouts, score_rollouts, score_student
 from ..training.trainer import TrOPDTrainer
-from .episodes import call_opener
+from .episode_measurement import call_opener
 from .no_trace import without_a_trace
 from .probe_records import Probe, ProbedEndings, ProbedPrompts, ProbedTokens, ProbeTimes
-
-__all__ = ["Probe", "ProbeTimes", "ProbedEndings", "ProbedPrompts", "ProbedTokens", "probe"]
 
 DEFAULT_TOP_K = 64
 """k asked of the teacher where the method reads none: the k of every forward-KL method of the paper."""
@@ -50,9 +48,7 @@ def probe(trainer: TrOPDTrainer, rows: Sequence[dict[str, Any]]) -> Probe:
     Random states, metrics, logged completions and training modes are left as they were, so that a run after a probe is
     bit for bit the run without one. (vLLM keeps its own random state, which is not ours to put back.)
 
-    Args:
-        trainer: built; before it trains, or in a callback's `on_train_begin`.
-        rows: a few rows of its data set.
+    The trainer is built and does not train yet, or is in a callback's `on_train_begin`; `rows` are some of its data.
 
     Raises:
         ValueError: no rows, or a student that is not sharded yet.

@@ -6,8 +6,8 @@ from typing import Any
 from ..models.files import ModelFiles, read_model_files
 from ..teacher.endings import declared_endings, pair_endings, sentence
 from ..teacher.vocabulary import highest_id, own_tokens, own_tokens_sentence, vocabulary_disagreement
-from .findings import Finding
-from .prompts import PromptSettings, compare_prompts
+from .findings import Finding, note, ok, refusal, warning
+from .prompt_findings import PromptSettings, compare_prompts
 
 __all__ = ["ModelFiles", "compare_pair", "read_model_files"]
 
@@ -41,35 +41,32 @@ def compare_pair(
 def _vocabulary(student: ModelFiles, teacher: ModelFiles) -> Finding:
     disagreement = vocabulary_disagreement(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     if disagreement is not None:
-        return Finding("refusal", "vocabulary", disagreement[0].upper() + disagreement[1:])
+        return refusal("vocabulary", disagreement[0].upper() + disagreement[1:])
     own = own_tokens(student.tokenizer, teacher.tokenizer, teacher.head_rows)
     if own:
-        return Finding("note", "vocabulary", own_tokens_sentence(student.tokenizer, own))
+        return note("vocabulary", own_tokens_sentence(student.tokenizer, own))
     size = len(student.tokenizer.get_vocab())
-    return Finding("ok", "vocabulary", f"Both tokenizers give the student's {size} tokens the same ids.")
+    return ok("vocabulary", f"Both tokenizers give the student's {size} tokens the same ids.")
 
 
 def _heads(student: ModelFiles, teacher: ModelFiles) -> Iterator[Finding]:
     highest = highest_id(student.tokenizer)
     if highest >= student.head_rows:
-        yield Finding(
-            "refusal",
+        yield refusal(
             "output layers",
             f"The student's tokenizer uses token ids up to {highest}, but the student's output layer has only "
             f"{student.head_rows} rows, so it cannot write them. The folder {student.name!r} mixes two models; load "
             "the tokenizer of these weights, or resize the embeddings.",
         )
     elif student.head_rows > teacher.head_rows:
-        yield Finding(
-            "note",
+        yield note(
             "output layers",
             f"The student's output layer has {student.head_rows} rows, the teacher's {teacher.head_rows}; the "
             f"tokenizer needs {highest + 1}. If the student samples one of the unused ids beyond the teacher's, that "
             "token and the rest of its response are excluded.",
         )
     elif student.head_rows < teacher.head_rows:
-        yield Finding(
-            "ok",
+        yield ok(
             "output layers",
             f"The output layers have {student.head_rows} and {teacher.head_rows} rows over one tokenizer of "
             f"{highest + 1} ids: rows beyond it are padding, and the top-k is chosen among the shared ones.",
@@ -91,9 +88,8 @@ def _special_tokens(student: ModelFiles, teacher: ModelFiles) -> Finding:
         if only:
             differing.append(f"only the {owner} treats {_listed(only)} as special")
     if not differing:
-        return Finding("ok", "special tokens", "Both tokenizers have the same special tokens.")
-    return Finding(
-        "note",
+        return ok("special tokens", "Both tokenizers have the same special tokens.")
+    return note(
         "special tokens",
         f"They differ: {'; '.join(differing)}. The teacher reads ids, so this matters only when text is rendered: see "
         "the findings on prompts.",
@@ -102,8 +98,7 @@ def _special_tokens(student: ModelFiles, teacher: ModelFiles) -> Finding:
 
 def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Sequence[int] | None) -> Finding:
     if not student.eos_ids:
-        return Finding(
-            "refusal",
+        return refusal(
             "end of sequence",
             "The student has no end-of-sequence token: neither its generation_config.eos_token_id nor its tokenizer "
             "names one, so no response could end. Set eos_token in its tokenizer_config.json.",
@@ -117,11 +112,10 @@ def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Seq
     )
     said = sentence(endings, student.tokenizer)
     if not endings.differ:
-        return Finding("ok", "end of sequence", said)
+        return ok("end of sequence", said)
     if endings.merged:
-        return Finding("note", "end of sequence", said)
-    return Finding(
-        "warning",
+        return note("end of sequence", said)
+    return warning(
         "end of sequence",
         f"{said} The teacher will score the last token of the student's responses as nearly impossible, and the "
         "student unlearns to stop, or learns an ending at which its rollouts do not stop. Set ending: one_action.",
@@ -131,8 +125,7 @@ def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Seq
 def _padding(student: ModelFiles) -> Finding:
     pad, eos = student.tokenizer.pad_token_id, student.tokenizer.eos_token_id
     if pad is None and eos is None:
-        return Finding(
-            "refusal",
+        return refusal(
             "padding",
             "The student's tokenizer has neither a padding nor an end-of-sequence token, and TRL needs one to pad "
             "with. Set pad_token in its tokenizer_config.json.",
@@ -140,13 +133,12 @@ def _padding(student: ModelFiles) -> Finding:
     if pad is None or pad in student.eos_ids:
         what = "has no padding token, so TRL pads with" if pad is None else "pads with"
         token = student.tokenizer.convert_ids_to_tokens(eos if pad is None else pad)
-        return Finding(
-            "note",
+        return note(
             "padding",
             f"The student's tokenizer {what} an end-of-sequence token ({token!r}). No action is needed: tropd "
             "identifies padding by position, so real endings are scored and learned.",
         )
-    return Finding("ok", "padding", f"Padding ({student.tokenizer.pad_token!r}) is not an end-of-sequence token.")
+    return ok("padding", f"Padding ({student.tokenizer.pad_token!r}) is not an end-of-sequence token.")
 
 
 def _listed(tokens: Sequence[str | None], limit: int = 5) -> str:

@@ -38,22 +38,16 @@ MIN_PROMPT_TOKENS = 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to expect of a pair.
+    """What to expect of a pair."""
 
-    Attributes:
-        kind: `identical`: nothing to learn by K1; `safe`: plain OPD is safe; `endings`: close but for the ending, which
-            is one action; `outliers`: outliers dominate OPD's gradient, use a trust region; `far`: workable, with a
-            trust region and guidance; `endings_apart`: the endings differ and each is scored by itself;
-            `will_not_work`.
-        sentences: what was seen, what follows, what to type; in reading order.
-        method: the method that follows: the configured one unless it is a poor choice; `None` where none helps.
-        settings: settings to change, by their names in the configuration.
-    """
-
+    # `identical`: nothing to learn by K1; `safe`: plain OPD is safe; `endings`: close but for the ending, which is one
+    # action; `outliers`: outliers dominate OPD's gradient, use a trust region; `far`: workable, with a trust region and
+    # guidance; `endings_apart`: the endings differ and each is scored by itself; `will_not_work`
     kind: Kind
-    sentences: tuple[str, ...]
+    sentences: tuple[str, ...]  # what was seen, what follows, what to type; in reading order
+    # the method that follows: the configured one unless it is a poor choice; `None` where none helps
     method: str | None
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # settings to change, by their names in the configuration
 
     @property
     def works(self) -> bool:
@@ -71,7 +65,6 @@ def judge(
     teacher_response_lengths: Sequence[int] | None = None,
     tokenizer: Any = None,
 ) -> Verdict:
-    """The verdict on a measured pair."""
     broken = _why_it_cannot_work(measurement, max_completion_length)
     if broken is not None:
         return Verdict("will_not_work", (broken,), None, {})

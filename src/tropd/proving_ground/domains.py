@@ -51,7 +51,6 @@ def reward(prompts: list[str], completions: list[str], domain: list[str], **colu
 
 
 def find_domain(name: str) -> Domain:
-    """The domain of this name."""
     if name not in DOMAINS:
         raise ValueError(f"domain is {name!r}; there are {len(DOMAINS)}. Choose {', '.join(DOMAINS)}.")
     return DOMAINS[name]

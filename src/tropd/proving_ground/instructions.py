@@ -48,25 +48,15 @@ _PROMPT = re.compile(
 
 @dataclass(frozen=True)
 class Instruction:
-    """Constraints on a text; those that are not set are `None`.
+    """Constraints on a text; those that are not set are `None`."""
 
-    Attributes:
-        lines: number of lines, each of which starts with its number and a colon.
-        words: words in every line, number and mark apart.
-        about: things that may be named; no other thing may.
-        placed: thing that is the first word of the lines `places`.
-        places: see `placed`; line numbers from 1, ascending.
-        start: first word of every line, or of those that are not among `places`.
-        mark: name of the sign that closes every line; without it a line ends with any of `MARKS`.
-    """
-
-    lines: int
-    words: int
-    about: tuple[str, ...]
-    placed: str | None = None
-    places: tuple[int, ...] = ()
-    start: str | None = None
-    mark: str | None = None
+    lines: int  # number of lines, each of which starts with its number and a colon
+    words: int  # words in every line, number and mark apart
+    about: tuple[str, ...]  # things that may be named; no other thing may
+    placed: str | None = None  # thing that is the first word of the lines `places`
+    places: tuple[int, ...] = ()  # see `placed`; line numbers from 1, ascending
+    start: str | None = None  # first word of every line, or of those that are not among `places`
+    mark: str | None = None  # name of the sign that closes every line; without it a line ends with any of `MARKS`
 
     @property
     def prompt(self) -> str:
@@ -122,7 +112,6 @@ def parse(prompt: str) -> Instruction:
 
 
 def answer(problem: Instruction) -> str:
-    """Constraints in short."""
     return f"{problem.lines} lines of {problem.words} words"
 
 
@@ -178,7 +167,6 @@ def _draw_shape(problem: Instruction, number: int, rng: random.Random) -> list[s
 
 
 def _fill(problem: Instruction, shape: list[str], number: int, rng: random.Random) -> list[str]:
-    """Words of a line."""
     words: list[str] = []
     noun = problem.placed if problem.placed and number in problem.places else rng.choice(problem.about)
     for kind in shape:

@@ -92,8 +92,6 @@ class Program:
 
 
 class _Run:
-    """One run: the variables and the steps taken so far."""
-
     def __init__(self, variables: dict[str, Any]) -> None:
         self.variables = variables
         self.steps = 0
@@ -125,7 +123,6 @@ class _Run:
                 raise ProgramError(f"The program uses {_described(node)}, which this small Python does not have.")
 
     def _change(self, values: Any, method: str, arguments: list[Any]) -> None:
-        """Methods of a list that change it."""
         expected = {"append": 1, "insert": 2}.get(method)
         if not isinstance(values, list) or len(arguments) != expected:
             raise ProgramError(f"The program calls {method}, which this small Python does not have here.")

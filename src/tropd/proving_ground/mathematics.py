@@ -52,7 +52,6 @@ class ColumnSum:
 
     @property
     def total(self) -> int:
-        """Sum of the numbers."""
         return sum(sum(column) * 10**power for power, column in enumerate(self.columns))
 
     @property
@@ -66,7 +65,6 @@ class ColumnSum:
 
 
 def draw(rng: random.Random, level: int) -> ColumnSum:
-    """A problem of a level."""
     numbers, columns = rng.choice(LEVELS[level])
     return ColumnSum(tuple(tuple(rng.randrange(10) for _ in range(numbers)) for _ in range(columns)))
 
@@ -86,7 +84,6 @@ def parse(prompt: str) -> ColumnSum:
 
 
 def answer(problem: ColumnSum) -> str:
-    """The total."""
     return str(problem.total)
 
 

@@ -36,27 +36,21 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of problem: how to draw it, write it, read it back, solve it and judge a response.
+    """One kind of problem: how to draw it, write it, read it back, solve it and judge a response."""
 
-    Attributes:
-        name: key of the registry `DOMAINS`.
-        draw: a problem of a level, drawn from `rng`.
-        parse: the problem behind a prompt, the inverse of `Problem.prompt`.
-        answer: what a right response comes to, in short.
-        solve: one of many right responses, drawn from `rng`.
-        judge: whether a response is right, and if not, what is wrong first.
-    """
-
-    name: str
-    draw: Callable[[random.Random, int], Any]
-    parse: Callable[[str], Any]
-    answer: Callable[[Any], str]
-    solve: Callable[[Any, random.Random], str]
-    judge: Callable[[Any, str], Grade]
+    name: str  # key of the registry `DOMAINS`
+    draw: Callable[[random.Random, int], Any]  # a problem of a level, drawn from `rng`
+    parse: Callable[[str], Any]  # the problem behind a prompt, the inverse of `Problem.prompt`
+    answer: Callable[[Any], str]  # what a right response comes to, in short
+    solve: Callable[[Any, random.Random], str]  # one of many right responses, drawn from `rng`
+    judge: Callable[[Any, str], Grade]  # whether a response is right, and if not, what is wrong first
 
     def stream(self, split: Split, seed: int | str, level: int | None = None) -> Iterator[tuple[Any, int]]:
         """Endless (problem, level) of one split, the same for the same arguments; repeats are possible."""
-        _check_choices(split, level)
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}; there are three. Choose train, validation or test.")
+        if level is not None and level not in LEVEL_SHARES:
+            raise ValueError(f"level is {level}; the dial has {len(LEVEL_SHARES)} positions. Choose 1 to 5, or None.")
         rng = random.Random(f"{self.name} {split} {seed} {level}")
         while True:
             chosen = rng.choices(list(LEVEL_SHARES), list(LEVEL_SHARES.values()))[0] if level is None else level
@@ -104,10 +98,3 @@ def listed(words: list[str] | tuple[str, ...]) -> str:
 def short(text: str, limit: int = 60) -> str:
     """Text quoted in a verdict, cut where it is long."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def _check_choices(split: str, level: int | None) -> None:
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; there are three. Choose train, validation or test.")
-    if level is not None and level not in LEVEL_SHARES:
-        raise ValueError(f"level is {level}; the dial has {len(LEVEL_SHARES)} positions. Choose 1 to 5, or None.")

@@ -1,13 +1,11 @@
 """The page of an evaluation: scores with their intervals, and a browser of responses that needs no script."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 
 from .page import Table
-from .rendering import CSS, TEMPLATES
+from .rendering import CSS, TEMPLATES, digest
 
 KINDS = {
     "right": "right",
@@ -72,6 +70,4 @@ class AnswersPage:
 def answers_html(page: AnswersPage) -> str:
     """The page as one file of HTML that needs no other."""
     css = CSS + (files(__package__) / "templates" / "answers.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    template = TEMPLATES.get_template("answers.html")
-    return template.render(page=page, kinds=KINDS, css=css, css_hash=f"sha256-{digest}")
+    return TEMPLATES.get_template("answers.html").render(page=page, kinds=KINDS, css=css, css_hash=digest(css))

@@ -44,11 +44,9 @@ def line_chart(
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, int, float, float | None, float | None]]) -> str:
-    """Differences, one a row, with their intervals and a line at zero.
+    """Differences with their intervals and a line at zero.
 
-    Args:
-        title: what differs.
-        rows: label, number of its look, mean, low, high; an interval may be absent.
+    A row has a label, the number of its look, mean, low and high; an interval may be absent.
     """
     if not rows:
         return draw("nothing", title=title, what="there is nothing to compare")

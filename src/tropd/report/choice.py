@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .run_folder import RunFolder, whole_lines
+from .run_folder import RunFolder, rollout_files, whole_lines
 
 MOST_TOKENS = 24_000
 """Of all runs of a page together, so that a phone can open it."""
@@ -19,7 +19,7 @@ def choose_rollouts(runs: Sequence[RunFolder]) -> tuple[list[list[dict[str, Any]
     """
     chosen, left_out = [], []
     for run in runs:
-        files = run.rollout_files()
+        files = rollout_files(run.path)
         room = MOST_TOKENS // len(runs)
         kept: dict[int, list[dict[str, Any]]] = {}
         for number in spread(len(files)):
@@ -69,4 +69,4 @@ def spread(count: int) -> Iterator[int]:
 def files_of(runs: Sequence[RunFolder]) -> list[Path]:
     """Everything that a page of these runs is made from."""
     names = ("run.json", "metrics.jsonl", "preflight.json")
-    return [path for run in runs for path in (*(run.path / name for name in names), *run.rollout_files())]
+    return [path for run in runs for path in (*(run.path / name for name in names), *rollout_files(run.path))]

@@ -34,14 +34,11 @@ class LivePage:
     def html(self) -> str:
         """Raises `ValueError` where a folder is no run's (yet)."""
         with self._lock:
-            stamp: Any = self._looks_like()
+            files = files_of([read_run(folder) for folder in self.folders])
+            stamp: Any = [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
             if stamp != self._stamp:
                 self._html, self._stamp = run_page(self.folders, follow=self.seconds), stamp
             return self._html
-
-    def _looks_like(self) -> list[tuple[int, int] | None]:
-        files = files_of([read_run(folder) for folder in self.folders])
-        return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
 
 
 def serve(folders: Sequence[Path], port: int, seconds: int) -> ThreadingHTTPServer:

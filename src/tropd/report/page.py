@@ -1,12 +1,10 @@
 """The page: what was compared, and for each setting its tables, charts and rollouts."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .rendering import CSS, SCRIPT, TEMPLATES
+from .rendering import CSS, SCRIPT, TEMPLATES, digest
 
 if TYPE_CHECKING:
     from .inspector import Inspector
@@ -92,10 +90,5 @@ class Page:
 
 def page_html(page: Page) -> str:
     """The page as one file of HTML that needs no other."""
-    hashes = {"css_hash": _digest(CSS), "script_hash": _digest(SCRIPT)}
+    hashes = {"css_hash": digest(CSS), "script_hash": digest(SCRIPT)}
     return TEMPLATES.get_template("page.html").render(page=page, regions=REGIONS, css=CSS, script=SCRIPT, **hashes)
-
-
-def _digest(text: str) -> str:
-    """As a Content-Security-Policy names a style or script."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -34,14 +34,14 @@ class RunFolder:
         """The preflight's measurement; of several teachers there is one for each, and here none."""
         return self.preflight.get("measurement") or {}
 
-    def rollout_files(self) -> list[Path]:
-        """Logs of rollouts, in the order of their steps."""
-        return sorted((self.path / "rollouts").glob("step-*.jsonl"))
-
     def rollouts(self) -> Iterator[Record]:
-        """Every logged rollout, step by step."""
-        for file in self.rollout_files():
+        for file in rollout_files(self.path):
             yield from whole_lines(file)
+
+
+def rollout_files(folder: Path) -> list[Path]:
+    """A run's logs of rollouts, in the order of its steps."""
+    return sorted((folder / "rollouts").glob("step-*.jsonl"))
 
 
 def read_run(folder: Path) -> RunFolder:

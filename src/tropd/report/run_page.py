@@ -87,7 +87,6 @@ def _intro(runs: Sequence[RunFolder]) -> str:
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
-    """What a reader needs to judge the numbers."""
     description = run.description
     method, configuration = description["method"], description.get("configuration", {})
     facts = [("method", f"{method['name']}: {method.get('summary', '')}".rstrip(": "))]
@@ -126,7 +125,6 @@ def _titled(what: str, name: str, runs: Sequence[RunFolder]) -> str:
 
 
 def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> Table:
-    """The settings in which the runs differ."""
     settings = [
         {"method": run.method, **run.description.get("configuration", {}), "teacher": run.description.get("teacher")}
         for run in runs
@@ -162,7 +160,6 @@ def _evaluations(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Sectio
 
 
 def _lines(names: Sequence[str], logged: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[Line]:
-    """Of each run what it logged under `key`."""
     pairs = enumerate(zip(names, logged, strict=True))
     return [_line(name, number, entries, lambda entry: entry.get(key)) for number, (name, entries) in pairs]
 

@@ -48,7 +48,6 @@ def targets_named(settings: Any) -> Iterator[None]:
 
 
 def adapter(settings: Any) -> Any:
-    """The LoRA adapter of the settings."""
     from peft import LoraConfig
 
     return LoraConfig(

@@ -30,6 +30,7 @@ def build_trainer(inputs: RunInputs, callbacks: Sequence[Any] = ()) -> Any:
             callbacks=list(callbacks),
         )
     trainer.data_name = _data_name(settings.data)
+    trainer.made_from = {name: getattr(settings, name) for name in ("student", "data", "tools", "environment")}
     return trainer
 
 

@@ -99,7 +99,10 @@ def resolve(file: str | Path | None, overrides: Sequence[str] = (), **otherwise:
 def build(written: Mapping[str, Value]) -> Configuration:
     """The configuration of values that were read."""
     _check_method(written)  # before anything slow is imported
-    types = _field_types()
+    from ..training.config import TrOPDConfig
+
+    hints = {**get_type_hints(TrOPDConfig), **get_type_hints(RunSettings)}
+    types = {f.name: hints[f.name] for f in (*fields(TrOPDConfig), *fields(RunSettings))}
     _refuse_unknown(written, types)
     typed = {name: convert(name, value, types[name]) for name, value in written.items()}
     typed |= {name: _located(name, written[name].place, typed[name]) for name in _MAY_BE_SHIPPED if name in typed}
@@ -155,7 +158,9 @@ def _read_yaml(path: Path) -> dict[str, Value]:
     if path.is_dir():
         raise ValueError(f"--config is {str(path)!r}, which is a folder; name a YAML file.")
     if not path.is_file() and not path.is_fifo():  # a pipe, `--config <(...)`, is read once
-        raise ValueError(_no_such_file(path))
+        folder = path.parent if path.parent.is_dir() else Path()
+        files = [_short(found) for found in folder.iterdir() if found.suffix in (".yaml", ".yml")]
+        raise ValueError(f"--config is {str(path)!r}, but there is no such file.{did_you_mean(str(path), files)}")
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -239,7 +244,6 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Value]:
 
 
 def _with_key(name: str, key: str, value: Any, earlier: Mapping[str, Value]) -> dict[str, Any]:
-    """The mapping `name`, with one more key."""
     so_far = earlier[name].value if name in earlier else {}
     if not isinstance(so_far, dict):
         raise ValueError(f"--{name} was given as {so_far!r} and as --{name}.{key}; use one of the two.")
@@ -306,31 +310,17 @@ def _said(place: str, sentence: str) -> str:
     return f"{place}: {sentence}" if place else sentence
 
 
-def _field_types() -> dict[str, Any]:
-    from ..training.config import TrOPDConfig
-
-    hints = {**get_type_hints(TrOPDConfig), **get_type_hints(RunSettings)}
-    names = [f.name for f in (*fields(TrOPDConfig), *fields(RunSettings))]
-    return {name: hints[name] for name in names}
-
-
 def _refuse_unknown(written: Mapping[str, Value], known: Mapping[str, Any]) -> None:
     if {"learning_rates", "methods"} <= written.keys():
         place = written["methods"].place.split(",")[0]
         raise ValueError(f"{place} is the plan of a comparison: `tropd compare {place} --out DIR`.")
-    unknown = [
-        _said(value.place, f"{name} is unknown{_hint(name, known)}")
-        for name, value in written.items()
-        if name not in known
-    ]
+    unknown = []
+    for name, value in written.items():
+        if name not in known:
+            ours = f"; here it is {TRL_NAMES[name]!r}" if name in TRL_NAMES else hint(name, [*known, "extends"])
+            unknown.append(_said(value.place, f"{name} is unknown{ours}"))
     if unknown:
         raise ValueError("\n".join(unknown) + ". `tropd train --help` lists the fields.")
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    if name in TRL_NAMES:
-        return f"; here it is {TRL_NAMES[name]!r}"
-    return hint(name, [*known, "extends"])
 
 
 def convert(name: str, written: Value, annotation: Any) -> Any:
@@ -359,7 +349,6 @@ def convert(name: str, written: Value, annotation: Any) -> Any:
 
 
 def _meant(value: Any, kinds: set[Any]) -> Any:
-    """What unquoted text means in a field of these types."""
     if isinstance(value, list):
         return [_meant(item, {str}) for item in value]
     if not isinstance(value, Unquoted):
@@ -410,12 +399,6 @@ def _is_number(text: str) -> bool:
 
 def _shown(value: Any) -> str:
     return repr(str(value)) if isinstance(value, Unquoted) else repr(value)
-
-
-def _no_such_file(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path()
-    files = [_short(found) for found in folder.iterdir() if found.suffix in (".yaml", ".yml")]
-    return f"--config is {str(path)!r}, but there is no such file.{did_you_mean(str(path), files)}"
 
 
 def _short(path: Path) -> str:

@@ -62,7 +62,6 @@ class ContextFit:
         return self._fit(data, lengths, read, budget, "prompt" if same else "teacher_prompt")
 
     def _seen(self, contexts: TeacherContexts, dataset: Any, lengths: list[int]) -> list[int]:
-        """Tokens of each prompt as a teacher sees it."""
         from jinja2 import TemplateError
 
         try:
@@ -95,7 +94,6 @@ class ContextFit:
         ]
 
     def _budget(self, role: str, files: ModelFiles, lengths: list[int]) -> int:
-        """Tokens that a prompt may have."""
         longest = self.args.max_completion_length
         if files.context_length is None:
             return sys.maxsize

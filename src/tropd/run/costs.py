@@ -10,7 +10,6 @@ from ..planning import (
     Rates,
     RunPlan,
     StepTime,
-    available_memory,
     check_disk,
     model_shape,
     plan_arguments,
@@ -29,11 +28,7 @@ class NoEstimate(Exception):
 
 
 def plan_of(inputs: RunInputs, response_tokens: float | None = None) -> RunPlan:
-    """Memory of a process and disk of the run.
-
-    Args:
-        inputs: the run.
-        response_tokens: mean length of a response, for times; `max_completion_length` by default.
+    """Memory of a process and disk of the run; for times `response_tokens` is the mean length of a response.
 
     Raises:
         NoEstimate: an architecture without the sizes that the estimates are made from.
@@ -92,12 +87,6 @@ def adapter_parameters(config: Any, settings: Any) -> int:
     with torch.device("meta"), targets_named(settings):
         wrapped = get_peft_model(language_model_class(config, "the student").from_config(config), adapter(settings))
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
-
-
-def memory_warning(inputs: RunInputs, plan: RunPlan) -> str | None:
-    """A sentence where the run may not fit into memory. Ask before the models are loaded: they are in the estimate."""
-    fit = plan.memory.fits(available_memory(inputs.args.use_cpu))
-    return None if fit.fits else fit.sentence
 
 
 def check_room(inputs: RunInputs, plan: RunPlan) -> None:

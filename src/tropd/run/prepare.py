@@ -24,16 +24,14 @@ from ..training.guards.host_settings import check_host_settings, settle_checkpoi
 from .adapter import check_adapter_settings, own_bases
 from .configuration import Configuration, at_place
 from .context import ContextFit
-from .rewards import check_reward_columns, reward_function
 from .sources import (
     check_evaluation,
     guidance_findings,
-    load_evaluation,
-    load_training,
+    load_data,
     rows_of_teacher,
     teacher_findings,
 )
-from .tools import NO_TOOLS, RunTools, check_rows_of_tools, find_tools
+from .tools import NO_TOOLS, RunTools, check_reward_columns, check_rows_of_tools, find_tools, reward_function
 
 ROWS_COMPARED = 16
 """Rows whose prompts are rendered with both chat templates, beside the longest."""
@@ -87,7 +85,7 @@ def prepare(configuration: Configuration, say: Callable[[str], None] = lambda te
     for teacher_name, teacher in teachers.items():
         check_vocabulary(student, teacher_name, teacher)
     say(f"reading {settings.data}")
-    data, evaluation = load_training(configuration), load_evaluation(configuration)
+    data, evaluation = load_data(settings)
     check_rows_of_tools(tools, data)
     fit = ContextFit(student, teachers, args, settings.overlong_prompts, tools)
     data, lengths = fit.of(data)

@@ -14,25 +14,15 @@ ROWS_MEASURED = 64
 """Rows whose teacher responses are measured, to compare them with the budget of a rollout."""
 
 
-def load_training(configuration: Configuration) -> PromptData:
-    """The training prompts, read as the configuration says."""
-    settings = configuration.settings
-    return _load(settings, settings.data, split=settings.data_split, limit=settings.max_prompts)
-
-
-def load_evaluation(configuration: Configuration) -> PromptData | None:
-    """The evaluation prompts, all of them; renamed columns other than the prompt may be missing there."""
-    settings = configuration.settings
-    if settings.eval_data is None:
-        return None
-    split = settings.eval_split if has_splits(settings.eval_data) else "train"
-    return _load(settings, settings.eval_data, split=split, optional_columns=True)
-
-
-def _load(settings: RunSettings, data: str | list[str], **how: Any) -> PromptData:
-    names, columns = settings.teacher_names, settings.columns or None
+def load_data(settings: RunSettings) -> tuple[PromptData, PromptData | None]:
+    """The prompts of training and, all of them, of evaluation, where renamed columns but the prompt may be missing."""
     shared: Any = {"chat": settings.chat, "system_prompt": settings.system_prompt}
-    return load_prompts(data, columns=columns, teachers=names, **shared, **how)
+    shared |= {"columns": settings.columns or None, "teachers": settings.teacher_names}
+    data = load_prompts(settings.data, split=settings.data_split, limit=settings.max_prompts, **shared)
+    if settings.eval_data is None:
+        return data, None
+    split = settings.eval_split if has_splits(settings.eval_data) else "train"
+    return data, load_prompts(settings.eval_data, split=split, optional_columns=True, **shared)
 
 
 def check_evaluation(configuration: Configuration) -> None:
@@ -118,13 +108,7 @@ def uses_zero3(args: Any) -> bool:
 
 
 def guidance_findings(data: PromptData, args: Any, shares_base: bool = False) -> list[Finding]:
-    """What the method will make of the teacher responses.
-
-    Args:
-        data: the training data.
-        args: the configuration.
-        shares_base: is the teacher the student's own base, sharded as the student is?
-    """
+    """What the method will make of the teacher responses; with `shares_base` the teacher is the student's own base."""
     if not args.resolved_method().guided:
         if "teacher_response" not in data.dataset.column_names:
             return []

@@ -1,4 +1,4 @@
-"""Tools and environments by name."""
+"""Tools, environments and reward functions by name."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -6,33 +6,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..data import PromptData
-from ..messages import TOOLS
+from ..data.procedural import reasoning_gym_reward
+from ..messages import NO_TOOL, TOOLS
 from ..own_code import import_own
 
 ENVIRONMENT = "environment"
 """The column that names each row's environment, where there are several."""
 
-NO_TOOL = ("reset", "get_reward")
-"""Methods of an environment that are no tools."""
+GIVEN_BY_TRL = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+"""Arguments that every reward function gets; the others are columns of the data."""
+
+PATH = "a dotted path that Python can import from here, such as {}"
 
 
 @dataclass(frozen=True)
 class RunTools:
-    """What a student may call. Made by `find_tools`, handed to the trainer.
+    """What a student may call. Made by `find_tools`, handed to the trainer."""
 
-    Attributes:
-        functions: called as they are.
-        environments: what makes one, such as its class, or several by name; `None` if there is none.
-        schemas: the JSON schemas in a prompt, by the name of its environment.
-    """
-
-    functions: list[Callable] = field(default_factory=list)
+    functions: list[Callable] = field(default_factory=list)  # called as they are
+    # what makes one, such as its class, or several by name; `None` if there is none
     environments: Callable | dict[str, Callable] | None = None
+    # the JSON schemas in a prompt, by the name of its environment
     schemas: dict[str | None, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def are_there(self) -> bool:
-        """Is there any?"""
         return bool(self.schemas)
 
     def told(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,13 +45,12 @@ NO_TOOLS = RunTools()
 
 
 def find_tools(names: Sequence[str], environment: str | Mapping[str, str] | None) -> RunTools:
-    """What `tools` and `environment` name."""
-    functions = [imported("tools", name, "my_module.my_tool") for name in names]
+    functions = [imported("tools", name, PATH.format("my_module.my_tool")) for name in names]
     shared = [_schema("tools", name, function) for name, function in zip(names, functions, strict=True)]
     if not environment:
         return RunTools(functions, None, {None: shared} if shared else {})
     named = {None: environment} if isinstance(environment, str) else dict(environment)
-    made = {name: imported(ENVIRONMENT, path, "my_module.MyEnvironment") for name, path in named.items()}
+    made = {name: imported(ENVIRONMENT, path, PATH.format("my_module.MyEnvironment")) for name, path in named.items()}
     schemas = {name: shared + _schemas_of(path, made[name]) for name, path in named.items()}
     return RunTools(functions, made[None] if isinstance(environment, str) else made, schemas)  # type: ignore
 
@@ -63,6 +60,8 @@ def _schemas_of(path: str, make: Callable) -> list[dict[str, Any]]:
     environment = make()
     if not callable(getattr(environment, "reset", None)):
         raise ValueError(f"environment is {path!r}, which has no method `reset`; see docs/agents.md.")
+    if not callable(getattr(environment, "get_reward", callable)):
+        raise ValueError(f"environment is {path!r}, whose `get_reward` is not a method; define it, or remove it.")
     members = inspect.getmembers(type(environment), predicate=inspect.isfunction)
     return [
         _schema(ENVIRONMENT, f"{path}.{name}", getattr(environment, name))
@@ -71,16 +70,13 @@ def _schemas_of(path: str, make: Callable) -> list[dict[str, Any]]:
     ]
 
 
-def imported(field: str, name: str, example: str) -> Any:
-    """What a dotted path names, from the working directory too."""
+def imported(field: str, name: str, wanted: str, default: str = "") -> Any:
+    """What a dotted path names, from the working directory too; a bare name is one of the module `default`."""
     module, _, attribute = name.rpartition(".")
     try:
-        return import_own(module, attribute)
+        return import_own(module or default, attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{field} has {name!r}, but {error}. Name a dotted path that Python can import from here, such as "
-            f"{example}."
-        ) from error
+        raise ValueError(f"{field} has {name!r}, but {error}. Name {wanted}.") from error
 
 
 def _schema(field: str, name: str, function: Any) -> dict[str, Any]:
@@ -117,3 +113,32 @@ def check_rows_of_tools(tools: RunTools, data: PromptData) -> None:
                     f"environment has the names {', '.join(tools.environments)}, but row {row} of the data (counted "
                     f"from 0) has {value!r} in its column {ENVIRONMENT!r}. Give each row one of the names there."
                 )
+
+
+def reward_function(name: str) -> Callable:
+    """A reward of `trl.rewards` by its name, or any function by its dotted path.
+
+    `reasoning_gym` is the scorer of each row's task, see `data.procedural`.
+    """
+    if name == "reasoning_gym":
+        return reasoning_gym_reward
+    wanted = f"a function of trl.rewards, such as accuracy_reward, or {PATH.format('my_module.my_reward')}"
+    return imported("reward_funcs", name, wanted, default="trl.rewards")
+
+
+def check_reward_columns(functions: Sequence[Callable], columns: Sequence[str]) -> None:
+    """Refuse a reward function that asks for a column which the data lacks."""
+    for function in functions:
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        ]
+        missing = [name for name in needed if name not in GIVEN_BY_TRL and name not in columns]
+        if missing:
+            name = getattr(function, "__name__", function)
+            raise ValueError(
+                f"reward_funcs has {name!r}, which reads a column {missing[0]!r} that the data does not have (it has: "
+                f"{', '.join(columns)}). Add it to the data under this name, or use a different reward."
+            )

@@ -1,7 +1,6 @@
 """A few real optimiser steps, thrown away: what a step takes, before a run is started."""
 
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,13 +75,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def scratch_folder() -> tempfile.TemporaryDirectory:
-    """Where a trial run is, until it is over."""
-    return tempfile.TemporaryDirectory(prefix="tropd-check-")
-
-
 def silent_trainer(inputs: RunInputs) -> Any:
-    """A trainer that prints nothing."""
     trainer = build_trainer(inputs)
     trainer.remove_callback(PrinterCallback)
     return trainer

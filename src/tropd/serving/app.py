@@ -21,15 +21,7 @@ from ..models.sampling import sample
 from ..rollout.engine.noise import AddressedNoise, decoding_through, drawing_without_address
 from ..teacher.local import LocalTeacher, TeacherScores, TopKRequest
 from ..teacher.served.connect import OWN_CARD
-from ..teacher.served.tensors import (
-    MODELS,
-    SCORE,
-    TOKENIZE,
-    VERSION,
-    WRITE,
-    read_question,
-    write_answer,
-)
+from ..teacher.served.tensors import MODELS, SCORE, TOKENIZE, VERSION, WRITE, read_question, write_answer
 
 BYTES_A_TOKEN = 16
 """Of a question, at most: an id, a mark and a bound, or an id in JSON."""
@@ -146,7 +138,9 @@ def _answered(handler: Handler, served: Served) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
-            _check_key(request, served.key)
+            given = request.headers.get("authorization", "").encode()
+            if served.key is not None and not hmac.compare_digest(given, f"Bearer {served.key}".encode()):
+                raise Refused("Unauthorized", 401)
             return await handler(request)
         except Refused as error:
             return _failure(str(error), error.status)
@@ -162,12 +156,6 @@ def _answered(handler: Handler, served: Served) -> Handler:
 
 def _failure(sentence: str, status: int) -> Response:
     return JSONResponse({"error": {"message": sentence}}, status)
-
-
-def _check_key(request: Request, key: str | None) -> None:
-    given = request.headers.get("authorization", "").encode()
-    if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-        raise Refused("Unauthorized", 401)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -257,7 +245,6 @@ def _check_size(served: Served, lengths: list[int]) -> None:
 
 
 def _read(kind: type[Body], raw: bytes) -> Body:
-    """A question in JSON."""
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:

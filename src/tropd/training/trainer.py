@@ -128,6 +128,8 @@ class TrOPDTrainer(GRPOTrainer):
     """Is the `preflight.json` in the output directory this run's?"""
     data_name = ""
     """What the prompts are called in the model card; the data set itself does not say."""
+    made_from: Mapping[str, Any] | None = None
+    """What `run.json` says beside the configuration: names of the student, the data, tools and environment."""
 
     def __init__(
         self,

@@ -43,8 +43,6 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, and the change after it."""
-
     def __init__(self, loader: importlib.abc.Loader, finder: _Finder):
         self.loader, self.finder = loader, finder
 

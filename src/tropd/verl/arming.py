@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -101,13 +102,11 @@ CHANGES: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
 """Module of verl → what is said, and what is done to it."""
 
 
-def _announced(name: str, words: str, change: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    def apply(module: ModuleType) -> None:
-        change(module)
-        ARMED[name] = words
-        say(words)
-
-    return apply
+def _apply(name: str, module: ModuleType) -> None:
+    words, change = CHANGES[name]
+    change(module)
+    ARMED[name] = words
+    say(words)
 
 
 def arm() -> None:
@@ -118,8 +117,8 @@ def arm() -> None:
         say(reason)
         return
     say(f"tropd {__version__} is armed for verl {version}")
-    for name, (words, change) in CHANGES.items():
-        after_import(name, _announced(name, words, change))
+    for name in CHANGES:
+        after_import(name, partial(_apply, name))
 
 
 def arm_loudly() -> None:

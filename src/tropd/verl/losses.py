@@ -63,10 +63,7 @@ def direct_terms_or(of_verl: Callable[..., Outputs]) -> Callable[..., Outputs]:
 def direct_terms(settings: Any, student_logits: Tensor, data: Any) -> Outputs:
     """What needs the student's whole distribution, per row of logits; each [1, L], and 0 where nothing is learned.
 
-    Args:
-        settings: a `TropdLossConfig`.
-        student_logits: [1, L, V], at temperature 1.
-        data: the micro-batch.
+    `settings` is a `TropdLossConfig`, `student_logits` are [1, L, V] at temperature 1, and `data` is the micro-batch.
 
     Raises:
         ValueError: the rollouts' temperature is not 1, or the teacher's scores lack the sampled token.
@@ -74,7 +71,8 @@ def direct_terms(settings: Any, student_logits: Tensor, data: Any) -> Outputs:
     _check_temperature(data)
     method, endings = settings.method, tuple(settings.endings)
     teacher_logp, teacher_ids = (data[name].values() for name in ("teacher_logprobs", "teacher_ids"))
-    _check_columns(teacher_ids, settings.topk)
+    if teacher_ids.shape[-1] != settings.topk + 1:
+        raise ValueError(no_slot(teacher_ids.shape[-1], settings.topk))
     learned = _learned_rows(data).to(teacher_ids.device)
     teacher_logp, teacher_ids, learned = (_of_this_rank(rows) for rows in (teacher_logp, teacher_ids, learned))
     rows = learned.nonzero().squeeze(-1)
@@ -206,17 +204,11 @@ def sampled_score(ids: Tensor, logp: Tensor, topk: int, endings: tuple[int, ...]
 
 
 def divide(
-    method: Method,
-    rollout_logp: Tensor,
-    teacher_logp: Tensor,
-    top_logp: Tensor,
-    inside: Tensor,
-    draws: Tensor | None,
+    method: Method, rollout_logp: Tensor, teacher_logp: Tensor, top_logp: Tensor, inside: Tensor, draws: Tensor | None
 ) -> TokenSignals:
     """The tokens' regions; one without a finite score on either side is left out of both.
 
-    Args:
-        inside: bool [N], is the token among the top-k that the method reads?
+    `inside`, bool [N]: is the token among the top-k that the method reads?
     """
     log_ratio = (teacher_logp - rollout_logp).float()
     selected = inside if method.gate == "support" else None
@@ -264,7 +256,6 @@ def row_number(token_ids: Sequence[int]) -> int:
 
 
 def _metrics(signals: TokenSignals, masses: Outputs, top_ids: Tensor, topk: int) -> dict[str, Any]:
-    """What verl logs, as means over this micro-batch's tokens."""
     if not len(top_ids):
         return {}
     ratio = signals.log_ratio
@@ -323,11 +314,6 @@ def _check_temperature(data: Any) -> None:
             f"the student's temperature is {values.flatten()[0].item():g}, and verl's teacher scores at 1. Set "
             "actor_rollout_ref.rollout.temperature=1.0."
         )
-
-
-def _check_columns(teacher_ids: Tensor, topk: int) -> None:
-    if teacher_ids.shape[-1] != topk + 1:
-        raise ValueError(no_slot(teacher_ids.shape[-1], topk))
 
 
 def _check_tokens(scored: Tensor, tokens: Tensor) -> None:

@@ -3,19 +3,8 @@
 from ..objective.methods import METHODS, Method, get_method
 
 LOSS_SETTINGS = (
-    "gate",
-    "outlier",
-    "outlier_tau",
-    "advantage_floor",
-    "advantage",
-    "advantage_alpha",
-    "baseline",
-    "fkl_top_k",
-    "fkl_truncation",
-    "fkl_weight",
-    "teacher_entropy_tau",
-    "jsd_beta",
-    "ratio_clip",
+    *("gate", "outlier", "outlier_tau", "advantage_floor", "advantage", "advantage_alpha", "baseline", "fkl_top_k"),
+    *("fkl_truncation", "fkl_weight", "teacher_entropy_tau", "jsd_beta", "ratio_clip"),
 )
 """Parts of a method that the loss reads. Those of guidance are decided where the data is written (`tropd export`)."""
 

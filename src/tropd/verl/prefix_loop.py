@@ -41,7 +41,6 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
         return self._with_prefix(output, prefix)
 
     def _with_prefix(self, output: AgentLoopOutput, prefix: list[int]) -> AgentLoopOutput:
-        """The same answer, with the prefix as the start of the response."""
         room = self.response_length - len(prefix)
         output.response_ids = [*prefix, *output.response_ids[:room]]
         output.response_mask = [*([0] * len(prefix)), *output.response_mask[:room]]

@@ -27,21 +27,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Order:
-    """How the rows follow one another.
-
-    Attributes:
-        batch: prompts of a step, verl's `data.train_batch_size`.
-        steps: of the whole training.
-        max_response_length: tokens of prefix and continuation, verl's `data.max_response_length`.
-        min_tail: tokens that are left to the student.
-        seed: of the order.
-    """
-
-    batch: int
-    steps: int
-    max_response_length: int
-    min_tail: int = 1
-    seed: int = 42
+    batch: int  # prompts of a step, verl's `data.train_batch_size`
+    steps: int  # of the whole training
+    max_response_length: int  # tokens of prefix and continuation, verl's `data.max_response_length`
+    min_tail: int = 1  # tokens that are left to the student
+    seed: int = 42  # of the order
 
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "max_response_length", "min_tail"):

@@ -10,11 +10,10 @@ from ...atomic_files import write_whole
 from ...models.files import read_model_files
 from ...teacher.endings import declared_endings, pair_endings
 from ..other_ending import write_with_ending
-from ..plan import Plan, Setting
-from ..shipped_models import model_folder
-from .episodes import EpisodeRuler
-from .prompts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
+from ..plan import Plan, Setting, model_folder
+from .episode_ruler import EpisodeRuler
 from .scores import Ruler
+from .texts import Splits, Text, load_model, load_teachers, make_texts, read_texts, teacher_folder, write_texts
 
 PROMPTS, BEFORE, STUDENT = "prompts.json", "before.json", "student"
 

@@ -1,7 +1,7 @@
 """One cell: train a student with one method until its tokens are written, measure it, and record the result."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
 from ...data.files import Record
 from ...data.table import GrowingTable
+from ...proving_ground.storeroom import Storeroom
 from ...run.prepare import hardware_defaults
 from ...teacher.names import COLUMN
 from ...training.config import TrOPDConfig
@@ -19,11 +20,9 @@ from ...training.guards.errors import NotFinite, RolloutsCollapsed
 from ...training.trainer import TrOPDTrainer
 from ..cells import GRID, Cell, budget_of
 from ..plan import Plan, Setting
-from .accuracy_curve import Points
-from .episodes import environment_of
 from .prepare import make_ruler, point_texts, read_setting, student_folder
-from .prompts import Text
 from .scores import Ruler
+from .texts import Text
 from .token_budget import Forecast, TokenBudget, sentence, tail_of_turns
 
 ROLLOUT_LOGS = 6
@@ -45,6 +44,38 @@ class TellSteps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         share = min(state.global_step / state.max_steps, 1.0)
         self.tell(f"step {state.global_step} of about {state.max_steps}", share)
+
+
+class Points:
+    """Measures a model's scores when each `1/number` of the budget is written, and at the `start`, the untrained
+    student's.
+
+    `found` has step, student tokens and scores of each point; `seconds` what measuring took. `trainer` is set once it
+    is built.
+    """
+
+    trainer: Any = None
+
+    def __init__(self, measure: Callable[[Any], dict[str, float]], budget: int, number: int, start: dict[str, float]):
+        self.measure, self.budget, self.number = measure, budget, number
+        self.found: list[dict[str, Any]] = [{"step": 0, "student_tokens": 0, "scores": start}] if number else []
+        self.seconds = 0.0
+
+    def at(self, step: int, written: float) -> None:
+        """After step `step`, when the student has written this many tokens."""
+        # Half a step's tokens may be missing at the end of a run, hence the small allowance.
+        due = bool(self.number) and written >= 0.98 * len(self.found) * self.budget / self.number
+        if not due or len(self.found) > self.number:
+            return
+        started = time.perf_counter()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training = model.training
+        try:
+            scores = self.measure(model.eval())
+        finally:
+            model.train(training)
+        self.found.append({"step": step, "student_tokens": round(written), "scores": scores})
+        self.seconds += time.perf_counter() - started
 
 
 def run_cell(
@@ -122,7 +153,7 @@ def make_trainer(
         train_dataset=_dataset(texts, setting),
         processing_class=AutoTokenizer.from_pretrained(student),
         teacher_processing_class=ruler.tokenizer,
-        environment_factory=environment_of(setting.environment) if setting.environment else None,
+        environment_factory=Storeroom if setting.environment else None,
         callbacks=[budget],
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
@@ -130,18 +161,16 @@ def make_trainer(
 
 
 def _dataset(texts: Sequence[Text], setting: Setting) -> Dataset:
-    """The training prompts; episodes are kept as JSON, in which their calls stay as they were made."""
-    rows = [_row(text, setting) for text in texts]
+    """The training prompts; where there are several teachers, a part's teacher has the part's name.
+
+    Episodes are kept as JSON, in which their calls stay as they were made.
+    """
+    rows = [text.as_row() | ({COLUMN: text.part} if setting.teachers else {}) for text in texts]
     if not setting.environment:
         return Dataset.from_list(rows)
     table = GrowingTable()
     table.add([Record(f"episode {number}", row) for number, row in enumerate(rows)])
     return table.dataset()[0]
-
-
-def _row(text: Text, setting: Setting) -> dict[str, Any]:
-    """As the trainer's data set has it; where there are several teachers, a part's teacher has the part's name."""
-    return text.as_row() | ({COLUMN: text.part} if setting.teachers else {})
 
 
 def _budget(plan: Plan, cell: Cell, texts: Sequence[Text]) -> TokenBudget:

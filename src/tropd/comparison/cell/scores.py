@@ -11,7 +11,7 @@ from ...models.sampling import sample
 from ...proving_ground.domains import DOMAINS, grade
 from ...teacher.endings import PairEndings
 from ..plan import DIVERGENCES, Plan
-from .prompts import Text
+from .texts import Text
 
 EVALUATION_SEED = 7_000_000
 """Seed of the model's samples on evaluation prompts, the same for every cell."""
@@ -21,17 +21,13 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model scored.
+    """What a model scored."""
 
-    Attributes:
-        scores: `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` appended,
-            of that part. Without a grader `ended` and `length` are those of sampled responses.
-        right: part → a character for each problem, `1` where the whole response is right and has ended.
-        sampled: the same for episodes at temperature 1; empty for a single turn.
-    """
-
+    # `accuracy`, `ended`, `length` and `<states>/<divergence>`, means over parts; with `/<part>` appended, of that
+    # part. Without a grader `ended` and `length` are those of sampled responses
     scores: dict[str, float]
-    right: dict[str, str]
+    right: dict[str, str]  # part → a character for each problem, `1` where the whole response is right and has ended
+    # the same for episodes at temperature 1; empty for a single turn
     sampled: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,12 +96,7 @@ class Ruler:
             return {}
         prompts, pad = [text.prompt_ids for text in texts], self.tokenizer.pad_token_id
         sampled = sample_responses(
-            model,
-            prompts,
-            max_new_tokens=self.plan.max_length,
-            eos_ids=stops,
-            pad_id=pad,
-            seed=EVALUATION_SEED,
+            model, prompts, max_new_tokens=self.plan.max_length, eos_ids=stops, pad_id=pad, seed=EVALUATION_SEED
         )
         responses = {"student_states": sampled, "teacher_states": [text.response_ids for text in texts]}
         found = {
@@ -122,7 +113,6 @@ class Ruler:
 
 
 def by_part(texts: Sequence[Text]) -> dict[str, list[Text]]:
-    """The texts of each part."""
     parts: dict[str, list[Text]] = {}
     for text in texts:
         parts.setdefault(text.part, []).append(text)

@@ -23,25 +23,16 @@ PRIOR = 0.1
 
 
 class Forecast:
-    """How many tokens a student writes in a step, and how many steps a budget takes.
-
-    Args:
-        method: its guidance is read.
-        response_lengths: tokens of each prompt's teacher response, without its end.
-        max_length: tokens of prefix and continuation together.
-        rows: sequences of a step.
-        min_tail: tokens left to the student.
-        tail: tokens that the student writes of a response, by α, where it is not the tail of a prefix.
-    """
+    """How many tokens a student writes in a step, and how many steps a budget takes."""
 
     def __init__(
         self,
-        method: Method,
-        response_lengths: Sequence[int],
-        max_length: int,
-        rows: int,
-        min_tail: int = 1,
-        tail: Callable[[float], float] | None = None,
+        method: Method,  # its guidance is read
+        response_lengths: Sequence[int],  # tokens of each prompt's teacher response, without its end
+        max_length: int,  # tokens of prefix and continuation together
+        rows: int,  # sequences of a step
+        min_tail: int = 1,  # tokens left to the student
+        tail: Callable[[float], float] | None = None,  # tokens of the student by α, where no prefix's tail is its own
     ):
         self.method, self.lengths, self.max_length = method, list(response_lengths), max_length
         self.rows, self.min_tail = rows, min_tail
@@ -54,13 +45,9 @@ class Forecast:
         return self.rows * self._by_percent[round(100 * fraction)]
 
     def steps(self, budget: float, *, done: int = 0, written: float = 0.0, ratio: float = 1.0) -> int:
-        """The smallest number of steps in which the budget is written.
+        """The smallest number of steps in which `budget` tokens are written, of which `done` steps have `written` some.
 
-        Args:
-            budget: tokens.
-            done: steps taken.
-            written: tokens written in them.
-            ratio: tokens of a step by the forecast's.
+        `ratio` is tokens of a step by the forecast's.
         """
         missing = (budget - written) / ratio
         if not self.method.guided:
@@ -94,12 +81,8 @@ class Forecast:
 def tail_of_turns(turns: Sequence[Sequence[int]], fraction: float, cap: int | None, is_mixed: bool) -> float:
     """Mean number of tokens that a student writes of episodes in which the teacher takes whole turns, never the last.
 
-    Args:
-        turns: the lengths of each episode's turns, were it the teacher's.
-        fraction: α.
-        cap: L_max, where the teacher takes turns while it has written fewer than ⌊α·L_max⌋ tokens; `None`: ⌊α·K⌋ of
-            K turns.
-        is_mixed: each turn is the teacher's with probability α instead.
+    `turns` are the lengths of each episode's, were it the teacher's; `fraction` is α. The teacher takes turns while it
+    has written fewer than ⌊α·`cap`⌋ tokens; without a cap ⌊α·K⌋ of K turns; with `is_mixed` each with probability α.
 
     >>> tail_of_turns([[10, 20, 3]], 0.4, None, False), tail_of_turns([[10, 20, 3]], 0.4, 30, False)
     (23.0, 3.0)
@@ -121,10 +104,7 @@ def tail_of_turns(turns: Sequence[Sequence[int]], fraction: float, cap: int | No
 class TokenBudget(TrainerCallback):
     """Ends a run at the step whose end is nearest to `budget`; `state.max_steps`, which schedules read, is kept there.
 
-    Attributes:
-        written: tokens the student wrote so far.
-        read: prefix tokens the teacher contributed so far.
-        unspent: was the run stopped because it hardly wrote anything?
+    So far the student has `written` tokens and `read` tokens of prefixes; `unspent` says that it hardly wrote any.
     """
 
     def __init__(self, forecast: Forecast, budget: int, on_written: Callable[[int, float], None] = lambda *_: None):

@@ -85,7 +85,6 @@ def points_line(label: str, number: int, cells: Sequence[Mapping[str, Any]]) -> 
 
 
 def _over_seeds(rows: Sequence[Sequence[Point]]) -> list[tuple[float, float, float, float]]:
-    """Step, mean, smallest and largest of every row."""
     found = []
     for row in rows:
         xs, values = zip(*row, strict=True)

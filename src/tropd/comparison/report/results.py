@@ -40,7 +40,6 @@ def collect(layout: Layout) -> dict[str, Any]:
 
 
 def _with_course(name: str, cell: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """A reported cell with what it logged over its steps; one that was taken over brought that along, or has none."""
     course = course_of(layout.cell(name)) if cell["kind"] == REPORT else None
     return cell if course is None else cell | {"course": course}
 

@@ -193,14 +193,8 @@ def grid_table(setting: Mapping[str, Any]) -> Table:
 def cell_table(results: Mapping[str, Any]) -> Table:
     """A row for each cell: reported ones were measured on test prompts, those of the grid on validation prompts."""
     columns = [("accuracy", 100, 1), ("student_states/reverse_kl", 1, 4), ("student_states/forward_kl", 1, 4)]
-    head = [
-        "cell",
-        "steps",
-        "student tokens",
-        "accuracy (%)",
-        "reverse KL, student states",
-        "forward KL, student states",
-    ]
+    head = ["cell", "steps", "student tokens", "accuracy (%)"]
+    head += ["reverse KL, student states", "forward KL, student states"]
     rows = []
     for name, cell in results["cells"].items():
         scores = cell.get("scores") or {}
@@ -210,7 +204,6 @@ def cell_table(results: Mapping[str, Any]) -> Table:
 
 
 def _before(setting: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """The rows of the models before training."""
     before = setting["before"] or {}
     return [(name, before[name]) for name in ("teacher", "student") if name in before]
 
@@ -224,7 +217,6 @@ def _row_name(label: str, method: Mapping[str, Any]) -> str:
 
 
 def _missing(method: Mapping[str, Any]) -> list[str]:
-    """What a row still waits for."""
     if len(method["seeds"]) == method["planned"]:
         return []
     if method["seeds"]:

@@ -3,11 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from ...atomic_files import read_jsonl
+from ...report.run_folder import rollout_files
 from ..layout import Layout
 from .logged_series import stretches_of
 from .tables import NOTHING, Table
@@ -64,7 +64,6 @@ def doubt_table(cells: Cells, layout: Layout, reference: str) -> Table:
 
 
 def _doubts(cells: Sequence[Mapping[str, Any]], layout: Layout, *, last: bool) -> list[Doubt]:
-    """Those of every cell's first or last log of rollouts."""
     logs = [rollout_files(layout.cell(cell["name"])) for cell in cells]
     files = [log[-1 if last else 0] for log in logs if log]
     return [doubt for file in files for record in read_jsonl(file) for doubt in _of_rollout(record["tokens"])]
@@ -94,8 +93,3 @@ def _mostly(doubts: Sequence[Doubt]) -> str:
         return "nowhere"
     most = sorted(by_text, key=lambda text: (-by_text[text], text))[:TOKENS_NAMED]
     return ", ".join(f"{text!r} {100 * by_text[text] / whole:.0f}%" for text in most if by_text[text])
-
-
-def rollout_files(folder: Path) -> list[Path]:
-    """A run's logs of rollouts, in the order of its steps."""
-    return sorted((folder / "rollouts").glob("step-*.jsonl"))

@@ -1,6 +1,6 @@
 """Verdicts on responses to problems, by the grader that each problem asks for."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def check_gradable(one: "Benchmark") -> None:
     Sandbox().close()
 
 
-class Grader:
+class Grader(AbstractContextManager["Grader"]):
     """Judges the problems of one benchmark; starts what it needs at the first response that needs it.
 
     Use it as a context manager.
@@ -39,14 +39,10 @@ class Grader:
         self._open = ExitStack()
         self._graders: dict[type, Any] = {}
 
-    def __enter__(self) -> "Grader":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def grade(self, problem: Problem, response: str, thinking_opened: bool = False) -> Verdict:
-        """The verdict on one response."""
         check = problem.check
         if isinstance(check, Letter):
             return grade_choice(response, check.gold, check.choices, thinking_opened)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...atomic_files import lines_of
 from ...data.procedural import procedural_records, reasoning_gym_reward
 from ..graders.choice import LETTERS
 from ..graders.code import Call, CallTests, FunctionTests, StreamTests, decode, equality_tests
@@ -67,7 +68,7 @@ ROOT_TOLERANCE = 1e-4
 
 
 def _jsonl(content: bytes) -> list[Row]:
-    return [json.loads(line) for line in content.decode().split("\n") if line.strip()]
+    return [json.loads(line) for line in lines_of(content.decode())]
 
 
 def _boxed(identity: Any, problem: str, gold: str, hashes: bool = False, group: str = "") -> Problem:
@@ -137,7 +138,6 @@ def _mbpp_problem(row: Row) -> Problem:
 
 
 def _called(assertion: str, code: str) -> str:
-    """The function of `code` that an assertion calls."""
     named = {node.id for node in ast.walk(ast.parse(assertion.strip())) if isinstance(node, ast.Name)}
     defined = [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return next(name for name in defined if name in named)
@@ -283,7 +283,6 @@ def load_procedural(spec: str) -> list[Problem]:
 
 
 def _question_of(name: str, number: int, row: Row) -> str:
-    """The column that holds the question."""
     for column in QUESTION_COLUMNS:
         if column in row:
             return column

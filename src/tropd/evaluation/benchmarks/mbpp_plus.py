@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ...atomic_files import lines_of
 from ..graders.code import Call, FunctionTests
 from ..graders.values import encode
 from .problem import Problem
@@ -33,7 +34,7 @@ PROMPT = "{text}\n\nGive the whole Python function, with its imports, in one blo
 def load_mbpp_plus(content: bytes) -> list[Problem]:
     """JSONL, compressed or not."""
     text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    return [_problem(json.loads(line)) for line in text.decode().split("\n") if line.strip()]
+    return [_problem(json.loads(line)) for line in lines_of(text.decode())]
 
 
 def _problem(row: Row) -> Problem:

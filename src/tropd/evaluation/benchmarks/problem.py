@@ -9,15 +9,10 @@ from ..graders.reward import RewardTest
 
 @dataclass(frozen=True)
 class Number:
-    """A mathematical answer, in a box.
+    """A mathematical answer, in a box."""
 
-    Attributes:
-        gold: as LaTeX or a number.
-        hashes: `#### 18` is an answer as well.
-    """
-
-    gold: str
-    hashes: bool = False
+    gold: str  # as LaTeX or a number
+    hashes: bool = False  # `#### 18` is an answer as well
 
 
 @dataclass(frozen=True)

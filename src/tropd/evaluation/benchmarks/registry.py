@@ -27,77 +27,54 @@ class File:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as data.
+    """A benchmark as data."""
 
-    Attributes:
-        name: on the command line.
-        title: in tables.
-        files: one path each, or a pattern such as `mmlu_redux/mmlu_*.csv`, which is read in the order of names.
-        load: makes problems of their contents.
-        problems: how many there are in the copy that was tried.
-        samples: drawn from a model where nothing else is asked for.
-        licence: of the data.
-        source: where a user gets the files.
-        grader: in a few words.
-        lacks: what a score from these files cannot be compared with, and why.
-        needs_sandbox: its grading runs in the sandbox.
-        again: what names a user's own another time, from any folder; `None` for those of the registry.
-    """
-
-    name: str
-    title: str
+    name: str  # on the command line
+    title: str  # in tables
+    # one path each, or a pattern such as `mmlu_redux/mmlu_*.csv`, which is read in the order of names
     files: tuple[File, ...]
-    load: Callable[..., list[Problem]]
-    problems: int
-    samples: int
-    licence: str
-    source: str
-    grader: str
-    lacks: str = ""
-    needs_sandbox: bool = False
-    again: str | None = None
+    load: Callable[..., list[Problem]]  # makes problems of their contents
+    problems: int  # how many there are in the copy that was tried
+    samples: int  # drawn from a model where nothing else is asked for
+    licence: str  # of the data
+    source: str  # where a user gets the files
+    grader: str  # in a few words
+    lacks: str = ""  # what a score from these files cannot be compared with, and why
+    needs_sandbox: bool = False  # its grading runs in the sandbox
+    again: str | None = None  # what names a user's own another time, from any folder; `None` for those of the registry
 
 
-MAA = "problems © MAA; the data state no licence"
+def _of_maa(name: str, title: str, files: tuple[File, ...], problems: int, source: str) -> Benchmark:
+    licence, grader = "problems © MAA; the data state no licence", "integer in a box"
+    return Benchmark(name, title, files, loaders.load_answers, problems, 32, licence, source, grader)
+
 
 BENCHMARKS = {
     one.name: one
     for one in (
-        Benchmark(
+        _of_maa(
             "aime24",
             "AIME 2024",
             (File("aime24/test.jsonl", "af2b8bd2aa911b6333ad0df32f3ca05c7ae8ed10f1731f4372c8ae26990bf7ac"),),
-            loaders.load_answers,
             30,
-            32,
-            MAA,
             "QwenLM/Qwen2.5-Math: evaluation/data/aime24/test.jsonl",
-            "integer in a box",
         ),
-        Benchmark(
+        _of_maa(
             "aime25",
             "AIME 2025",
             (
                 File("aime25/test2025-I.jsonl", "fcdf97fe9bf3768e586c4f3b3d34d98a763893847e72234aa41e1ed5c67d977a"),
                 File("aime25/test2025-II.jsonl", "69d966f7badd83a681d30efa9b4d587b4c692e4892b6ea5dc57d11d3934bf79a"),
             ),
-            loaders.load_answers,
             30,
-            32,
-            MAA,
             "GAIR-NLP/AIME-Preview: eval/data/aime/",
-            "integer in a box",
         ),
-        Benchmark(
+        _of_maa(
             "amc23",
             "AMC 2023",
             (File("amc23/test.jsonl", "43707e1ca784602d8479de24ee8ce36609dbebc46dd152b0b12a46611aa898a4"),),
-            loaders.load_answers,
             40,
-            32,
-            MAA,
             "QwenLM/Qwen2.5-Math: evaluation/data/amc23/test.jsonl",
-            "integer in a box",
         ),
         Benchmark(
             "math500",
@@ -320,7 +297,6 @@ class Found:
 
 
 def find(one: Benchmark, folder: Path) -> Found:
-    """Look for a benchmark's files."""
     paths: list[Path] = []
     for file in one.files:
         found = sorted(folder.glob(file.path)) if "*" in file.path else [folder / file.path]
@@ -329,21 +305,20 @@ def find(one: Benchmark, folder: Path) -> Found:
             where = f" Get it from {one.source}." if one.source else ""
             raise ValueError(f"{one.title} needs {folder / file.path}, which is missing.{where}")
         paths += found
-    digests = {_below(path, folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    below = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+    digests = {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(below, paths, strict=True)
+    }
     expected = [file.sha256 for file in one.files]
     known = None if None in expected else list(digests.values()) == expected
     return Found(tuple(paths), digests, known)
 
 
-def evenly(problems: Sequence[Problem], most: int | None) -> list[Problem]:
+def evenly(items: Sequence[Any], most: int | None) -> list[Any]:
     """At most `most` of them, evenly spaced; all if `most` is `None`."""
-    if most is None or most >= len(problems):
-        return list(problems)
-    return [problems[place * len(problems) // most] for place in range(most)]
-
-
-def _below(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+    if most is None or most >= len(items):
+        return list(items)
+    return [items[place * len(items) // most] for place in range(most)]
 
 
 def load(one: Benchmark, found: Found) -> list[Problem]:

@@ -8,7 +8,8 @@ import ast
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -54,6 +55,9 @@ class FunctionTests:
     agrees: Callable[[Call, Any, Any], bool] | None = None
     tolerance: float = 0.0
 
+    def passes(self, call: Call, right: Any, given: Any) -> bool:
+        return self.agrees(call, right, given) if self.agrees else agree(right, given, self.tolerance)
+
 
 @dataclass(frozen=True)
 class StreamTests:
@@ -88,7 +92,7 @@ class CallTests:
 Tests = FunctionTests | StreamTests | CallTests
 
 
-class CodeGrader:
+class CodeGrader(AbstractContextManager["CodeGrader"]):
     """Runs programs in one sandbox. Close it, or use it as a context manager.
 
     Raises:
@@ -98,9 +102,6 @@ class CodeGrader:
     def __init__(self) -> None:
         self._sandbox = Sandbox(preload=("tropd.evaluation.graders.values",))
         self._expected: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> "CodeGrader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -122,14 +123,9 @@ class CodeGrader:
         expected = self.expected_values(tests)
         outcome, given = self._values(f"{tests.preamble}\n{program}\n{tests.setup}", tests.calls)
         for call, right, value in zip(tests.calls, expected, given, strict=False):
-            if not self._passes(tests, call, right, value):
+            if isinstance(value, Raised) or not tests.passes(call, right, value):
                 return Verdict(WRONG, program, f"{_shown(call)}: {_told(value)}")
         return self._whole(program, outcome, len(given), len(expected))
-
-    def _passes(self, tests: FunctionTests, call: Call, right: Any, given: Any) -> bool:
-        if isinstance(given, Raised):
-            return False
-        return tests.agrees(call, right, given) if tests.agrees else agree(right, given, tests.tolerance)
 
     def expected_values(self, tests: FunctionTests) -> list[Any]:
         """What the benchmark's own solution gives; kept, as every sample of a problem asks for it.
@@ -160,7 +156,7 @@ class CodeGrader:
         return self._whole(program, outcome, len(given), len(calls))
 
     def _streams(self, program: str, tests: StreamTests) -> Verdict:
-        limits = Limits(cpu_seconds=tests.cpu_seconds, wall_seconds=300.0, memory_bytes=4 << 30, output_bytes=64 << 20)
+        limits = replace(LIMITS, cpu_seconds=tests.cpu_seconds)
         for number, (given, right) in enumerate(tests.cases, 1):
             outcome = self._sandbox.run(program, given.encode(), limits)
             if not outcome.succeeded:
@@ -288,5 +284,4 @@ def _end(outcome: Outcome) -> str:
         return {"cpu": "exceeded its limit of processor time", "wall": "exceeded its time limit"}.get(
             outcome.ended, "exceeded its limit of threads"
         )
-    lines = outcome.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1][-200:] if lines else f"exit code {outcome.exit_code}"
+    return outcome.last_words[-200:] or f"exit code {outcome.exit_code}"

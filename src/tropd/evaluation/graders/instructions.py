@@ -6,6 +6,7 @@ import os
 import site
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +72,7 @@ def missing_for_instructions() -> str | None:
     return None
 
 
-class InstructionGrader:
+class InstructionGrader(AbstractContextManager["InstructionGrader"]):
     """Grades a response against the instructions of its prompt. Close it, or use it as a context manager.
 
     Args:
@@ -92,9 +93,6 @@ class InstructionGrader:
         self._sandbox = Sandbox(
             PACKAGES, preload=(loader,), readable=(self._folder,), environment={"NLTK_DATA": self._folder}
         )
-
-    def __enter__(self) -> "InstructionGrader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -120,8 +118,7 @@ class InstructionGrader:
         }
         outcome = self._sandbox.run(CHECK, json.dumps(order).encode(), LIMITS)
         if not outcome.succeeded:
-            lines = outcome.stderr.decode(errors="replace").strip().splitlines() or [outcome.ended]
-            return Verdict(UNDECIDED, why=f"the checkers did not decide: {lines[-1][-300:]}")
+            return Verdict(UNDECIDED, why=f"the checkers did not decide: {outcome.last_words[-300:] or outcome.ended}")
         return _verdict(json.loads(outcome.stdout), tests)
 
 

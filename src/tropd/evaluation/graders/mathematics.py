@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from importlib.util import find_spec
@@ -63,7 +64,7 @@ def ends_in_number(response: str, gold: str) -> bool | None:
     return bool(found) and as_number(found[-1]) == expected
 
 
-class MathematicsGrader:
+class MathematicsGrader(AbstractContextManager["MathematicsGrader"]):
     """Grades against a gold answer: numbers as numbers, and everything else by math-verify in the sandbox.
 
     One process is started at the first answer that is no plain number, and none where all are. Close it, or use it as
@@ -72,9 +73,6 @@ class MathematicsGrader:
 
     def __init__(self) -> None:
         self._sandbox: Sandbox | None = None
-
-    def __enter__(self) -> "MathematicsGrader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -128,7 +126,7 @@ class MathematicsGrader:
             if not said["gold_read"]:
                 return Verdict(UNDECIDED, answer, "math-verify cannot read the gold answer")
             return Verdict(RIGHT if said["equal"] else WRONG, answer)
-        reason = "stopped at the limit of processor time" if outcome.ended == "cpu" else _last_line(outcome.stderr)
+        reason = "stopped at the limit of processor time" if outcome.ended == "cpu" else outcome.last_words
         return Verdict(UNDECIDED, answer, f"math-verify did not decide: {reason or outcome.ended}")
 
     def _start(self) -> Sandbox:
@@ -142,8 +140,3 @@ class MathematicsGrader:
                 PACKAGES, preload=("math_verify", "tropd.evaluation.graders.symbolic:learn_grammar")
             )
         return self._sandbox
-
-
-def _last_line(text: bytes) -> str:
-    lines = text.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""

@@ -4,16 +4,8 @@ import json
 import sys
 
 TYPICAL = (
-    *(
-        r"\frac{1}{2}",
-        r"(3,\frac{\pi}{2})",
-        r"x^2+2x-5",
-        r"x=25",
-        r"\sqrt{13}+3\sqrt[3]{2}",
-        r"[-2,7)",
-        r"10\%",
-        "12,33",
-    ),
+    *(r"\frac{1}{2}", r"(3,\frac{\pi}{2})", r"x^2+2x-5", r"x=25", r"\sqrt{13}+3\sqrt[3]{2}", r"[-2,7)"),
+    *(r"10\%", "12,33"),
     *(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"(-\infty,3)\cup(5,\infty)", r"\{1,2\}", r"33^\circ", r"3+4i", r"5!"),
     *(r"\text{Evelyn}", r"\log_2 x", r"|x-1|\le 2", r"2\sin\theta", r"\binom{5}{2}", r"\dfrac{3\sqrt{2}}{4}\text{ cm}"),
 )

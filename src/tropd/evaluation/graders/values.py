@@ -157,19 +157,15 @@ def answer_calls() -> None:
     for expression, *arguments in order["calls"]:
         try:
             value = eval(expression, names)
-            said = ["value", written(value(*_arguments(arguments[0])) if arguments else value)]
+            said = ["value", written(value(*map(_thawed, decode(arguments[0]))) if arguments else value)]
         except Exception as error:
             said = ["raised", type(error).__name__]
         out.write(json.dumps(said) + "\n")
     out.flush()
 
 
-def _arguments(encoded: Encoded) -> list[Any]:
-    """Decoded for each call anew; sets as programs expect them, which is not frozen."""
-    return [_thawed(value) for value in decode(encoded)]
-
-
 def _thawed(value: Any) -> Any:
+    """Sets as programs expect them, which is not frozen."""
     if isinstance(value, list):
         return [_thawed(item) for item in value]
     if isinstance(value, dict):

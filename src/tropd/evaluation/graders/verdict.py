@@ -1,6 +1,6 @@
 """What a grader says of one response."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 RIGHT, WRONG, NO_ANSWER, UNDECIDED = OUTCOMES = ("right", "wrong", "no_answer", "undecided")
@@ -32,6 +32,3 @@ class Verdict:
     @property
     def score(self) -> float:
         return float(self.outcome == RIGHT)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

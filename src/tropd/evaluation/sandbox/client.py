@@ -7,10 +7,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 from .lockdown import Limits, why_not_here
 
@@ -51,16 +51,14 @@ class Outcome:
     def succeeded(self) -> bool:
         return self.ended == "exit" and self.exit_code == 0
 
+    @property
+    def last_words(self) -> str:
+        """The last line on standard error, which names an exception; empty where there is none."""
+        return (self.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
 
-class Sandbox:
+
+class Sandbox(AbstractContextManager["Sandbox"]):
     """A fork server that runs one program at a time, tested before its first.
-
-    Args:
-        packages: packages of this environment that programs may import, beside the standard library.
-        preload: modules, of ours or of those packages, that are imported once and not by each program; of
-            `module:function` the function is called once as well.
-        readable: other files and folders that programs may read.
-        environment: variables that they see beside `ENVIRONMENT`.
 
     Raises:
         SandboxRefused: this machine cannot contain a program, or one of the self-test's got out.
@@ -74,10 +72,12 @@ class Sandbox:
 
     def __init__(
         self,
-        packages: Sequence[str] = (),
+        packages: Sequence[str] = (),  # of this environment, that programs may import beside the standard library
+        # modules, of ours or of those packages, that are imported once and not by each program; of `module:function`
+        # the function is called once as well
         preload: Sequence[str] = (),
-        readable: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
+        readable: Sequence[str] = (),  # other files and folders that programs may read
+        environment: Mapping[str, str] | None = None,  # variables that they see beside `ENVIRONMENT`
     ) -> None:
         from .self_test import check_contains
 
@@ -93,10 +93,7 @@ class Sandbox:
             self.close()
             raise
 
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -166,7 +163,6 @@ class Sandbox:
 
 
 def _files_of(package: str) -> list[Path]:
-    """A package's folder, or a module's file."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ValueError(f"packages has {package!r}, which is not installed here. Install it, or remove it.")

@@ -25,12 +25,9 @@ def landlock_version(libc: ctypes.CDLL) -> int:
 
 
 def restrict_files(libc: ctypes.CDLL, readable: Iterable[str], listable: Iterable[str] = ()) -> None:
-    """From here on this process reads only what lies beneath the named places.
+    """From here on this process reads only files and folders that are `readable`, with all that lies beneath.
 
-    Args:
-        libc: the C library.
-        readable: files, and folders with all that lies beneath.
-        listable: folders whose names may be read, and no content.
+    Of folders that are `listable` names may be read, and no content.
 
     Raises:
         OSError: the kernel cannot.

@@ -24,21 +24,14 @@ STACK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """What one program may use."""
 
-    Attributes:
-        cpu_seconds: of processor time, of all its threads together; what ends an endless loop, whatever the load.
-        wall_seconds: on the clock; what ends a program that sleeps.
-        memory_bytes: of address space.
-        output_bytes: of standard output, and as much of standard error.
-        threads: at most, seen every `server.WATCH_SECONDS`.
-    """
-
+    # of processor time, of all its threads together; what ends an endless loop, whatever the load
     cpu_seconds: int = 10
-    wall_seconds: float = 60.0
-    memory_bytes: int = 1 << 30
-    output_bytes: int = 1 << 20
-    threads: int = 64
+    wall_seconds: float = 60.0  # on the clock; what ends a program that sleeps
+    memory_bytes: int = 1 << 30  # of address space
+    output_bytes: int = 1 << 20  # of standard output, and as much of standard error
+    threads: int = 64  # at most, seen every `server.WATCH_SECONDS`
 
 
 def why_not_here() -> str | None:
@@ -66,23 +59,22 @@ def lock_down(limits: Limits, readable: Sequence[str], listable: Sequence[str] =
     libc = ctypes.CDLL(None, use_errno=True)
     os.setsid()
     _ask(libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0), "to die with the parent")
-    _be_first_when_memory_is_short()
+    with open("/proc/self/oom_score_adj", "w") as stream:  # the first to go when memory is short
+        stream.write("1000")
     _set_limits(limits)
     _ask(libc.prctl(SET_DUMPABLE, 0, 0, 0, 0), "to be closed to debuggers")
     _ask(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "to gain no privileges")
     restrict_files(libc, readable, listable)
-    _drop_capabilities(libc)
+    # Root without capabilities is a user whose files happen to be root's: its limits hold.
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0))
+    nothing = ctypes.create_string_buffer(struct.pack("=6I", *[0] * 6))
+    _ask(libc.capset(header, nothing), "to drop capabilities")
     install_filter(libc, MACHINES[platform.machine()])
 
 
 def _ask(status: int, what: str) -> None:
     if status:
         raise OSError(ctypes.get_errno(), f"the kernel refuses {what}")
-
-
-def _be_first_when_memory_is_short() -> None:
-    with open("/proc/self/oom_score_adj", "w") as stream:
-        stream.write("1000")
 
 
 def _set_limits(limits: Limits) -> None:
@@ -99,10 +91,3 @@ def _set_limits(limits: Limits) -> None:
         allowed = resource.getrlimit(which)[1]
         reached = value if allowed == resource.RLIM_INFINITY else min(value, allowed)
         resource.setrlimit(which, (reached, reached))
-
-
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Root without capabilities is a user whose files happen to be root's: its limits hold."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION, 0))
-    nothing = ctypes.create_string_buffer(struct.pack("=6I", *[0] * 6))
-    _ask(libc.capset(header, nothing), "to drop capabilities")

@@ -48,17 +48,11 @@ SET_FILTER, FILTER_MODE, NO_NEW_PRIVILEGES = 22, 2, 38
 
 @dataclass(frozen=True)
 class Machine:
-    """What the filter must know of a processor's interface.
+    """What the filter must know of a processor's interface."""
 
-    Attributes:
-        architecture: its number in `seccomp_data`.
-        numbers: of the system calls.
-        reading_flags: bits that an `open` which only reads may carry.
-    """
-
-    architecture: int
-    numbers: dict[str, int]
-    reading_flags: int
+    architecture: int  # its number in `seccomp_data`
+    numbers: dict[str, int]  # of the system calls
+    reading_flags: int  # bits that an `open` which only reads may carry
 
 
 _READING = 0o2000000 | 0o400 | 0o4000  # O_CLOEXEC, O_NOCTTY, O_NONBLOCK

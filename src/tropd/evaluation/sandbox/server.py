@@ -47,7 +47,10 @@ def main(descriptor: int, root: str, readable: list[str], listable: list[str], p
         preload: modules to import before the first program; of `module:function` the function is called as well.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the grader's, who closes the socket
-    _be_as_with_site()
+    # The interpreter was started without `site`, which reads the user's files; programs expect `exit` all the same.
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
     sys.path[:] = [*sys.path, *listable]
     for name in (*PRELOADED, *preload):
         module, _, function = name.partition(":")
@@ -65,13 +68,6 @@ def main(descriptor: int, root: str, readable: list[str], listable: list[str], p
         for file in files:
             os.close(file)
         orders.send(json.dumps(answer).encode())
-
-
-def _be_as_with_site() -> None:
-    """The interpreter was started without `site`, which reads the user's files; programs expect `exit` all the same."""
-    site.setquit()
-    site.setcopyright()
-    site.sethelper()
 
 
 def _run(limits: Limits, files: list[int], orders: socket.socket, readable: list[str], listable: list[str]) -> Any:

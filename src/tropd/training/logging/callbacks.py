@@ -52,6 +52,7 @@ class RunCallback(TrainerCallback):
                     model_names(self.trainer.teachers),
                     self.trainer.endings.as_dict(),
                     self.trainer.vllm_generation.describe() if self.trainer.use_vllm else None,
+                    self.trainer.made_from,
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)

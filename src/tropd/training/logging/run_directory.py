@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ def write_run_description(
     teacher: Any = None,
     endings: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `run.json`: the resolved method, teachers, what ends a response, configuration, versions, platform.
 
-    `engine` is what writes the rollouts; `None` is the student in the trainer's process.
+    `engine` is what writes the rollouts; `None` is the student in the trainer's process. `made_from` is whatever else
+    names what the run is made of, such as its data.
     """
     description = {
         "method": describe(method),
         "teacher": teacher,
         "endings": endings,
         "engine": engine,
+        **(made_from or {}),
         "configuration": configuration,
         "versions": {name: installed(name) for name in (*PACKAGES, *SOURCES)},
         "python": platform.python_version(),

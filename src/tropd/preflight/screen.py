@@ -19,24 +19,16 @@ WIDTH = 80
 BAR = 24
 TURNS_SHOWN = 10
 STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "refusal": "bold red"}
-KIND_STYLES: dict[Kind, str] = {
-    "identical": "yellow",
-    "safe": "green",
-    "endings": "green",
-    "outliers": "yellow",
-    "far": "yellow",
-    "endings_apart": "bold yellow",
-    "will_not_work": "bold red",
+HEADLINES: dict[Kind, tuple[str, str]] = {
+    "identical": ("identical: nothing to learn", "yellow"),
+    "safe": ("close: plain OPD is safe", "green"),
+    "endings": ("close, with the ending as one action", "green"),
+    "outliers": ("outliers: use a trust region", "yellow"),
+    "far": ("far apart: use a trust region and teacher prefixes", "yellow"),
+    "endings_apart": ("the endings differ: responses would run on", "bold yellow"),
+    "will_not_work": ("this pair will not work", "bold red"),
 }
-HEADLINES: dict[Kind, str] = {
-    "identical": "identical: nothing to learn",
-    "safe": "close: plain OPD is safe",
-    "endings": "close, with the ending as one action",
-    "outliers": "outliers: use a trust region",
-    "far": "far apart: use a trust region and teacher prefixes",
-    "endings_apart": "the endings differ: responses would run on",
-    "will_not_work": "this pair will not work",
-}
+"""Each with its style."""
 
 
 def render_findings(findings: Sequence[Finding]) -> Text:
@@ -69,7 +61,8 @@ def render_measurement(m: PairMeasurement, tokenizer: Any = None) -> Text:
 
 def render_verdict(verdict: Verdict) -> Text:
     """The kind, what to expect, and what to type."""
-    text = Text("verdict  ", "bold").append(HEADLINES[verdict.kind] + "\n", KIND_STYLES[verdict.kind])
+    headline, style = HEADLINES[verdict.kind]
+    text = Text("verdict  ", "bold").append(headline + "\n", style)
     for sentence in verdict.sentences:
         text.append(_wrapped(sentence, indent=2) + "\n")
     if verdict.method is not None:

@@ -3,7 +3,7 @@
 The episodes of a measurement are those of `tropd.evaluation.episodes`, with a store of its own for each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
@@ -16,13 +16,8 @@ from ...evaluation.exact import state_divergences
 from ...models.files import read_model_files
 from ...proving_ground.storeroom import Storeroom, is_right, orders
 from ..plan import DIVERGENCES, LEVELS, SPLITS, TURNS, Plan
-from .prompts import Splits, Text, load_model
 from .scores import EVALUATION_SEED, ROWS_AT_ONCE, Measured, Ruler, by_part, with_means
-
-
-def environment_of(name: str) -> Callable[[], Any]:
-    """What makes an environment that a plan names."""
-    return {"storeroom": Storeroom}[name]
+from .texts import Splits, Text, load_model
 
 
 def make_episodes(teacher: str, plan: Plan) -> Splits:

@@ -15,8 +15,7 @@ from ...evaluation.exact import sample_responses
 from ...models.files import read_model_files
 from ...proving_ground.domains import records
 from ...teacher.context import text_ids
-from ..plan import SPLITS, Plan, Setting
-from ..shipped_models import model_folder
+from ..plan import SPLITS, Plan, Setting, model_folder
 
 TEXTS_AT_ONCE = 64
 TEACHERS = "teachers"
@@ -25,25 +24,17 @@ TEACHERS = "teachers"
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "mathematics")`.
+    """A prompt and its teacher's response. By hand: `Text("1+2=", [5, 13, 6, 14], [7, 2], "mathematics")`."""
 
-    Attributes:
-        prompt: text or messages.
-        prompt_ids: as the student sees it.
-        response_ids: the teacher's, at temperature 1; prefixes are cut from it.
-        part: its domain, or what else the setting's prompts are.
-        columns: what else the row has, such as what an environment is made of.
-        episode: the teacher's messages, where the response has several turns.
-        external: for each token of such a response, did a tool say it?
-    """
-
-    prompt: Any
-    prompt_ids: list[int]
-    response_ids: list[int]
-    part: str
+    prompt: Any  # text or messages
+    prompt_ids: list[int]  # as the student sees it
+    response_ids: list[int]  # the teacher's, at temperature 1; prefixes are cut from it
+    part: str  # its domain, or what else the setting's prompts are
+    # what else the row has, such as what an environment is made of
     columns: dict[str, Any] = field(default_factory=dict)
+    # the teacher's messages, where the response has several turns
     episode: list[dict[str, Any]] = field(default_factory=list)
-    external: list[bool] = field(default_factory=list)
+    external: list[bool] = field(default_factory=list)  # for each token of such a response, did a tool say it?
 
     def as_row(self) -> dict[str, Any]:
         """As the trainer's data set has it."""
@@ -90,7 +81,7 @@ def read_texts(path: Path) -> Splits:
 def make_texts(setting: Setting, plan: Plan, folder: Path) -> Splits:
     """Prompts of every split with their teacher's responses; splits share no prompt."""
     if setting.environment:
-        from .episodes import make_episodes
+        from .episode_ruler import make_episodes
 
         return make_episodes(teacher_folder(setting, setting.teacher, folder), plan)
     if setting.stories:
@@ -223,7 +214,6 @@ def stories(teacher: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Sp
 
 
 def _sampled_stories(teacher_path: str | Path, prompt_tokens: Sequence[int], plan: Plan) -> Iterator[list[Text]]:
-    """Endless batches of texts."""
     teacher, files = load_model(teacher_path), read_model_files(teacher_path)
     tokenizer, (shortest, longest) = files.tokenizer, prompt_tokens
     start, seed = [tokenizer.bos_token_id], plan.prompt_seed

@@ -38,12 +38,7 @@ def plan_run(
 ) -> RunPlan:
     """Memory, work and disk of a run.
 
-    Args:
-        args: the configuration.
-        student: see `model_shape`.
-        teacher: as `student`.
-        max_steps: optimiser steps; `args.max_steps` by default.
-        given: what else `read_setup` takes, such as `prompt_tokens`.
+    `max_steps` is `args.max_steps` by default; `given` is what else `read_setup` takes, such as `prompt_tokens`.
 
     Raises:
         ValueError: the number of steps is not known.

@@ -1,7 +1,6 @@
 """`evaluation.html`: the responses that a folder's scores come from."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,16 @@ from ..atomic_files import read_jsonl
 from ..report.answers import Answer, AnswersPage, BenchmarkSection, Browser, answers_html
 from ..report.charts import interval_chart
 from ..report.page import Table
+from .benchmarks.registry import evenly
 from .results import (
     EVALUATION,
     EXPLANATION,
     HEADINGS,
+    part_path,
     part_rows,
-    problems_path,
     read_seen,
-    responses_path,
     score_row,
     title,
-    verdicts_path,
 )
 from .scores import Scores, interval
 
@@ -44,7 +42,10 @@ def evaluation_page(folder: Path, scores: dict[str, Scores]) -> str:
             facts=_facts(described),
             scores=Table("Scores in percent", HEADINGS, [score_row(name, found) for name, found in scores.items()]),
             chart=interval_chart("accuracy in percent, with its 95% interval over problems", rows),
-            sections=[_section(folder, name, found) for name, found in scores.items()],
+            sections=[
+                BenchmarkSection(title(name), [Table(*part) for part in part_rows(found)], _browser(folder, name))
+                for name, found in scores.items()
+            ],
         )
     )
 
@@ -67,16 +68,11 @@ def _facts(described: dict[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("versions", ", ".join(versions))]
 
 
-def _section(folder: Path, name: str, found: Scores) -> BenchmarkSection:
-    tables = [Table(caption, head, rows) for caption, head, rows in part_rows(found)]
-    return BenchmarkSection(title(name), tables, _browser(folder, name))
-
-
 def _browser(folder: Path, name: str) -> Browser:
-    path = problems_path(folder, name)
+    path, *answered = (part_path(folder, part, name) for part in ("problems", "responses", "verdicts"))
     problems = {row["id"]: row for row in read_jsonl(path)} if path.is_file() else {}
-    pairs = list(zip(read_jsonl(responses_path(folder, name)), read_jsonl(verdicts_path(folder, name)), strict=True))
-    shown = _spread(pairs, SHOWN)
+    pairs = list(zip(*map(read_jsonl, answered), strict=True))
+    shown = evenly(pairs, SHOWN)
     several = len({verdict["sample"] for _, verdict in pairs}) > 1
     seen = read_seen(folder, name) or set()
     answers = [
@@ -88,12 +84,6 @@ def _browser(folder: Path, name: str) -> Browser:
         answers,
         f"{which} Choose an outcome with a click or the arrow keys; open a line with a click, Enter or the space bar.",
     )
-
-
-def _spread(pairs: Sequence[Any], most: int) -> Sequence[Any]:
-    if len(pairs) <= most:
-        return pairs
-    return [pairs[place * len(pairs) // most] for place in range(most)]
 
 
 def _answer(

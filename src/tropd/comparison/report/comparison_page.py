@@ -7,12 +7,13 @@ from typing import Any
 from ...atomic_files import read_jsonl
 from ...report.charts import interval_chart, legend, line_chart
 from ...report.page import Page, Sample, Section, Table, page_html
+from ...report.run_folder import rollout_files
 from ..layout import Layout
 from .curves import CURVES, OF_EPISODES, line_of, points_line
 from .logged_series import stretches_of
 from .results import failed_cells, reported, taken_over
 from .tables import INTERVAL, cell_table, setting_tables
-from .token_analysis import Cells, doubt_table, phase_table, rollout_files
+from .token_analysis import Cells, doubt_table, phase_table
 
 BANDS = "Lines are means over seeds, each averaged over a few steps. Bands run from the lowest to the highest seed."
 TOKENS_SHOWN = 400
@@ -92,7 +93,6 @@ def _name(model: str) -> str:
 
 
 def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
-    """Only where something was logged."""
     phases, doubts = phase_table(cells), doubt_table(cells, layout, reference)
     phase_note = "Means over seeds. The three losses add up to the minimised loss; the loss of a policy gradient is K1."
     phase_note += _fewer(cells)

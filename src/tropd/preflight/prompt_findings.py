@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from ..messages import TOOLS
 from ..models.files import ModelFiles
 from ..teacher.context import TeacherContexts, ToolsLost, check_renders_tools, ids_behind
-from .findings import Finding
+from .findings import Finding, note, ok, refusal, warning
 
 Row = dict[str, Any]
 Ids = list[list[int]]
@@ -26,10 +26,6 @@ class PromptSettings:
     teacher_chat_template: str
     teacher_chat_template_kwargs: dict[str, Any]
 
-    @property
-    def teacher_kwargs(self) -> dict[str, Any]:
-        return {**self.chat_template_kwargs, **self.teacher_chat_template_kwargs}
-
 
 def compare_prompts(
     student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings
@@ -37,9 +33,7 @@ def compare_prompts(
     """Findings on `rows` as both models will see them."""
     rows = [row for row in rows if row.get("prompt") is not None]
     if not rows:
-        return [
-            Finding("note", "prompts", "There are no prompts to render, so templates and lengths were not checked.")
-        ]
+        return [note("prompts", "There are no prompts to render, so templates and lengths were not checked.")]
     findings = list(_templates(student, teacher, rows, settings))
     if any(finding.level == "refusal" for finding in findings):
         return findings
@@ -62,7 +56,7 @@ def _contexts(student: ModelFiles, teacher: ModelFiles, template: str, settings:
         student.tokenizer,
         teacher.tokenizer,
         template,
-        settings.teacher_kwargs,
+        {**settings.chat_template_kwargs, **settings.teacher_chat_template_kwargs},
         as_student=template == "student" and not settings.teacher_chat_template_kwargs,
     )
 
@@ -73,16 +67,14 @@ def _templates(
     """Can the prompts be rendered, and do they look as if they should be?"""
     messages = [row for row in rows if not isinstance(row["prompt"], str)]
     if messages and not student.tokenizer.chat_template:
-        yield Finding(
-            "refusal",
+        yield refusal(
             "chat template",
             f"{len(messages)} of {len(rows)} prompts are messages, but the student's tokenizer has no chat template to "
             "render them. Give plain-text prompts (without chat), or save a chat_template.jinja in the student's "
             "folder.",
         )
     if messages and settings.teacher_chat_template == "teacher" and not teacher.tokenizer.chat_template:
-        yield Finding(
-            "refusal",
+        yield refusal(
             "chat template",
             "teacher_chat_template is 'teacher', but the teacher's tokenizer has no chat template. Use 'student', or "
             "give a Jinja template.",
@@ -93,12 +85,11 @@ def _templates(
             check_renders_tools(student.tokenizer, settings.chat_template_kwargs)
             check_renders_tools(teachers.tokenizer, teachers.options)
         except ToolsLost as error:
-            yield Finding("refusal", "tools", str(error))
+            yield refusal("tools", str(error))
         else:
-            yield Finding("ok", "tools", "The prompts tell both models of the tools.")
+            yield ok("tools", "The prompts tell both models of the tools.")
     if len(messages) < len(rows) and student.tokenizer.chat_template:
-        yield Finding(
-            "warning",
+        yield warning(
             "chat template",
             f"{len(rows) - len(messages)} of {len(rows)} prompts are plain text, although the student has a chat "
             "template: it will read them as text to continue, without the template. Set `chat: true` to make each a "
@@ -110,8 +101,7 @@ def _beginnings(student: ModelFiles, student_ids: Ids) -> Iterator[Finding]:
     bos = student.tokenizer.bos_token_id
     twice = sum(ids[:2] == [bos, bos] for ids in student_ids if bos is not None)
     if twice:
-        yield Finding(
-            "warning",
+        yield warning(
             "beginning of sequence",
             f"{twice} of {len(student_ids)} prompts begin with {student.tokenizer.bos_token!r} twice: their text holds "
             "one and the tokenizer adds another. Remove it from the text.",
@@ -124,15 +114,13 @@ def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids)
     behind = [] if text is None else ids_behind(tokenizer, text)
     if behind:
         tokens = " ".join(map(repr, tokenizer.convert_ids_to_tokens(behind)))
-        yield Finding(
-            "note",
+        yield note(
             "end of prompts",
             f"The student's tokenizer appends {tokens} to every text, where the response follows; it is removed.",
         )
     ended = [ids[-1] for ids in student_ids if ids and ids[-1] in student.eos_ids]
     if ended:
-        yield Finding(
-            "warning",
+        yield warning(
             "end of prompts",
             f"{len(ended)} of {len(student_ids)} prompts end with {tokenizer.convert_ids_to_tokens(ended[0])!r}, an "
             "end of sequence that their text or the chat template writes: the student would continue after an ending. "
@@ -141,18 +129,12 @@ def _ends_of_prompts(student: ModelFiles, rows: Sequence[Row], student_ids: Ids)
 
 
 def _teacher_view(
-    student: ModelFiles,
-    teacher: ModelFiles,
-    rows: Sequence[Row],
-    settings: PromptSettings,
-    student_ids: Ids,
-    seen: Ids,
+    student: ModelFiles, teacher: ModelFiles, rows: Sequence[Row], settings: PromptSettings, student_ids: Ids, seen: Ids
 ) -> Iterator[Finding]:
     """Does the teacher see the prompts as it would render them itself?"""
     template = settings.teacher_chat_template
     if any(not isinstance(row["prompt"], str) for row in rows) and not teacher.tokenizer.chat_template:
-        yield Finding(
-            "note",
+        yield note(
             "teacher's view",
             "The teacher has no chat template; it reads the student's, which it may never have seen.",
         )
@@ -160,8 +142,7 @@ def _teacher_view(
     try:
         own = _contexts(student, teacher, "teacher", settings).of(rows, student_ids)
     except (TemplateError, ToolsLost) as error:
-        yield Finding(
-            "note",
+        yield note(
             "teacher's view",
             f"The teacher's own chat template refuses these prompts ({error}); it reads them as "
             f"teacher_chat_template={template!r} renders them.",
@@ -180,14 +161,13 @@ def _teacher_view(
             "pass options such as {enable_thinking: false}.",
         )
     elif seen != _without_bos(student, student_ids):
-        yield Finding(
-            "note",
+        yield note(
             "teacher's view",
             "As configured, the teacher sees a different context than the student, rendered with its own tokenizer and "
             "template; the response tokens are shared.",
         )
     else:
-        yield Finding("ok", "teacher's view", "Both models render the prompts to the same token ids.")
+        yield ok("teacher's view", "Both models render the prompts to the same token ids.")
 
 
 def _bos_difference(teacher: ModelFiles, seen: Ids, own: Ids) -> Iterator[Finding]:
@@ -233,11 +213,10 @@ def _lengths(role: str, model: ModelFiles, contexts: Ids, settings: PromptSettin
         f"{settings.max_completion_length}: {needed} together"
     )
     if needed <= limit:
-        yield Finding("ok", f"{role}'s context", f"{arithmetic}, within its {limit} positions.")
+        yield ok(f"{role}'s context", f"{arithmetic}, within its {limit} positions.")
         return
     room = limit - longest
-    yield Finding(
-        "refusal",
+    yield refusal(
         f"{role}'s context",
         f"{arithmetic}, but it was made for {limit} positions (max_position_embeddings) and cannot read beyond them. "
         + (f"Set max_completion_length to at most {room}, or remove" if room > 0 else "Remove")
