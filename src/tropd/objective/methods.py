@@ -42,8 +42,8 @@ class Method:
             teacher's top-k are trusted).
         trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary),
             `rkl_direct` (reverse KL on a support and one bucket for the rest, on every student token).
-        support: of gate `support`: `teacher`, its top-k; `union`, joined with the student's top-k. That needs the
-            teacher's whole distribution, and counts every token as trusted.
+        support: of gate `support`: `teacher`, its top-k; `union`, that joined with the student's top-k, which needs the
+            teacher's whole distribution and counts every token as trusted.
         outlier: on the others: `fkl_direct`, `fkl_scalar`, `rkl_direct` (reverse KL on the teacher's top-k and one
             bucket, whose log ratio is clipped at τ), `mask`, `clip` (K1 with max(r, τ)), `k1`, `k1_and_fkl` (EOPD).
             Beside trust `rkl_direct`, `clip` bounds the bucket's log ratio, too.
