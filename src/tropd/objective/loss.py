@@ -319,12 +319,7 @@ def reads_tail(method: Method) -> bool:
     (False, True)
     """
     truncated = method.outlier_uses_fkl and method.fkl_truncation == "tail"
-    return truncated or _compares_support(method) or method.baseline == "top_k"
-
-
-def _compares_support(method: Method) -> bool:
-    """Is reverse KL on a support differentiated, on trusted tokens or on the others?"""
-    return "rkl_direct" in (method.trust, method.outlier if method.outlier_uses_topk else None)
+    return truncated or method.compares_support or method.baseline == "top_k"
 
 
 @functools.cache
@@ -336,7 +331,7 @@ def topk_function(method: Method) -> Callable[..., Tensor]:
     >>> round(topk_function(get_method("tropd"))(student, teacher).item(), 4)
     0.4159
     """
-    if _compares_support(method) or method.baseline == "top_k":
+    if method.compares_support or method.baseline == "top_k":
         floor = _require(method.outlier_tau) if method.outlier in ("clip", "rkl_direct") else -math.inf
         return functools.partial(support_reverse_kl, floor=floor)
     if method.trust == "jsd":
@@ -358,7 +353,7 @@ def topk_term(
     (True, tensor([True]))
     """
     outside = None
-    if _compares_support(method):
+    if method.compares_support:
         # What the teacher gives no probability is one of the others.
         token_ids_MK = torch.where(teacher_logp_MK == -torch.inf, token_ids_MK[:, :1], token_ids_MK)
     if method.gate == "support" and method.outlier != "mask":

@@ -123,10 +123,16 @@ class Method:
         return self.outlier_uses_fkl or (self.gate != "open" and self.outlier == "rkl_direct")
 
     @cached_property
+    def compares_support(self) -> bool:
+        """Is reverse KL on a support differentiated, on trusted tokens or on the others?"""
+        return self.trust == "rkl_direct" or (self.outlier_uses_topk and self.outlier == "rkl_direct")
+
+    @cached_property
     def needs_topk(self) -> bool:
         """Must the teacher be asked for its top-k on some tokens?"""
-        compares = self.outlier_uses_topk or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
-        return compares and self.support == "teacher"
+        if self.support == "union":
+            return False
+        return self.outlier_uses_topk or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
 
     @cached_property
     def needs_full_teacher(self) -> bool:
