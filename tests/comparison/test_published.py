@@ -133,7 +133,7 @@ def test_the_parts_of_the_candidate_have_the_published_figures():
         short, label = re.fullmatch(r"(one domain|a pruned student), (.+)", name).groups()
         setting = SHORT_NAMES[short]
         label = label.replace("τ", "tau").removeprefix("k 16, ")
-        label, of_seeds = re.fullmatch(r"(.+?)(?:, seeds? ([\d and]+))?", label).groups()
+        label, of_seeds = re.fullmatch(r"(.+?)(?:, seeds ([\d and]+))?", label).groups()
         if "(" in label:  # a row of the comparison before: here with the seeds of the others
             cells = published("support")[1]["cells"].values()
             scores = [c["scores"] for c in cells if (c["setting"], c["kind"]) == (setting, "report") and c["seed"] <= 3]
@@ -377,8 +377,7 @@ def _rate(shown):
 
 
 def _shown(found, factor, digits):
-    error = "" if found["n"] == 1 else f" ± {factor * found['standard_error']:.{digits}f}"
-    return f"{factor * found['mean']:.{digits}f}{error}"
+    return f"{factor * found['mean']:.{digits}f} ± {factor * found['standard_error']:.{digits}f}"
 
 
 def _difference(method, score="accuracy"):
