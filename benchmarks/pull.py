@@ -86,9 +86,9 @@ def policy_gradient(states: States, advantage: Tensor, weight: Tensor | float = 
     return Gradient(p * pushed.sum(-1, keepdim=True) - pushed, (pushed * advantage * lengths).sum(-1))
 
 
-def gated(states: States, accept: Tensor) -> Gradient:
-    """K1 with probability `accept` [N, V] of the drawn token, else forward KL of its state."""
-    trusted, outlier = policy_gradient(states, states.log_ratio, accept), forward_kl(states)
+def gated(states: States, accept: Tensor, outlier: Gradient | None = None) -> Gradient:
+    """K1 with probability `accept` [N, V] of the drawn token, else `outlier` of its state, by default forward KL."""
+    trusted, outlier = policy_gradient(states, states.log_ratio, accept), outlier or forward_kl(states)
     rejected = (states.student.exp() * (1 - accept)).sum(-1)
     return Gradient(
         trusted.mean + rejected[:, None] * outlier.mean,
@@ -123,17 +123,28 @@ def scalar(states: States, accept: Tensor, k: int) -> Gradient:
     return Gradient(parts[0].mean + parts[1].mean, parts[0].square + parts[1].square)
 
 
-def support(states: States, k: int, floor: float = -math.inf) -> Gradient:
+def support(states: States, k: int, floor: float = -math.inf, *, union: bool = False, samples: bool = True) -> Gradient:
     """ResOPD on the teacher's top-k; the log ratios of its tail, the bucket's and the drawn token's, from `floor` up.
 
     A token outside of the top-k adds −r (e_y − π_S) − b to what every token gives; see docs/equations.md.
+
+    Args:
+        states: of both models.
+        k: of the top-k.
+        floor: τ.
+        union: the student's top-k is in the support, too.
+        samples: without, a token outside adds nothing.
     """
     p, q = states.student.exp(), states.teacher.exp()
-    outside = torch.ones_like(p).scatter(-1, states.teacher.topk(min(k, p.shape[-1]), -1).indices, 0.0)
+    outside = torch.ones_like(p)
+    for logps in (states.teacher, states.student) if union else (states.teacher,):
+        outside.scatter_(-1, logps.topk(min(k, p.shape[-1]), -1).indices, 0.0)
     tail = (p * outside).sum(-1, keepdim=True).clamp_min(1e-300)
     bucket = (tail / (q * outside).sum(-1, keepdim=True).clamp_min(1e-300)).log().clamp(max=-floor)
     weight = p * torch.where(outside > 0, bucket, -states.log_ratio)  # Σ weight ∇log p: exact, but for the bucket
     every = weight - p * weight.sum(-1, keepdim=True)
+    if not samples:
+        return direct(every)
     b = bucket * p * (outside / tail - 1)
     drawn, ratio = p * outside, states.log_ratio.clamp(min=floor)
     pushed = drawn * ratio
@@ -170,10 +181,16 @@ GRADIENTS: Mapping[str, Callable[[States], Gradient]] = {
     "resopd": lambda s: support(s, get_method("resopd").fkl_top_k),
     "resopd, k = 16": lambda s: support(s, 16),
     "tropd_support": lambda s: support(s, get_method("tropd_support").fkl_top_k, OUTLIER),
+    "tropd_support, union": lambda s: support(s, 8, OUTLIER, union=True),
+    "tropd_support, gate inside": lambda s: gated(
+        s, trust_probability(s.log_ratio), support(s, 16, OUTLIER, samples=False)
+    ),
 }
 """Without prefixes, which change the states and not the gradient at one: `reopold` is `tropd_clip` without them,
 `fkl_outlier` is `tropd`. `gkd` is the mean of `opd`. Forward KLs that are differentiated are over the whole vocabulary;
-the teacher's top 64 of 191 entries, which the methods have, hold all but a trace."""
+the teacher's top 64 of 191 entries, which the methods have, hold all but a trace. The last two are variants of
+`recipe:proving_ground/support_ablations`: both models' top-8, and K1 where the gate accepts with reverse KL on the
+teacher's top-16 where it rejects."""
 
 
 def pull(states: States, gradient: Gradient) -> float:

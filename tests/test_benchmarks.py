@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from tropd.objective import (
-    FullVocabularyTerm,
     Head,
     TokenSignals,
-    full_function,
+    full_term,
     get_method,
     student_terms,
     token_losses,
     topk_term,
+    trust_probability,
     trust_weight,
 )
 
@@ -109,6 +109,19 @@ def test_so_it_is_of_a_clipped_tail(pull, state, k, floor):
     assert_gradient(state, method, lambda states: pull.support(states, k, floor), pull.States)
 
 
+@pytest.mark.parametrize("floor", [-2.0, -0.5])
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_so_it_is_of_a_union_of_supports_and_of_a_gate_inside(pull, state, k, floor):
+    method = get_method("tropd_support", support="union", fkl_top_k=k, outlier_tau=floor)
+    assert_gradient(state, method, lambda states: pull.support(states, k, floor, union=True), pull.States)
+
+    def inside(states):
+        return pull.gated(states, trust_probability(states.log_ratio), pull.support(states, k, floor, samples=False))
+
+    method = get_method("fkl_outlier", outlier="rkl_direct", fkl_top_k=k, outlier_tau=floor)
+    assert_gradient(state, method, inside, pull.States)
+
+
 def assert_gradient(state, method, closed_form, states):
     student, teacher = state
     assert (teacher - student).min() < -2 < 0 < (teacher - student).max()
@@ -137,20 +150,21 @@ def drawn_gradients(method, student, teacher, token):
 
 def gradient_of(method, student, teacher, ids, ratio, uniform):
     order = teacher.argsort(descending=True)[None]  # a forward KL of as many as there are
-    if method.gate == "support":
+    if method.gate == "support" or method.outlier == "rkl_direct":
         order = order[:, : method.fkl_top_k]
+    selected = (order == ids).any(-1) | (method.support == "union")  # there the loss finds what is in it
     trust = trust_weight(
         method.gate,
         ratio,
         uniforms=torch.tensor([uniform]),
         tau=method.outlier_tau,
-        selected=(order == ids).any(-1),
+        selected=selected,
     )
     signals = TokenSignals(student[ids], teacher[ids], trust, 1 - trust, torch.zeros_like(trust))
     index, head = torch.arange(1), Head(torch.eye(7, dtype=torch.float64))
     term = None
     if method.needs_full_teacher:
-        term = FullVocabularyTerm(index, teacher[None], head, full_function(method))
+        term = full_term(method, signals, index, teacher[None], head, ids)
     elif method.needs_topk:
         term = topk_term(method, signals, index, order, teacher[order])
     logits = student[None].clone().requires_grad_()

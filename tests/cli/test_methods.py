@@ -48,6 +48,19 @@ def test_every_method_is_listed(tropd):
             "–",
         ),
         (get_method("gkd"), "full-vocabulary divergence everywhere", "–", "–"),
+        (get_method("tropd_support"), "reverse KL on the teacher's top-16", "K1 with max(r, -2)", "–"),
+        (
+            get_method("tropd_support", support="union", fkl_top_k=8),
+            "reverse KL on both models' top-8",
+            "K1 with max(r, -2)",
+            "–",
+        ),
+        (
+            get_method("fkl_outlier", outlier="rkl_direct", fkl_top_k=16),
+            "K1 where u < min(ρ, 1)",
+            "reverse KL on the teacher's top-16, its tail clipped at -2",
+            "–",
+        ),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

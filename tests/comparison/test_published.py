@@ -133,6 +133,7 @@ def test_the_parts_of_the_candidate_have_the_published_figures():
         short, label = re.fullmatch(r"(one domain|a pruned student), (.+)", name).groups()
         setting = SHORT_NAMES[short]
         label = label.replace("τ", "tau").removeprefix("k 16, ")
+        label, of_seeds = re.fullmatch(r"(.+?)(?:, seeds ([\d and]+))?", label).groups()
         if "(" in label:  # a row of the comparison before: here with the seeds of the others
             cells = published("support")[1]["cells"].values()
             scores = [c["scores"] for c in cells if (c["setting"], c["kind"]) == (setting, "report") and c["seed"] <= 3]
@@ -145,6 +146,8 @@ def test_the_parts_of_the_candidate_have_the_published_figures():
             )
         else:
             metrics = parts[setting]["methods"][label]["metrics"]
+            seeds = [int(seed) for seed in of_seeds.split(" and ")] if of_seeds else [1, 2, 3]
+            assert parts[setting]["methods"][label]["seeds"] == seeds
         assert accuracy == _shown(metrics["accuracy"], 100, 1)
         assert distance == _shown(metrics["student_states/reverse_kl"], 1, 3)
 

@@ -51,7 +51,13 @@ def outcomes(method: Method, student_logp: Array, teacher_logp: Array) -> list[t
     return found
 
 
-def direct_term(method: Method, signals: TokenSignals, teacher_logits: torch.Tensor, temperature: float):
+def direct_term(
+    method: Method,
+    signals: TokenSignals,
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    token_ids: torch.Tensor,
+):
     """The direct term of the rows that have one, as a batch would build it."""
     if not (method.needs_topk or method.needs_full_teacher):
         return None
@@ -61,7 +67,7 @@ def direct_term(method: Method, signals: TokenSignals, teacher_logits: torch.Ten
     head = Head(torch.eye(V, dtype=torch.float64), temperature=temperature)
     hidden = teacher_logits.expand(len(index), V)
     if method.needs_full_teacher:
-        return objective.FullVocabularyTerm(index, hidden, head, objective.full_function(method))
+        return objective.full_term(method, signals, index, hidden, head, token_ids)
     ids, logp = objective.topk_logps(hidden, head, min(method.fkl_top_k, V))
     return objective.topk_term(method, signals, index, ids, logp)
 
@@ -79,8 +85,8 @@ def enumerated(
     teacher_logp = log_softmax(teacher_logits, temperature=temperature)
     probabilities, tokens, uniforms = map(list, zip(*outcomes(method, student_logp, teacher_logp), strict=True))
     rollout, teacher = (torch.tensor(logp)[tokens] for logp in (student_logp, teacher_logp))
-    selected = torch.full(rollout.shape, trusted)
-    if method.gate == "support":
+    selected = torch.full(rollout.shape, trusted)  # with a union of supports all are: the loss finds what is in it
+    if method.gate == "support" and method.support == "teacher":
         kept = reference.top_k(teacher_logp, method.fkl_top_k)
         selected = torch.tensor([token in kept for token in tokens])
     trust = objective.trust_weight(
@@ -93,7 +99,7 @@ def enumerated(
     signals = TokenSignals(rollout, teacher, trust, 1 - trust, torch.zeros_like(trust))
     hidden = torch.tensor(student_logits).repeat(len(tokens), 1).requires_grad_(True)
     head = Head(torch.eye(V, dtype=torch.float64), temperature=temperature)
-    direct = direct_term(method, signals, torch.tensor(teacher_logits), temperature)
+    direct = direct_term(method, signals, torch.tensor(teacher_logits), temperature, torch.tensor(tokens))
     logp, values, _ = objective.student_terms(hidden, head, torch.tensor(tokens), direct, slice_tokens=8)
     losses = objective.token_losses(method, signals, logp, values)
     loss = losses.trust + losses.outlier + losses.guidance + losses.reward
@@ -112,6 +118,10 @@ OUTLIERS = {
     "mask": ({"outlier": "mask"}, {"outlier": "mask"}),
     "clip": ({"outlier": "clip", "outlier_tau": TAU}, {"outlier": "clip", "floor": TAU}),
     "k1": ({"outlier": "k1"}, {"outlier": "k1"}),
+    "rkl_direct": (
+        {"outlier": "rkl_direct", "fkl_top_k": K, "outlier_tau": TAU},
+        {"outlier": "rkl_direct", "k": K, "floor": TAU},
+    ),
 }
 # Name, method, our settings, the twin's settings. `trusted` and `selected` are the entropy gates' two words.
 CASES = {
@@ -158,6 +168,25 @@ CASES = {
     **{f"resopd {k}": ("resopd", {"fkl_top_k": k}, {"k": k}) for k in (1, K, V - 1, V)},
     **{
         f"tropd_support {tau} {k}": ("tropd_support", {"fkl_top_k": k, "outlier_tau": tau}, {"k": k, "floor": tau})
+        for tau in (-2.0, TAU, -0.01)
+        for k in (1, K, V)
+    },
+    **{
+        f"union {outlier} {k}": (
+            "tropd_support",
+            {"support": "union", "outlier": outlier, "fkl_top_k": k}
+            | ({"outlier_tau": TAU} if outlier == "clip" else {}),
+            {"union": True, "k": k, "floor": TAU if outlier == "clip" else -np.inf, "residual": outlier != "mask"},
+        )
+        for outlier in ("clip", "k1", "mask")
+        for k in (1, 2, K, V)
+    },
+    **{
+        f"fkl_outlier, support {tau} {k}": (
+            "fkl_outlier",
+            {"outlier": "rkl_direct", "fkl_top_k": k, "outlier_tau": tau},
+            {"outlier": "rkl_direct", "k": k, "floor": tau},
+        )
         for tau in (-2.0, TAU, -0.01)
         for k in (1, K, V)
     },

@@ -101,7 +101,8 @@ def a_case(
     with torch.no_grad():
         student_logp = head.logits(hidden).log_softmax(-1)[torch.arange(NUM), tokens]
     teacher_logps = (1.5 * normal(NUM, min(SIZE, teacher_size))).log_softmax(-1).to(wide)
-    teacher_logp = teacher_logps.gather(-1, tokens.clamp_max(teacher_logps.shape[1] - 1)[:, None])[:, 0]
+    shared_ids = tokens.clamp_max(teacher_logps.shape[1] - 1)
+    teacher_logp = teacher_logps.gather(-1, shared_ids[:, None])[:, 0]
     trust, outlier, guidance = (region.to(wide) for region in regions(layout))
     advantage = normal(NUM).to(wide) * (torch.arange(NUM) % 2) if rewards else None
     # The student has moved a little since the rollout, so that ratios are not all 1.
@@ -110,7 +111,7 @@ def a_case(
     if method.needs_full_teacher:
         index = (trust + outlier > 0).nonzero()[:, 0]
         teacher = Head(normal(teacher_size, 3).to(dtype), temperature=0.9)
-        direct = FullVocabularyTerm(index, normal(len(index), 3).to(dtype), teacher, objective.full_function(method))
+        direct = objective.full_term(method, signals, index, normal(len(index), 3).to(dtype), teacher, shared_ids)
     elif method.needs_topk:
         index = (outlier + (trust if method.trust != "k1" or method.baseline != "none" else 0) > 0).nonzero()[:, 0]
         ids, logp = objective.topk_of(teacher_logps[index], K, teacher_logps.shape[1])
@@ -156,10 +157,22 @@ def test_any_slice_and_block_sizes_agree(name, slice_tokens, block, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fkl_truncation": "tail"}, {"outlier": "fkl_scalar"}, {"reduction": "per_region"}]
+    "changes",
+    [{"fkl_truncation": "tail"}, {"outlier": "fkl_scalar"}, {"outlier": "rkl_direct"}, {"reduction": "per_region"}],
 )
 def test_changed_parts_agree(changes):
     assert_equal_paths(a_case(get_method("tropd", **changes)), 1e-12)
+
+
+UNION = get_method("tropd_support", support="union", fkl_top_k=3)
+
+
+@each_option
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("outlier", ["clip", "mask", "k1"])
+def test_a_union_of_supports_agrees(outlier, option, layout):
+    method = get_method("tropd_support", support="union", fkl_top_k=3, outlier=outlier)
+    assert_equal_paths(a_case(method, option, layout=layout), 1e-12, slice_tokens=4)
 
 
 @pytest.mark.parametrize("reduction", ["selected", "per_region"])
@@ -176,7 +189,8 @@ def with_several_teachers(case: Case, owners: Tensor) -> Case:
         weight, states = (
             torch.randn(rows, width, generator=random, dtype=torch.float64) for rows in (size, len(index))
         )
-        terms.append(FullVocabularyTerm(index, states, Head(weight, temperature=0.9), case.direct.function))
+        further = tuple(column[owner == number] for column in case.direct.further)
+        terms.append(FullVocabularyTerm(index, states, Head(weight, temperature=0.9), case.direct.function, further))
     return replace(case, direct=SeveralTerms(tuple(terms)))
 
 
@@ -189,10 +203,11 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("owners", OWNERS)
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("method", [*(get_method("gkd", jsd_beta=beta) for beta in (0.0, 0.3, 1.0)), UNION])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_several_teachers_agree(owners, beta, layout):
-    case = a_case(get_method("gkd", jsd_beta=beta), layout=layout, rewards=layout == "all outliers")
+def test_several_teachers_agree(owners, method, layout):
+    smallest = SIZE - 4  # of the teachers' vocabularies: a token that is learned from is in it
+    case = a_case(method, layout=layout, rewards=layout == "all outliers", teacher_size=smallest)
     case = with_several_teachers(case, OWNERS[owners])
     assert_equal_paths(case, 1e-12, slice_tokens=4)
     assert_equal_paths(case, 1e-12, every_token=True)
@@ -238,8 +253,9 @@ def test_several_teachers_are_the_sum_of_each_alone():
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("teacher_size", [SIZE - 4, SIZE, SIZE + 6])
 def test_padded_vocabularies_agree(beta, teacher_size):
-    for name, changes in (("gkd", {"jsd_beta": beta}), ("tropd", {}), ("vopd", {}), ("tropd_support", {})):
-        assert_equal_paths(a_case(get_method(name, **changes), teacher_size=teacher_size), 1e-12, slice_tokens=5)
+    others = (get_method(name) for name in ("tropd", "vopd", "tropd_support"))
+    for method in (get_method("gkd", jsd_beta=beta), *others, UNION):
+        assert_equal_paths(a_case(method, teacher_size=teacher_size), 1e-12, slice_tokens=5)
 
 
 @each_method

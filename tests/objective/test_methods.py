@@ -107,6 +107,10 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
     assert get_method("tropd_mask", outlier="fkl_direct").fkl_top_k == 64
     assert get_method("tropd", gate="hard").outlier_tau == -2.0
     assert get_method("opd", guidance_schedule="cosine").guidance_beta == 0.001
+    inside = get_method("tropd_mask", outlier="rkl_direct")
+    assert (inside.outlier_tau, inside.fkl_top_k) == (-2.0, 64) and inside.needs_topk
+    union = get_method("tropd_support", support="union")
+    assert union.needs_full_teacher and not union.needs_topk and union.fkl_top_k == 16
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,10 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
         ("fkl", {"gate": "bernoulli"}, "it has no trust gate"),
         ("eopd", {"outlier": "mask"}, "would have no effect"),
         ("opd", {"fkl_top_k": 8}, "would have no effect"),
+        ("tropd", {"support": "union"}, "it has no support: its tokens are split by `gate: bernoulli`"),
+        ("tropd_support", {"support": "both"}, "support is 'both'. Choose one of: teacher, union"),
+        ("tropd_support", {"outlier": "rkl_direct"}, "only one divergence"),
+        ("tropd", {"outlier": "rkl_direct", "fkl_truncation": "tail"}, "it has no top-k forward KL"),
         ("opd", {"guidance_beta": 0.1}, "set `guidance_schedule` first"),
         ("fkl", {"outlier": "mask"}, "nothing would be learned"),
         ("jsd", {"jsd_beta": 0.0}, "0 < jsd_beta < 1"),

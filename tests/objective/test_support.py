@@ -204,6 +204,46 @@ def test_with_every_token_in_its_top_k_the_candidate_is_gkd():
         assert candidate.loss == pytest.approx(gkd.loss, abs=1e-11)
 
 
+def test_the_union_of_both_supports_is_resopd_on_that_support():
+    for student, teacher in [(STUDENT, TEACHER), *FAR]:
+        logps = log_softmax(student), log_softmax(teacher)
+        kept = tuple(sorted({*reference.top_k(logps[0], 2), *reference.top_k(logps[1], 2)}))
+        for name, changes in (("resopd", {}), ("tropd_support", {"outlier_tau": -0.5})):
+            union = enumerated(get_method(name, support="union", fkl_top_k=2, **changes), student, teacher)
+            alone = on_support(get_method(name, **changes), kept, student, teacher)
+            # U is what S leaves of 1, added up in another order.
+            assert union.gradient == pytest.approx(alone.gradient, abs=1e-8)
+            assert union.loss == pytest.approx(alone.loss, abs=1e-8)
+
+
+def test_in_later_updates_the_union_has_the_importance_ratio_of_k1():
+    """The sampled token is outside of both top-1: it adds −r π_S/π_old, or PPO's clip of it, and takes off log(T/U)."""
+    student, teacher = (torch.tensor(probs)[None].log() for probs in ([0.5, 0.3, 0.2], [0.2, 0.7, 0.1]))
+    rollout, one, none = torch.tensor([0.1]).log(), torch.ones(1), torch.zeros(1)
+    signals = TokenSignals(rollout, rollout + 1.0, one, none, none)
+
+    def value(**changes) -> float:
+        method = get_method("resopd", support="union", fkl_top_k=1, **changes)
+        term = objective.full_term(method, signals, torch.tensor([0]), teacher, Head(torch.eye(3)), torch.tensor([2]))
+        return term(student, slice(0, 1))[0].item()
+
+    alone, bucket = value(outlier="mask"), math.log(0.2 / 0.1)
+    assert value() - alone == pytest.approx(-2.0 - bucket, abs=1e-6)
+    assert value(ratio_clip=0.5) - alone == pytest.approx(-1.5 - bucket, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, V])
+def test_reverse_kl_on_rejected_tokens_is_the_support_without_its_samples(k):
+    closed = enumerated(get_method("fkl", outlier="rkl_direct", outlier_tau=-math.inf, fkl_top_k=k))
+    bucket = enumerated(get_method("resopd", outlier="mask", fkl_top_k=k))
+    assert closed.gradient == pytest.approx(bucket.gradient, abs=1e-15)
+
+
+def test_a_gate_inside_with_every_token_trusted_is_opd():
+    trusted = get_method("fkl_outlier", gate="hard", outlier="rkl_direct", outlier_tau=-math.inf)
+    assert enumerated(trusted).gradient == pytest.approx(enumerated(get_method("opd")).gradient, abs=1e-15)
+
+
 @pytest.mark.parametrize("changes", [{}, {"baseline": "top_k", "fkl_top_k": 2}], ids=str)
 def test_a_baseline_keeps_the_expectation_of_k1(changes):
     vopd, opd = enumerated(get_method("vopd", **changes)), enumerated(get_method("opd"))

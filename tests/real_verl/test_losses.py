@@ -43,6 +43,7 @@ def test_loss_and_gradient_are_those_of_tropds_objective(name, padded):
         {"loss_mode": "fkl_outlier", "fkl_truncation": "tail"},
         {"loss_mode": "fkl_outlier", "fkl_truncation": "teacher_renorm", "fkl_weight": 0.5},
         {"loss_mode": "fkl_outlier", "outlier": "fkl_scalar"},
+        {"loss_mode": "fkl_outlier", "outlier": "rkl_direct"},
         {"loss_mode": "tropd", "ratio_clip": 0.2, "gate_seed": 7},
         {"loss_mode": "reopold", "outlier_tau": -1.0},
         {"loss_mode": "tropd_support", "outlier": "mask"},

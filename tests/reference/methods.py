@@ -19,7 +19,7 @@ from . import divergences
 from .regions import gate_outcomes
 from .vocabulary import Array, log_softmax, mixture_logp, top_k, vector
 
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "rkl_direct", "mask", "clip", "k1")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Settings:
 
     gate: str = "bernoulli"  # bernoulli | expected | hard
     threshold: float = -2.0  # nats; the hard gate trusts r > threshold
-    outlier: str = "fkl_direct"  # fkl_direct | fkl_scalar | mask | clip
+    outlier: str = "fkl_direct"  # fkl_direct | fkl_scalar | rkl_direct | mask | clip
     floor: float = -2.0  # nats; clip: max(r, floor)
     k: int = 64
     truncation: str = "none"  # none | teacher_renorm | tail
@@ -36,6 +36,7 @@ class Settings:
     alpha: float = 1.0  # EOPD's weight of the forward KL; TOP-D's share of the teacher; PowerOPD's power
     baseline_k: int | None = None  # of vOPD: the teacher's top-k that the baseline knows; None for all
     residual: bool = True  # of ResOPD: are tokens outside of the top-k sampled?
+    union: bool = False  # of ResOPD: are the student's k likeliest tokens in S, too?
     phase: int = 1  # of REOPOLD
 
 
@@ -193,6 +194,12 @@ def support_value(student_logp: Array, teacher_logp: Array, k: int) -> float:
     return divergences.reverse_kl(*coarse)
 
 
+def support(student_logp: Array, teacher_logp: Array, settings: Settings) -> list[int]:
+    """S: the teacher's top-k, or that and the student's."""
+    kept = set(top_k(teacher_logp, settings.k))
+    return sorted(kept | set(top_k(student_logp, settings.k)) if settings.union else kept)
+
+
 def support_term(student_logp: Array, teacher_logp: Array, x: int, settings: Settings) -> tuple[float, Array]:
     """ResOPD's loss and gradient g of the sampled token x, as printed, its two log ratios in the tail capped:
 
@@ -201,7 +208,7 @@ def support_term(student_logp: Array, teacher_logp: Array, x: int, settings: Set
     h = Σ_S p log(p/q) ∇log p. Without anything outside of S, b is 0.
     """
     p, q = np.exp(student_logp), np.exp(teacher_logp)
-    kept = top_k(teacher_logp, settings.k)
+    kept = support(student_logp, teacher_logp, settings)
     rest = [v for v in range(len(p)) if v not in kept]
     scores = np.eye(len(p)) - p  # row v is ∇log p(v)
     h = sum(p[v] * (student_logp[v] - teacher_logp[v]) * scores[v] for v in kept)
@@ -221,7 +228,7 @@ def support_term(student_logp: Array, teacher_logp: Array, x: int, settings: Set
 def support_surrogate(student_logp: Array, frozen_logp: Array, teacher_logp: Array, settings: Settings) -> float:
     """Σ_S p log(p_old/q) + T·ratio, and outside of S Σ p_old (ρ · −A − ratio · T/T_old), p_old and ratios detached."""
     p, old = np.exp(student_logp), np.exp(frozen_logp)
-    kept = top_k(teacher_logp, settings.k)
+    kept = support(frozen_logp, teacher_logp, settings)
     rest = [v for v in range(len(p)) if v not in kept]
     total = [p[v] * (frozen_logp[v] - teacher_logp[v]) for v in kept]
     if rest:
@@ -240,7 +247,7 @@ def support_surrogate(student_logp: Array, frozen_logp: Array, teacher_logp: Arr
 def outlier_advantage(log_ratio: float, trust: float, settings: Settings, topk_value: float) -> float:
     """A of one sampled token with gate value M = trust: M r, and what the outlier treatment adds to it."""
     trusted_part = trust * log_ratio if trust > 0 else 0.0  # 0 · (−inf) = 0: a rejected token has no r
-    if settings.outlier == "mask" or settings.outlier == "fkl_direct" or trust == 1.0:
+    if settings.outlier in ("mask", "fkl_direct", "rkl_direct") or trust == 1.0:
         return trusted_part
     if settings.outlier in ("clip", "k1"):
         return trusted_part + (1 - trust) * max(log_ratio, settings.floor if settings.outlier == "clip" else -math.inf)
@@ -259,7 +266,7 @@ def gated_terms(student_logp: Array, teacher_logp: Array, settings: Settings) ->
             if probability == 0.0:
                 continue
             advantage[x] += probability * outlier_advantage(log_ratio, trust, settings, value)
-            if settings.outlier == "fkl_direct":
+            if settings.outlier in ("fkl_direct", "rkl_direct"):
                 direct_weight += math.exp(student_logp[x]) * probability * (1 - trust)
     return advantage, direct_weight
 
@@ -318,7 +325,9 @@ def direct_value(method: str, student_logp: Array, teacher_logp: Array, settings
 
 
 def direct_gradient(method: str, student_logp: Array, teacher_logp: Array, settings: Settings) -> Array:
-    """∇ of `direct_value`."""
+    """∇ of `direct_value`, or of reverse KL on the support, its log ratios frozen."""
+    if settings.outlier == "rkl_direct":
+        return support_term(student_logp, teacher_logp, 0, replace(settings, residual=False))[1]
     if method == "gkd":
         return jsd_gradient(student_logp, teacher_logp, settings.beta)
     if method == "jsd":
@@ -390,6 +399,9 @@ def surrogate(
         if frozen_logp[x] > -math.inf:
             importance_ratio = math.exp(student_logp[x] - frozen_logp[x])
             total.append(math.exp(frozen_logp[x]) * -importance_ratio * advantage[x])
-    if weight != 0.0:
+    if weight != 0.0 and settings.outlier == "rkl_direct":  # its log ratios are frozen
+        alone = replace(settings, residual=False)
+        total.append(weight * support_surrogate(student_logp, frozen_logp, teacher_logp, alone))
+    elif weight != 0.0:
         total.append(weight * direct_value(method, student_logp, teacher_logp, settings))
     return math.fsum(total)

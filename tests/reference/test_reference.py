@@ -206,6 +206,7 @@ CASES = [
     ("reopold_2stage", {"phase": 2}),
     ("reopold_2stage", {"phase": 2, "selected": False}),
     ("fkl", {"outlier": "fkl_scalar"}),
+    ("tropd_support", {"union": True, "k": 1}),
 ]
 
 

@@ -101,6 +101,7 @@ def logged(trainer):
         ("eopd", {}),
         ("fkl", {"fkl_top_k": 190}),
         ("tropd_support", {}),
+        ("tropd_support", {"support": "union", "fkl_top_k": 4}),
     ],
 )
 def test_a_teacher_with_another_ending_teaches_what_it_taught_with_the_same(trained, method, settings):

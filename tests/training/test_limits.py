@@ -60,7 +60,19 @@ def test_reverse_kl_on_every_token_of_the_vocabulary_is_gkd_and_on_a_few_is_not(
     gkd = step("gkd").gradients
     for name in ("resopd", "tropd_support"):
         assert largest_difference(step(name, fkl_top_k=10_000).gradients, gkd) < ROUNDING * largest(gkd)
-    assert largest_difference(step("tropd_support", fkl_top_k=2).gradients, gkd) > 0.01
+    few = step("tropd_support", fkl_top_k=2).gradients
+    assert largest_difference(few, gkd) > 0.01
+    whole, union = (step("tropd_support", support="union", fkl_top_k=k).gradients for k in (10_000, 2))
+    assert largest_difference(whole, gkd) < ROUNDING * largest(gkd)
+    assert min(largest_difference(union, other) for other in (gkd, few)) > 0.01
+
+
+def test_reverse_kl_on_rejected_tokens_is_gkd_where_all_are_rejected_and_the_whole_vocabulary_is_read(step):
+    settings = {"outlier": "rkl_direct", "outlier_tau": -math.inf, "fkl_top_k": 10_000}
+    gkd, opd = step("gkd").gradients, step("opd").gradients
+    assert largest_difference(step("fkl", **settings).gradients, gkd) < ROUNDING * largest(gkd)
+    gated = step("fkl_outlier", **settings).gradients
+    assert min(largest_difference(gated, other) for other in (gkd, opd)) > 0.01
 
 
 def test_the_mixture_with_the_teacher_alone_is_opd(step, opd):

@@ -146,6 +146,7 @@ def test_several_teachers_may_be_here_and_there(tmp_path, served):
     [
         ("gkd", {}, "method 'gkd' needs whole distributions"),
         ("vopd", {}, "or set baseline: top_k"),
+        ("tropd_support", {"support": "union"}, "or set support: teacher"),
         ("eopd", {}, "method 'eopd' needs the teacher's entropy"),
         ("opd", {"temperature": 0.7}, "temperature is 0.7"),
         ("opd", {"teacher_model_init_kwargs": {"dtype": "float32"}}, "teacher_model_init_kwargs is set"),

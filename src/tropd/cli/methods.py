@@ -33,8 +33,9 @@ _GATES = {
     "floor": "where r ≥ {m.outlier_tau:g}",
     "student_entropy": "on the {m.entropy_share:.0%} of highest student entropy",
     "teacher_entropy": "where H_T ≤ {m.teacher_entropy_tau:g}",
-    "support": "on the teacher's top-{m.fkl_top_k}",
+    "support": "on {whose} top-{m.fkl_top_k}",
 }
+_SUPPORTS = {"teacher": "the teacher's", "union": "both models'"}
 _TRUST = {"k1": "K1", "jsd": "hybrid JSD", "gkd": "full-vocabulary divergence", "rkl_direct": "reverse KL"}
 _ADVANTAGES = {
     "log_ratio": "",
@@ -46,6 +47,7 @@ _BASELINES = {"none": "", "full": " less its mean", "top_k": " minus its mean on
 _OUTLIERS = {
     "fkl_direct": "top-{m.fkl_top_k} forward KL",
     "fkl_scalar": "top-{m.fkl_top_k} forward KL as an advantage",
+    "rkl_direct": "reverse KL on the teacher's top-{m.fkl_top_k}, its tail clipped at {m.outlier_tau:g}",
     "mask": "nothing",
     "clip": "K1 with max(r, {m.outlier_tau:g})",
     "k1": "K1",
@@ -73,7 +75,9 @@ def trust_words(method: Method) -> str:
     """What trusted tokens are learned by, such as `K1 where r > -2`."""
     if method.gate == "closed":
         return "–"
-    where = "everywhere" if _adds_to_k1(method) else _GATES[method.gate].format(m=method)
+    where = (
+        "everywhere" if _adds_to_k1(method) else _GATES[method.gate].format(m=method, whose=_SUPPORTS[method.support])
+    )
     floor = "" if method.advantage_floor is None else f"with max(r, {method.advantage_floor:g}) "
     learned = _TRUST[method.trust] + _ADVANTAGES[method.advantage].format(m=method) + _BASELINES[method.baseline]
     words = f"{learned} {floor}{where}"

@@ -19,13 +19,13 @@ _HOMES = {
     ),
     "loss": (
         "DirectTerm FullVocabularyTerm SeveralTerms TokenLosses TokenSignals TopKTerm active_tokens full_function "
-        "student_terms token_losses topk_function topk_term"
+        "full_term student_terms token_losses topk_function topk_term"
     ),
     "methods": "METHODS SETTINGS Method describe get_method register_method",
     "policy_gradient": "policy_gradient_loss sampled_advantage",
     "randomness": "addressed_uniforms",
     "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",
-    "regions": "in_support top_share_threshold trust_probability trust_weight",
+    "regions": "in_support top_share_threshold trust_probability trust_weight union_of_supports",
     "schedules": "guidance_fraction prefix_length",
     "turns": "takeover_probability turn_mean_weights turn_trust_weights",
 }

@@ -31,6 +31,7 @@ from .endings import events_of
 from .head.layer import Head, gather_logps, over_vocabulary
 from .methods import Method
 from .policy_gradient import policy_gradient_loss, sampled_advantage
+from .regions import in_support, union_of_supports
 from .shapes import check_rows, check_same_shape
 
 
@@ -198,6 +199,7 @@ class FullVocabularyTerm:
         teacher_hidden: [M, H_T].
         teacher_head: the teacher's output layer.
         function: (student_logps [C, V], teacher_logps [C, V]) → [C].
+        further: what `function` takes after these two, each [M], of the same tokens.
 
     Raises:
         ValueError: `teacher_hidden` is not [M, H_T].
@@ -212,7 +214,8 @@ class FullVocabularyTerm:
     index: Tensor
     teacher_hidden: Tensor
     teacher_head: Head
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[..., Tensor]
+    further: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         check_rows(self.index, 1, teacher_hidden=self.teacher_hidden)
@@ -220,16 +223,16 @@ class FullVocabularyTerm:
     def __call__(self, student_logps_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             teacher_logits_CV = self.teacher_head.logits(self.teacher_hidden[rows])
-        return self.of_logits(student_logps_CV, teacher_logits_CV)
+        return self.of_logits(student_logps_CV, teacher_logits_CV, rows)
 
-    def of_logits(self, student_logps_CV: Tensor, teacher_logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    def of_logits(self, student_logps_CV: Tensor, teacher_logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """The same, from the teacher's ready logits [C, V_T] of the same tokens."""
         shared = min(student_logps_CV.shape[-1], self.teacher_head.vocab_size)
         with torch.no_grad():
             teacher_logps = F.log_softmax(teacher_logits_CV[:, :shared], dim=-1).to(student_logps_CV.dtype)
         if shared < student_logps_CV.shape[-1]:
             student_logps_CV = F.log_softmax(student_logps_CV[:, :shared], dim=-1)
-        value = self.function(student_logps_CV, teacher_logps)
+        value = self.function(student_logps_CV, teacher_logps, *(column[rows] for column in self.further))
         return value, torch.ones_like(value)
 
 
@@ -294,7 +297,8 @@ def restrict_term(direct: DirectTerm | None, tokens: slice) -> DirectTerm | None
             outside=None if direct.outside is None else direct.outside[inside],
         )
     assert isinstance(direct, FullVocabularyTerm)
-    return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside])
+    further = tuple(column[inside] for column in direct.further)
+    return replace(direct, index=index, teacher_hidden=direct.teacher_hidden[inside], further=further)
 
 
 def reindex_term(direct: DirectTerm | None, place_N: Tensor) -> DirectTerm | None:
@@ -315,7 +319,7 @@ def reads_tail(method: Method) -> bool:
     (False, True)
     """
     truncated = method.outlier_uses_fkl and method.fkl_truncation == "tail"
-    return truncated or method.trust == "rkl_direct" or method.baseline == "top_k"
+    return truncated or method.compares_support or method.baseline == "top_k"
 
 
 @functools.cache
@@ -327,8 +331,8 @@ def topk_function(method: Method) -> Callable[..., Tensor]:
     >>> round(topk_function(get_method("tropd"))(student, teacher).item(), 4)
     0.4159
     """
-    if method.trust == "rkl_direct" or method.baseline == "top_k":
-        floor = _require(method.outlier_tau) if method.outlier == "clip" else -math.inf
+    if method.compares_support or method.baseline == "top_k":
+        floor = _require(method.outlier_tau) if method.outlier in ("clip", "rkl_direct") else -math.inf
         return functools.partial(support_reverse_kl, floor=floor)
     if method.trust == "jsd":
         return lambda student, teacher: topk_jsd_teacher_part(student, teacher, _require(method.jsd_beta))
@@ -349,14 +353,15 @@ def topk_term(
     (True, tensor([True]))
     """
     outside = None
-    if method.gate == "support":
+    if method.compares_support:
         # What the teacher gives no probability is one of the others.
         token_ids_MK = torch.where(teacher_logp_MK == -torch.inf, token_ids_MK[:, :1], token_ids_MK)
-        outside = None if method.outlier == "mask" else signals.outlier_weight[index_M] > 0
+    if method.gate == "support" and method.outlier != "mask":
+        outside = signals.outlier_weight[index_M] > 0
     return TopKTerm(index_M, token_ids_MK, teacher_logp_MK, topk_function(method), reads_tail(method), outside)
 
 
-def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
+def full_function(method: Method) -> Callable[..., Tensor]:
     """What `method` computes on whole distributions; see `FullVocabularyTerm`.
 
     >>> from tropd import get_method
@@ -364,8 +369,64 @@ def full_function(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
     >>> round(full_function(get_method("gkd"))(student, teacher).item(), 4)  # reverse KL
     0.3681
     """
+    if method.support == "union":
+        return functools.partial(_on_union, method)
     # A partial, in which the fused loss recognises what it has a closed form for.
     return functools.partial(generalized_jsd, beta=1.0 if method.baseline == "full" else _require(method.jsd_beta))
+
+
+def full_term(
+    method: Method,
+    signals: TokenSignals,
+    index_M: Tensor,
+    teacher_hidden_MH: Tensor,
+    teacher_head: Head,
+    token_ids_N: Tensor,
+) -> FullVocabularyTerm:
+    """The direct term of a batch under `method`, from the teacher's states at the tokens `index_M`.
+
+    >>> from tropd import get_method
+    >>> one, none, head = torch.ones(1), torch.zeros(1), Head(torch.zeros(2, 3))
+    >>> signals = TokenSignals(none, none, trust_weight=one, outlier_weight=none, guidance_mask=none)
+    >>> for method in (get_method("gkd"), get_method("tropd_support", support="union")):
+    ...     term = full_term(method, signals, torch.tensor([0]), torch.ones(1, 3), head, torch.tensor([1]))
+    ...     print(len(term.further), round(term(torch.tensor([[0.9, 0.1]]).log(), slice(0, 1))[0].item(), 4))
+    0 0.3681
+    3 0.3681
+
+    Args:
+        method: the stage in force.
+        signals: see `TokenSignals`.
+        index_M: sorted positions among the N tokens.
+        teacher_hidden_MH: the teacher's states there.
+        teacher_head: its output layer.
+        token_ids_N: the sampled tokens, any ending as the first of its set.
+    """
+    further: tuple[Tensor, ...] = ()
+    if method.support == "union":
+        further = tuple(column[index_M] for column in (token_ids_N, signals.rollout_logp, signals.log_ratio))
+    return FullVocabularyTerm(index_M, teacher_hidden_MH, teacher_head, full_function(method), further)
+
+
+def _on_union(
+    method: Method,
+    student_logps_CV: Tensor,
+    teacher_logps_CV: Tensor,
+    token_ids_C: Tensor,
+    rollout_logp_C: Tensor,
+    log_ratio_C: Tensor,
+) -> Tensor:
+    """[C], ResOPD on the union of both models' top-k, the K1 of a sampled token outside of it included."""
+    ids, teacher_logp = union_of_supports(student_logps_CV, teacher_logps_CV, int(_require(method.fkl_top_k)))
+    outside = None if method.outlier == "mask" else ~in_support(token_ids_C, ids, teacher_logp)
+    rows = torch.arange(len(ids), device=ids.device)
+    term = TopKTerm(rows, ids, teacher_logp, topk_function(method), reads_tail=True, outside=outside)
+    value, _ = term(student_logps_CV, slice(None))
+    if outside is None:
+        return value
+    clipped = log_ratio_C.clamp_min(_require(method.outlier_tau)) if method.outlier == "clip" else log_ratio_C
+    sampled = gather_logps(student_logps_CV, token_ids_C)
+    return value + policy_gradient_loss(sampled, rollout_logp_C, torch.where(outside, clipped, 0.0), method.ratio_clip)
 
 
 def student_terms(
@@ -514,6 +575,8 @@ def _outlier_losses(method: Method, signals: TokenSignals, direct_N: Tensor, pol
         losses = policy_gradient(log_ratio, weight) + method.fkl_weight * _weigh(weight, direct_N)
     elif method.outlier == "k1":
         losses = policy_gradient(log_ratio, weight)
+    elif method.outlier == "rkl_direct":
+        losses = _weigh(weight, direct_N)
     return losses + _weigh(weight, direct_N) if method.trust == "rkl_direct" else losses
 
 

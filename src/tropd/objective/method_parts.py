@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 TRUST_GATES = ("bernoulli", "expected", "hard")
 GATES = ("open", "closed", *TRUST_GATES, "floor", "student_entropy", "teacher_entropy", "support")
 TRUSTS = ("k1", "jsd", "gkd", "rkl_direct")
-OUTLIERS = ("fkl_direct", "fkl_scalar", "mask", "clip", "k1")
+SUPPORTS = ("teacher", "union")
+OUTLIERS = ("fkl_direct", "fkl_scalar", "rkl_direct", "mask", "clip", "k1")
 ADVANTAGES = ("log_ratio", "mixture", "power", "sign")
 BASELINES = ("none", "full", "top_k")
 GUIDANCE_TERMS = ("nll", "k1")
@@ -80,6 +81,12 @@ _TABLE = (
         choices=TRUST_GATES,
     ),
     Setting(
+        "support",
+        lambda m: m.gate == "support",
+        "it has no support: its tokens are split by `gate: {m.gate}`",
+        choices=SUPPORTS,
+    ),
+    Setting(
         "outlier",
         lambda m: m.gate in (*TRUST_GATES, "closed", "support"),
         "its tokens are split by `gate: {m.gate}`, which leaves no outliers",
@@ -87,8 +94,8 @@ _TABLE = (
     ),
     Setting(
         "outlier_tau",
-        lambda m: m.gate in ("hard", "floor") or m.outlier == "clip",
-        "only the `hard` gate and the `clip` outlier treatment read it",
+        lambda m: m.gate in ("hard", "floor") or m.outlier in ("clip", "rkl_direct"),
+        "only the `hard` gate and the outlier treatments `clip` and `rkl_direct` read it",
         in_range=lambda t: t == t and t < float("inf"),
         range="a number of nats (-inf trusts every token)",
     ),
@@ -123,7 +130,7 @@ _TABLE = (
     ),
     Setting(
         "fkl_top_k",
-        lambda m: m.needs_topk,
+        lambda m: m.needs_topk or m.support == "union",
         "it does not use the teacher's top-k",
         in_range=lambda k: isinstance(k, Integral) and 1 <= int(k) < 2**31,
         range="a whole number of at least 1",
@@ -245,14 +252,14 @@ def check_combination(method: "Method") -> None:
     if method.gate == "closed" and method.outlier in same:
         raise ValueError(
             f"outlier is {method.outlier!r} under method {method.name!r}, whose gate trusts no token: "
-            f"{same[method.outlier]}. Choose fkl_direct or fkl_scalar."
+            f"{same[method.outlier]}. Choose fkl_direct, fkl_scalar or rkl_direct."
         )
     if (method.gate == "support") != (method.trust == "rkl_direct"):
         raise ValueError(
             f"gate is {method.gate!r} and trust is {method.trust!r}: trust rkl_direct, reverse KL on the teacher's "
             "top-k, needs gate support, which splits the tokens by that top-k. Set both, or neither."
         )
-    if method.trust != "k1" and method.outlier_uses_fkl:
+    if method.trust != "k1" and method.outlier_uses_topk:
         raise ValueError(
             f"outlier is {method.outlier!r} with trust {method.trust!r}: only one divergence of a token can be "
             "differentiated directly. Choose outlier mask, clip or k1, or trust k1."

@@ -41,9 +41,12 @@ class Method:
             `teacher_entropy` (H_T > `teacher_entropy_tau` is the outlier region), `support` (tokens among the
             teacher's top-k are trusted).
         trust: estimator on trusted tokens: `k1` policy gradient, `jsd` (the paper's hybrid), `gkd` (full vocabulary),
-            `rkl_direct` (reverse KL on the teacher's top-k and one bucket for the rest, on every student token).
-        outlier: on the others: `fkl_direct`, `fkl_scalar`, `mask`, `clip` (K1 with max(r, τ)), `k1`, `k1_and_fkl`
-            (EOPD). Beside `rkl_direct`, `clip` bounds the bucket's log ratio, too.
+            `rkl_direct` (reverse KL on a support and one bucket for the rest, on every student token).
+        support: of gate `support`: `teacher`, its top-k; `union`, that joined with the student's top-k, which needs the
+            teacher's whole distribution and counts every token as trusted.
+        outlier: on the others: `fkl_direct`, `fkl_scalar`, `rkl_direct` (reverse KL on the teacher's top-k and one
+            bucket, whose log ratio is clipped at τ), `mask`, `clip` (K1 with max(r, τ)), `k1`, `k1_and_fkl` (EOPD).
+            Beside trust `rkl_direct`, `clip` bounds the bucket's log ratio, too.
         outlier_tau: τ, nats of r.
         advantage_floor: lower bound of the trusted tokens' K1 advantage in nats (REOPOLD phase II), or `None`. In a
             two-stage method, changing this or `entropy_share` changes the second stage.
@@ -78,6 +81,7 @@ class Method:
     source: str
     gate: str
     trust: str = "k1"
+    support: str = "teacher"
     outlier: str = "mask"
     outlier_tau: float | None = None
     advantage_floor: float | None = None
@@ -115,14 +119,25 @@ class Method:
         return self.gate != "open" and self.outlier in ("fkl_direct", "fkl_scalar", "k1_and_fkl")
 
     @cached_property
+    def outlier_uses_topk(self) -> bool:
+        return self.outlier_uses_fkl or (self.gate != "open" and self.outlier == "rkl_direct")
+
+    @cached_property
+    def compares_support(self) -> bool:
+        """Is reverse KL on a support differentiated, on trusted tokens or on the others?"""
+        return self.trust == "rkl_direct" or (self.outlier_uses_topk and self.outlier == "rkl_direct")
+
+    @cached_property
     def needs_topk(self) -> bool:
         """Must the teacher be asked for its top-k on some tokens?"""
-        return self.outlier_uses_fkl or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
+        if self.support == "union":
+            return False
+        return self.outlier_uses_topk or self.trust in ("jsd", "rkl_direct") or self.baseline == "top_k"
 
     @cached_property
     def needs_full_teacher(self) -> bool:
         """Must the teacher's whole distribution be at hand in the loss?"""
-        return self.trust == "gkd" or self.baseline == "full"
+        return self.trust == "gkd" or self.baseline == "full" or self.support == "union"
 
     def stage(self, progress: float) -> "Method":
         """The method in force at `progress` in [0, 1] through training."""
@@ -432,11 +447,11 @@ def _apply(method: Method, changes: dict[str, Any]) -> Method:
 def _with_defaults(method: Method) -> Method:
     """Fill what a changed part newly needs with the published default."""
     filled: dict[str, Any] = {}
-    if method.outlier_tau is None and (method.gate in ("hard", "floor") or method.outlier == "clip"):
+    if method.outlier_tau is None and BY_NAME["outlier_tau"].is_read(method):
         filled["outlier_tau"] = DEFAULT_OUTLIER_TAU
     if method.advantage in DEFAULT_ALPHAS and method.advantage_alpha is None:
         filled["advantage_alpha"] = DEFAULT_ALPHAS[method.advantage]
-    if method.needs_topk and method.fkl_top_k is None:
+    if method.fkl_top_k is None and BY_NAME["fkl_top_k"].is_read(method):
         filled["fkl_top_k"] = 64
     if method.outlier_uses_fkl and method.fkl_truncation is None:
         filled["fkl_truncation"] = "none"

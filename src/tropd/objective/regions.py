@@ -94,6 +94,36 @@ def in_support(token_ids_N: Tensor, topk_ids_NK: Tensor, topk_logp_NK: Tensor) -
     return ((topk_ids_NK == token_ids_N.unsqueeze(-1)) & (topk_logp_NK > -torch.inf)).any(-1)
 
 
+def union_of_supports(student_logps_NV: Tensor, teacher_logps_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The teacher's top-k joined with the student's top-k, as a support for ResOPD; detached.
+
+    >>> student, teacher = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.1, 0.3, 0.6]]).log()
+    >>> ids, logp = union_of_supports(student, teacher, 1)
+    >>> ids, logp.exp()
+    (tensor([[2, 0]]), tensor([[0.6000, 0.1000]]))
+
+    Args:
+        student_logps_NV: whole distributions [N, V].
+        teacher_logps_NV: likewise.
+        k: of each.
+
+    Returns:
+        ids [N, 2k], and what the teacher gives them [N, 2k]. Where a token is in both, and where the teacher gives no
+        probability, the id is the teacher's first and its log-probability −inf, which is outside of the support.
+
+    Raises:
+        ValueError: the two differ in shape.
+    """
+    check_same_shape(least_axes=1, student_logps_NV=student_logps_NV, teacher_logps_NV=teacher_logps_NV)
+    student, teacher = student_logps_NV.detach(), teacher_logps_NV.detach()
+    k = min(k, teacher.shape[-1])
+    ids = torch.cat([teacher.topk(k).indices, student.topk(k).indices], -1)
+    repeated = (ids[..., k:, None] == ids[..., None, :k]).any(-1)
+    logp = teacher.gather(-1, ids)
+    logp[..., k:].masked_fill_(repeated, -torch.inf)
+    return torch.where(logp == -torch.inf, ids[..., :1], ids), logp
+
+
 def top_share_threshold(values: Tensor, share: float) -> float:
     """The value that the top `share` of `values` reaches: the ⌈share·n⌉-th largest (+inf for no values).
 

@@ -60,7 +60,8 @@ class MethodSettings:
     Attributes:
         method: name of the method, or `package.module:NAME`, a `tropd.Method` of your own.
         gate: `bernoulli` (the paper's), `expected` or `hard`.
-        outlier: `fkl_direct`, `fkl_scalar`, `mask`, `clip` or `k1`.
+        support: `teacher`, the top-k on which reverse KL is exact, or `union`, joined with the student's top-k.
+        outlier: `fkl_direct`, `fkl_scalar`, `rkl_direct`, `mask`, `clip` or `k1`.
         outlier_tau: τ of hard gates and clipping, in nats of r = log π_T − log π_S.
         advantage_floor: REOPOLD phase II's lower bound of the advantage, nats.
         advantage: what K1 learns from on trusted tokens: `log_ratio`, `mixture`, `power` or `sign`.
@@ -161,7 +162,10 @@ class MethodSettings:
         default="tropd", metadata={"help": "distillation method, see `tropd methods`; or package.module:NAME"}
     )
     gate: str | None = field(default=None, metadata={"help": "bernoulli, expected or hard."})
-    outlier: str | None = field(default=None, metadata={"help": "fkl_direct, fkl_scalar, mask, clip or k1."})
+    support: str | None = field(default=None, metadata={"help": "teacher or union (both models' top-k)."})
+    outlier: str | None = field(
+        default=None, metadata={"help": "fkl_direct, fkl_scalar, rkl_direct, mask, clip or k1."}
+    )
     outlier_tau: float | None = field(default=None, metadata={"help": "Threshold of hard gates and clip, in nats."})
     advantage_floor: float | None = field(default=None, metadata={"help": "REOPOLD phase II's floor, in nats."})
     advantage: str | None = field(default=None, metadata={"help": "log_ratio, mixture, power or sign."})

@@ -22,10 +22,9 @@ from ..objective.endings import Endings, events_of
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
-    FullVocabularyTerm,
     SeveralTerms,
     TokenSignals,
-    full_function,
+    full_term,
     restrict_term,
     topk_term,
 )
@@ -155,7 +154,7 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
         of_teachers[name] = column_of(rollouts, mine, teacher.logp.device, torch.bool)
     check_teachers(setup, teacher, gate, of_teachers)
     signals = make_signals(setup, rollouts, student, gate, teacher)
-    direct = make_direct(setup.method, signals, teacher)
+    direct = make_direct(setup, rollouts, signals, teacher)
     seconds = (clock[1] - clock[0], clock[3] - clock[2])
     return Step(fraction, rollouts, student, teacher, of_teachers, signals, direct, seconds)
 
@@ -414,13 +413,18 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     if setup.noted_rows:
         scores = set_noted_aside(scores, noted, needed)
     scores = without_unusable(scores, method)
-    if method.gate == "support":
-        ids = column_of(rollouts, [rollout.response for rollout in rollouts], scores.topk_index.device, torch.long)
-        sampled = events_of(ids, setup.endings.as_one)
+    if method.gate == "support" and method.needs_topk:
+        sampled = sampled_events(setup, rollouts, scores.topk_index.device)
         outside = scores.topk_index[~in_support(sampled[scores.topk_index], scores.topk_ids, scores.topk_logp)]
         gate.outlier[outside] += gate.trust[outside]
         gate.trust[outside] = 0.0
     return scores
+
+
+def sampled_events(setup: StepSetup, rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
+    """[N], the ids of all scored tokens, any ending as the first of its set."""
+    ids = column_of(rollouts, [rollout.response for rollout in rollouts], device, torch.long)
+    return events_of(ids, setup.endings.as_one)
 
 
 def ask_teachers(
@@ -565,14 +569,17 @@ def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
     return list(torch.split(accepted, [sum(rollout.scored) for rollout in rollouts]))
 
 
-def make_direct(method: Method, signals: TokenSignals, teacher: TeacherScores) -> DirectTerm | None:
+def make_direct(
+    setup: StepSetup, rollouts: Sequence[Rollout], signals: TokenSignals, teacher: TeacherScores
+) -> DirectTerm | None:
     """The directly differentiated term of the batch, where the method has one."""
+    method = setup.method
     if method.needs_full_teacher:
-        learned, function = signals.trust_weight + signals.outlier_weight > 0, full_function(method)
-        terms = []
+        learned = signals.trust_weight + signals.outlier_weight > 0
+        sampled, terms = sampled_events(setup, rollouts, learned.device), []
         for states in teacher.states:
             read = learned[states.index]
-            terms.append(FullVocabularyTerm(states.index[read], states.hidden[read], states.head, function))
+            terms.append(full_term(method, signals, states.index[read], states.hidden[read], states.head, sampled))
         return terms[0] if len(terms) == 1 else SeveralTerms(tuple(terms))
     if method.needs_topk:
         return topk_term(method, signals, teacher.topk_index, teacher.topk_ids, teacher.topk_logp)

@@ -17,6 +17,7 @@ def why_not(method: Method) -> str | None:
     """
     if method.needs_full_teacher:
         other = "; with baseline=top_k it can" if method.baseline == "full" else ""
+        other = "; with support=teacher it can" if method.support == "union" else other
         return f"it reads the teacher's whole distribution, and verl's teacher sends its top-k{other}"
     if method.second_stage is not None:
         return "it changes during training, and verl does not tell a loss how far training is"

@@ -180,10 +180,11 @@ class SelectedTokens(SliceLoss):
         assert self._beside_CV is not None
         head, room_CV = term.teacher_head, self._beside_CV[: entries.stop - entries.start]
         teacher_CV = project_into(room_CV, term.teacher_hidden[entries], head.weight, head.bias)
-        parts = [
-            term.of_logits(F.log_softmax(logits_CV[rows[block]], dim=-1), head.transform(teacher_CV[block]))
-            for block in blocks_of(teacher_CV)
-        ]
+        parts = []
+        for block in blocks_of(teacher_CV):
+            here = slice(entries.start + block.start, entries.start + block.stop)
+            logps_RV = F.log_softmax(logits_CV[rows[block]], dim=-1)
+            parts.append(term.of_logits(logps_RV, head.transform(teacher_CV[block]), here))
         values, masses = (torch.cat(column) for column in zip(*parts, strict=True))
         return values, masses
 
@@ -276,7 +277,7 @@ class WholeDistributions(SliceLoss):
             assert term is not None
             return term(logps_CV, entries)
         here_CV = teacher_CV[entries.start - first : entries.stop - first]
-        return term.of_logits(logps_CV, term.teacher_head.transform(here_CV))
+        return term.of_logits(logps_CV, term.teacher_head.transform(here_CV), entries)
 
 
 class Divergence(SliceLoss):

@@ -117,6 +117,8 @@ def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> Non
         other = "choose a method that uses the top-k: tropd, tropd_support, fkl or jsd"
         if method.baseline == "full":
             other = "set baseline: top_k"
+        elif method.support == "union":
+            other = "set support: teacher"
         raise ValueError(
             f"method {method.name!r} needs whole distributions, but {start}, which returns only the likeliest tokens. "
             f"Load the teacher in this process (its folder or Hub name), or {other}."
