@@ -64,7 +64,6 @@ MOVED = {
     "training.faults": "training.guards.faults",
     "training.final_model": "training.checkpointing.final_model",
     "training.fingerprints": "training.checkpointing.fingerprints",
-    "training.host": "training.guards.trl_contract",
     "training.host_settings": "training.guards.host_settings",
     "training.hub": "training.checkpointing.hub",
     "training.interruption": "training.checkpointing.interruption",
@@ -92,7 +91,6 @@ MOVED = {
     "training.stream": "training.checkpointing.saving",
     "training.teachers": "training.set_up",
     "training.tool_loop": "training.distributed.tool_loop",
-    "training.trl_contract": "training.guards.trl_contract",
 }
 """Old name to new, below `tropd`."""
 

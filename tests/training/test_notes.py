@@ -13,6 +13,7 @@ from training.tiny import EOS, PAD, build, clone, config, ids, run
 from tropd.models.hidden_states import rotates_by_length
 from tropd.training import step
 from tropd.training.distributed.sharding import reads_by_length
+from tropd.training.records import Prefix
 from tropd.training.rollout_stage import notes_suffice
 from tropd.training.step import scores_of_sampler
 
@@ -86,7 +87,7 @@ def test_the_sampler_notes_what_a_pass_finds(tmp_path, family, sampled):
 def test_rows_that_come_back_from_a_tool_are_noted_behind_its_answer(tmp_path, monkeypatch, parsed, guided):  # noqa: F811
     trainer = with_tools(build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_completion_length=40))
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("ab", "cde") for _ in range(4)]
-    starts = [ids("xyz"[: 1 + row % 3]) if guided else [] for row in range(8)]
+    starts = [Prefix(ids("xyz"[: 1 + row % 3]) if guided else []) for row in range(8)]
     trainer.model.train()
     rollouts = trainer.rollout_stage.roll_out(rows, 0, starts)
     assert any(rollout.external and any(rollout.external) for rollout in rollouts)

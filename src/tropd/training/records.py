@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,18 @@ REPEAT_TIMES = 8
 """How often a cycle must return at the end of a rollout to count as repetition."""
 REPEAT_CALL_PERIOD, REPEAT_CALL_TIMES = 3, 4
 """The same of whole turns: how many different ones, and how often. A wrong call is often made a second time."""
+
+
+class Prefix(NamedTuple):
+    """What a rollout begins with: the first tokens of its teacher's response.
+
+    Attributes:
+        ids: none where the student begins by itself.
+        is_endless: the response itself does not end within the budget.
+    """
+
+    ids: list[int]
+    is_endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ class Rollout:
         collapsed: is it empty, or nothing but repetition at its end?
         included: is it part of the loss?
         teacher: the name of the teacher that scores it; `None` where there is one, without a name.
+        is_prefix_endless: does the teacher's response that it begins as not end within the budget?
+        engine: what wrote it, as the metric rollout/engine has it.
     """
 
     row: int
@@ -79,6 +93,8 @@ class Rollout:
     guided: list[bool] | None = None
     stale: bool | None = None
     is_cut: bool | None = None
+    is_prefix_endless: bool = False
+    engine: float = 0.0
 
     @cached_property
     def by_teacher(self) -> list[bool]:
@@ -166,9 +182,10 @@ def read_rollouts(
     prompt_ids: Sequence[list[int]],
     contexts: Sequence[list[int]],
     teachers: Sequence[str | None],
-    starts: Sequence[list[int]],
+    prefixes: Sequence[Prefix],
     *,
     first_row: int,
+    engine: float,
     eos_ids: Sequence[int],
     mask_truncated: bool,
     mask_repetitive: bool,
@@ -183,8 +200,9 @@ def read_rollouts(
         prompt_ids: what the student saw, row by row.
         contexts: likewise the teacher.
         teachers: the name of each row's teacher.
-        starts: the teacher prefixes that the responses begin with.
+        prefixes: what the responses begin with.
         first_row: number of the first row in the whole step.
+        engine: what wrote them.
         eos_ids: every id that ends a response.
         mask_truncated: leave rollouts without an ending out of the loss.
         mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
@@ -196,7 +214,7 @@ def read_rollouts(
     responses, tool_mask = unpad(host["completion_ids"], host["completion_mask"]), host.get("tool_mask")
     guided = turns.guided if turns and stale is not None else []
     rollouts = []
-    for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
+    for i, (response, (start, is_endless)) in enumerate(zip(responses, prefixes, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
         marks, own_turns = [position < len(start) for position in range(len(response))], [response[len(start) :]]
         if guided or external is not None:
@@ -226,6 +244,8 @@ def read_rollouts(
                 collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
                 included=not (mask_truncated and goes_on) and not (mask_repetitive and repetitive),
                 teacher=teachers[i],
+                is_prefix_endless=is_endless,
+                engine=engine,
             )
         )
     return rollouts

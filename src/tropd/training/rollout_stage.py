@@ -43,7 +43,7 @@ from .distributed.tool_loop import RanksInStep
 from .guards.faults import WRITING, engine_guard, reward_guard
 from .guards.reading import check_student, check_teachers
 from .guards.step_guards import Reader, doubtful_rows, finite_softmax
-from .records import Rollout, read_rollouts
+from .records import Prefix, Rollout, read_rollouts
 from .turn_guidance import TurnGuidance, check_pattern, write_by_teacher
 
 logger = logging.getLogger(__name__)
@@ -84,16 +84,11 @@ class RolloutStage:
 
     Args:
         trainer: a built `TrOPDTrainer`, with its teachers and endings.
-
-    Attributes:
-        endless_rows: numbers of the rows whose teacher itself does not end within the budget, where prefixes were cut.
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.endless_rows: set[int] = set()
         self.evaluated_rows = 0
-        self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
@@ -130,7 +125,7 @@ class RolloutStage:
             self.evaluated_rows += accelerator.num_processes * len(rows)
         return written, int(before + accelerator.process_index * len(rows))
 
-    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
+    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[Prefix]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
 
         All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
@@ -149,10 +144,10 @@ class RolloutStage:
         found = []
         for i, ids in zip(firsts, responses, strict=True):
             length = prefix_length(method.guidance_length, fraction, response_length=len(ids), **budget)
-            found.append((numbers[i] // each, (ids[:length], len(ids) >= trainer.max_completion_length)))
+            prefix = Prefix(ids[:length], is_endless=len(ids) >= trainer.max_completion_length)
+            found.append((numbers[i] // each, prefix))
         of_prompt = dict(gather_object(found))
-        self.endless_rows = {number for number in numbers if of_prompt[number // each][1]}
-        return [of_prompt[number // each][0] for number in numbers]
+        return [of_prompt[number // each] for number in numbers]
 
     def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
         """Likewise of rows whose turns are guided one by one, when each is due."""
@@ -162,7 +157,7 @@ class RolloutStage:
         self,
         rows: Sequence[Row],
         first_row: int,
-        prefixes: list[list[int]],
+        prefixes: Sequence[Prefix],
         guidance: TurnGuidance | None = None,
     ) -> list[Rollout]:
         """The student's continuations of `prefixes`, through the host; turns as `guidance` has them."""
@@ -170,7 +165,8 @@ class RolloutStage:
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
         turns = Turns(first_row) if self.has_turns else None
         kept = KeptStates() if turns else None
-        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
+        starts = [prefix.ids for prefix in prefixes]
+        self._batch = batch = _Batch(rows, first_row, starts, turns, notes, guidance, kept=kept)
         guards = trainer.step_guards()
         try:
             with guards.memory(WRITING), finite_softmax(guards.step, guards.directory):
@@ -180,9 +176,9 @@ class RolloutStage:
         if batch.prompts is not None:
             rows = [with_observation(row, prompt) for row, prompt in zip(rows, batch.prompts, strict=True)]
         if trainer.use_vllm or trainer.args.use_transformers_continuous_batching:
-            self.engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
+            engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
         else:
-            self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
+            engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]
         # The host's lengths count the teacher's prefix, and its rewards may be `no_reward`.
         for metric in list(metrics):
@@ -202,6 +198,7 @@ class RolloutStage:
             names,
             prefixes,
             first_row=first_row,
+            engine=engine,
             eos_ids=trainer.eos_token_ids,
             mask_truncated=trainer.args.mask_truncated_completions,
             mask_repetitive=trainer.args.mask_repetitive_completions,

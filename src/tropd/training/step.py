@@ -42,7 +42,7 @@ from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
 from .guards.faults import SCORING
 from .guards.step_guards import StepGuards, scores_not_finite
-from .records import MicroBatch, Rollout, pack_for_student
+from .records import MicroBatch, Prefix, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def make_rollouts(
     fraction = None
     if setup.method.guided and setup.is_training:
         fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
-    prefixes: list[list[int]] = [[] for _ in rows]
+    prefixes = [Prefix([]) for _ in rows]
     guidance = None
     if fraction and rollout_stage.has_turns:
         guidance = rollout_stage.guide_turns(rows, first_row, fraction, setup.method)

@@ -61,7 +61,7 @@ from .guards.faults import (
 )
 from .guards.host_settings import field_guard, model_guard
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
-from .guards.trl_contract import check_installed_host
+from .guards.versions import check_host
 from .logging.callbacks import RunCallback
 from .logging.collect import Totals, ended_share, loss_metrics, step_metrics
 from .logging.model_card import write_card
@@ -142,7 +142,7 @@ class TrOPDTrainer(GRPOTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ):
-        check_installed_host()
+        check_host()
         args = TrOPDConfig("tropd-output") if args is None else args
         check_names(teacher_model)
         model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
@@ -271,7 +271,6 @@ class TrOPDTrainer(GRPOTrainer):
         self._buffered_inputs = None
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)
-        self._build_seconds = 0.0
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
 
     def _init_training_state(
@@ -304,11 +303,8 @@ class TrOPDTrainer(GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
         """One forward-backward; at the end of an optimiser step, the window's metrics."""
-        started = time.perf_counter()
         output = super().training_step(model, inputs, num_items_in_batch)
-        seconds = time.perf_counter() - started - self._build_seconds
-        self._window.add("speed/update", self._tokens_learned, seconds)
-        self._build_seconds = 0.0
+        self._window.add("speed/update", self._tokens_learned, time.perf_counter() - self._update_began)
         if self._step % self.args.gradient_accumulation_steps == 0:
             for name, value in self._window.collect(self.ranks).items():
                 self._metrics["train"][name].append(value)
@@ -321,9 +317,8 @@ class TrOPDTrainer(GRPOTrainer):
             return self._build_batch(generation_batch)[0]
         steps = self.args.steps_per_generation
         if self._step % self.cycle == 0 or self._buffered_inputs is None:
-            started = time.perf_counter()
             self._buffered_inputs = self._build_batch(generation_batch)
-            self._build_seconds = time.perf_counter() - started
+        self._update_began = time.perf_counter()
         batch = self._buffered_inputs[self._step % steps]
         first_update = self._step % self.cycle < self.args.gradient_accumulation_steps
         return batch if first_update else replace(batch, first_update=False)
@@ -333,7 +328,7 @@ class TrOPDTrainer(GRPOTrainer):
         setup = self.step_setup()
         step = build_step(setup, self.rollout_stage, rows)
         totals = Totals(self.teachers.names) if setup.is_training else self._evaluated
-        step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id, self.rollout_stage.engine)
+        step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id)
         if not setup.is_training:
             return micro_batches(setup, step, rows_each=len(step.rollouts))
         metrics = totals.collect(self.ranks)
@@ -497,13 +492,7 @@ class TrOPDTrainer(GRPOTrainer):
         self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
         self.guard.observe(
             metrics["response/collapsed_share"],
-            ended_share(
-                step.rollouts,
-                self.endings.unheeded,
-                self.max_completion_length,
-                self.ranks.sum,
-                self.rollout_stage.endless_rows,
-            ),
+            ended_share(step.rollouts, self.endings.unheeded, self.max_completion_length, self.ranks.sum),
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
             len(step.rollouts) * self.accelerator.num_processes,

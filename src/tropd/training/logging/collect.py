@@ -3,7 +3,7 @@
 N counts scored tokens.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Totals:
         return collected
 
 
-def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None, engine: float) -> None:
+def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None) -> None:
     """All metrics of a batch that are known before its first update.
 
     Args:
@@ -84,12 +84,11 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
         step: the batch.
         endings: of the run.
         own_ending: the ending of the student's tokenizer.
-        engine: what wrote the rollouts; see the metric rollout/engine.
     """
     on_policy = step.signals.trust_weight + step.signals.outlier_weight
     if step.guidance_fraction is not None:
         totals.add("guidance/fraction", step.guidance_fraction, 1)
-    totals.add("rollout/engine", engine, 1)
+    totals.add("rollout/engine", step.rollouts[0].engine, 1)
     totals.add("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
     totals.add("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
     rollout_metrics(totals, step.rollouts, endings.unheeded)
@@ -110,7 +109,6 @@ def ended_share(
     unheeded: Sequence[int],
     budget: int,
     sum_over_ranks: Callable[[Tensor], Tensor],
-    endless_rows: Collection[int] = (),
 ) -> float | None:
     """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
 
@@ -122,12 +120,11 @@ def ended_share(
         unheeded: endings of a teacher at which the student does not stop.
         budget: tokens that prefix and continuation may have together.
         sum_over_ranks: of a tensor.
-        endless_rows: whose teacher's own response does not end within the budget.
     """
     ended, room = [], min(ROOM_TO_END, budget // 8)
     for rollout in rollouts:
         missed = bool(unheeded) and rollout.wrote_any_of(unheeded)
-        has_room = rollout.student_length >= room and rollout.row not in endless_rows
+        has_room = rollout.student_length >= room and not rollout.is_prefix_endless
         if rollout.ended or missed or has_room or not any(rollout.by_teacher):
             ended.append(rollout.ended and not missed)
     total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
