@@ -44,10 +44,7 @@ class PlainReplies:
     def tokenize(self, trainer: Any, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
         """What stands between the call and the next turn, as ids.
 
-        Args:
-            trainer: whose `processing_class` the host renders with.
-            replies: the tools' messages of one turn.
-            host: from messages to ids.
+        `host` makes ids of messages, with the trainer's `processing_class`.
         """
         replies = [self._cut(reply) for reply in replies]
         texts = [text for reply in replies for text in self._special.findall(_text_of(reply["content"]))]

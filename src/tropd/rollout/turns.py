@@ -109,8 +109,7 @@ class Turns:
     def follow(self, messages: Sequence[list[Any]]) -> None:
         """Know rows by their messages from now on.
 
-        Args:
-            messages: each row's, behind its prompt; the loop appends to these lists.
+        The loop appends to these lists, which each row has behind its prompt.
         """
         self.messages, self._seen = messages, [len(row) for row in messages]
 
@@ -142,10 +141,7 @@ class Turns:
     ) -> None:
         """Note what was written behind the contexts that `places` was last asked for and knew.
 
-        Args:
-            contexts: of this turn.
-            written: behind each.
-            by_teacher: how many of the first tokens of each are the teacher's; none by default.
+        So many of the first tokens of each as `by_teacher` says are the teacher's; none by default.
         """
         if self.asked is None:
             return

@@ -28,15 +28,10 @@ from .logging.metrics import of_benchmark
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark of `eval_benchmarks` with the problems that are asked.
+    """A benchmark of `eval_benchmarks` with the problems that are asked."""
 
-    Attributes:
-        name: in the metrics.
-        problems: all of them, or `eval_benchmarks_max_problems`, evenly spaced.
-    """
-
-    name: str
-    problems: Sequence[Problem]
+    name: str  # in the metrics
+    problems: Sequence[Problem]  # all of them, or `eval_benchmarks_max_problems`, evenly spaced
 
 
 def load_asked(args: Any) -> list[Asked]:

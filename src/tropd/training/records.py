@@ -137,26 +137,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward-backward needs; everything but the student's terms is already known.
+    """What one forward-backward needs; everything but the student's terms is already known."""
 
-    Attributes:
-        rollouts: the sequences.
-        method: the stage in force when the batch was built.
-        signals: [N] each.
-        direct: the divergence to differentiate directly, or `None`.
-        counts: token counts of the whole optimiser step, over micro-batches and ranks.
-        from_notes: no forward pass scored these rollouts when the batch was built; the sampler's log-probs were used.
-        first_update: is this the update by which the student first moves away from the one that sampled?
-        noted: the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them.
-    """
-
-    rollouts: list[Rollout]
-    method: Method
-    signals: TokenSignals
-    direct: DirectTerm | None
-    counts: RegionCounts
+    rollouts: list[Rollout]  # the sequences
+    method: Method  # the stage in force when the batch was built
+    signals: TokenSignals  # [N] each
+    direct: DirectTerm | None  # the divergence to differentiate directly, or `None`
+    counts: RegionCounts  # token counts of the whole optimiser step, over micro-batches and ranks
+    # no forward pass scored these rollouts when the batch was built; the sampler's log-probs were used
     from_notes: bool = False
-    first_update: bool = True
+    first_update: bool = True  # is this the update by which the student first moves away from the one that sampled?
+    # the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them
     noted: NotedTopK | None = None
 
 
@@ -287,11 +278,6 @@ def _find_turns(
 def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES) -> bool:
     """Does the rollout end in a cycle of at most `max_period` tokens that repeats at least `times` times?
 
-    Args:
-        token_ids: or whatever else can be compared.
-        max_period: longest cycle.
-        times: how often it returns.
-
     >>> is_repetitive([5, 1, 2] + [7] * 8), is_repetitive([1, 2] * 8), is_repetitive(list(range(40)))
     (True, True, False)
     """
@@ -305,9 +291,6 @@ def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, tim
 def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
     """Does an episode end in the same turns again and again? Such a turn calls a tool, or there were no next one.
 
-    Args:
-        turns: the tokens that the student wrote, turn by turn.
-
     >>> repeats_calls([[5, 2], [7, 2], [7, 2], [7, 2], [7, 2]]), repeats_calls([[7, 2], [7, 2], [7, 2], [5, 2]])
     (True, False)
     """
@@ -317,10 +300,7 @@ def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
 def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int], guided: bool = False) -> bool:
     """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles).
 
-    Args:
-        token_ids: what the student wrote.
-        eos_ids: every id that ends a response.
-        guided: it continued a teacher's prefix, after which stopping at once may be right.
+    After a teacher's prefix (`guided`) it may be right to stop at once.
     """
     written = [token for token in token_ids if token not in eos_ids]
     return is_repetitive(written) if written else not guided

@@ -54,28 +54,19 @@ VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
 
 @dataclass
 class _Batch:
-    """One batch while the host rolls it out.
+    """One batch while the host rolls it out."""
 
-    Attributes:
-        rows: as the data have them.
-        starts: teacher prefixes that the first turn continues; `None` once it has.
-        first_row: number of the first of them in the whole step.
-        guidance: which turns are the teacher's, where there are several; `None` where none is.
-        turns: which row and position a turn's contexts go on at; `None` where there is one turn, of all rows.
-        notes: what the sampler knows of its tokens; `None` where nobody reads it.
-        engines: which decoding loop has written, turn by turn.
-        prompts: as the host has tokenised them, an environment's observations included; `None` where there is one turn.
-        kept: what the student knows of the rows between their turns; `None` where there is one turn.
-    """
-
-    rows: Sequence[Row]
-    first_row: int
-    starts: list[list[int]] | None
+    rows: Sequence[Row]  # as the data have them
+    first_row: int  # number of the first of them in the whole step
+    starts: list[list[int]] | None  # teacher prefixes that the first turn continues; `None` once it has
+    # which row and position a turn's contexts go on at; `None` where there is one turn, of all rows
     turns: Turns | None
-    notes: SamplerNotes | None
-    guidance: TurnGuidance | None = None
-    engines: list[float] = field(default_factory=list)
+    notes: SamplerNotes | None  # what the sampler knows of its tokens; `None` where nobody reads it
+    guidance: TurnGuidance | None = None  # which turns are the teacher's, where there are several; `None` where none is
+    engines: list[float] = field(default_factory=list)  # which decoding loop has written, turn by turn
+    # as the host has tokenised them, an environment's observations included; `None` where there is one turn
     prompts: Sequence[Any] | None = None
+    # what the student knows of the rows between their turns; `None` where there is one turn
     kept: KeptStates | None = None
 
 
@@ -129,12 +120,7 @@ class RolloutStage:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
 
         All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
-
-        Args:
-            rows: this rank's rows, rollouts of a prompt side by side.
-            first_row: number of the first of them in the whole step.
-            fraction: α of the schedule.
-            method: the stage in force.
+        Rollouts of a prompt are side by side in `rows`; `fraction` is α of the schedule.
         """
         trainer, each = self.trainer, self.trainer.num_generations
         numbers = range(first_row, first_row + len(rows))
@@ -224,9 +210,7 @@ class RolloutStage:
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
         """The host's sampler, continuing from the teacher prefixes on a batch's first turn.
 
-        Args:
-            prompt_ids: each row's context.
-            host: contexts to what was written behind them, and the sampler's log-probabilities.
+        `host` makes of contexts what is written behind them, and the sampler's log-probabilities.
         """
         batch = self._batch or _Batch((), 0, None, None, None)
         if batch.turns is not None and batch.turns.messages is not None:
@@ -310,10 +294,7 @@ class RolloutStage:
     def call_tools(self, messages: Sequence[list[Any]], host: Callable[[], Any], write: Callable) -> Any:
         """The host's tool loop, whose further turns come back to `generate_turn`.
 
-        Args:
-            messages: each row's, behind its prompt; the loop appends to them.
-            host: the loop.
-            write: the host's sampler, behind contexts.
+        It appends to `messages`, which each row has behind its prompt; `write` is the host's sampler, behind contexts.
         """
         if self._batch is not None and self._batch.turns is not None:
             self._batch.turns.follow(messages)
@@ -414,11 +395,8 @@ class RolloutStage:
     ) -> list[list[int]]:
         """Each row's teacher response as ids without EOS: the data set's, else written by its teacher now.
 
-        Args:
-            rows: the first rollout of each prompt.
-            numbers: theirs in the whole step.
-            fraction: α of the schedule; a response is written no longer than its prefix can use.
-            method: the stage in force.
+        `rows` are the first rollouts of the prompts, `numbers` theirs in the whole step. A response is written no
+        longer than its prefix can use, at `fraction`, α of the schedule.
         """
         if not rows:
             return []

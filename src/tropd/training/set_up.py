@@ -91,12 +91,8 @@ def write_with_a_cache(trainer: Any) -> None:
 def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
     """The teachers of a built trainer, and their tokenizers.
 
-    A model that two names share is loaded once.
-
-    Args:
-        trainer: a built host; `own_bases` are the names of teachers that are its student's base.
-        given: name to folder, Hub name or model; one teacher has the name `None`.
-        tokenizers: `None`, a tokenizer for all, or a mapping from names.
+    A model that two names share is loaded once. One teacher has the name `None`. `tokenizers` is one for all, or a
+    mapping from names.
 
     Raises:
         ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.

@@ -31,25 +31,15 @@ TURN_STREAM = 7
 
 @dataclass
 class _Episode:
-    """What guidance knows of one row.
+    """What guidance knows of one row."""
 
-    Attributes:
-        recorded: the teacher's episode of the data; empty where there is none.
-        tokens: how many more the teacher may write; `None` where they are not counted.
-        turns: likewise whole turns.
-        turn: number of the next one.
-        follows: is every turn so far the recorded one?
-        stale: has a tool answered otherwise than in the recording?
-        is_over: the student writes all turns from here on.
-    """
-
-    recorded: list[RecordedTurn]
-    tokens: int | None = None
-    turns: int | None = None
-    turn: int = 0
-    follows: bool = True
-    stale: bool = False
-    is_over: bool = False
+    recorded: list[RecordedTurn]  # the teacher's episode of the data; empty where there is none
+    tokens: int | None = None  # how many more the teacher may write; `None` where they are not counted
+    turns: int | None = None  # likewise whole turns
+    turn: int = 0  # number of the next one
+    follows: bool = True  # is every turn so far the recorded one?
+    stale: bool = False  # has a tool answered otherwise than in the recording?
+    is_over: bool = False  # the student writes all turns from here on
 
 
 @dataclass(frozen=True)
@@ -62,17 +52,11 @@ class Start:
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A turn as the teacher would write it.
+    """A turn as the teacher would write it."""
 
-    Attributes:
-        ids: without an ending.
-        ending: how it ends; `None` where it was cut.
-        is_last: it calls no tool.
-    """
-
-    ids: list[int]
-    ending: int | None
-    is_last: bool
+    ids: list[int]  # without an ending
+    ending: int | None  # how it ends; `None` where it was cut
+    is_last: bool  # it calls no tool
 
 
 class TurnGuidance:
@@ -120,10 +104,8 @@ class TurnGuidance:
     def starts(self, turns: Turns, contexts: Sequence[list[int]], places: Sequence[Place]) -> list[Start]:
         """What the teacher writes of this turn, row by row.
 
-        Args:
-            turns: with the rows that it asks for, and all rows' messages behind their prompts.
-            contexts: of the rows that it asks for.
-            places: row in the step, and position in the response, of each.
+        `turns` has the rows that it asks for, and all rows' messages behind their prompts; `contexts` and `places`, row
+        in the step and position in the response, are of the rows that it asks for.
         """
         asked, messages = turns.asked or [], turns.messages
         chances = [self.fraction] * len(asked)
@@ -365,15 +347,8 @@ def write_by_teacher(
     """What a teacher writes behind `contexts` while the student trains, each without its ending.
 
     A teacher of this process draws by row and position, with Transformers' `generate` whatever writes the student's
-    rollouts; another engine is told seeds.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        name: the teacher's.
-        contexts: token ids, as this teacher sees them.
-        places: row in the whole step and position at which each goes on.
-        ending_ids: ids that end a response.
-        max_new_tokens: length at which each is cut.
+    rollouts; another engine is told seeds. `places` has the row in the whole step and the position at which each goes
+    on; each is cut at `max_new_tokens`.
     """
     args, teacher, noise = trainer.args, trainer.teachers.by_name[name], None
     if args.addressed_sampling is not False:

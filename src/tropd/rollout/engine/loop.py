@@ -85,15 +85,10 @@ _INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_ke
 
 
 class Noted(NamedTuple):
-    """What is known of each token of one response; NaN where nothing is.
+    """What is known of each token of one response; NaN where nothing is."""
 
-    Attributes:
-        logps: log π of the token.
-        entropies: of the softmax that it was drawn from, in nats.
-    """
-
-    logps: list[float]
-    entropies: list[float]
+    logps: list[float]  # log π of the token
+    entropies: list[float]  # of the softmax that it was drawn from, in nats
 
 
 class _Part(NamedTuple):
@@ -167,55 +162,34 @@ class SamplerNotes:
 
 @dataclass(frozen=True)
 class Request:
-    """What one call is to write.
+    """What one call is to write."""
 
-    Attributes:
-        input_ids: [R, W], padded on the left.
-        contexts: each row's ids without padding.
-        keys: int64 [R, L], what each token is drawn with.
-        race: scores [B, V] and a key for each row [B] to values of which the drawn token's is the largest.
-        processors: change the scores before the draw, in their order.
-        eos_ids: [n] ids that end a row, or `None`.
-        pad_id: what follows an ended row.
-        rows_at_once: rows that are decoded together, at most; `None` is all.
-        synced_gpus: keep running the model until every rank has finished, as sharded weights need it.
-        inputs: further keyword arguments of the model.
-        cache_name: the keyword under which it is given its cache.
-        notes: for whom each token's log-probability and the entropy are found, in the model's softmax at their
-            temperature, whatever the processors do to it; `None` finds nothing.
-        kept: what is known of rows from their turns before, and is noted of them for those to come; `None` keeps
-            nothing.
-        numbers: each row's in the whole step, by which `kept` knows it.
-    """
-
-    input_ids: Tensor
-    contexts: list[list[int]]
-    keys: Tensor
+    input_ids: Tensor  # [R, W], padded on the left
+    contexts: list[list[int]]  # each row's ids without padding
+    keys: Tensor  # int64 [R, L], what each token is drawn with
+    # scores [B, V] and a key for each row [B] to values of which the drawn token's is the largest
     race: Callable[[Tensor, Tensor], Tensor]
-    processors: Sequence[Any]
-    eos_ids: Tensor | None
-    pad_id: int
-    rows_at_once: int | None
-    synced_gpus: bool
-    inputs: dict[str, Any]
-    cache_name: str
+    processors: Sequence[Any]  # change the scores before the draw, in their order
+    eos_ids: Tensor | None  # [n] ids that end a row, or `None`
+    pad_id: int  # what follows an ended row
+    rows_at_once: int | None  # rows that are decoded together, at most; `None` is all
+    synced_gpus: bool  # keep running the model until every rank has finished, as sharded weights need it
+    inputs: dict[str, Any]  # further keyword arguments of the model
+    cache_name: str  # the keyword under which it is given its cache
+    # for whom each token's log-probability and the entropy are found, in the model's softmax at their temperature,
+    # whatever the processors do to it; `None` finds nothing
     notes: SamplerNotes | None
+    # what is known of rows from their turns before, and is noted of them for those to come; `None` keeps nothing
     kept: KeptStates | None = None
-    numbers: Sequence[int] = ()
+    numbers: Sequence[int] = ()  # each row's in the whole step, by which `kept` knows it
 
 
 class Output(NamedTuple):
-    """What one call has written.
+    """What one call has written."""
 
-    Attributes:
-        ids: [R, W + longest], contexts and what follows them; padding behind a row that ended before.
-        logps: [R, L], of each token; NaN where there is none or nothing was asked for.
-        entropies: [R, L], in nats; the same.
-    """
-
-    ids: Tensor
-    logps: Tensor
-    entropies: Tensor
+    ids: Tensor  # [R, W + longest], contexts and what follows them; padding behind a row that ended before
+    logps: Tensor  # [R, L], of each token; NaN where there is none or nothing was asked for
+    entropies: Tensor  # [R, L], in nats; the same
 
 
 class _Group(NamedTuple):
@@ -431,13 +405,7 @@ def why_plain(
 ) -> str | None:
     """Why this call must fall back to Transformers' own loop, in words; `None` if it need not.
 
-    Args:
-        model: what is asked to generate.
-        input_ids: [R, W].
-        processors: all logits processors of the call.
-        criteria: its stopping criteria.
-        config: its settings.
-        given: its keyword arguments for the model.
+    `given` are the call's keyword arguments for the model.
     """
     known = (*READ_SCORES, *READ_IDS)
     cache = next((given[name] for name in CACHES if name in given), None)

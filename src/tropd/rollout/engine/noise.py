@@ -67,33 +67,21 @@ BLOCKS = {"cpu": 2**18, "elsewhere": 2**24}
 
 @dataclass(frozen=True)
 class AddressedNoise:
-    """The noise of one call of the sampler.
+    """The noise of one call of the sampler."""
 
-    Attributes:
-        seed: the run's.
-        step: optimiser steps taken before this one.
-        stream: number of the use, see `objective.randomness`.
-        places: where each sequence of the call goes on.
-        synced_gpus: keep running until every rank has finished, as sharded weights need it.
-        rows_at_once: sequences that are decoded together, at most; `None` is all.
-        notes: where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
-            log-probabilities alone.
-        kept: keys and values of rows between their turns, where our loop decodes them; `None` reads each turn's
-            context wholly.
-        used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
-        plainly: leave it to Transformers' own loop in any case.
-    """
-
-    seed: int
-    step: int
-    stream: int
-    places: Sequence[Place]
-    synced_gpus: bool = False
-    rows_at_once: int | None = None
+    seed: int  # the run's
+    step: int  # optimiser steps taken before this one
+    stream: int  # number of the use, see `objective.randomness`
+    places: Sequence[Place]  # where each sequence of the call goes on
+    synced_gpus: bool = False  # keep running until every rank has finished, as sharded weights need it
+    rows_at_once: int | None = None  # sequences that are decoded together, at most; `None` is all
+    # where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
+    # log-probabilities alone
     notes: SamplerNotes | None = None
+    # keys and values of rows between their turns, where our loop decodes them; `None` reads each turn's context wholly
     kept: KeptStates | None = None
-    used: list[float] = field(default_factory=list)
-    plainly: bool = False
+    used: list[float] = field(default_factory=list)  # which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`
+    plainly: bool = False  # leave it to Transformers' own loop in any case
 
     @property
     def address(self) -> DrawAddress:
@@ -262,19 +250,13 @@ class Draws(LogitsProcessor):
 
 @dataclass(eq=False)
 class Race(LogitsProcessor):
-    """Scores to π/E, whose largest entry is the drawn token.
+    """Scores to π/E, whose largest entry is the drawn token."""
 
-    Attributes:
-        keys_BL: int64, one key for each token to come.
-        width: length of `input_ids` when the first of them is drawn.
-        takes_likeliest: nothing is drawn; the largest score is taken.
-        finite: were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores
-            with NaN or +∞, or with nothing but −∞.
-    """
-
-    keys_BL: Tensor
-    width: int
-    takes_likeliest: bool = False
+    keys_BL: Tensor  # int64, one key for each token to come
+    width: int  # length of `input_ids` when the first of them is drawn
+    takes_likeliest: bool = False  # nothing is drawn; the largest score is taken
+    # were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores with NaN
+    # or +∞, or with nothing but −∞
     finite: Tensor | bool = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -23,27 +23,17 @@ SPARE = 64
 
 
 class Row(NamedTuple):
-    """A row that joins the batch.
+    """A row that joins the batch."""
 
-    Attributes:
-        number: its number among all rows of the call.
-        size: tokens of it whose keys and values are known.
-    """
-
-    number: int
-    size: int
+    number: int  # its number among all rows of the call
+    size: int  # tokens of it whose keys and values are known
 
 
 class Kept(NamedTuple):
-    """What is known of one row between two turns.
+    """What is known of one row between two turns."""
 
-    Attributes:
-        ids: the tokens whose keys and values these are.
-        states: of each layer, keys and values [H, tokens, D].
-    """
-
-    ids: list[int]
-    states: list[tuple[Tensor, Tensor]]
+    ids: list[int]  # the tokens whose keys and values these are
+    states: list[tuple[Tensor, Tensor]]  # of each layer, keys and values [H, tokens, D]
 
 
 class KeptStates:

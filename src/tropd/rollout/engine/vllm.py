@@ -231,15 +231,10 @@ def keep_weights_loadable() -> None:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What one row asks for.
+    """What one row asks for."""
 
-    Attributes:
-        max_tokens: the most that it may write.
-        seed: of its draws; `None` leaves them to the engine's own stream.
-    """
-
-    max_tokens: int
-    seed: int | None
+    max_tokens: int  # the most that it may write
+    seed: int | None  # of its draws; `None` leaves them to the engine's own stream
 
 
 def row_seed(seed: int, step: int, row: int, position: int, stream: int) -> int:

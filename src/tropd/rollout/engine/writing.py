@@ -38,14 +38,10 @@ TF32 = 2.0**-11
 
 
 class Way(NamedTuple):
-    """How rows are decoded.
+    """How rows are decoded."""
 
-    Attributes:
-        plainly: by Transformers' own loop, also where ours could.
-        apart: which rows are decoded together: all, those of one length, so that none is padded, or each by itself.
-    """
-
-    plainly: bool
+    plainly: bool  # by Transformers' own loop, also where ours could
+    # which rows are decoded together: all, those of one length, so that none is padded, or each by itself
     apart: Literal["", "lengths", "rows"]
 
 

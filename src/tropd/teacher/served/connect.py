@@ -53,15 +53,10 @@ Größe, naïve, façade; Ελληνικά; Русский язык; 中文字�
 
 @dataclass(frozen=True)
 class ServedFiles(ModelFiles):
-    """A served teacher in the place of a model's small files; `config` is `None`.
+    """A served teacher in the place of a model's small files; `config` is `None`."""
 
-    Attributes:
-        rows: ids that it reads.
-        longest: tokens that a text may have.
-    """
-
-    rows: int = 0
-    longest: int | None = None
+    rows: int = 0  # ids that it reads
+    longest: int | None = None  # tokens that a text may have
 
     @property
     def head_rows(self) -> int:
@@ -76,17 +71,11 @@ class ServedFiles(ModelFiles):
 
 @dataclass(frozen=True)
 class Connected:
-    """A teacher that was found, and its tokenizer.
+    """A teacher that was found, and its tokenizer."""
 
-    Attributes:
-        teacher: ready to be asked.
-        tokenizer: its own, or the student's in its place.
-        is_stand_in: is it the student's?
-    """
-
-    teacher: ServedTeacher | ScorerTeacher
-    tokenizer: Any
-    is_stand_in: bool
+    teacher: ServedTeacher | ScorerTeacher  # ready to be asked
+    tokenizer: Any  # its own, or the student's in its place
+    is_stand_in: bool  # is it the student's?
 
     def files(self, model: str) -> ServedFiles:
         """What the preflight reads of a model, `model` as its name in sentences."""
@@ -98,11 +87,6 @@ class Connected:
 
 def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> None:
     """Refuse what a served teacher cannot be asked for, before it is.
-
-    Args:
-        method: of the run.
-        args: with `temperature` and `teacher_model_init_kwargs`.
-        teachers: by name.
 
     Raises:
         ValueError: with the field and what to type.

@@ -44,19 +44,12 @@ LARGEST_K_TRIED = 128
 
 @dataclass(frozen=True)
 class _Row:
-    """One response to score.
+    """One response to score."""
 
-    Attributes:
-        ids: context and response, up to the last token that is read.
-        places: of the scored tokens in `ids`.
-        unread: scored tokens from the first id on that the teacher does not have.
-        first: number of its first scored token among the N.
-    """
-
-    ids: list[int]
-    places: list[int]
-    unread: int
-    first: int
+    ids: list[int]  # context and response, up to the last token that is read
+    places: list[int]  # of the scored tokens in `ids`
+    unread: int  # scored tokens from the first id on that the teacher does not have
+    first: int  # number of its first scored token among the N
 
     @property
     def count(self) -> int:

@@ -331,10 +331,6 @@ def place_in_stream(checkpoint: str | Path, micro_batches_a_step: int) -> tuple[
 
     The host begins a stream again that ends before the run, and takes it for as long as the run. Its `epoch` is passes
     + micro-batches / (max_steps · micro-batches a step), and tells better.
-
-    Args:
-        checkpoint: folder with a `trainer_state.json`.
-        micro_batches_a_step: `gradient_accumulation_steps`.
     """
     state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
     passes = max(math.ceil(state["epoch"]) - 1, 0)

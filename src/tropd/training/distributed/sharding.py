@@ -15,9 +15,7 @@ from ...models.hidden_states import rotates_by_length
 def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
     """The teacher's forward pass on this process's device: sharded as the student is, or whole.
 
-    Args:
-        trainer: a built host.
-        model: the frozen teacher; sharded in place by FSDP2.
+    FSDP2 shards the model in place.
     """
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)  # type: ignore[no-any-return]

@@ -38,8 +38,7 @@ class RanksInStep:
     def end(self, write: Callable[[list[list[int]]], Any]) -> None:
         """Go on with turns that nobody reads until all processes have come to their end.
 
-        Args:
-            write: the host's sampler, behind contexts.
+        `write` is the host's sampler, behind contexts.
         """
         while self.is_needed and self._any_has_turn(False):
             self.write_idly(write)

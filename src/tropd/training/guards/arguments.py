@@ -40,12 +40,7 @@ def check_arguments(
 ) -> None:
     """Refuse arguments of `TrOPDTrainer` that cannot be, or that contradict each other.
 
-    Args:
-        args: the configuration.
-        student: a folder, a name or a model.
-        teachers: likewise, by name.
-        data: the data sets, by the names of their arguments.
-        options: the remaining arguments, `reward_funcs` among them.
+    Data sets come by the names of their arguments; `options` are the remaining arguments, `reward_funcs` among them.
 
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
@@ -112,12 +107,7 @@ def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
 def check_data(name: str, data: Any, teachers: Collection[Name], has_environment: bool, what: str = "") -> None:
     """Refuse data without prompts, whose prompts are neither text nor messages, or with columns that cannot be.
 
-    Args:
-        name: of the argument, as the sentence begins.
-        data: a data set, several by name, or `None`; of a stream, what it says of itself.
-        teachers: their names, of which each row names one where there are several.
-        has_environment: do prompts come from an environment?
-        what: what to call the data; by the argument's name if empty.
+    `data` is a data set, several by name, or `None`; of a stream, what it says of itself. Sentences call it `what`.
 
     Raises:
         ValueError: with the argument, or what the data are, and what to do.
@@ -260,11 +250,6 @@ def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) ->
     """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
 
     With one teacher without a name, a column of that name is data like any other, which is said.
-
-    Args:
-        dataset: the data set, or `None`.
-        teachers: their names.
-        what: `the training data`, for the sentence.
 
     Raises:
         ValueError: with the first such row, its value, how many there are, and the names.
@@ -438,9 +423,7 @@ def _check_adapter(who: str, model: Any, learns: bool) -> None:
 def check_no_adapter_beside(role: str, model: Any) -> None:
     """Refuse a folder that holds a model and an adapter: Transformers lays the one over the other in silence.
 
-    Args:
-        role: `student` or `teacher`, as the sentence begins.
-        model: a folder; a name of the Hub, or a model, is let through.
+    A name of the Hub, or a model, is let through.
 
     Raises:
         ValueError: with the folder, and what to do.
@@ -492,10 +475,6 @@ def check_topk(trainer: Any) -> None:
 
 def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:
     """Refuse a teacher with weights of the student: it is frozen and, if they are trained, would change with them.
-
-    Args:
-        trainer: a built host.
-        teachers: folders, names or models, by name.
 
     Raises:
         ValueError: with one of the weights, and what to type.

@@ -87,12 +87,7 @@ def kept_phrase(moment: str, directory: str) -> str:
 def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: Any, rows: str) -> OutOfMemory | None:
     """Stop in a sentence where memory runs out: with what was being done, what is kept, and what to lower.
 
-    Args:
-        error: what was raised.
-        work: one of `WRITING`, `SCORING`, `LEARNING`.
-        moment: tells, when asked, such as `step 3`.
-        args: the run's configuration.
-        rows: `TRAINED_ROWS` or `EVALUATED_ROWS`.
+    `work` is one of `WRITING`, `SCORING` and `LEARNING`, `rows` one of `TRAINED_ROWS` and `EVALUATED_ROWS`.
     """
     if not is_out_of_memory(error):
         return None
@@ -125,13 +120,7 @@ def _field_of_writing(args: Any, rows: str) -> str:
 
 @guard
 def teacher_guard(error: Exception, moment: str, directory: str) -> TeacherFailed:
-    """Stop in a sentence where the teacher raises: with what, what is kept, and what to try.
-
-    Args:
-        error: what was raised.
-        moment: such as `step 3`.
-        directory: of the run.
-    """
+    """Stop in a sentence where the teacher raises: with what, what is kept, and what to try."""
     which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
     return TeacherFailed(
         f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
@@ -195,14 +184,7 @@ def engine_guard(error: Exception, moment: str, directory: str) -> EngineFailed 
 def reward_guard(
     error: Exception, functions: Sequence[tuple[str, Any]], moment: str, directory: str
 ) -> RewardFailed | None:
-    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
-
-    Args:
-        error: what was raised.
-        functions: the reward functions with their names.
-        moment: such as `step 3`.
-        directory: of the run.
-    """
+    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion."""
     if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
         return None
     return RewardFailed(
@@ -238,11 +220,7 @@ def _reward_advice(error: Exception) -> str:
 def data_guard(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
-    Args:
-        error: what was raised.
-        step: the step about to be taken, or the one after which the evaluation runs.
-        directory: of the run.
-        which: `training` or `evaluation` data.
+    `step` is the one about to be taken, or the one after which the evaluation runs.
     """
     # The host may hand out a stream's batches from one process.
     return None if _is_lost_peer(error) else _data_failure(error, step, directory, which)

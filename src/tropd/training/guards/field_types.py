@@ -49,9 +49,7 @@ def kinds_of(annotation: Any) -> set[Any]:
 def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = None) -> None:
     """Refuse a value that is not of its field's type, NaN or infinity, and text that is not one of the choices.
 
-    Args:
-        settings: a dataclass. Fields named in its `_VALID_DICT_FIELDS` may be JSON.
-        choices: what a field may be that is annotated as text.
+    Fields named in `_VALID_DICT_FIELDS` may be JSON; `choices` is what a field may be that is annotated as text.
 
     Raises:
         ValueError: with the field, its value, and what it takes.
@@ -67,11 +65,8 @@ def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = N
 def check_value(name: str, value: Any, annotation: Any, known: Collection[str] = ()) -> None:
     """The same of one value.
 
-    Args:
-        name: of the field, which begins the sentence; with dots, of a part of it.
-        value: what it holds.
-        annotation: of the field.
-        known: what it may be, where it is one of a few words.
+    `name` begins the sentence; with dots it is of a part of the field. `known` is what it may be, where it is one of a
+    few words.
     """
     field = name.rpartition(".")[2]
     parts = _parts(annotation) + (_parts(ALSO[field]) if field in ALSO else [])

@@ -86,9 +86,6 @@ _QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?([^',]*)|for field '
 def check_host_settings(args: Any) -> None:
     """Refuse what the host's fields cannot be, before anything is loaded.
 
-    Args:
-        args: the configuration, or its fields as they were written.
-
     Raises:
         ValueError: with the field, its value, why, and what to type.
     """
@@ -197,10 +194,7 @@ def can_checkpoint(model: Any) -> bool:
 def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str | None:
     """Switch activation checkpointing off for a model that has none; TRL switches it on by itself.
 
-    Args:
-        args: the configuration, which is changed.
-        model: the student, or its class.
-        asked: fields that somebody set.
+    `model` may be the class of the student; `asked` are fields that somebody set.
 
     Returns:
         What to say, where it was switched off.
@@ -236,9 +230,7 @@ def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None
     a value that its own reading of the field trips over) into a sentence that begins with the field; everything else
     travels.
 
-    Args:
-        settings: field → value.
-        loading: the field that a model is loaded with, where one is loaded.
+    `loading` is the field that a model is loaded with, where one is loaded.
     """
     try:
         yield
@@ -257,8 +249,7 @@ def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None
 def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
     """Say by which argument a model, or its tokenizer, was named that is not there.
 
-    Args:
-        given: argument → what it was given; text is what is loaded.
+    `given` has what each argument was given; text is what is loaded.
 
     Raises:
         ValueError: with the argument, and the library's reason.

@@ -101,10 +101,7 @@ def odd_buffers(model: nn.Module) -> set[str]:
 def check_weights(trainer: Any, step: int, odd_before: Collection[str] = ()) -> None:
     """Refuse to keep a student that computes nothing any more: its weights and buffers, or what it makes of tokens.
 
-    Args:
-        trainer: whose student it is.
-        step: after which it is to be kept.
-        odd_before: what `odd_buffers` found before training.
+    `odd_before` is what `odd_buffers` found before training.
 
     Raises:
         NotFinite: with the step, and the checkpoint there is to go back to.

@@ -21,27 +21,16 @@ from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memo
 
 @dataclass(frozen=True)
 class StepGuards:
-    """Context managers for the parts of one step.
+    """Context managers for the parts of one step."""
 
-    Attributes:
-        moment: what is being done, such as `step 3`.
-        step: number of the step under way.
-        args: the run's configuration.
-        directory: the run's output directory.
-        trains: do as many rows pass through the student at once as in training?
-        ranks: to stop every process where one fails.
-        shards_teacher: does each process hold only a part of the teacher?
-        autocast: the run's mixed precision.
-    """
-
-    moment: str
-    step: int
-    args: Any
-    directory: str
-    trains: bool
-    ranks: Ranks
-    shards_teacher: bool
-    autocast: Callable[[], AbstractContextManager[None]]
+    moment: str  # what is being done, such as `step 3`
+    step: int  # number of the step under way
+    args: Any  # the run's configuration
+    directory: str  # the run's output directory
+    trains: bool  # do as many rows pass through the student at once as in training?
+    ranks: Ranks  # to stop every process where one fails
+    shards_teacher: bool  # does each process hold only a part of the teacher?
+    autocast: Callable[[], AbstractContextManager[None]]  # the run's mixed precision
 
     def memory(self, work: str) -> AbstractContextManager[None]:
         """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
@@ -232,26 +221,18 @@ TEMPLATE = 2048
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads contexts, and how far.
+    """Who reads contexts, and how far."""
 
-    Attributes:
-        who: `the student` or a teacher, as a sentence begins.
-        positions: that it was made for; `None` where nobody says.
-        steady: tokens up to which its rotary embedding does not depend on the batch; `None` where it never does.
-        way_out: what else helps beyond those.
-    """
-
-    who: str
-    positions: int | None
+    who: str  # `the student` or a teacher, as a sentence begins
+    positions: int | None  # that it was made for; `None` where nobody says
+    # tokens up to which its rotary embedding does not depend on the batch; `None` where it never does
     steady: int | None = None
-    way_out: str = ""
+    way_out: str = ""  # what else helps beyond those
 
     def check(self, contexts: Sequence[Sequence[int]], budget: int) -> None:
         """Refuse what the command line refuses before a run; a model with rotary positions would read on, and wrongly.
 
-        Args:
-            contexts: token ids of each prompt, as this model sees it.
-            budget: `max_completion_length`.
+        `budget` is `max_completion_length`.
 
         Raises:
             ValueError: with the lengths, and what to do.
@@ -290,11 +271,7 @@ def doubtful_rows(data: Any, room: int) -> Iterator[list[dict[str, Any]]]:
     """Rows of data sets that may have too many tokens, or none, a thousand at a time.
 
     A token has at least a byte, so that most rows need no tokenizer. Streams, and data sets that compute their rows,
-    are not read here: their rows are met with their batch.
-
-    Args:
-        data: a data set, several by name or in a sequence, or `None`.
-        room: tokens that a prompt may have.
+    are not read here: their rows are met with their batch. `room` is how many tokens a prompt may have.
     """
     if isinstance(data, Mapping | tuple) and not isinstance(data, Dataset):
         for part in data.values() if isinstance(data, Mapping) else data:

@@ -20,9 +20,6 @@ def keep_master_weights(trainer: Any) -> None:
 
     An adapter computes in the precision of its base, and DeepSpeed has copies in float32 of its own. Where nothing
     casts for a layer what the one before it gives, all of the model becomes float32.
-
-    Args:
-        trainer: a built host, whose optimiser is not made yet.
     """
     model = trainer.model
     half = [p for p in model.parameters() if p.requires_grad and p.dtype in HALF]
@@ -51,12 +48,7 @@ def sample_half_precision(model: Any) -> list[torch.Tensor]:
 
 
 def check_updates(trainer: Any, before: list[torch.Tensor]) -> None:
-    """Warn where a step has left most of a half-precision student's weights as they were: it rounds away.
-
-    Args:
-        trainer: whose student is looked at.
-        before: what `sample_half_precision` gave before the step.
-    """
+    """Warn where a step has left most of a half-precision student's weights as they were: it rounds away."""
     after = sample_half_precision(trainer.model)
     moved = torch.cat([(now != then).flatten() for now, then in zip(after, before, strict=True)])
     share = moved.float().mean().item()

@@ -79,11 +79,7 @@ class Totals:
 def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None) -> None:
     """All metrics of a batch that are known before its first update.
 
-    Args:
-        totals: added to.
-        step: the batch.
-        endings: of the run.
-        own_ending: the ending of the student's tokenizer.
+    `own_ending` is that of the student's tokenizer.
     """
     on_policy = step.signals.trust_weight + step.signals.outlier_weight
     if step.guidance_fraction is not None:
@@ -114,12 +110,8 @@ def ended_share(
 
     One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
     the budget says nothing unless it ends, and neither does one that begins as a response that is itself too long.
-
-    Args:
-        rollouts: of this rank.
-        unheeded: endings of a teacher at which the student does not stop.
-        budget: tokens that prefix and continuation may have together.
-        sum_over_ranks: of a tensor.
+    `unheeded` are endings of a teacher at which the student does not stop, `budget` the tokens that prefix and
+    continuation may have together.
     """
     ended, room = [], min(ROOM_TO_END, budget // 8)
     for rollout in rollouts:
@@ -134,10 +126,7 @@ def ended_share(
 def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
     """Lengths, endings and repetition; the teacher's prefix is counted apart.
 
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        unheeded: endings of a teacher at which the student does not stop.
+    `unheeded` are endings of a teacher at which the student does not stop.
     """
     count = len(rollouts)
     totals.add("response/length", sum(rollout.student_length for rollout in rollouts), count)
@@ -152,13 +141,7 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Seque
 
 
 def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals) -> None:
-    """Turns, how they end and who wrote them, and the trust in the student's first and last.
-
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        signals: of its N tokens.
-    """
+    """Turns, how they end and who wrote them, and the trust in the student's first and last."""
     count = len(rollouts)
     totals.add("agent/turns", sum(len(rollout.turns) for rollout in rollouts), count)
     totals.add("agent/cut_share", sum(bool(rollout.is_cut) for rollout in rollouts), count)
@@ -190,12 +173,7 @@ def batch_metrics(
 ) -> None:
     """Regions, log ratios, entropies and the teacher's top-k mass, before the update; and for each of several teachers.
 
-    Args:
-        totals: added to.
-        signals: of the N tokens.
-        student: likewise.
-        teacher: likewise.
-        of_teachers: for each name of a teacher, bool [N]: its tokens.
+    `of_teachers` has for each name of a teacher, as bool [N], which tokens are its own.
     """
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
@@ -239,14 +217,9 @@ def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor,
 def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
     """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
 
-    The update of a batch from notes is the first pass over it, and says what that pass would have said.
-
-    Args:
-        window: added to.
-        batch: what was learned from, or evaluated.
-        terms: its losses.
-        part_of_evaluation: `None` in training, where the parts of a step add up. In an evaluation, which of the
-            processes' counts are this one's: the batches are weighed by their tokens.
+    The update of a batch from notes is the first pass over it, and says what that pass would have said. In training the
+    parts of a step add up. In an evaluation batches are weighed by their tokens, and `part_of_evaluation` says which
+    part of the processes' counts is this one's.
     """
     divided_by = denominators(batch.counts, batch.method.reduction)
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():

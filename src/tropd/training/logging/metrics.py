@@ -7,21 +7,13 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Metric:
-    """One logged number.
+    """One logged number."""
 
-    Attributes:
-        name: key in the logs.
-        unit: what it is measured in.
-        definition: one sentence.
-        healthy: what a good run shows.
-        trouble: what a bad trend means.
-    """
-
-    name: str
-    unit: str
-    definition: str
-    healthy: str
-    trouble: str
+    name: str  # key in the logs
+    unit: str  # what it is measured in
+    definition: str  # one sentence
+    healthy: str  # what a good run shows
+    trouble: str  # what a bad trend means
 
 
 _TABLE = """

@@ -30,14 +30,7 @@ def write_rollouts(
 ) -> list[dict[str, Any]]:
     """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; what was written.
 
-    Args:
-        directory: of the run.
-        step: from 1.
-        batch: the micro-batch.
-        terms: what was learned from it.
-        tokenizer: the student's.
-        limit: see above.
-        alternatives: the teacher's likeliest tokens to write beside each token, where they are known.
+    Beside each token stand up to `alternatives` of the teacher's likeliest, where they are known.
     """
     columns, likeliest = _columns(batch, terms), _likeliest(batch, tokenizer, alternatives)
     records, start = [], 0
