@@ -137,7 +137,7 @@ def with_observation(row: Row, prompt: Any) -> Row:
 
 @dataclass(frozen=True)
 class TeacherContexts:
-    """Renders each row's prompt for the teacher. The response tokens are shared with the student; the contexts are not."""
+    """Renders each row's prompt for the teacher: models share the tokens of a response, but not what stands before."""
 
     student_tokenizer: Any  # renders where `template` is `student`, or where the teacher has no tokenizer
     teacher_tokenizer: Any = None  # the teacher's own, or `None`

@@ -114,7 +114,10 @@ class Teachers:
                     passes=passes[name],
                     **settings,
                 )
-                parts.append((places, _check_counts(scores, len(places))))
+                counts = len(scores.logp), len(scores.entropy)
+                if counts != (len(places), len(places)):
+                    raise ValueError(f"it gave {counts[0]} scores and {counts[1]} entropies for {len(places)} tokens")
+                parts.append((places, scores))
         return join_scores(parts)
 
     def _passes(self, rows_of: dict[Name, list[int]], rows_per_pass: int | None) -> dict[Name, int]:
@@ -171,9 +174,3 @@ def _request_among(places: Tensor, topk: TopKRequest | None) -> TopKRequest | No
         wanted=lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),
         below=None if below is None else lambda: below()[places],
     )
-
-
-def _check_counts(scores: TeacherScores, wanted: int) -> TeacherScores:
-    if len(scores.logp) != wanted or len(scores.entropy) != wanted:
-        raise ValueError(f"it gave {len(scores.logp)} scores and {len(scores.entropy)} entropies for {wanted} tokens")
-    return scores

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -14,7 +13,6 @@ from .checkpointing.hub import TokenStaysHere
 from .guards.field_types import check_types
 from .guards.host_settings import check_host_values, field_guard
 from .method_settings import MethodSettings
-from .method_settings import check_ranges as _check_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -69,25 +67,6 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 }
 
 
-# TRL's fields whose bad values would otherwise fail elsewhere, without the field's name.
-_HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
-    "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
-    "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
-    "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
-    "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
-    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or remove it to use num_train_epochs"),
-    "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
-    "neftune_noise_alpha": (
-        lambda alpha: not alpha,
-        "it adds noise to the embeddings in every pass of the student, so rollouts, scores and update would come from "
-        "different models, and a student that is its own teacher would have a gradient; remove it",
-    ),
-    "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
-    "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
-}
-
-
 # What the host's fields may be that are annotated as text, and that it would look at late or never.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
@@ -134,7 +113,6 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         check_types(self, _CHOICES)
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
-        _check_ranges(self, _HOST_RANGES)
         check_host_values(self)
         self._check_groups()
         self._refuse_grpo_loss_settings()
@@ -225,14 +203,10 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         self.num_generations, self.num_generations_eval = 1, eval_rollouts
 
     def _check_windows(self) -> None:
-        if _number(self.steps_per_generation) % self.gradient_accumulation_steps:
+        assert self.steps_per_generation is not None, "GRPOConfig fills it"
+        if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, not a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}): an optimiser step would mix two rollout batches, whose token "
                 "counts are not known together. Make it a multiple."
             )
-
-
-def _number(value: Any) -> int:
-    assert value is not None, "GRPOConfig fills steps_per_generation"
-    return int(value)

@@ -16,7 +16,7 @@ from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
 from ..teacher.served.address import is_served
-from ..teacher.served.connect import Connected, connect
+from ..teacher.served.connect import connect
 from ..teacher.teacher import Teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
@@ -50,6 +50,10 @@ def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
         silence(trainer.model)
     # Truncated rollouts are left out by us: the host would blank them before they can be measured.
     trainer.mask_truncated_completions = False
+    # Training with gradient checkpointing leaves `use_cache: false` in a model's configuration, and each token that is
+    # written would read all before it.
+    if not trainer.use_vllm and "use_cache" not in (trainer.args.generation_kwargs or {}):
+        trainer.generation_config.use_cache = trainer.generation_kwargs["use_cache"] = True
     expose_hidden_states(student)
 
 
@@ -79,15 +83,6 @@ def find_endings(trainer: Any) -> PairEndings:
     return found
 
 
-def write_with_a_cache(trainer: Any) -> None:
-    """Let Transformers keep keys and values, whatever the model's configuration says.
-
-    Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
-    """
-    if not trainer.use_vllm and "use_cache" not in (trainer.args.generation_kwargs or {}):
-        trainer.generation_config.use_cache = trainer.generation_kwargs["use_cache"] = True
-
-
 def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
     """The teachers of a built trainer, and their tokenizers.
 
@@ -105,7 +100,15 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
         args = args_of(trainer.args, name, given)
         key = loading_key(args, model)
         if is_served(model):
-            connected = loaded.get(key) or _connect(trainer, model, args, name, of_teacher(tokenizers, name))
+            connected = loaded.get(key) or connect(
+                model,
+                args,
+                name=name,
+                tokenizer=of_teacher(tokenizers, name),
+                student_tokenizer=trainer._tokenizer,
+                student_rows=trainer._student_vocab_size,
+                device=trainer.accelerator.device,
+            )
             loaded[key], teachers[name], tokenizer = connected, connected.teacher, connected.tokenizer
         else:
             tokenizer = _tokenizer(model, of_teacher(tokenizers, name), args, name)
@@ -195,18 +198,6 @@ def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
         )
     elif hosts or (first is not None and tools_of(first)):  # later rows are refused when they are met
         check_renders_tools(contexts.tokenizer, contexts.options)
-
-
-def _connect(trainer: Any, model: str, args: Any, name: Name, tokenizer: Any) -> Connected:
-    return connect(
-        model,
-        args,
-        name=name,
-        tokenizer=tokenizer,
-        student_tokenizer=trainer._tokenizer,
-        student_rows=trainer._student_vocab_size,
-        device=trainer.accelerator.device,
-    )
 
 
 def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:

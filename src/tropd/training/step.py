@@ -192,7 +192,6 @@ class StudentScores:
             trainer's.
         trainer_logp: the trainer's own; NaN where no pass was made.
         sampler_logp: what the sampler says of its token, believed or not; NaN where it says nothing.
-        from_sampler: where `rollout_logp` is the sampler's.
         entropy: nats.
         from_notes: no pass was made; the sampler's numbers stand in for it.
     """
@@ -200,7 +199,6 @@ class StudentScores:
     rollout_logp: Tensor
     trainer_logp: Tensor
     sampler_logp: Tensor
-    from_sampler: Tensor
     entropy: Tensor
     from_notes: bool = False
 
@@ -235,7 +233,7 @@ def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores
     by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
     if not (known | by_teacher).all():
         return None
-    return StudentScores(logp, torch.full_like(logp, torch.nan), logp, known, entropy, from_notes=True)
+    return StudentScores(logp, torch.full_like(logp, torch.nan), logp, entropy, from_notes=True)
 
 
 @torch.no_grad()
@@ -259,8 +257,7 @@ def score_student(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScore
     # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
     theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
     sampler = column_of(rollouts, theirs, trainer.device)
-    known = sampler.isfinite()
-    return StudentScores(torch.where(known, sampler, trainer), trainer, noted, known, torch.cat(entropies))
+    return StudentScores(torch.where(sampler.isfinite(), sampler, trainer), trainer, noted, torch.cat(entropies))
 
 
 def column_of(

@@ -69,7 +69,7 @@ from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, without_trackers
 from .records import MicroBatch, Rollout, pack_for_student
 from .rollout_stage import RolloutStage, no_reward
-from .set_up import find_endings, load_teachers, prepare_student, write_with_a_cache
+from .set_up import find_endings, load_teachers, prepare_student
 from .step import Step, StepSetup, acceptances, build_step, micro_batches
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,6 @@ class TrOPDTrainer(GRPOTrainer):
         self.shared_vocab_size = min(self._student_vocab_size, *sizes)
         self.endings = find_endings(self)
         check_topk(self)
-        write_with_a_cache(self)
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
         # A server lists what the method needs; more would be asked of it, and may be refused.
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
@@ -273,16 +272,9 @@ class TrOPDTrainer(GRPOTrainer):
         self._window = Totals(self.teachers.names)
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:
-        given = (max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
-        return self.checkpointing.place_in_data(lambda: super(TrOPDTrainer, self)._init_training_state(*given))
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        host = super()._init_training_state
+        return self.checkpointing.place_in_data(lambda: host(*args, **kwargs))
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -394,14 +386,17 @@ class TrOPDTrainer(GRPOTrainer):
         """Prompts that tools or an environment of the host come to."""
         return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        rest, host = (images, multimodal_fields, num_generations, has_tool_images), super()._generate_single_turn
-        return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest))
+    def _generate_single_turn(self, prompt_ids, *rest, **more):
+        host = super()._generate_single_turn
+        return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest, **more))
 
-    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
-        given = (prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields)
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, *rest):
         loop, write = super()._tool_call_loop, super()._generate_single_turn
-        return self.rollout_stage.call_tools(completions, lambda: loop(*given), lambda ids: write(ids, None, {}, 1))
+        return self.rollout_stage.call_tools(
+            completions,
+            lambda: loop(prompts, prompt_ids, completion_ids, completions, *rest),
+            lambda ids: write(ids, None, {}, 1),
+        )
 
     def _get_tool_suffix_ids(self, tool_messages):
         return self.rollout_stage.tokenize_replies(tool_messages, super()._get_tool_suffix_ids)

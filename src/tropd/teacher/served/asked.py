@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 
 from ...models.sampling import until_eos
-from ...objective.randomness import DrawAddress
 from .http import Client
 
 T = TypeVar("T")
@@ -52,17 +51,7 @@ class AskedTeacher(ABC):
         """By which the model is known again."""
 
     @abstractmethod
-    def sample(
-        self,
-        contexts: Sequence[list[int]],
-        *,
-        pad_id: int,
-        eos_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        vocab_limit: int | None = None,
-        draws: DrawAddress | None = None,
-    ) -> list[list[int]]:
+    def sample(self, *args: Any, **settings: Any) -> list[list[int]]:
         """As `models.sampling.sample`, with draws of each row's own, whatever else the server does beside."""
 
     def write(self, contexts: Sequence[list[int]], *, eos_ids: Sequence[int], **settings: Any) -> list[list[int]]:

@@ -75,7 +75,6 @@ class Connected:
 
     teacher: ServedTeacher | ScorerTeacher  # ready to be asked
     tokenizer: Any  # its own, or the student's in its place
-    is_stand_in: bool  # is it the student's?
 
     def files(self, model: str) -> ServedFiles:
         """What the preflight reads of a model, `model` as its name in sentences."""
@@ -165,9 +164,9 @@ def connect(
                 f"--teacher DIR`), or, for a vLLM server, write http://{addresses[0].host}:{addresses[0].port}/v1."
             )
         root = str(card.get("root") or card["id"])
-        is_stand_in, generation_config = False, GenerationConfig.from_dict({})
+        generation_config = GenerationConfig.from_dict({})
         if tokenizer is None or role is TEACHER:
-            tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
+            tokenizer, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
         _compare_tokenizers(client, card["id"], tokenizer, field, role)
         settings = {
             "name": root,
@@ -183,7 +182,7 @@ def connect(
             teacher = _vllm_teacher(client, card, tokenizer, rows, settings)
     except ConnectionError as error:
         raise ValueError(_nobody(field, error, is_own(model), role)) from error
-    return Connected(teacher, tokenizer, is_stand_in)
+    return Connected(teacher, tokenizer)
 
 
 def _scorer(client: Client, card: dict[str, Any], settings: dict[str, Any]) -> ScorerTeacher:
@@ -280,16 +279,16 @@ def _check_own_card(own: Any, address: Address) -> None:
         raise ServerRefused(f"the `tropd serve` at {address} does not describe its model")
 
 
-def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:
-    """The teacher's tokenizer, whether it is the student's in its place, and the teacher's generation settings."""
+def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, Any]:
+    """The teacher's tokenizer, or the student's in its place, and the teacher's generation settings."""
     source = args.teacher_tokenizer or (root if Path(root).is_dir() else None)
     if given is not None:
-        return given, False, _generation_config(source) if source else GenerationConfig.from_dict({})
+        return given, _generation_config(source) if source else GenerationConfig.from_dict({})
     if source is not None:
         role = "teacher_tokenizer" if args.teacher_tokenizer else field_of(name)
         with explained(source, role):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-        return tokenizer, False, _generation_config(source)
+        return tokenizer, _generation_config(source)
     if student_tokenizer is None:
         raise ValueError(
             f"{field_of(name)} is served as {root!r}, which is not a folder here, so its tokenizer is unknown. Set "
@@ -307,7 +306,7 @@ def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, na
         "teacher's tokenizer.",
         root,
     )
-    return student_tokenizer, True, GenerationConfig.from_dict({})
+    return student_tokenizer, GenerationConfig.from_dict({})
 
 
 def _generation_config(source: str) -> GenerationConfig:

@@ -100,19 +100,13 @@ def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: 
 
 def _advice(work: str, args: Any, rows: str) -> str:
     if work == WRITING:
-        return f"Lower {_field_of_writing(args, rows)} or max_completion_length"
+        field = "rollout_batch_size" if args.addresses_sampling() else rows
+        return f"Lower {'vllm_gpu_memory_utilization' if args.use_vllm else field} or max_completion_length"
     fewer = f"{rows} (and raise gradient_accumulation_steps)" if rows == TRAINED_ROWS else rows
     advice = f"Lower {fewer} or max_completion_length"
     if work == SCORING or args.gradient_checkpointing:
         return advice
     return f"{advice}, or set gradient_checkpointing: true,"
-
-
-def _field_of_writing(args: Any, rows: str) -> str:
-    """The field that says how much the rollouts take."""
-    if args.use_vllm:
-        return "vllm_gpu_memory_utilization"
-    return "rollout_batch_size" if args.addresses_sampling() else rows
 
 
 # ---------------------------------------------------------------------- the teacher
@@ -187,30 +181,22 @@ def reward_guard(
     """Stop in a sentence where a reward function raises, or gives what is not one number for each completion."""
     if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
         return None
-    return RewardFailed(
-        f"the reward function {_find_failing(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
-        f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
-        f"{resume_phrase(directory, moment)}."
-    )
-
-
-def _find_failing(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
-    """The reward function whose code was running; all of them, where it was the host's own."""
     running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     failed = [name for name, function in functions if _code(function) in running]
-    return " or ".join(failed or [name for name, _ in functions])
+    which = " or ".join(failed or [name for name, _ in functions])  # of all, where it was the host's own code
+    advice = "Fix the function, or the column that it reads, and"
+    if is_out_of_memory(error):
+        advice = "Lower per_device_train_batch_size or max_completion_length and"
+    return RewardFailed(
+        f"the reward function {which} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+        f"{kept_phrase(moment, directory)}. {advice} {resume_phrase(directory, moment)}."
+    )
 
 
 def _code(function: Any) -> Any:
     """What runs when a function, a model or another callable is called."""
     called = function if inspect.isroutine(function) else getattr(function, "forward", type(function).__call__)
     return getattr(inspect.unwrap(called), "__code__", None)
-
-
-def _reward_advice(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return "Lower per_device_train_batch_size or max_completion_length and"
-    return "Fix the function, or the column that it reads, and"
 
 
 # ---------------------------------------------------------------------- the data

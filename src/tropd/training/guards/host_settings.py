@@ -23,6 +23,20 @@ _PORT = (lambda n: 0 <= n < 2**16, "a port is a whole number from 0 to 65535")
 _EVERY = (lambda n: n is None or n > 0, "use a number of steps, or a share of the run between 0 and 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
+    "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
+    "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
+    "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
+    "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
+    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or remove it to use num_train_epochs"),
+    "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
+    "neftune_noise_alpha": (
+        lambda alpha: not alpha,
+        "it adds noise to the embeddings in every pass of the student, so rollouts, scores and update would come from "
+        "different models, and a student that is its own teacher would have a gradient; remove it",
+    ),
+    "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
+    "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
     "seed": _SEED,
     "data_seed": _SEED,
     "num_train_epochs": (lambda n: 0 < n < math.inf, "use a number above 0, or set max_steps"),
@@ -45,7 +59,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_delay": (lambda n: n >= 0, "use a number of steps or epochs before the first evaluation"),
     "label_smoothing_factor": (lambda share: share == 0, "distillation has no labels to smooth; remove it"),
     "router_aux_loss_coef": (lambda weight: weight is None or weight >= 0, "use 0 for none"),
-    "top_p": (lambda mass: 0 < mass <= 1, "it is a share of the softmax, in (0, 1]; 1 keeps all"),
     "top_k": (lambda k: k is None or k >= -1, "use 0 for all tokens, or how many are kept"),
     "min_p": (lambda share: share is None or 0 <= share <= 1, "it is a share of the highest probability, in [0, 1]"),
     "repetition_penalty": (lambda factor: factor is None or factor > 0, "logits are divided by it; 1 leaves them"),
