@@ -64,6 +64,8 @@ MOVED = {
     "training.faults": "training.guards.faults",
     "training.final_model": "training.checkpointing.final_model",
     "training.fingerprints": "training.checkpointing.fingerprints",
+    "training.guards.trl_contract": "training.guards.versions",
+    "training.host": "training.guards.versions",
     "training.host_settings": "training.guards.host_settings",
     "training.hub": "training.checkpointing.hub",
     "training.interruption": "training.checkpointing.interruption",
@@ -91,6 +93,7 @@ MOVED = {
     "training.stream": "training.checkpointing.saving",
     "training.teachers": "training.set_up",
     "training.tool_loop": "training.distributed.tool_loop",
+    "training.trl_contract": "training.guards.versions",
 }
 """Old name to new, below `tropd`."""
 

@@ -55,6 +55,15 @@ def response_ids(
     )
 
 
+def check_response_ids(ids: Sequence[int], row: dict[str, Any], limit: int) -> None:
+    """Refuse a row's teacher response with ids that are not below `limit`, the student's rows of the head."""
+    if ids and not 0 <= min(ids) <= max(ids) < limit:
+        raise ValueError(
+            f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, but "
+            f"the student's vocabulary has {limit} entries; use the student's tokenizer."
+        )
+
+
 @dataclass(frozen=True)
 class RecordedTurn:
     """One turn of a teacher's episode in the data."""

@@ -73,17 +73,14 @@ class Turns:
     tool: `follow` is told of the messages, and rows are known exactly, whatever their texts. A user's own loop tells no
     messages: there each row is known by its own text, prompt and response so far, with which its new context begins,
     and rows that have written the same text for the same prompt are told apart by their order.
-
-    Attributes:
-        first_row: number of the first of them in the whole step.
-        asked: the rows of the turn under way, counted from 0 in this batch; `None` where they are not known.
-        guided: for each row the stretches of its response, as slices, that its teacher wrote.
-        written: likewise those of either model, turn by turn; between them stands what tools said.
     """
 
-    first_row: int
+    first_row: int  # number of the first of them in the whole step
+    # the rows of the turn under way, counted from 0 in this batch; `None` where they are not known
     asked: list[int] | None = None
+    # for each row the stretches of its response, as slices, that its teacher wrote
     guided: list[list[slice]] = field(default_factory=list)
+    # likewise those of either model, turn by turn; between them stands what tools said
     written: list[list[slice]] = field(default_factory=list)
     messages: Sequence[list[Any]] | None = None
     _prompt_lengths: list[int] = field(default_factory=list)

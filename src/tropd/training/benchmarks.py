@@ -23,7 +23,7 @@ from ..models.sampling import sample, until_eos
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from .distributed.sharding import student_is_sharded_while_writing
 from .guards.faults import EVALUATED_ROWS, SCORING, enough_memory
-from .logging.metrics import of_benchmark
+from .logging.metrics import named_metric
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,6 @@ def load_asked(args: Any) -> list[Asked]:
 class BenchmarkStage:
     """Asks the student and grades it, each rank its share of the responses.
 
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        asked: see `load_asked`.
-
     Raises:
         ValueError: a prompt leaves no room for `eval_benchmarks_max_new_tokens` in the student's context.
     """
@@ -95,7 +91,7 @@ class BenchmarkStage:
         found: dict[str, float] = {}
         for one, prompted in self.asked:
             scores = score(self._write_and_grade(one, prompted))
-            found |= {of_benchmark(family, one.name): value for family, value in _values(scores).items()}
+            found |= {named_metric(family, one.name): value for family, value in _values(scores).items()}
         return found
 
     def _write_and_grade(self, one: Asked, prompted: Prompted) -> list[Graded]:

@@ -50,51 +50,35 @@ class Rollout:
 
         Rollout(row=0, prompt_ids=[5, 6, 7], teacher_context=[5, 6, 7], response=[4, 8, 9, 2], prefix_length=2,
                 ended_by=2)
-
-    Attributes:
-        row: number of the sequence in the whole step, over all ranks; addresses its randomness.
-        prompt_ids: what the student saw.
-        teacher_context: what the teacher sees before the response.
-        response: prefix ⊕ continuation, the end-of-sequence token included where there is one.
-        prefix_length: how many tokens at the start of the response are the teacher's.
-        is_cut: does it end in a call that no tool has answered, or in a reply? `None` without tools.
-        stale: did a tool answer otherwise than in the teacher's recorded episode, so that it could not be followed?
-            `None` without such an episode.
-        guided: for each response token, did the teacher write it? `None`: those of the prefix, and no others.
-        external: for each response token, was it put there by a tool or an environment? `None`: none was.
-        sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
-            ids only.
-        sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
-        reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
-        ended_by: the end-of-sequence token that the student ended it with; `None` where it was cut, or where nobody
-            answered the calls in its last turn.
-        repetitive: does it end in a repeating cycle, of tokens or of whole turns?
-        collapsed: is it empty, or nothing but repetition at its end?
-        included: is it part of the loss?
-        teacher: the name of the teacher that scores it; `None` where there is one, without a name.
-        is_prefix_endless: does the teacher's response that it begins as not end within the budget?
-        engine: what wrote it, as the metric rollout/engine has it.
     """
 
-    row: int
-    prompt_ids: list[int]
-    teacher_context: list[int]
-    response: list[int]
-    prefix_length: int = 0
+    row: int  # number of the sequence in the whole step, over all ranks; addresses its randomness
+    prompt_ids: list[int]  # what the student saw
+    teacher_context: list[int]  # what the teacher sees before the response
+    response: list[int]  # prefix ⊕ continuation, the end-of-sequence token included where there is one
+    prefix_length: int = 0  # how many tokens at the start of the response are the teacher's
+    # for each response token, was it put there by a tool or an environment? `None`: none was
     external: list[bool] | None = None
+    # the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return ids only
     sampler_logps: list[float] | None = None
+    # entropies of the softmax it drew from, at the sampling temperature; likewise
     sampler_entropies: list[float] | None = None
-    reward_advantage: float = 0.0
+    reward_advantage: float = 0.0  # group-normalised advantage of the rewards, 0 without rewards
+    # the end-of-sequence token that the student ended it with; `None` where it was cut, or where nobody answered the
+    # calls in its last turn
     ended_by: int | None = None
-    repetitive: bool = False
-    collapsed: bool = False
-    included: bool = True
-    teacher: str | None = None
+    repetitive: bool = False  # does it end in a repeating cycle, of tokens or of whole turns?
+    collapsed: bool = False  # is it empty, or nothing but repetition at its end?
+    included: bool = True  # is it part of the loss?
+    teacher: str | None = None  # the name of the teacher that scores it; `None` where there is one, without a name
+    # for each response token, did the teacher write it? `None`: those of the prefix, and no others
     guided: list[bool] | None = None
+    # did a tool answer otherwise than in the teacher's recorded episode, so that it could not be followed? `None`
+    # without such an episode
     stale: bool | None = None
-    is_cut: bool | None = None
-    is_prefix_endless: bool = False
-    engine: float = 0.0
+    is_cut: bool | None = None  # does it end in a call that no tool has answered, or in a reply? `None` without tools
+    is_prefix_endless: bool = False  # does the teacher's response that it begins as not end within the budget?
+    engine: float = 0.0  # what wrote it, as the metric rollout/engine has it
 
     @cached_property
     def by_teacher(self) -> list[bool]:
@@ -184,23 +168,14 @@ def read_rollouts(
     turns: Turns | None = None,
     stale: Sequence[bool | None] | None = None,
 ) -> list[Rollout]:
-    """One record for each row of what TRL's rollout returns.
+    """One record for each row of `host`, what TRL's `_generate_and_score_completions` returns.
 
-    Args:
-        host: the output of `_generate_and_score_completions`.
-        prompt_ids: what the student saw, row by row.
-        contexts: likewise the teacher.
-        teachers: the name of each row's teacher.
-        prefixes: what the responses begin with.
-        first_row: number of the first row in the whole step.
-        engine: what wrote them.
-        eos_ids: every id that ends a response.
-        mask_truncated: leave rollouts without an ending out of the loss.
-        mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
-        notes: what our own sampler knew of the tokens, and which endings are one action.
-        turns: where tools may have answered: each row's messages behind its prompt, and where its teacher wrote.
-        stale: could a row's recorded episode not be followed? `None` where turns are not guided one by one: the teacher
-            wrote the start alone.
+    Lists have an entry for each row: what the student saw and what its teacher sees, the teacher's name, what the
+    response begins with. `eos_ids` end a response, `notes` has what our own sampler knew of the tokens, `turns` each
+    row's messages behind its prompt and where its teacher wrote. Rollouts without an ending (`mask_truncated`), or that
+    end in a repeating cycle (`mask_repetitive`), are left out of the loss. `stale` says whether a row's recorded
+    episode could not be followed; it is `None` where turns are not guided one by one: the teacher wrote the start
+    alone.
     """
     responses, tool_mask = unpad(host["completion_ids"], host["completion_mask"]), host.get("tool_mask")
     guided = turns.guided if turns and stale is not None else []

@@ -33,7 +33,7 @@ from ..rollout.engine.noise import (
     drawing_without_address,
 )
 from ..rollout.engine.slots import KeptStates
-from ..rollout.guidance import response_ids
+from ..rollout.guidance import check_response_ids, response_ids
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -71,11 +71,7 @@ class _Batch:
 
 
 class RolloutStage:
-    """Rolls out the rows of a batch, in training, in evaluation and in a preflight.
-
-    Args:
-        trainer: a built `TrOPDTrainer`, with its teachers and endings.
-    """
+    """Rolls out the rows of a batch, in training, in evaluation and in a preflight, for a built `TrOPDTrainer`."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -400,7 +396,7 @@ class RolloutStage:
         """
         if not rows:
             return []
-        trainer, limit = self.trainer, self.trainer._student_vocab_size
+        trainer = self.trainer
         prompt_ids = [list(ids) for ids in self._tokenize_rows(rows)[0]]
         responses: list[list[int]] = [[] for _ in rows]
         for i, row in enumerate(rows):
@@ -411,12 +407,8 @@ class RolloutStage:
                 own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
                 options = trainer.chat_template_kwargs | own
             given = (row["teacher_response"], row["prompt"], prompt_ids[i])
-            ids = responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
-            if ids and not 0 <= min(ids) <= max(ids) < limit:
-                raise ValueError(
-                    f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to "
-                    f"{max(ids)}, but the student's vocabulary has {limit} entries; use the student's tokenizer."
-                )
+            responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
+            check_response_ids(responses[i], row, trainer._student_vocab_size)
         missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
         if missing:
             lacking = [rows[i] for i in missing], [numbers[i] for i in missing], [prompt_ids[i] for i in missing]

@@ -15,7 +15,7 @@ from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.turns import takeover_probability
 from ..rollout.engine.noise import PREFIX_STREAM, AddressedNoise, Place, decoding_through
-from ..rollout.guidance import RecordedTurn, recorded_turns
+from ..rollout.guidance import RecordedTurn, check_response_ids, recorded_turns
 from ..rollout.turns import Turns
 from ..teacher.context import Row, with_observation
 from ..teacher.names import Name, rows_by_name
@@ -59,6 +59,7 @@ class _Proposal:
     is_last: bool  # it calls no tool
 
 
+@dataclass
 class TurnGuidance:
     """Guidance of one batch's rows.
 
@@ -66,29 +67,18 @@ class TurnGuidance:
     `mixed`: each turn is the teacher's with probability α, whoever wrote the others. `trust`: with α (1 − A), where A
     is the mean acceptance of all that the row has written so far. The last turn, which calls no tool, is begun by the
     teacher at most: where turns are counted it is all the student's, where tokens are, `guidance_min_tail` of it are.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        rows: as the data have them.
-        first_row: number of the first of them in the whole step.
-        fraction: α of the schedule, above 0.
-        method: the stage in force.
-        ending_ids: every id that ends a response of either model.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        rows: Sequence[Row],
-        first_row: int,
-        fraction: float,
-        method: Method,
-        ending_ids: Sequence[int],
-    ):
-        self.trainer, self.rows, self.first_row, self.fraction = trainer, rows, first_row, fraction
-        self.method, self.ending_ids = method, ending_ids
-        self.by_turns = guidance_unit(trainer) == "turns"
-        self.pattern = trainer.args.guidance_pattern
+    trainer: Any  # a built `TrOPDTrainer`
+    rows: Sequence[Row]  # as the data have them
+    first_row: int  # number of the first of them in the whole step
+    fraction: float  # α of the schedule, above 0
+    method: Method  # the stage in force
+    ending_ids: Sequence[int]  # every id that ends a response of either model
+
+    def __post_init__(self) -> None:
+        self.by_turns = guidance_unit(self.trainer) == "turns"
+        self.pattern = self.trainer.args.guidance_pattern
         self.is_drawn = self.pattern != "prefix"
         self._episodes: list[_Episode] = []
         self._teacher_contexts: list[list[int]] = []
@@ -180,7 +170,7 @@ class TurnGuidance:
             recorded = recorded_turns(
                 response, row["prompt"], prompt_ids, trainer._tokenizer, self.ending_ids, **options
             )
-            self._check(recorded, row)
+            check_response_ids([token for turn in recorded for token in turn.ids], row, trainer._student_vocab_size)
         if self.is_drawn:
             return _Episode(recorded)
         # The epsilon undoes rounding, as in `prefix_length`.
@@ -198,14 +188,6 @@ class TurnGuidance:
             return _Episode(recorded, turns=int(self.fraction * len(recorded) + 1e-9))
         length = sum(len(turn.ids) + 1 for turn in recorded) - 1
         return _Episode(recorded, tokens=int(self.fraction * length + 1e-9))
-
-    def _check(self, recorded: Sequence[RecordedTurn], row: Row) -> None:
-        limit, ids = self.trainer._student_vocab_size, [token for turn in recorded for token in turn.ids]
-        if ids and not 0 <= min(ids) <= max(ids) < limit:
-            raise ValueError(
-                f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
-                f"but the student's vocabulary has {limit} entries; use the student's tokenizer."
-            )
 
     # ------------------------------------------------------------------ what
 

@@ -62,9 +62,8 @@ def check_version() -> None:
 def engines_of_ours(compute_dtype: str | None, timeout: float) -> Iterator[None]:
     """Inside, TRL's trainer builds a `StudentEngine` where it would build its own.
 
-    Args:
-        compute_dtype: such as `bfloat16`, in which the student computes; `None`: that of its weights.
-        timeout: seconds that a server may take for an answer.
+    It computes in `compute_dtype`, such as `bfloat16`, or in that of the student's weights, and waits for an answer of
+    a server at most `timeout` seconds.
     """
     before = grpo_trainer.VLLMGeneration
     grpo_trainer.VLLMGeneration = partial(StudentEngine, compute_dtype=compute_dtype, timeout=timeout)  # type: ignore[misc,assignment]
@@ -79,12 +78,7 @@ class EngineUnavailable(Exception):
 
 
 class StudentEngine(VLLMGeneration):
-    """TRL's engine in the student's precision, with a time limit on every answer of a server.
-
-    Args:
-        compute_dtype: see `engines_of_ours`.
-        timeout: see there.
-        settings: of TRL's.
+    """TRL's engine in the student's precision, with a time limit on every answer of a server; see `engines_of_ours`.
 
     Attributes:
         dtype: in which the engine computes; `None` where a server has not told it to this process.

@@ -120,10 +120,7 @@ def join_replicas(model: Any) -> Any:
 def read_addresses(model: str, allow_remote: bool = False, role: Role = TEACHER) -> tuple[Address, ...]:
     """The addresses of a server and its replicas.
 
-    Args:
-        model: one address, or several with commas between.
-        allow_remote: take unencrypted addresses of other machines.
-        role: for sentences.
+    Several have commas between; `allow_remote` takes unencrypted addresses of other machines.
 
     Raises:
         ValueError: an invalid address, one with a password, or another machine's without encryption.

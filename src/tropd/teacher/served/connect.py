@@ -2,6 +2,7 @@
 
 import logging
 import os
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -383,9 +384,5 @@ def _find_vocab_size(client: Client, served_name: str, most: int) -> int:
 
     if reads(most - 1):
         return most
-    low, high = 0, most - 1  # `low` is read, `high` is not
     reads(0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if reads(middle) else (low, middle)
-    return high
+    return bisect(range(most - 1), False, 1, key=lambda token: not reads(token))

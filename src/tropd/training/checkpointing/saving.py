@@ -35,9 +35,6 @@ class Checkpointing:
 
     A checkpoint is visible only when it is whole, and is checked before it is loaded.
 
-    Args:
-        trainer: the `TrOPDTrainer` that it serves.
-
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
         is_writing: is the host writing a checkpoint, which lies aside until it is whole?

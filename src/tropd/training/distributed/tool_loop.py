@@ -22,9 +22,6 @@ class RanksInStep:
 
     Each says before a turn whether it has one. One without writes behind a context of one token instead, and throws
     that away, until no process has any.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
     """
 
     def __init__(self, trainer: Any):

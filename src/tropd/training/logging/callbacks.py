@@ -26,9 +26,6 @@ class RunCallback(TrainerCallback):
     """Keeps the run directory, and stops a run that has collapsed, or in which a process received a signal.
 
     A checkpoint that falls inside a generation cycle is put off to the cycle's end, where resuming changes nothing.
-
-    Args:
-        trainer: the `TrOPDTrainer` that it serves.
     """
 
     def __init__(self, trainer: Any):

@@ -17,7 +17,7 @@ from ...teacher.local import TeacherScores
 from ..distributed.ranks import Ranks
 from ..records import MicroBatch, Rollout
 from ..step import Step, StudentScores
-from .metrics import metric_names, of_teacher
+from .metrics import metric_names, named_metric
 
 OUTLIER = -2.0
 """r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
@@ -199,11 +199,11 @@ def batch_metrics(
 def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSignals, teacher: TeacherScores) -> None:
     """What the metrics of all rows are on the rows of one teacher; nothing where it has none."""
     weights = (signals.trust_weight + signals.outlier_weight) * mine
-    totals.add_mean(of_teacher("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
-    totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
-    totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
+    totals.add_mean(named_metric("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
+    totals.add_mean(named_metric("teacher/<name>/k1", name), -signals.log_ratio, weights)
+    totals.add_mean(named_metric("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
     if mine.any():
-        totals.add(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+        totals.add(named_metric("teacher/<name>/num_tokens", name), weights.sum())
 
 
 def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
