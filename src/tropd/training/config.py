@@ -18,35 +18,13 @@ logger = logging.getLogger(__name__)
 
 # Settings of GRPO's own loss. They would be silently ignored, so a value other than GRPO's default is refused.
 _GRPO_LOSS_SETTINGS = (
-    "loss_type",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "importance_sampling_level",
-    "off_policy_mask_threshold",
-    "top_entropy_quantile",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "beta",
-    "sync_ref_model",
-    "ref_model_mixup_alpha",
-    "ref_model_sync_steps",
-    "use_bias_correction_kl",
-    "entropy_coef_min",
-    "entropy_coef_max",
-    "entropy_coef_delta",
-    "entropy_target",
-    "sapo_temperature_neg",
-    "sapo_temperature_pos",
-    "vespo_k_pos",
-    "vespo_lambda_pos",
-    "vespo_k_neg",
-    "vespo_lambda_neg",
-    "vllm_importance_sampling_mode",
-    "vllm_importance_sampling_clip_min",
-    "vllm_importance_sampling_clip_max",
-    "vllm_importance_sampling_cap",
-)
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold",
+    "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy", "beta", "sync_ref_model", "ref_model_mixup_alpha",
+    "ref_model_sync_steps", "use_bias_correction_kl", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+    "entropy_target", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos",
+    "vespo_k_neg", "vespo_lambda_neg", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap",
+)  # fmt: skip
 
 
 # What a sampler may be told beside TRL's and our fields, since the tokens' distribution does not depend on it.

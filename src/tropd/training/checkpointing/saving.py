@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...atomic_files import write_whole
 from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
+from ..guards.step_guards import GUARD_STATE
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .earlier_run import check_stays
 from .final_model import best_of, is_missing, make_from
@@ -147,11 +148,8 @@ class Checkpointing:
         trainer._total_loss_scalar = state.get("total_loss", 0.0)
         self._summed_before = state.get("steps_summed", 0)
         trainer.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
-        trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
-        trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
-        trainer.guard.recent = [(share, count) for share, count in state["guard"].get("recent", [])]
-        trainer.guard.guidance = state["guard"].get("guidance", 0.0)
-        trainer.guard.best_guided_share = state["guard"].get("best_guided_share", 0.0)
+        for name in state["guard"].keys() & GUARD_STATE:
+            setattr(trainer.guard, name, state["guard"][name])
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -162,13 +160,7 @@ class Checkpointing:
             "total_loss": trainer._total_loss_scalar,
             "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
-            "guard": {
-                "steps_in_a_row": trainer.guard.steps_in_a_row,
-                "best_ended_share": trainer.guard.best_ended_share,
-                "recent": trainer.guard.recent,
-                "guidance": trainer.guard.guidance,
-                "best_guided_share": trainer.guard.best_guided_share,
-            },
+            "guard": {name: getattr(trainer.guard, name) for name in GUARD_STATE},
         }
 
     @property

@@ -22,8 +22,10 @@ def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
     if shards_teacher(trainer):
         # Layer by layer, as the student: TRL's prepare_fsdp makes one unit, which each process would gather whole.
         return fsdp2_prepare_model(trainer.accelerator, model).eval()  # type: ignore[no-any-return]
-    if trainer.is_fsdp_enabled:
-        return _whole(trainer.accelerator, model)
+    if trainer.is_fsdp_enabled:  # accelerate prepares no second model beside one that FSDP shards
+        if not trainer.accelerator.verify_device_map(model):
+            model.to(trainer.accelerator.device)
+        return in_autocast(trainer.accelerator, model)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)  # type: ignore[no-any-return]
 
 
@@ -61,13 +63,6 @@ def student_is_sharded_while_writing(trainer: Any) -> bool:
     """Does the student's forward pass need every rank, while it writes rollouts?"""
     zero3 = uses_zero3(trainer) and not trainer.args.ds3_gather_for_generation
     return trainer.accelerator.num_processes > 1 and bool(trainer.is_fsdp_enabled or zero3)
-
-
-def _whole(accelerator: Any, model: PreTrainedModel) -> Callable:
-    """accelerate prepares no second model beside one that FSDP shards, so this does what it would do."""
-    if not accelerator.verify_device_map(model):
-        model.to(accelerator.device)
-    return in_autocast(accelerator, model)
 
 
 def in_autocast(accelerator: Any, model: Callable) -> Callable:

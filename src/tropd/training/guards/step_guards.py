@@ -128,6 +128,9 @@ def scores_not_finite(num_tokens: float, step: int, directory: str, teacher: Nam
 ENOUGH_ROLLOUTS = 16
 """So few say whether most of a student's rollouts end: of four, two may do so by chance."""
 
+GUARD_STATE = ("steps_in_a_row", "best_ended_share", "recent", "guidance", "best_guided_share")
+"""What a checkpoint holds of the collapse guard."""
+
 
 class CollapseGuard:
     """Counts collapsed steps in a row.
