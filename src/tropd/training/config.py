@@ -1,4 +1,4 @@
-"""`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method in the place of GRPO's loss."""
+"""`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method instead of GRPO's loss."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ _GRPO_LOSS_SETTINGS = (
 )  # fmt: skip
 
 
-# What a sampler may be told beside TRL's and our fields, since the tokens' distribution does not depend on it.
+# Further settings of a sampler that are allowed, because the distribution of tokens does not depend on them.
 _LEAVES_SOFTMAX = (
     "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile",
     "prefill_chunk_size", "low_memory", "do_sample", "renormalize_logits", "pad_token_id", "bos_token_id",
@@ -45,7 +45,7 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 }
 
 
-# What the host's fields may be that are annotated as text, and that it would look at late or never.
+# The values of the host's fields that are annotated as text and that it would check late or never.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
     "log_level": tuple(trainer_log_levels),

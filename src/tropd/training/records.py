@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
     """What a rollout begins with: the first tokens of its teacher's response.
 
     Attributes:
-        ids: none where the student begins by itself.
+        ids: empty where the student writes from the start.
         is_endless: the response itself does not end within the budget.
     """
 

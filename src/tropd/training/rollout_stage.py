@@ -1,7 +1,7 @@
 """The rollouts of a step: teacher prefixes and student continuations, through the host's own rollout.
 
-TRL's `_generate_and_score_completions` calls back into the trainer; `RolloutStage` is what answers there. What the
-answers need of the batch is one record, `_Batch`, that exists while the host's call lasts.
+TRL's `_generate_and_score_completions` calls back into the trainer, which passes the calls to `RolloutStage`. What they
+need to know of the batch is in one record, `_Batch`, that exists for the time of TRL's call.
 """
 
 import logging
@@ -59,7 +59,7 @@ class _Batch:
     rows: Sequence[Row]  # as the data have them
     first_row: int  # number of the first of them in the whole step
     starts: list[list[int]] | None  # teacher prefixes that the first turn continues; `None` once it has
-    # which row and position a turn's contexts go on at; `None` where there is one turn, of all rows
+    # the row and position at which a turn's contexts continue; `None` where there is one turn, of all rows
     turns: Turns | None
     notes: SamplerNotes | None  # what the sampler knows of its tokens; `None` where nobody reads it
     guidance: TurnGuidance | None = None  # which turns are the teacher's, where there are several; `None` where none is
@@ -86,7 +86,7 @@ class RolloutStage:
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         self._ranks_in_step = RanksInStep(trainer)
         check_pattern(trainer)
-        # Where a teacher's response is over: an ending of either model, also where the student would go on.
+        # A teacher's response ends at an ending of either model, even where the student would continue.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
     # ------------------------------------------------------------------ called by a step
@@ -115,7 +115,7 @@ class RolloutStage:
     def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[Prefix]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
 
-        All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
+        All rollouts of a prompt start alike. They may be on two ranks; the one with the first finds the prefix.
         Rollouts of a prompt are side by side in `rows`; `fraction` is α of the schedule.
         """
         trainer, each = self.trainer, self.trainer.num_generations
@@ -132,7 +132,7 @@ class RolloutStage:
         return [of_prompt[number // each] for number in numbers]
 
     def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
-        """Likewise of rows whose turns are guided one by one, when each is due."""
+        """The same for rows whose turns are guided one by one, each when it is due."""
         return TurnGuidance(self.trainer, rows, first_row, fraction, method, self._every_ending)
 
     def roll_out(
@@ -192,12 +192,12 @@ class RolloutStage:
     # ------------------------------------------------------------------ called back by the host
 
     def tokenize_prompts(self, prompts: Sequence[Any], host: Callable) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """The prompts' ids, with the tools that each row brings, and no ending that a tokenizer puts behind text."""
+        """The prompts' ids, with the tools that each row brings, without an ending that a tokenizer appends to text."""
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             rows = self._batch.rows
             if self.has_turns:
-                # Copies: the host's tool loop appends calls and replies to these very lists, no part of a prompt.
+                # Copies: the host's tool loop appends calls and replies, no part of a prompt, to these very lists.
                 self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
         self._student_reader.check(found[0], self.trainer.max_completion_length)
@@ -206,12 +206,12 @@ class RolloutStage:
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
         """The host's sampler, continuing from the teacher prefixes on a batch's first turn.
 
-        `host` makes of contexts what is written behind them, and the sampler's log-probabilities.
+        `host` maps contexts to what is written after them and the sampler's log-probabilities.
         """
         batch = self._batch or _Batch((), 0, None, None, None)
         if batch.turns is not None and batch.turns.messages is not None:
             self._ranks_in_step.begin_turn()
-        # Row and position at which each context goes on; `None` where one has none.
+        # Row and position at which each context continues; `None` where one has none.
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
         places = [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
         if batch.turns is not None:
@@ -238,7 +238,7 @@ class RolloutStage:
         places: list[Place],
         host: Callable,
     ) -> tuple[list[list[int]], Any]:
-        """A turn of which the teacher writes some rows, or the start of some; the student goes on with the others."""
+        """A turn that the teacher writes or begins in some rows, and the student continues or writes in the others."""
         if turns.messages is None:
             guidance.begin(batch.prompts or (), prompt_ids)
         starts = guidance.starts(turns, prompt_ids, places)
@@ -263,7 +263,7 @@ class RolloutStage:
         places: list[Place] | None,
         host: Callable,
     ) -> tuple[list[list[int]], Any]:
-        """What the student writes behind `starts`, and those before it."""
+        """`starts`, and what the student writes after them."""
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         budget = self.trainer.max_completion_length
         contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
@@ -282,7 +282,7 @@ class RolloutStage:
                 written, logps = host(contexts)
         if any(starts):
             written = [[*start, *ids][:budget] for start, ids in zip(starts, written, strict=True)]
-            if logps is not None:  # the sampler says nothing of what it has not drawn
+            if logps is not None:  # the sampler has no numbers for what it did not draw
                 told = zip(starts, logps, strict=True)
                 logps = [[*[None] * len(start), *values][:budget] for start, values in told]
         return written, logps
@@ -290,7 +290,7 @@ class RolloutStage:
     def call_tools(self, messages: Sequence[list[Any]], host: Callable[[], Any], write: Callable) -> Any:
         """The host's tool loop, whose further turns come back to `generate_turn`.
 
-        It appends to `messages`, which each row has behind its prompt; `write` is the host's sampler, behind contexts.
+        It appends to `messages`, those after each row's prompt; `write`, the host's sampler, continues contexts.
         """
         if self._batch is not None and self._batch.turns is not None:
             self._batch.turns.follow(messages)
@@ -304,7 +304,7 @@ class RolloutStage:
         return found
 
     def tokenize_replies(self, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
-        """What stands between a call and the next turn: special tokens in a tool's words are text."""
+        """The tokens between a call and the next turn; special tokens in a tool's reply are text."""
         return self._plain_replies.tokenize(self.trainer, replies, host)
 
     @cached_property
@@ -312,7 +312,7 @@ class RolloutStage:
         return PlainReplies(self.trainer._tokenizer, self.trainer.args.max_tool_result_tokens)
 
     def _write_idly(self, contexts: list[list[int]], write: Callable) -> None:
-        """One token of a context that is no row's, in step with ranks that have rows."""
+        """One token after a context that belongs to no row, in step with ranks that have rows."""
         batch = _Batch((), 0, None, None, None)
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         with self._generation_budget(1), as_asked(student), self._addressed(batch, student, [(0, 0)]):
@@ -502,7 +502,7 @@ class RolloutStage:
     # ------------------------------------------------------------------ the host's numbers
 
     def _count_missing_rewards(self, rewards_BF: Tensor) -> None:
-        """A reward that is none, or no finite number, is left out of the host's sums; how many there are is told."""
+        """Count rewards that are `None` or not finite, which the host's sums leave out, and warn of them."""
         trainer, missing = self.trainer, ~rewards_BF.isfinite()
         trainer._metrics["train" if trainer.model.training else "eval"]["rewards/nonfinite_share"].append(
             missing.float().mean().item()
@@ -526,7 +526,7 @@ def no_reward(completions: list, **_: object) -> list[float]:
 
 
 def notes_suffice(trainer: Any) -> bool:
-    """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
+    """May what the sampler records of its tokens replace a pass of the student over its rollouts?
 
     A model that computes in half precision, or from quantised weights, rounds its logits, and the numbers noted with
     them: in bf16 a logit of 20 by up to 0.06. The pass computes logits from the states in float32. Where the rotary

@@ -40,7 +40,7 @@ def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
     check_padding(trainer)
     check_teacher_apart(trainer, teachers)
     student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
-    # That somebody wrote `True` where it is the default cannot be told here; the command line can.
+    # Whether somebody set `True` explicitly, the default, is not known here; the command line knows.
     asked = {name: getattr(trainer.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
     note = settle_checkpointing(trainer.args, student, asked)
     if note is not None:
@@ -169,14 +169,14 @@ def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: Teacher
 
 
 def _tools_for(trainer: Any, row: Row) -> Any:
-    """What the host tells the student of tools in a row's prompt: its own, its environment's, or the row's."""
+    """The tools that the host renders into a row's prompt: its own, its environment's, or the row's."""
     if trainer.environment_factories is not None:
         return trainer._env_tools[row.get("environment") if trainer._multi_environment else None]
     return trainer.tools or tools_of(row)
 
 
 def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
-    """Refuse tools that a model would not be told of, or that come from two places; say where they have no effect.
+    """Refuse tools that a model would not see, or that come from two places; warn where they have no effect.
 
     Raises:
         ValueError: with what to type.

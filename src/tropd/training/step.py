@@ -1,6 +1,6 @@
 """One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches.
 
-`build_step` makes all of it but the last, and what it calls stands below in the same order; `micro_batches` cuts the
+`build_step` makes all of it but the last, and the functions it calls follow in the same order; `micro_batches` cuts the
 result and sums token counts over ranks. Everything but the student's gradient is known then: the loss only reads.
 
 N counts the response tokens that are learned from or measured, row after row.
@@ -51,7 +51,7 @@ GATE_STREAM, EVALUATION_GATE_STREAM = 0, 1
 """Addressed draws of the trust gate, in training and in evaluation."""
 
 ROUNDING = 1e-4
-"""Nats within which a gate that is told by its bound may decide otherwise than by the ratio."""
+"""Nats within which a gate decided by its bound may differ from one decided by the ratio."""
 
 SMALLEST_DRAW = 1e-30
 """A draw of 0 falls outside where exp(r) is 0, at r of about −104; this one's logarithm is −69."""
@@ -79,7 +79,7 @@ class StepSetup:
         teacher_rows_per_pass: likewise through a teacher.
         by_length: may a pass be cut into several, of rows of about one length?
         reward_weight: of the rewards mixed into the policy gradient.
-        trusts_sampler: may what the sampler noted stand in for a pass of the student?
+        trusts_sampler: may the sampler's records replace a pass of the student?
         rescores: `rescore_rollouts` of the configuration.
         noted_rows: rollouts of this rank, from the first, that are logged with the teacher's likeliest tokens.
         noted_topk: how many of these a token is logged with, where the method asks for no top-k itself.
@@ -166,7 +166,7 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
 def make_rollouts(
     setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row]
 ) -> tuple[float | None, list[Rollout]]:
-    """The schedule's α (`None` without guidance), and what the student wrote behind prefixes of its length."""
+    """The schedule's α (`None` without guidance), and what the student wrote after prefixes of that length."""
     rows, first_row = rollout_stage.begin(rows)
     fraction = None
     if setup.method.guided and setup.is_training:
@@ -191,9 +191,9 @@ class StudentScores:
         rollout_logp: log π_old: the sampler's where there was no pass or the sampler was another engine, else the
             trainer's.
         trainer_logp: the trainer's own; NaN where no pass was made.
-        sampler_logp: what the sampler says of its token, believed or not; NaN where it says nothing.
+        sampler_logp: the sampler's own, used or not; NaN where it recorded none.
         entropy: nats.
-        from_notes: no pass was made; the sampler's numbers stand in for it.
+        from_notes: no pass was made; the sampler's numbers are used instead.
     """
 
     rollout_logp: Tensor
@@ -204,7 +204,7 @@ class StudentScores:
 
 
 def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScores:
-    """The student's scores: as its sampler noted them, if it did so for every token of every rank; else by a pass."""
+    """The student's scores: the sampler's, if it recorded every token on every rank; else those of a forward pass."""
     if setup.trusts_sampler:
         noted = scores_of_sampler(rollouts, setup.device)
         lacking = setup.ranks.sum(torch.tensor([float(noted is None)])).item()
@@ -218,7 +218,7 @@ def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScor
 
 @cache
 def warn_of_a_pass() -> None:
-    """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
+    """Warn once that a pass is made although `rescore_rollouts` is `False`."""
     logger.warning(
         "rescore_rollouts is False, but the sampler recorded nothing for some rollouts (docs/rollouts.md says where "
         "Transformers' own loop writes them), so the student scores these batches in a pass of its own."
@@ -226,7 +226,7 @@ def warn_of_a_pass() -> None:
 
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
-    """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
+    """The scores that the sampler recorded; `None` if it lacks one for a token that the student wrote."""
     logp = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
     entropy = column_of(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
     known = logp.isfinite() & entropy.isfinite()
@@ -254,7 +254,7 @@ def score_student(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScore
         entropies.append(entropy.float())
     trainer = torch.cat(logps)
     noted = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
-    # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
+    # Our own sampler, which records entropies, is the model of this pass, whose numbers are more exact.
     theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
     sampler = column_of(rollouts, theirs, trainer.device)
     return StudentScores(torch.where(sampler.isfinite(), sampler, trainer), trainer, noted, torch.cat(entropies))
@@ -357,10 +357,9 @@ def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentSco
 
 
 def entropy_thresholds(setup: StepSetup, rollouts: Sequence[Rollout], entropy: Tensor, student_mask: Tensor) -> Tensor:
-    """What the student's entropy must reach, [N]: of a training step one quantile, over all of its tokens and ranks.
+    """What the student's entropy must reach, [N]: in training one quantile over all tokens and ranks of the step.
 
-    In an evaluation each rollout has its own, as its batches are what happens to fit: a number that was one of a batch
-    would depend on their size.
+    In an evaluation each rollout has its own: a quantile of a batch would depend on the batch size.
     """
     share = setup.method.entropy_share
     assert share is not None
@@ -379,8 +378,8 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     """One pass of each row's teacher: log-probabilities everywhere, the top-k only where the method reads it.
 
     Which tokens need the top-k is a matter of their region. So the teacher calls `divide_and_select` slice by slice,
-    while its logits are at hand: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
-    Tokens that are logged are asked for, too, and set aside.
+    while it holds the logits: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
+    The top-k of tokens that are logged is requested too, and kept separately.
     """
     method = setup.method
     needed, noted = torch.zeros_like(gate.student_mask), torch.zeros_like(gate.student_mask)
@@ -429,14 +428,14 @@ def ask_teachers(
     together: bool = True,
     **options: Any,
 ) -> TeacherScores:
-    """The scores of each row's teacher; a failure is told in a sentence.
+    """The scores of each row's teacher; a failure is explained in a sentence.
 
     Args:
         setup: see `build_step`.
         rollouts: what is scored.
         scored: for each token of their responses, whether it is; by default what each rollout says.
         endings: ids that are one action; by default as the run has them.
-        together: every rank asks, and all stop where a teacher fails on one; else this rank asks by itself.
+        together: every rank asks, and all stop where a teacher fails on one; else this rank asks alone.
         options: what else `Teachers.score` takes.
     """
     scored = [rollout.scored for rollout in rollouts] if scored is None else scored
@@ -457,7 +456,7 @@ def ask_teachers(
 
 
 def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> TeacherScores:
-    """Scores in which the top-k is that of `needed` tokens, as without a log, and that of `noted` ones is apart."""
+    """Scores whose top-k is that of `needed` tokens, as without a log; that of `noted` tokens is kept separately."""
     index, ids, logp = scores.topk_index, scores.topk_ids, scores.topk_logp
     apart, kept = noted[index], needed[index]
     return replace(
@@ -472,8 +471,8 @@ def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> Tea
 def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     """Scores in which a token without a usable entropy, where `method` reads it, or top-k has no score at all.
 
-    Such a token leaves the loss and is counted like one whose log-probability is not finite; its top-k goes with it,
-    so that no mean is over it. −inf in a top-k is a probability of zero.
+    Such a token is excluded from the loss and counted like one whose log-probability is not finite, and its top-k is
+    excluded from every mean. −inf in a top-k is a probability of zero.
     """
     topk = scores.topk_logp
     usable = (topk < torch.inf).all(-1) & ((topk > -torch.inf).any(-1) | (topk.shape[-1] == 0))
@@ -521,7 +520,7 @@ def make_signals(
     if setup.method.guidance_term == "k1":
         prefix &= known
     signals = TokenSignals(
-        # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
+        # Nothing reads it on a prefix, which the sampler did not draw; but 0·NaN in the loss would not be 0.
         rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
         trust_weight=torch.where(known, gate.trust, 0.0),
@@ -534,7 +533,7 @@ def make_signals(
 
 
 def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSignals) -> TokenSignals:
-    """The signals with each token's factor by its turn; what rewards teach is not a matter of trust in the teacher."""
+    """The signals with each token's factor by its turn; rewards do not depend on trust in the teacher."""
     lengths = [[sum(rollout.scored[turn.start : turn.stop]) for turn in rollout.turns] for rollout in rollouts]
     counted = signals.trust_weight + signals.outlier_weight + signals.guidance_mask > 0
     weight, rewards = torch.ones_like(signals.trust_weight), signals.reward_advantage
@@ -542,19 +541,19 @@ def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSigna
         weight = turn_mean_weights(counted, lengths)
         rewards = None if rewards is None else rewards * weight
     if method.turn_trust == "weight":
-        # What the teacher wrote itself it accepts.
+        # The teacher's own tokens are accepted.
         accepted = torch.where(signals.guidance_mask > 0, 1.0, trust_probability(signals.log_ratio))
         weight = weight * turn_trust_weights(accepted, counted, lengths)
     return replace(signals, turn_weight=weight, reward_advantage=rewards)
 
 
 def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
-    """Of each rollout [n], the probability with which its teacher accepts each token that a model wrote of it.
+    """For each rollout [n], the probability that its teacher accepts each token that a model wrote.
 
-    What the teacher wrote itself it accepts; NaN where it has no finite score. One pass of each model, and nothing that
-    other processes would have to take part in.
+    The teacher's own tokens are accepted; NaN where it has no finite score. It takes one pass of each model, and no
+    collective operation.
     """
-    student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
+    student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # records need all ranks to agree
     teacher = ask_teachers(setup, rollouts, together=False)
     known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
     by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], setup.device, torch.bool)

@@ -1,7 +1,7 @@
 """`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
 
-This file is the switchboard: what is overridden of the host, in the order in which a run comes to it. The step itself
-is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
+This file is the switchboard: the host's methods that we override, in the order of a run. The step itself is
+`step.build_step`, and its loss `objective.head.fused_loss.fused_loss`.
 """
 
 import json
@@ -173,7 +173,7 @@ class TrOPDTrainer(GRPOTrainer):
     # ------------------------------------------------------------------ set-up
 
     def _set_up_models(self, teachers: Mapping[Any, Any], tokenizers: Any) -> None:
-        """The host's student made readable, the teachers loaded beside it, and what the models agree about."""
+        """Prepare the host's student, load the teachers, and settle what the models share: ids and endings."""
         prepare_student(self, teachers)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
@@ -186,12 +186,12 @@ class TrOPDTrainer(GRPOTrainer):
         self.endings = find_endings(self)
         check_topk(self)
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
-        # A server lists what the method needs; more would be asked of it, and may be refused.
+        # A server returns what the method needs; to log more, a larger request would be made, which it may refuse.
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
         self._notes_topk = lists and self.args.alternatives_per_token > 0
 
     def _set_up_run(self, asked: Any) -> None:
-        """What goes on over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
+        """What persists over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
         self.cycle = int(self.args.steps_per_generation * self.num_iterations)  # micro-batches of one batch of rollouts
         self._updates_each = max(1, self.cycle // self.args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
@@ -224,7 +224,7 @@ class TrOPDTrainer(GRPOTrainer):
         return tokenizer
 
     def expect_endings(self, share: float) -> None:
-        """Tell the guard the share of the student's rollouts that end before training, as a probe has seen it."""
+        """Tell the guard what share of the student's rollouts ended before training, as a probe has measured it."""
         self._ended_before = max(self._ended_before, share)
         self.guard.best_ended_share = max(self.guard.best_ended_share, share)
 
@@ -264,7 +264,7 @@ class TrOPDTrainer(GRPOTrainer):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _forget_what_was_begun(self) -> None:
-        """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
+        """Drop what an interrupted `train()` left: rollouts not learned from, and metrics of half a window."""
         self._step = 0
         self.stopped_by_signal = 0
         self._buffered_inputs = None
@@ -374,7 +374,7 @@ class TrOPDTrainer(GRPOTrainer):
         )
 
     def acceptances(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """How far each row's teacher accepts what was written of it so far; see `step.acceptances`."""
+        """How far each row's teacher accepts what has been written so far; see `step.acceptances`."""
         return acceptances(self.step_setup(), rollouts)
 
     # ------------------------------------------------------------------ a step's rollouts: what the host calls back
@@ -402,7 +402,7 @@ class TrOPDTrainer(GRPOTrainer):
         return self.rollout_stage.tokenize_replies(tool_messages, super()._get_tool_suffix_ids)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        """The host's own pass over its rollouts, made only where the host uses it; we do not."""
         if self.use_vllm and self.vllm_importance_sampling_correction:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         return None, None, None
@@ -459,7 +459,7 @@ class TrOPDTrainer(GRPOTrainer):
             raise gradient_not_finite(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
 
-    # ------------------------------------------------------------------ what is told of a step
+    # ------------------------------------------------------------------ what is logged of a step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
@@ -495,7 +495,7 @@ class TrOPDTrainer(GRPOTrainer):
         )
 
     def _logs_rollouts(self, steps: int = 1) -> bool:
-        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps.
+        """Are the rollouts of this micro-batch logged? Those of a step's first one, every `rollout_log_steps` steps.
 
         Or, with `steps`, in one of so many from this one on.
         """
@@ -612,7 +612,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     @property
     def is_inside_cycle(self) -> bool:
-        """Are there updates to come from the rollouts at hand? A checkpoint does not hold those."""
+        """Are there more updates to come from the current rollouts, which a checkpoint does not hold?"""
         return self._step % self.cycle != 0
 
     def _get_output_dir(self, trial: Any) -> str:

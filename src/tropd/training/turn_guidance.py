@@ -1,7 +1,7 @@
 """Guidance over turns: which turns of an episode the teacher writes, and what it writes there.
 
-The host's tool loop takes any ids for a turn: it parses them, runs their calls in the row's own environment and goes
-on. So a teacher's turn is handed to it in the place of the student's, and nothing is simulated.
+The host's tool loop takes any ids for a turn: it parses them, runs their calls in the row's own environment and
+continues. So it is given a teacher's turn instead of the student's, and nothing is simulated.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class _Episode:
 
 @dataclass(frozen=True)
 class Start:
-    """The teacher's tokens that a turn begins with; with `is_whole` they are all of it."""
+    """The teacher's tokens that a turn begins with; with `is_whole`, the whole turn."""
 
     ids: list[int] = field(default_factory=list)
     is_whole: bool = False
@@ -63,7 +63,7 @@ class _Proposal:
 class TurnGuidance:
     """Guidance of one batch's rows.
 
-    `prefix`: the teacher begins each episode, and from its first turn (or token) on the student goes on alone.
+    `prefix`: the teacher begins each episode, and the student writes everything from its own first turn (or token) on.
     `mixed`: each turn is the teacher's with probability α, whoever wrote the others. `trust`: with α (1 − A), where A
     is the mean acceptance of all that the row has written so far. The last turn, which calls no tool, is begun by the
     teacher at most: where turns are counted it is all the student's, where tokens are, `guidance_min_tail` of it are.
@@ -85,7 +85,7 @@ class TurnGuidance:
         self._prompt_lengths: list[int] = []
 
     def begin(self, prompts: Sequence[Any], prompt_ids: Sequence[list[int]]) -> None:
-        """Know the prompts, which an environment makes only now."""
+        """Take the prompts, which an environment has just made."""
         rows = [with_observation(row, prompt) for row, prompt in zip(self.rows, prompts, strict=True)]
         self._teacher_contexts = self.trainer.teachers.contexts_for(rows, prompt_ids)
         self._prompt_lengths = [len(ids) for ids in prompt_ids]
@@ -94,7 +94,7 @@ class TurnGuidance:
     def starts(self, turns: Turns, contexts: Sequence[list[int]], places: Sequence[Place]) -> list[Start]:
         """What the teacher writes of this turn, row by row.
 
-        `turns` has the rows that it asks for, and all rows' messages behind their prompts; `contexts` and `places`, row
+        `turns` has the rows that it asks for, and all rows' messages after their prompts; `contexts` and `places`, row
         in the step and position in the response, are of the rows that it asks for.
         """
         asked, messages = turns.asked or [], turns.messages
@@ -139,7 +139,7 @@ class TurnGuidance:
         return not episode.is_over and episode.tokens != 0 and episode.turns != 0
 
     def _chances(self, turns: Turns, contexts: Sequence[list[int]]) -> list[float]:
-        """How likely the teacher takes each row's turn over, by what it makes of the turns before."""
+        """The probability that the teacher takes over each row's turn, given its acceptance of the turns before."""
         rows = [row for row in turns.asked or [] if turns.written[row]]
         if not rows:  # the first turn
             return [0.0] * len(contexts)
@@ -161,7 +161,7 @@ class TurnGuidance:
         ]
 
     def _episode(self, row: Row, prompt_ids: list[int]) -> _Episode:
-        """A row at its first turn, with how much of it is the teacher's."""
+        """A row before its first turn, and how much of it the teacher writes."""
         trainer, response = self.trainer, row.get("teacher_response")
         recorded: list[RecordedTurn] = []
         if response is not None:
@@ -206,7 +206,7 @@ class TurnGuidance:
         return _Proposal(list(turn.ids), ending, is_last)
 
     def _is_handed_over(self, row: int) -> bool:
-        """Is the rest of an episode the student's, as its recording is stale and a sharded teacher cannot go on?"""
+        """Does the student write the rest, because the recording is stale and a sharded teacher cannot write?"""
         return self._episodes[row].stale and not self.is_drawn and shards_teacher(self.trainer)
 
     def _write(self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place]) -> list[_Proposal]:
@@ -254,7 +254,7 @@ class TurnGuidance:
             return False
         return bool(host.parse_response(trainer._tokenizer, ids, prefix=context, tools=tools).get("tool_calls"))
 
-    # ------------------------------------------------------------------ how much of it
+    # ------------------------------------------------------------------ how much
 
     def _room(self, episode: _Episode, position: int) -> int:
         """Tokens that a turn of the teacher's may take."""
@@ -285,8 +285,8 @@ class TurnGuidance:
 def check_pattern(trainer: Any) -> None:
     """Refuse turns of the teacher's that weights sharded over the processes cannot give.
 
-    Those behind a turn of the student's are in no recording, and to ask for the trust of turns, processes would have to
-    have as many as each other.
+    No recording has turns that follow one of the student's, and to measure the trust of turns, all processes would need
+    the same number of turns.
 
     Raises:
         ValueError: with the field, and what can be set instead.
@@ -326,10 +326,10 @@ def write_by_teacher(
     ending_ids: Sequence[int],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """What a teacher writes behind `contexts` while the student trains, each without its ending.
+    """What a teacher writes after `contexts` during training, without endings.
 
     A teacher of this process draws by row and position, with Transformers' `generate` whatever writes the student's
-    rollouts; another engine is told seeds. `places` has the row in the whole step and the position at which each goes
+    rollouts; another engine is given seeds. `places` has the row in the whole step and the position at which each goes
     on; each is cut at `max_new_tokens`.
     """
     args, teacher, noise = trainer.args, trainer.teachers.by_name[name], None

@@ -1,6 +1,6 @@
 """A decoding loop for rows whose tokens depend on their address alone, and so on no order and on no batch.
 
-Beside Transformers' `_sample`, which it stands in for: a context that several rows share is read once; contexts of
+Unlike Transformers' `_sample`, which it replaces: a context that several rows share is read once; contexts of
 about one length are read together; a row that has ended leaves the batch, and one that waits may take its place; keys
 and values are written in place. What it cannot do is left to `_sample`, as `why_plain` says before anything is
 computed: rows that move, leave and share a context need attention over tokens whose columns can be aligned, and
@@ -92,7 +92,7 @@ class Noted(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What was drawn behind one context, in one turn."""
+    """What was drawn after one context, in one turn."""
 
     context: list[int]
     position: int
@@ -110,8 +110,8 @@ def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
 class SamplerNotes:
     """Log-probability and entropy of drawn tokens, over all turns of one batch's rollouts.
 
-    They belong to the tokens, behind the context, that the sampler drew: what a host or a user's function has put in
-    their place has no note.
+    They belong to the tokens that the sampler drew after that context: tokens that a host or a user's function has put
+    in their place have no note.
 
     >>> notes = SamplerNotes(temperature=1.0)
     >>> notes.add([(4, 1)], [[5, 8]], torch.tensor([[6, 7]]), torch.tensor([[-0.5, -1.0]]), torch.tensor([[0.7, 0.8]]))
@@ -137,7 +137,7 @@ class SamplerNotes:
         logps_BL: Tensor,
         entropies_BL: Tensor,
     ) -> None:
-        """Note what was drawn behind each context, at its (row, position) and on; NaN is nothing."""
+        """Note what was drawn after each context, from its (row, position) on; NaN where nothing is known."""
         lines = zip(places, contexts, tokens_BL.tolist(), logps_BL.tolist(), entropies_BL.tolist(), strict=True)
         for (row, position), context, *columns in lines:
             self._parts[row].append(_Part(context, position, *columns))
@@ -187,20 +187,20 @@ class Request:
 class Output(NamedTuple):
     """What one call has written."""
 
-    ids: Tensor  # [R, W + longest], contexts and what follows them; padding behind a row that ended before
+    ids: Tensor  # [R, W + longest], contexts and what follows them; padding after a row that ended before
     logps: Tensor  # [R, L], of each token; NaN where there is none or nothing was asked for
     entropies: Tensor  # [R, L], in nats; the same
 
 
 class _Group(NamedTuple):
-    """Contexts that are read together, and the rows that go on from each."""
+    """Contexts that are read together, and the rows that continue each."""
 
     contexts: list[list[int]]
     rows: list[list[int]]
 
 
 def decode(model: Any, request: Request) -> Output:
-    """Write behind all contexts, until every row has ended or is full."""
+    """Continue all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
     slots, device = loop.slots, loop.device
     # Sharded weights are gathered for each pass anew.
@@ -297,7 +297,7 @@ class _Loop:
         self.look_in = 0
 
     def _begin(self, prefilled: DynamicCache, group: _Group, gaps: list[int], kept: KeptStates) -> int:
-        """Put what is known of a group's rows into their cache; how many columns need not be read."""
+        """Put what is known of a group's rows into their cache; returns how many columns need not be read."""
         numbers = self.request.numbers
         counts = [
             [kept.known(numbers[row], context) for row in several]
@@ -357,7 +357,7 @@ class _Loop:
         Args:
             logits: [B, V].
             numbers: [B], each row's among all.
-            columns: [B], where its token stands in `ids`.
+            columns: [B], where its token is in `ids`.
             written: tokens that each of them, or the one with most, has written before.
             ended: [B], rows that had ended before and get padding.
         """
@@ -383,7 +383,7 @@ class _Loop:
         return tokens, ends if ended is None else ends | ended
 
     def _note(self, logits: Tensor, tokens: Tensor, numbers: Tensor, places: Tensor, ended: Tensor | None) -> None:
-        """Keep what the model itself thinks of the tokens just drawn; nothing of rows that had ended before."""
+        """Record the model's own numbers for the tokens just drawn, except in rows that had ended before."""
         assert self.request.notes is not None
         endings = self.request.notes.endings
         events = one_action(logits / self.request.notes.temperature, endings)

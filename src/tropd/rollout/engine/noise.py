@@ -6,7 +6,7 @@ where the E_v come from: Philox gives one key for each (row, position), SplitMix
 of it is integer arithmetic, so CPU and GPU have the same noise, and PyTorch's generators are neither read nor moved.
 
 One uniform and the inverse of the cumulated softmax would be cheaper, but a softmax that differs by rounding (another
-batch, another padding) moves every boundary behind the difference. In the race two softmaxes at a total variation of δ
+batch, another padding) moves every boundary after the difference. In the race two softmaxes at a total variation of δ
 part at no more than 2δ/(1 + δ) of the tokens; `benchmarks/addressed_sampling.py` measures both.
 
 B counts sequences, V is the vocabulary, L the tokens that are asked for.
@@ -72,7 +72,7 @@ class AddressedNoise:
     seed: int  # the run's
     step: int  # optimiser steps taken before this one
     stream: int  # number of the use, see `objective.randomness`
-    places: Sequence[Place]  # where each sequence of the call goes on
+    places: Sequence[Place]  # where each sequence of the call continues
     synced_gpus: bool = False  # keep running until every rank has finished, as sharded weights need it
     rows_at_once: int | None = None  # sequences that are decoded together, at most; `None` is all
     # where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
@@ -133,10 +133,10 @@ class AddressedNoise:
     ) -> Any:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
-        The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
+        The race comes after every other processor, so temperature, top-k, top-p and the like have been applied.
         Where nothing is to be sampled (`do_sample=False`) the likeliest token wins, whatever the noise.
-        The loop is ours where it can be (`why_plain`, `why_not_here`), and Transformers' otherwise, which
-        is said once; both draw the same tokens. With `unproven` it is ours or none.
+        The loop is ours where it can be (`why_plain`, `why_not_here`), else Transformers', with one warning; both draw
+        the same tokens. With `unproven` it is ours or none.
 
         Raises:
             RuntimeError: a softmax that is not finite, in `torch.multinomial`'s words, for whoever explains those.
@@ -195,7 +195,7 @@ class AddressedNoise:
 
 @cache
 def say_why_plain(why: str) -> None:
-    """Say, once, that Transformers' own loop decodes, which is slower and notes no entropies."""
+    """Warn once that Transformers' own loop decodes, which is slower and records no entropies."""
     logger.warning(
         "Rollouts fall back to Transformers' own loop because of %s. The tokens are the same; it takes longer, and "
         "the student reads each batch once more (docs/rollouts.md).",
@@ -307,7 +307,7 @@ def _splitmix(states: Tensor) -> Tensor:
 def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
     """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us.
 
-    A model that would write something else than it reads is decoded in another way, or refused; see `writing`.
+    A model whose writing would differ from its reading is decoded in another way, or refused; see `writing`.
     """
     with _another_generate(model) as generate:
 

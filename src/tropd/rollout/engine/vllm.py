@@ -1,7 +1,7 @@
 """vLLM through TRL: in the student's precision, asked row by row, and ended in time.
 
 TRL asks vLLM for one budget and one stream of draws for a whole batch. A rollout that continues a teacher's prefix may
-write what the prefix leaves of the budget and no more, and draws that depend on the batch are others in a resumed run.
+write only what the prefix leaves of the budget, and draws that depend on the batch would differ in a resumed run.
 vLLM draws a request that has a seed with a generator of its own, so a seed made of (run, step, row, position, stream)
 gives a row the same draws in any batch, as far as its kernels give the same logits in any batch: on a CPU they do; on a
 GPU the batch decides which kernels run, and logits differ by rounding.
@@ -39,7 +39,7 @@ CONNECT_SECONDS = 10.0
 
 
 def check_version() -> None:
-    """Refuse a vLLM that TRL cannot drive; say of a newer one that nobody has tried it.
+    """Refuse a vLLM that TRL cannot drive; warn of a newer one that is untested.
 
     Raises:
         ValueError: with the release, and what to install.
@@ -81,7 +81,7 @@ class StudentEngine(VLLMGeneration):
     """TRL's engine in the student's precision, with a time limit on every answer of a server; see `engines_of_ours`.
 
     Attributes:
-        dtype: in which the engine computes; `None` where a server has not told it to this process.
+        dtype: in which the engine computes; `None` where this process has not learned it from a server.
         version: vLLM's; the same.
     """
 
@@ -152,7 +152,7 @@ class StudentEngine(VLLMGeneration):
     def _read_server(self, client: Any) -> None:
         """Its dtype and version, and whether it reports the softmax that it draws from.
 
-        A server reports log-probabilities of the softmax before the temperature, unless it was told otherwise.
+        A server reports log-probabilities of the softmax before the temperature, unless it is configured otherwise.
         """
         model = client.get_server_info()["model_config"]
         self.dtype = str(model["dtype"]).removeprefix("torch.")
@@ -256,7 +256,7 @@ def _for_row(shared: Any, row: RowRequest) -> Any:
 def _ask_server(
     client: Any, rows: list[RowRequest], prompts: list[list[int]], n: int = 1, **settings: Any
 ) -> dict[str, Any]:
-    """`VLLMClient.generate` in one request for each row; a prompt's `n` rows lie side by side."""
+    """`VLLMClient.generate` in one request for each row; a prompt's `n` rows are side by side."""
     ask = type(client).generate
 
     def one(number: int) -> dict[str, Any]:

@@ -69,14 +69,14 @@ def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
 
 
 class Pushes:
-    """Pushes while a run goes on: they end in the background, where the host does not look at what became of them."""
+    """Pushes during a run: they finish in the background, where the host does not check whether they succeeded."""
 
     def __init__(self) -> None:
         self._begun: dict[Any, int] = {}
 
     @contextmanager
     def of_step(self, step: int, trainer: Any) -> Iterator[None]:
-        """Begin a step's push inside; what has failed by then is told.
+        """Begin a step's push inside; warn of earlier ones that have failed.
 
         Raises:
             CheckpointNotWritten: there is no room for the copy of the model that is pushed.
@@ -88,7 +88,7 @@ class Pushes:
             self._begun.setdefault(job, step)
 
     def tell_failed(self) -> None:
-        """Warn of each push that has ended without the Hub's having taken it, once."""
+        """Warn, once each, of pushes that the Hub has not accepted."""
         for job in [job for job in self._begun if job.done()]:
             step = self._begun.pop(job)
             if (error := job.exception()) is not None:

@@ -91,5 +91,5 @@ def stopping_at_signals(trainer: Any) -> Iterator[None]:
             "with resume_from_checkpoint (latest on the command line, True in Python).",
             trainer.stopped_by_signal,
         )
-    if signals.received:  # behind the last step: the run is whole, and the process is to end all the same
+    if signals.received:  # after the last step: the run is complete, and the process is to end anyway
         signal.raise_signal(signals.received)

@@ -10,7 +10,7 @@ MODEL = re.compile(
     r"|tokenizer\.model|(merges|vocab)\.txt|chat_template\.jinja|training_args\.bin|README\.md"
     r"|final_model\.json|trainer_state\.json|\w+_results\.json"
 )
-"""Names of files of a saved model, and of what is said of its training beside it."""
+"""Names of the files of a saved model, and of the records of its training beside it."""
 RECORDS = re.compile(r"(run|fingerprints|preflight)\.json(\.partial)?|metrics\.jsonl|report\.html|\.lock")
 """Names of a run's other files."""
 FOLDERS = re.compile(r"rollouts|\.writing|checkpoint-\d+")

@@ -38,9 +38,9 @@ class Checkpointing:
 
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
-        is_writing: is the host writing a checkpoint, which lies aside until it is whole?
+        is_writing: is the host writing a checkpoint, which is kept aside until it is whole?
         odd_buffers: those of the student that were not finite before training.
-        tells_changes: are settings that are others than the run began with still to be told, when it goes on?
+        tells_changes: warn, when a run resumes, of settings that have changed since it began?
     """
 
     def __init__(self, trainer: Any):
@@ -83,7 +83,7 @@ class Checkpointing:
 
     @property
     def goes_on_here(self) -> bool:
-        """Does the current run continue in the folder of its checkpoint? If not, what is there is another run's."""
+        """Does the current run continue in the folder of its checkpoint? If not, that folder belongs to another run."""
         if self.resumed_from is None:
             return False
         return Path(self.resumed_from).resolve().parent == Path(self.trainer.args.output_dir).resolve()
@@ -111,7 +111,7 @@ class Checkpointing:
             )
 
     def _make_final_model(self) -> str:
-        """The final model of a complete run that lost it, as the command line makes it; what to say of it."""
+        """Make the final model of a complete run that has lost it, as the command line does; a sentence about it."""
         args, last = self.trainer.args, Path(str(self.resumed_from))
         source, said = best_of(last) if args.load_best_model_at_end else last, ""
         if args.save_final_model and is_missing(args.output_dir, source):
@@ -129,7 +129,7 @@ class Checkpointing:
         return place_in_stream(self.resumed_from, trainer.args.gradient_accumulation_steps)
 
     def restore_pending(self) -> None:
-        """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
+        """Restore what `_pending_state` saved, when training resumes from a checkpoint that has it."""
         trainer = self.trainer
         self._began_at = trainer.state.global_step
         if self.resumed_from is None:
@@ -262,7 +262,7 @@ class Checkpointing:
     def finalize(self, host: Callable[[], Any]) -> Any:
         """The host's end of a training.
 
-        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped goes on from its
+        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped resumes from its
         last one.
         """
         trainer = self.trainer
@@ -276,7 +276,7 @@ class Checkpointing:
     def _note_best(self, directory: str) -> None:
         """The best checkpoint's place, which the host looks up where this one was written; `None`: it was never saved.
 
-        A run that goes on in another folder may have left it in the old one.
+        A run that resumes in another folder may have left it in the old one.
         """
         state = self.trainer.state
         best, before = state.best_global_step, state.best_model_checkpoint
@@ -288,7 +288,7 @@ class Checkpointing:
             state.best_model_checkpoint = None
 
     def _find_best(self) -> None:
-        """The best model so far, of a run that goes on; its folder may have moved.
+        """Find the best model so far of a resumed run, whose folder may have moved.
 
         Raises:
             ValueError: its checkpoint is gone, so that it could not be the final one.
@@ -307,7 +307,7 @@ class Checkpointing:
 
 
 def _check_goes_on(checkpoint: Path) -> None:
-    """Refuse a checkpoint of the model alone: the host would go on with an optimiser of its own, in silence."""
+    """Refuse a checkpoint of the model alone: the host would silently continue with a new optimiser."""
     if not any(True for pattern in ("optimizer*", "global_step*") for _ in checkpoint.glob(pattern)):
         raise ValueError(
             f"resume_from_checkpoint is {checkpoint}, which holds only the model (save_only_model), and no optimiser "

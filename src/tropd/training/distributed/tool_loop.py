@@ -1,6 +1,6 @@
 """The host's tool loop, as we need it: ranks in step.
 
-TRL runs the tools; what it says of them is the messages that it appends to each row's completion while it goes on.
+TRL runs the tools; all that it reports are the messages that it appends to each row's completion.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ def writes_together(trainer: Any) -> bool:
 class RanksInStep:
     """Keeps processes that hold the student's weights together in one turn, however many turns each has to write.
 
-    Each says before a turn whether it has one. One without writes behind a context of one token instead, and throws
-    that away, until no process has any.
+    Before a turn each reports whether it has one. A process without one writes after a context of one token and drops
+    the result, until no process has any.
     """
 
     def __init__(self, trainer: Any):
@@ -33,9 +33,9 @@ class RanksInStep:
             self._any_has_turn(True)
 
     def end(self, write: Callable[[list[list[int]]], Any]) -> None:
-        """Go on with turns that nobody reads until all processes have come to their end.
+        """Take part in turns that nobody reads until no process has any left.
 
-        `write` is the host's sampler, behind contexts.
+        `write` is the host's sampler, which continues contexts.
         """
         while self.is_needed and self._any_has_turn(False):
             self.write_idly(write)

@@ -220,7 +220,7 @@ def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
 
 
 def _warn_of_idle_fields(args: TrOPDConfig, teachers: Mapping[Name, Any]) -> None:
-    """Say which fields of teachers have no effect, as no teacher is behind a server, or all are."""
+    """Warn of fields about teachers that have no effect because no teacher is behind a server, or all are."""
     served = [is_served(teacher) for teacher in teachers.values()]
     own = any(map(is_own, teachers.values()))  # it reads micro-batches as a teacher in this process does
     idle = ("teacher_batch_size",) if all(served) and not own else () if any(served) else SERVED
@@ -249,7 +249,7 @@ def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) 
 def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) -> None:
     """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
 
-    With one teacher without a name, a column of that name is data like any other, which is said.
+    With one unnamed teacher, a column of that name is data like any other; a warning says so.
 
     Raises:
         ValueError: with the first such row, its value, how many there are, and the names.
@@ -397,7 +397,7 @@ def _check_adapter(who: str, model: Any, learns: bool) -> None:
     """Refuse an adapter that does more than change weights: the model's forward is read from within.
 
     Tokens of its own before the prompt would make each state another token's; a wrapper around the forward adds to the
-    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not hand on what is asked of it.
+    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not pass on all arguments.
     """
     if isinstance(model, str) or not is_peft_model(model):
         return

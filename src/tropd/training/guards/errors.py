@@ -53,7 +53,7 @@ def guard(
 ) -> Callable[P, AbstractContextManager[None]]:
     """A context manager that stops the run with `explain(error, …)` where its block fails, the error as the cause.
 
-    An error of which `explain` says nothing goes on, and so does one that says everything itself, a `TrainingStopped`.
+    An error that `explain` has no sentence for propagates, and so does a `TrainingStopped`, which has its own.
     """
 
     @contextmanager

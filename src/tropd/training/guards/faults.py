@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 LONGEST = 300
 
 NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
-"""What is said where memory ran out and the exception's type does not tell."""
+"""Texts of errors in which memory ran out, where the exception's type does not say so."""
 
 WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
-"""What was being done; where it is not known, the update needs most."""
+"""What was being done; `LEARNING` where it is not known, as the update needs most."""
 
 TRAINED_ROWS, EVALUATED_ROWS = "per_device_train_batch_size", "per_device_eval_batch_size"
 """The fields that say how many rows pass through the student at once; a preflight has training's."""
@@ -69,14 +69,14 @@ def resume_phrase(directory: str, moment: str = "") -> str:
 
 
 def checkpoint_phrase(directory: str) -> str:
-    """Which checkpoint there is to go back to; told at once, so that resuming is where its files are read."""
+    """The checkpoint that is left. Its digests are not compared here, which takes time; resuming compares them."""
     whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder, digests=False) is None)
     last = next(whole, None)
     return f"the last checkpoint, {last}, is untouched" if last else f"{directory} has no checkpoint yet (save_steps)"
 
 
 def kept_phrase(moment: str, directory: str) -> str:
-    """What there is of the run."""
+    """What is kept of the run."""
     return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
 
 
@@ -267,7 +267,7 @@ def _is_lost_worker(error: Exception) -> bool:
 
 
 class DataEnd(TrainerCallback):
-    """What follows where a stream of prompts holds less than the run asks for.
+    """What happens when a stream of prompts holds fewer than the run asks for.
 
     The host reads a stream again from its start, and ends a run quietly when that gives nothing.
     """
@@ -322,7 +322,7 @@ def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotW
 def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -> DataFailed | ProcessLost | None:
     """Stop in a sentence where a process that loads data, or another process of the run, dies while this one works.
 
-    That a data loader's worker was lost PyTorch says wherever the main process is at that time.
+    PyTorch reports a lost data-loader worker wherever the main process is at that moment.
     """
     if not isinstance(error, RuntimeError):
         return None

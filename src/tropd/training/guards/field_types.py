@@ -135,7 +135,7 @@ def _fits_tuple(value: Any, part: Any) -> bool:
 
 
 def _mapping_of(name: str, value: Any) -> Any:
-    """The mapping that text stands for, which is JSON, or the name of a file where one can be given."""
+    """The mapping that a text is: JSON, or the name of a file where one is allowed."""
     if not isinstance(value, str) or (name in FILES and not value.startswith("{")):
         return value
     try:

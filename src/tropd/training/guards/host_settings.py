@@ -302,7 +302,7 @@ def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
 
 
 def _about_reading(error: Exception, settings: Mapping[str, Any]) -> str | None:
-    """A value that the host's `__post_init__` tripped over without a word of its field: the line names it."""
+    """A value that the host's `__post_init__` failed on without naming its field: the line that failed names it."""
     if not isinstance(error, (AttributeError, TypeError, ValueError)):
         return None
     lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if frame.name == "__post_init__"]

@@ -1,4 +1,4 @@
-"""Updates that round away in the weights' precision: weights are kept in float32, or the loss is told."""
+"""Updates that round away in the weights' precision: weights are kept in float32, or a warning is logged."""
 
 import logging
 from typing import Any

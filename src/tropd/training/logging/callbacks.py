@@ -52,7 +52,7 @@ class RunCallback(TrainerCallback):
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
-            Path(args.output_dir, FINAL).unlink(missing_ok=True)  # what lies there is no longer this run's end
+            Path(args.output_dir, FINAL).unlink(missing_ok=True)  # that model is not this run's final one
         self.trainer.checkpointing.restore_pending()
         self._weights_before = sample_half_precision(self.trainer.model)
 

@@ -23,8 +23,8 @@ OUTLIER = -2.0
 """r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
 
 ROOM_TO_END = 16
-"""Tokens, or an eighth of the budget, that the student must have written behind a teacher's prefix for an unended
-rollout to say something."""
+"""Tokens, or an eighth of the budget, that the student must have written after a teacher's prefix for an unended
+rollout to be informative."""
 
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
 
@@ -91,7 +91,7 @@ def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: i
     if any(rollout.is_cut is not None for rollout in step.rollouts):
         episode_metrics(totals, step.rollouts, step.signals)
     batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
-    # By which id responses end, and what the teacher thinks of it.
+    # Which ids end the responses, and how the teacher scores them.
     ended = [rollout for rollout in step.rollouts if rollout.ended]
     totals.add("response/other_ending_share", sum(rollout.ended_by != own_ending for rollout in ended), len(ended))
     stops = torch.tensor([sum(rollout.scored) for rollout in step.rollouts]).cumsum(0)
@@ -108,7 +108,7 @@ def ended_share(
 ) -> float | None:
     """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
 
-    One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
+    One that continued after the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
     the budget says nothing unless it ends, and neither does one that begins as a response that is itself too long.
     `unheeded` are endings of a teacher at which the student does not stop, `budget` the tokens that prefix and
     continuation may have together.
@@ -124,7 +124,7 @@ def ended_share(
 
 
 def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
-    """Lengths, endings and repetition; the teacher's prefix is counted apart.
+    """Lengths, endings and repetition; the teacher's prefix is counted separately.
 
     `unheeded` are endings of a teacher at which the student does not stop.
     """

@@ -30,7 +30,7 @@ def write_rollouts(
 ) -> list[dict[str, Any]]:
     """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; what was written.
 
-    Beside each token stand up to `alternatives` of the teacher's likeliest, where they are known.
+    Each token has up to `alternatives` of the teacher's likeliest tokens beside it, where they are known.
     """
     columns, likeliest = _columns(batch, terms), _likeliest(batch, tokenizer, alternatives)
     records, start = [], 0
