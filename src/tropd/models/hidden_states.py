@@ -64,13 +64,7 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
 
 
 def read_output_layer(model: PreTrainedModel, by_output_layer: bool) -> None:
-    """Where a model that exposes its states takes them from.
-
-    Args:
-        model: see `expose_hidden_states`.
-        by_output_layer: take what the model's own forward hands to its output layer, which costs nothing more; else the
-            last states of its base model.
-    """
+    """Let a model expose what its own forward hands to its output layer, or else the last states of its base model."""
     model._tropd_by_output_layer = by_output_layer  # type: ignore[assignment]
 
 

@@ -22,21 +22,13 @@ class PlainReplies:
     A chat template renders the reply with a mark in its place, which a twin of the tokenizer reads as one token, and
     that token becomes the ids of the text.
 
-    A reply that is longer than it may be is cut, and a mark in its place says so to the models; the messages, which
-    rewards and recordings read, keep all of it.
-
-    Args:
-        tokenizer: the student's.
-        most: tokens of one reply; `None` cuts none.
-
-    Attributes:
-        count: replies so far.
-        num_cut: those of them that were cut.
+    A reply of more than `most` tokens is cut, and a mark in its place tells the models; the messages, which rewards and
+    recordings read, keep all of it.
     """
 
     def __init__(self, tokenizer: Any, most: int | None = None):
         self._tokenizer, self.most = tokenizer, most
-        self.count = self.num_cut = 0
+        self.count = self.num_cut = 0  # replies so far, and those of them that were cut
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
         self._twins: dict[int, Any] = {}

@@ -85,14 +85,7 @@ class Teachers:
     ) -> TeacherScores:
         """Each teacher's scores of its own rows, put together again.
 
-        Args:
-            names: each row's teacher.
-            contexts: as in `LocalTeacher.score`, like the other arguments.
-            responses: see there.
-            scored: see there.
-            topk: see there.
-            rows_per_pass: see there.
-            settings: the rest.
+        `names` has each row's teacher; the other arguments are those of `LocalTeacher.score`.
         """
         settings["rows_per_pass"] = rows_per_pass
         if len(self.by_name) == 1:

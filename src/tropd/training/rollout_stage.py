@@ -1,7 +1,15 @@
 """The rollouts of a step: teacher prefixes and student continuations, through the host's own rollout.
 
-TRL's `_generate_and_score_completions` calls back into the trainer, which passes the calls to `RolloutStage`. What they
-need to know of the batch is in one record, `_Batch`, that exists for the time of TRL's call.
+`roll_out` calls TRL's `_generate_and_score_completions`. That calls back into the trainer, which passes the calls on
+to the methods here, in this order:
+
+    tokenize_prompts                    once
+    generate_turn                       each turn: TRL calls `model.generate`, which decodes by `AddressedNoise.decode`
+    call_tools, tokenize_replies        with tools: TRL's loop runs them and asks for the next turn
+    give_rewards                        once
+
+Then `records.read_rollouts` reads what TRL returns. What the calls need to know of the batch is in the record `_Batch`,
+which exists for the time of TRL's call: TRL has no argument that could carry it.
 """
 
 import logging

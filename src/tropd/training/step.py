@@ -1,7 +1,7 @@
-"""One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches.
+"""One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches → loss.
 
 `build_step` makes all of it but the last, and the functions it calls follow in the same order; `micro_batches` cuts the
-result and sums token counts over ranks. Everything but the student's gradient is known then: the loss only reads.
+result and sums token counts over ranks. Everything but the student's gradient is known then: `learn` only reads.
 
 N counts the response tokens that are learned from or measured, row after row.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..objective.endings import Endings, events_of
+from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
@@ -610,3 +611,33 @@ def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1
         )
         for number, (rows, signals, direct) in enumerate(parts)
     ]
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+def learn(setup: StepSetup, model: Callable[..., Any], batch: MicroBatch, every_token: bool) -> FusedLoss:
+    """The loss of a micro-batch and its terms, in one pass of the student with gradient.
+
+    Args:
+        setup: see `build_step`.
+        model: the student as the host has wrapped it.
+        batch: one of `micro_batches`.
+        every_token: compute the terms of all tokens, also of those that nothing is learned from.
+    """
+    packed = pack_for_student(batch.rollouts, setup.pad_id, setup.device, by_length=setup.by_length)
+    with setup.guards.autocast():
+        return model(  # type: ignore[no-any-return]
+            input_ids=packed.input_ids,
+            attention_mask=packed.attention_mask,
+            on_hidden=lambda hidden, head: fused_loss(
+                packed.states(hidden),
+                head.at_temperature(setup.temperature, setup.endings.as_one),
+                packed.token_ids,
+                batch.method,
+                batch.signals,
+                batch.counts,
+                batch.direct,
+                every_token=every_token,
+            ),
+        )

@@ -1,7 +1,7 @@
 """`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
 
 This file is the switchboard: the host's methods that we override, in the order of a run. The step itself is
-`step.build_step`, and its loss `objective.head.fused_loss.fused_loss`.
+`step.build_step`, and the loss of its micro-batches `step.learn`.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from ..models.hidden_states import head_rows, text_tokenizer
-from ..objective.head.fused_loss import FusedLoss, fused_loss
+from ..objective.head.fused_loss import FusedLoss
 from ..teacher.per_teacher_settings import args_of, check_names, teachers_by_name
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
@@ -67,10 +67,10 @@ from .logging.collect import Totals, ended_share, loss_metrics, step_metrics
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, without_trackers
-from .records import MicroBatch, Rollout, pack_for_student
+from .records import MicroBatch, Rollout
 from .rollout_stage import RolloutStage, no_reward
 from .set_up import find_endings, load_teachers, prepare_student
-from .step import Step, StepSetup, acceptances, build_step, micro_batches
+from .step import Step, StepSetup, acceptances, build_step, learn, micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -415,28 +415,8 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
-        packed = pack_for_student(
-            inputs.rollouts,
-            self._tokenizer.pad_token_id,
-            self.accelerator.device,
-            by_length=self._by_length,
-        )
         logs_rollouts = self._logs_rollouts()
-        with self.accelerator.autocast():
-            terms = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.attention_mask,
-                on_hidden=lambda hidden, head: fused_loss(
-                    packed.states(hidden),
-                    head.at_temperature(self.temperature, self.endings.as_one),
-                    packed.token_ids,
-                    inputs.method,
-                    inputs.signals,
-                    inputs.counts,
-                    inputs.direct,
-                    every_token=logs_rollouts,
-                ),
-            )
+        terms = learn(self.step_setup(), model, inputs, every_token=logs_rollouts)
         if not math.isfinite(loss := terms.loss.item()):
             raise loss_not_finite(loss, self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()

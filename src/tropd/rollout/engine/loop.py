@@ -119,14 +119,10 @@ class SamplerNotes:
     [nan, -0.5, -1.0]
     >>> [round(value, 1) for value in notes.of(row=4, prompt=[5], response=[8, 6, 9]).logps]
     [nan, -0.5, nan]
-
-    Attributes:
-        temperature: of the softmax that the numbers are of.
-        endings: ids that are one action in it; see `objective.endings`.
     """
 
-    temperature: float
-    endings: Endings = ()
+    temperature: float  # of the softmax that the numbers are of
+    endings: Endings = ()  # ids that are one action in it; see `objective.endings`
     _parts: dict[int, list[_Part]] = field(default_factory=lambda: defaultdict(list))
 
     def add(

@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -226,19 +227,13 @@ def _data_failure(error: Exception, step: int, directory: str, which: str = "tra
     )
 
 
+@dataclass(eq=False, repr=False)
 class Reading:
-    """A data loader of an evaluation, whose failures are sentences.
+    """A data loader of an evaluation, whose failures are explained in sentences."""
 
-    Args:
-        loader: the host's; everything but reading is left to it.
-        asking: what each batch is read in.
-        look: raises where a batch cannot be.
-    """
-
-    def __init__(
-        self, loader: Any, asking: Callable[[], AbstractContextManager[None]], look: Callable[[Any], None]
-    ) -> None:
-        self.loader, self.asking, self.look = loader, asking, look
+    loader: Any  # the host's, which does everything but reading
+    asking: Callable[[], AbstractContextManager[None]]  # each batch is read inside
+    look: Callable[[Any], None]  # raises where a batch cannot be used
 
     def __iter__(self) -> Iterator[Any]:
         with self.asking():
