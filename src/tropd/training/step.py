@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import compress, repeat
@@ -41,7 +42,7 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import SCORING
+from .guards.faults import SCORING, teacher_guard
 from .guards.step_guards import StepGuards, scores_not_finite
 from .records import MicroBatch, Prefix, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
@@ -440,7 +441,13 @@ def ask_teachers(
         options: what else `Teachers.score` takes.
     """
     scored = [rollout.scored for rollout in rollouts] if scored is None else scored
-    with setup.guards.asking_teacher(together):
+    guards = setup.guards
+    # A sharded teacher meets the other ranks in its forward pass, where they would not notice a failure.
+    together = together and not guards.shards_teacher
+    with (
+        setup.ranks.failing_together(guards.teacher_failed_elsewhere) if together else nullcontext(),
+        teacher_guard(guards.moment, guards.directory),
+    ):
         scores = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
@@ -452,7 +459,7 @@ def ask_teachers(
             endings=setup.endings.as_one if endings is None else endings,
             **options,
         )
-        setup.guards.check_counts(scores, sum(map(sum, scored)))
+        guards.check_counts(scores, sum(map(sum, scored)))
     return scores
 
 

@@ -368,7 +368,6 @@ class TrOPDTrainer(GRPOTrainer):
             args=self.args,
             directory=self.args.output_dir,
             trains=self.model.training or self.in_preflight,
-            ranks=self.ranks,
             shards_teacher=self._shards_teacher,
             autocast=self.accelerator.autocast,
         )

@@ -5,7 +5,7 @@ that a model cannot read.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,8 @@ from datasets import Dataset
 from ...messages import TOOLS, without_nulls
 from ...teacher.local import TeacherScores
 from ...teacher.names import Name, teacher_phrase
-from ..distributed.ranks import Ranks
 from .errors import NotFinite, TeacherFailed, guard
-from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memory, kept_phrase, teacher_guard
+from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memory, kept_phrase
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class StepGuards:
     args: Any  # the run's configuration
     directory: str  # the run's output directory
     trains: bool  # do as many rows pass through the student at once as in training?
-    ranks: Ranks  # to stop every process where one fails
     shards_teacher: bool  # does each process hold only a part of the teacher?
     autocast: Callable[[], AbstractContextManager[None]]  # the run's mixed precision
 
@@ -36,17 +34,6 @@ class StepGuards:
         """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
         rows = TRAINED_ROWS if self.trains else EVALUATED_ROWS
         return enough_memory(work, lambda: self.moment, self.args, rows)
-
-    @contextmanager
-    def asking_teacher(self, together: bool) -> Iterator[None]:
-        """Inside, the teacher scores; where it fails on one rank, every rank that is `together` leaves the block."""
-        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = together and not self.shards_teacher
-        with (
-            self.ranks.failing_together(self._failed_elsewhere) if together else nullcontext(),
-            teacher_guard(self.moment, self.directory),
-        ):
-            yield
 
     def check_counts(self, scores: TeacherScores, num_tokens: int) -> None:
         """Refuse scores that cannot be matched with the tokens, before anything is made of them.
@@ -71,8 +58,8 @@ class StepGuards:
                     "requested token."
                 )
 
-    def _failed_elsewhere(self) -> TeacherFailed:
-        """What a process says whose own teacher has answered."""
+    def teacher_failed_elsewhere(self) -> TeacherFailed:
+        """What a process raises whose own teacher has answered."""
         return TeacherFailed(
             f"the teacher failed in {self.moment} on another process, which says why; nothing was learned from it, and "
             f"{kept_phrase(self.moment, self.directory)}."
