@@ -30,15 +30,10 @@ REPEAT_CALL_PERIOD, REPEAT_CALL_TIMES = 3, 4
 
 
 class Prefix(NamedTuple):
-    """What a rollout begins with: the first tokens of its teacher's response.
+    """What a rollout begins with: the first tokens of its teacher's response."""
 
-    Attributes:
-        ids: empty where the student writes from the start.
-        is_endless: the response itself does not end within the budget.
-    """
-
-    ids: list[int]
-    is_endless: bool = False
+    ids: list[int]  # empty where the student writes from the start
+    is_endless: bool = False  # the response itself does not end within the budget
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Rollout:
     # without such an episode
     stale: bool | None = None
     is_cut: bool | None = None  # does it end in a call that no tool has answered, or in a reply? `None` without tools
-    is_prefix_endless: bool = False  # does the teacher's response that it begins as not end within the budget?
+    is_prefix_endless: bool = False  # does the whole teacher response of its prefix exceed the budget, too?
     engine: float = 0.0  # what wrote it, as the metric rollout/engine has it
 
     @cached_property

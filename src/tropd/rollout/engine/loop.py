@@ -163,7 +163,7 @@ class Request:
     input_ids: Tensor  # [R, W], padded on the left
     contexts: list[list[int]]  # each row's ids without padding
     keys: Tensor  # int64 [R, L], what each token is drawn with
-    # scores [B, V] and a key for each row [B] to values of which the drawn token's is the largest
+    # maps scores [B, V] and a key for each row [B] to values, of which the drawn token's is the largest
     race: Callable[[Tensor, Tensor], Tensor]
     processors: Sequence[Any]  # change the scores before the draw, in their order
     eos_ids: Tensor | None  # [n] ids that end a row, or `None`
@@ -172,10 +172,10 @@ class Request:
     synced_gpus: bool  # keep running the model until every rank has finished, as sharded weights need it
     inputs: dict[str, Any]  # further keyword arguments of the model
     cache_name: str  # the keyword under which it is given its cache
-    # for whom each token's log-probability and the entropy are found, in the model's softmax at their temperature,
-    # whatever the processors do to it; `None` finds nothing
+    # where each token's log-probability and entropy are recorded, in the model's softmax at its temperature, whatever
+    # the processors do to it; `None` records nothing
     notes: SamplerNotes | None
-    # what is known of rows from their turns before, and is noted of them for those to come; `None` keeps nothing
+    # keys and values of rows between their turns; `None` keeps none
     kept: KeptStates | None = None
     numbers: Sequence[int] = ()  # each row's in the whole step, by which `kept` knows it
 
