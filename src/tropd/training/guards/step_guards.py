@@ -140,7 +140,7 @@ class CollapseGuard:
         self.steps_in_a_row = 0
         self.best_ended_share = ended_before
         self.guidance = self.best_guided_share = 0.0
-        self.recent: list[tuple[float, int]] = []
+        self.recent: list[list[float]] = []  # share that ended, and rollouts; lists, as JSON has them
         self.unheeded_share = 0.0
 
     def observe(
@@ -165,7 +165,7 @@ class CollapseGuard:
         if guidance != self.guidance:
             self.guidance, self.best_guided_share, self.recent = guidance, 0.0, []
         # The last steps together, until they have enough rollouts for their share to say something.
-        self.recent.append(((ended_share if of_all is None else of_all) or 0.0, rollouts))
+        self.recent.append([(ended_share if of_all is None else of_all) or 0.0, rollouts])
         while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
             del self.recent[0]
         if (total := sum(count for _, count in self.recent)) >= ENOUGH_ROLLOUTS:
