@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -362,13 +363,13 @@ class TrOPDTrainer(GRPOTrainer):
 
     def step_guards(self) -> StepGuards:
         """What turns a failure of the step ahead, or of the evaluation under way, into a sentence."""
+        rows = TRAINED_ROWS if self.model.training or self.in_preflight else EVALUATED_ROWS
         return StepGuards(
             moment=self.moment(),
             step=self.state.global_step + 1,
-            args=self.args,
             directory=self.args.output_dir,
-            trains=self.model.training or self.in_preflight,
             shards_teacher=self._shards_teacher,
+            memory=partial(enough_memory, moment=self.moment, args=self.args, rows=rows),
             autocast=self.accelerator.autocast,
         )
 

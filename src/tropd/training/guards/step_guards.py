@@ -15,7 +15,7 @@ from ...messages import TOOLS, without_nulls
 from ...teacher.local import TeacherScores
 from ...teacher.names import Name, teacher_phrase
 from .errors import NotFinite, TeacherFailed, guard
-from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memory, kept_phrase
+from .faults import checkpoint_phrase, kept_phrase
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,10 @@ class StepGuards:
 
     moment: str  # what is being done, such as `step 3`
     step: int  # number of the step under way
-    args: Any  # the run's configuration
     directory: str  # the run's output directory
-    trains: bool  # do as many rows pass through the student at once as in training?
     shards_teacher: bool  # does each process hold only a part of the teacher?
+    memory: Callable[[str], AbstractContextManager[None]]  # `faults.enough_memory` for a kind of work
     autocast: Callable[[], AbstractContextManager[None]]  # the run's mixed precision
-
-    def memory(self, work: str) -> AbstractContextManager[None]:
-        """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
-        rows = TRAINED_ROWS if self.trains else EVALUATED_ROWS
-        return enough_memory(work, lambda: self.moment, self.args, rows)
 
     def check_counts(self, scores: TeacherScores, num_tokens: int) -> None:
         """Refuse scores that cannot be matched with the tokens, before anything is made of them.
