@@ -35,7 +35,7 @@ class Asked:
 
 
 def load_asked(args: Any) -> list[Asked]:
-    """The benchmarks of a configuration, read and found gradable here.
+    """Read the benchmarks of a configuration, and check that they can be graded here.
 
     Raises:
         ValueError: an unknown name, files that are missing, a grader or the sandbox that cannot be had.

@@ -129,9 +129,9 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
                 )
 
     def _check_generation_kwargs(self) -> None:
-        """Refuse what would draw rollouts from another distribution than the one that is scored, by its name.
+        """Refuse settings that would draw rollouts from another distribution than the scored one, each by its name.
 
-        vLLM has names of its own, and hands these on to its `SamplingParams`.
+        vLLM has names of its own, which go to its `SamplingParams`.
         """
         from transformers import GenerationConfig
 

@@ -215,11 +215,11 @@ def read_rollouts(
 def _find_sampler_numbers(
     host: dict[str, Any], place: int, notes: SamplerNotes, row: int, prompt: list[int], response: list[int]
 ) -> tuple[list[float] | None, list[float] | None]:
-    """What the sampler says of a response: log-probabilities, and entropies where our own loop noted them."""
+    """The sampler's numbers for a response: log-probabilities, and entropies where our own loop recorded them."""
     told = host.get("sampling_per_token_logps")
     if told is None:
         return notes.of(row, prompt, response) or (None, None)
-    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
+    # For an ending vLLM gives the id's own probability and not that of the action, so it is not used.
     unsaid = notes.endings if len(notes.endings) > 1 else ()
     pairs = zip(response, told[place][: len(response)].tolist(), strict=True)
     return [math.nan if token in unsaid else logp for token, logp in pairs], None
@@ -259,7 +259,7 @@ def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, tim
 
 
 def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
-    """Does an episode end in the same turns again and again? Such a turn calls a tool, or there were no next one.
+    """Does an episode end in the same turns again and again? Such a turn calls a tool, or no other would follow.
 
     >>> repeats_calls([[5, 2], [7, 2], [7, 2], [7, 2], [7, 2]]), repeats_calls([[7, 2], [7, 2], [7, 2], [5, 2]])
     (True, False)

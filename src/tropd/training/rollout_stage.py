@@ -340,7 +340,7 @@ class RolloutStage:
 
     @cached_property
     def has_turns(self) -> bool:
-        """May a rollout have more than one turn, or a prompt that is made only now?"""
+        """May a rollout have several turns, or a prompt that is made during the rollout?"""
         host = self.trainer
         return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
 
@@ -355,7 +355,7 @@ class RolloutStage:
     def _tokenize_rows(
         self, rows: Sequence[Row], host: Callable | None = None
     ) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Each row's prompt as the student reads it; `host` tokenises prompts that tools or an environment come to."""
+        """Each row's prompt as the student reads it; `host` tokenises them where there are tools or an environment."""
         trainer, prompts = self.trainer, [row["prompt"] for row in rows]
         if isinstance(prompts[0], str):
             return text_ids(trainer._tokenizer, prompts), None, {}
@@ -498,7 +498,7 @@ class RolloutStage:
 
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
-        """Let Transformers' sampler write at most so many tokens, in every row."""
+        """Inside, Transformers' sampler writes at most so many tokens in every row."""
         trainer = self.trainer
         before = trainer.generation_config.max_new_tokens
         trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = max_new_tokens
@@ -529,7 +529,7 @@ class RolloutStage:
 
 
 def no_reward(completions: list, **_: object) -> list[float]:
-    """The reward source for a host that insists on one: every completion gets 0."""
+    """The reward function for a host that requires one: every completion gets 0."""
     return [0.0] * len(completions)
 
 

@@ -33,7 +33,7 @@ WHICH = ("trust_remote_code", "revision", "subfolder", "token", "cache_dir")
 
 
 def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
-    """From the host's model to one whose states can be read, the same in each pass."""
+    """Prepare the host's model: its states can be read, and each pass gives the same."""
     check_host_model(trainer)
     freeze_what_text_does_not_reach(trainer.model)
     keep_master_weights(trainer)
@@ -135,7 +135,7 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
 
 
 def model_name(model: Any) -> str:
-    """What a loaded model is called by its configuration; nothing where that does not say."""
+    """The name of a loaded model in its configuration; empty if it has none."""
     return str(getattr(model.config, "_name_or_path", "") or "")
 
 

@@ -383,7 +383,7 @@ class TrOPDTrainer(GRPOTrainer):
         return self.rollout_stage.tokenize_prompts(prompts, super()._tokenize_prompts)
 
     def tokenize_as_host(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Prompts that tools or an environment of the host come to."""
+        """Tokenise prompts as the host does, with its tools or its environment's."""
         return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
 
     def _generate_single_turn(self, prompt_ids, *rest, **more):
@@ -456,12 +456,12 @@ class TrOPDTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def close_engine(self) -> None:
-        """End vLLM, if it runs in this process, before the processes part."""
+        """End vLLM, if it runs in this process, before the process group ends."""
         if self.use_vllm:
             self.vllm_generation.close()
 
     def _watch_endings(self, step: Step, metrics: dict[str, float]) -> None:
-        """Count by which ids the rollouts of all ranks ended, and let the guard look at the step."""
+        """Count the ids that ended the rollouts of all ranks, and let the guard check the step."""
         local = [sum(rollout.ended_by == i for rollout in step.rollouts) for i in self.eos_token_ids]
         counts = self.ranks.sum(torch.tensor(local)).tolist()
         self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
@@ -516,7 +516,7 @@ class TrOPDTrainer(GRPOTrainer):
     ) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start.
 
-        The benchmarks of `eval_benchmarks` are asked once in it, whether there are several data sets, one or none.
+        The benchmarks of `eval_benchmarks` are run once in it, whether there are several data sets, one or none.
         """
         self._check_evaluated("eval_dataset", eval_dataset)
         self.rollout_stage.evaluated_rows = 0
@@ -532,7 +532,7 @@ class TrOPDTrainer(GRPOTrainer):
         return metrics  # type: ignore[no-any-return]
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Evaluate on other data, and log nothing; see `transformers.Trainer.predict`. There are metrics alone."""
+        """Evaluate on other data without logging; see `transformers.Trainer.predict`. It returns metrics only."""
         self._check_evaluated("test_dataset", test_dataset)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 

@@ -309,7 +309,7 @@ class _Loop:
     def keep_ended(self, kept: KeptStates) -> None:
         """Keep what is known of the rows that have ended, where all rows are decoded together.
 
-        So much is held by the batch itself; of rows that take turns in it, and of windows, nothing is kept.
+        That takes as much memory as the batch itself; nothing is kept of rows that take turns in it, or of windows.
         """
         request, slots = self.request, self.slots
         if self.at_once < len(request.contexts) or slots.is_sliding_anywhere:

@@ -325,7 +325,7 @@ def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
 def drawing_without_address(
     model: Any, notes: SamplerNotes | None = None, places: Sequence[Place] | None = None, synced_gpus: bool = False
 ) -> Iterator[None]:
-    """Inside, PyTorch's generator draws, or nothing does; a model that would write something else than it reads is
+    """Inside, PyTorch's generator draws, or nothing does; a model whose writing would differ from its reading is
     refused. What is drawn is noted by its place, where one is known.
     """
     noise = AddressedNoise(0, 0, SAMPLING_STREAM, [])

@@ -37,9 +37,9 @@ class Kept(NamedTuple):
 
 
 class KeptStates:
-    """Keys and values of rows between the turns of one batch's rollouts, so that a turn reads what is new alone.
+    """Keys and values of rows between the turns of one batch's rollouts, so that a turn reads only what is new.
 
-    They are of the weights that wrote the turn, so this lives no longer than the batch. A row's are handed over when it
+    They depend on the weights, so this lives no longer than the batch. A row's are handed over when it
     continues.
     """
 
@@ -92,7 +92,7 @@ class SlotLayer(CacheLayerMixin):
         self.rows = self.first = self.end = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
+        """Nothing to do: the constructor has done it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

@@ -135,7 +135,7 @@ class StudentEngine(VLLMGeneration):
         return self.server_base_url or f"http://{self.server_host}:{self.server_port}"
 
     def _check_server_answers(self) -> None:
-        """TRL asks without a time limit; a server that accepts and says nothing would hold the run for ever."""
+        """TRL asks without a time limit; a server that accepts and says nothing would block the run for ever."""
         until = time.monotonic() + self.server_timeout
         while True:
             try:

@@ -26,7 +26,7 @@ def set_aside(directory: str | Path, names: Iterable[str]) -> None:
 
 
 def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
-    """Leave nothing of an earlier run where a new one would have it. It has written the records `keeps` already."""
+    """Move an earlier run's files out of a new one's way, except the records `keeps`, which the new one has written."""
     folder, kept = Path(directory), tuple(keeps)
     weights = [path for path in folder.glob("*") if path.suffix in WEIGHTS and path.name != "training_args.bin"]
     had_a_run = bool(weights) or any((folder / name).exists() for name in ("run.json", FINAL))
@@ -36,7 +36,7 @@ def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
 
 
 def set_later_checkpoints_aside(directory: str | Path, step: int) -> None:
-    """For a run that resumes from `step`: the later checkpoints, which belong to another course."""
+    """For a run that resumes from `step`: move the later checkpoints aside, which belong to another continuation."""
     _move(Path(directory), [path for path in checkpoints_in(directory) if steps_in_name(path) > step])
 
 

@@ -35,7 +35,7 @@ class TokenStaysHere:
 
 
 class NotPushed(TrainingStopped):
-    """The Hub did not take the model; it is whole on disk."""
+    """The Hub did not accept the model, which is whole on disk."""
 
 
 def check_hub(args: Any) -> None:
@@ -53,7 +53,7 @@ def check_hub(args: Any) -> None:
 
 @contextmanager
 def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
-    """Stop in a sentence, which begins with `asked_by`, where the Hub cannot be asked, or refuses.
+    """Explain in a sentence, which begins with `asked_by`, that the Hub cannot be reached, or refuses.
 
     Raises:
         ValueError: with what was raised, and what to type.
@@ -101,7 +101,7 @@ class Pushes:
 
 
 class PushWhenWhole(TrainerCallback):
-    """Pushes the final model when its last file is in the output directory; `trainer` is the trainer that it serves."""
+    """Pushes the final model when its last file is in the output directory."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer

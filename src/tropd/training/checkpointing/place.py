@@ -17,7 +17,7 @@ FOLDERS = re.compile(r"rollouts|\.writing|checkpoint-\d+")
 
 
 def check_place(directory: str | Path) -> None:
-    """Refuse an `output_dir` where no folder can be, or be made, or in which a name that a run needs is taken.
+    """Refuse an `output_dir` that is no folder and cannot become one, or in which a name that a run needs is taken.
 
     Raises:
         ValueError: with the folder, why, and what to do.

@@ -55,7 +55,7 @@ class Checkpointing:
     # ------------------------------------------------------------------ where a run begins
 
     def begin(self, resume_from_checkpoint: Any) -> Any:
-        """Check where a run is to resume, and what has changed since; the folder, or `None`.
+        """Check where a run is to resume, and what has changed since; returns the folder, or `None`.
 
         Raises:
             ValueError: see `TrOPDTrainer.train`.
@@ -98,7 +98,7 @@ class Checkpointing:
         return str(found[-1])
 
     def _check_steps_left(self) -> None:
-        """The host would take one step more than asked for."""
+        """Refuse a complete run: the host would take one step more than asked for."""
         max_steps = self.trainer.args.max_steps
         if self.resumed_from is None or max_steps < 1:
             return
@@ -122,7 +122,7 @@ class Checkpointing:
         return said
 
     def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-        """Where the data continue; TRL assumes that a stream has not been read more than once."""
+        """Where in the data to continue; TRL assumes that a stream has been read at most once."""
         trainer, place = self.trainer, host()
         if self.resumed_from is None or hasattr(trainer.train_dataset, "__len__") or trainer.args.ignore_data_skip:
             return place
@@ -168,7 +168,7 @@ class Checkpointing:
         return int(self._summed_before + self.trainer.state.global_step - self._began_at)
 
     def mean_loss(self) -> float:
-        """The mean loss of all steps of the run, those before it was resumed included."""
+        """The mean loss of all steps of the run, including those before a resume."""
         return float(self.trainer._total_loss_scalar / max(self._num_summed_steps, 1))
 
     # ------------------------------------------------------------------ writing
@@ -227,7 +227,7 @@ class Checkpointing:
             save_ending(trainer, output_dir or trainer.args.output_dir)
 
     def _remove_old(self, directory: str) -> None:
-        """All but the latest `save_total_limit` checkpoints and the best; one that goes is invisible first."""
+        """Remove all but the latest `save_total_limit` checkpoints and the best; each is hidden, then deleted."""
         limit = self.trainer.args.save_total_limit
         if not limit or limit < 1:
             return
@@ -244,8 +244,8 @@ class Checkpointing:
     def is_best(self, metrics: dict[str, float], host: Callable[[], bool]) -> bool:
         """Is the model that was evaluated the best so far?
 
-        One that is to be the final model gets a checkpoint here and now, also between two saves or inside a generation
-        cycle: there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
+        One that may be the final model gets a checkpoint at once, even between two saves or inside a generation cycle:
+        there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
         though under `save_strategy: best` the host would take the answer for the last word.
         """
         trainer, name = self.trainer, self.trainer.args.metric_for_best_model
@@ -274,7 +274,7 @@ class Checkpointing:
             trainer.args.save_total_limit = limit
 
     def _note_best(self, directory: str) -> None:
-        """The best checkpoint's place, which the host looks up where this one was written; `None`: it was never saved.
+        """Correct the place of the best checkpoint, which the host expects beside this one; `None`: it was never saved.
 
         A run that resumes in another folder may have left it in the old one.
         """
@@ -327,7 +327,7 @@ def place_in_stream(checkpoint: str | Path, micro_batches_a_step: int) -> tuple[
 
 
 def save_ending(trainer: Any, folder: str) -> None:
-    """Let the tokenizer in `folder` name the ending that the student writes by now, so that it stops elsewhere, too.
+    """Let the tokenizer in `folder` name the ending that the student now writes, so that other software stops there.
 
     generation_config.json names every id at which rollouts stop and is saved with the model; an adapter's folder has
     none, so it is written there. The tokenizer names one: the student's own, unless most responses of the last step

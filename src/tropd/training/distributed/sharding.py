@@ -41,10 +41,10 @@ def shards_teacher(trainer: Any) -> bool:
 
 
 def reads_by_length(trainer: Any) -> bool:
-    """May a process read the rows of a micro-batch in as many passes of the student as pay there?
+    """May a process split a micro-batch into several passes of the student where that pays?
 
-    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, of
-    which reentrant checkpointing makes one for each pass.
+    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, and
+    reentrant checkpointing makes one in each pass.
     """
     args = trainer.args
     reentrant = bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))

@@ -28,7 +28,7 @@ class RanksInStep:
         self.trainer, self.is_needed = trainer, writes_together(trainer)
 
     def begin_turn(self) -> None:
-        """Say that this process writes a turn."""
+        """Report that this process writes a turn."""
         if self.is_needed:
             self._any_has_turn(True)
 
@@ -41,7 +41,7 @@ class RanksInStep:
             self.write_idly(write)
 
     def write_idly(self, write: Callable[[list[list[int]]], Any]) -> None:
-        """Take part in a turn without a row of one's own."""
+        """Take part in a turn in which this process has no row."""
         write([[self.trainer._tokenizer.eos_token_id]])
 
     def _any_has_turn(self, mine: bool) -> bool:

@@ -45,7 +45,7 @@ PREFLIGHT = "the preflight"
 
 
 def in_a_line(error: BaseException) -> str:
-    """An exception on one line; of one that another process hands over with its traceback, the last line.
+    """An exception on one line; the last line of one that another process passed on with its traceback.
 
     >>> in_a_line(RuntimeError("no answer\\nfrom the server"))
     'RuntimeError: no answer'
@@ -59,7 +59,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did the device, or the machine, have no more memory?"""
+    """Did the device, or the machine, run out of memory?"""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
@@ -315,7 +315,7 @@ def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotW
 
 @guard
 def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -> DataFailed | ProcessLost | None:
-    """Stop in a sentence where a process that loads data, or another process of the run, dies while this one works.
+    """Stop in a sentence where a process that loads data, or another process of the run, dies during this one's work.
 
     PyTorch reports a lost data-loader worker wherever the main process is at that moment.
     """

@@ -161,7 +161,7 @@ def _looks_like_a_number(value: Any) -> bool:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """The members of a union, however deep; else the annotation itself."""
+    """The members of a union, however nested; else the annotation itself."""
     if get_origin(annotation) in (Union, UnionType):
         return [part for member in get_args(annotation) for part in _parts(member)]
     return [annotation]

@@ -97,7 +97,7 @@ _QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?([^',]*)|for field '
 
 
 def check_host_settings(args: Any) -> None:
-    """Refuse what the host's fields cannot be, before anything is loaded.
+    """Refuse invalid values of the host's fields, before anything is loaded.
 
     Raises:
         ValueError: with the field, its value, why, and what to type.
@@ -115,7 +115,7 @@ def check_host_settings(args: Any) -> None:
 
 
 def check_host_values(args: Any) -> None:
-    """Refuse what one field cannot be, whatever the others are; see `check_host_settings`."""
+    """Refuse values that are invalid whatever the other fields are; see `check_host_settings`."""
     check_ranges(args, RANGES)
     check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
     _check_installed(args, ("deepspeed",))  # which the host asks for while it reads its fields
@@ -198,7 +198,7 @@ def _value(args: Any, name: str) -> Any:
 
 
 def can_checkpoint(model: Any) -> bool:
-    """Can a model compute activations again in the backward pass? `model` may be a class, which tells less."""
+    """Can a model recompute activations in the backward pass? `model` may be a class, which says less."""
     modules = [] if isinstance(model, type) else list(model.modules())
     marked = not modules or any(hasattr(module, "gradient_checkpointing") for module in modules)
     return bool(getattr(model, "supports_gradient_checkpointing", False)) and marked
@@ -210,7 +210,7 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
     `model` may be the class of the student; `asked` are fields that somebody set.
 
     Returns:
-        What to say, where it was switched off.
+        A warning, where it was switched off.
 
     Raises:
         ValueError: somebody asked for it.
@@ -239,9 +239,9 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
 
 @contextmanager
 def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
-    """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there,
+    """Turn what a library raises about the inside of a field (a key that it does not accept, a missing file,
     a value that its own reading of the field trips over) into a sentence that begins with the field; everything else
-    travels.
+    propagates.
 
     `loading` is the field that a model is loaded with, where one is loaded.
     """
@@ -260,7 +260,7 @@ def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None
 
 @contextmanager
 def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
-    """Say by which argument a model, or its tokenizer, was named that is not there.
+    """Name the argument that a missing model, or tokenizer, was given by.
 
     `given` has what each argument was given; text is what is loaded.
 
@@ -279,7 +279,7 @@ def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _about_loading(error: Exception, field: str, value: Any) -> str | None:
-    """Files and memory are not the field's fault; what else goes wrong in a loader that was given it probably is."""
+    """A loader's failure is probably the field's fault, unless files or memory are."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     loads = any(code.co_name == "from_pretrained" and code.co_filename.endswith(LOADERS) for code in codes)
     if not value or not loads or isinstance(error, OSError) or is_out_of_memory(error):

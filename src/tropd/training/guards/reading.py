@@ -42,7 +42,7 @@ NOISY = ("dropout", "jitter", "layerdrop")
 
 
 def silence(model: nn.Module) -> None:
-    """Set what a model keeps of dropout and jitter as numbers to 0; TRL does so for `nn.Dropout` alone."""
+    """Set dropout and jitter that a model keeps as numbers to 0; TRL does so only for `nn.Dropout`."""
     for module in model.modules():
         for name, value in vars(module).items():
             if _is_noise(name, value):
@@ -99,7 +99,7 @@ def odd_buffers(model: nn.Module) -> set[str]:
 
 
 def check_weights(trainer: Any, step: int, odd_before: Collection[str] = ()) -> None:
-    """Refuse to keep a student that computes nothing any more: its weights and buffers, or what it makes of tokens.
+    """Refuse to keep a ruined student, by its weights and buffers and by what it computes.
 
     `odd_before` is what `odd_buffers` found before training.
 
@@ -156,7 +156,7 @@ def _some_tokens(vocab_size: int, device: Any, length: int = NUM_TOKENS) -> Tens
 
 
 def _length(trainer: Any, model: Any) -> int:
-    """About a prompt and a response, as far as the model has positions."""
+    """About a prompt and a response, within the model's positions."""
     longest = min(LONGEST, NUM_TOKENS + trainer.max_completion_length)
     return min(longest, context_length(_base(model).config) or longest)
 
@@ -204,7 +204,7 @@ def _read(forward: Callable, ids: Tensor) -> Tensor:
 
 
 def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.dtype]:
-    """What is read, and the dtype in which the model itself would make its logits."""
+    """The log-probabilities that we compute, and the dtype in which the model itself would compute logits."""
     return forward(  # type: ignore[no-any-return]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -20,7 +20,7 @@ from .faults import checkpoint_phrase, kept_phrase
 
 @dataclass(frozen=True)
 class StepGuards:
-    """Context managers for the parts of one step."""
+    """What turns a failure in one step into a sentence."""
 
     moment: str  # what is being done, such as `step 3`
     step: int  # number of the step under way
@@ -30,7 +30,7 @@ class StepGuards:
     autocast: Callable[[], AbstractContextManager[None]]  # the run's mixed precision
 
     def check_counts(self, scores: TeacherScores, num_tokens: int) -> None:
-        """Refuse scores that cannot be matched with the tokens, before anything is made of them.
+        """Refuse scores that cannot be matched with the tokens, before they are used.
 
         Raises:
             TeacherFailed: with both counts.
@@ -146,7 +146,7 @@ class CollapseGuard:
         rollouts: int = ENOUGH_ROLLOUTS,
         guidance: float = 0.0,
     ) -> None:
-        """Take in a step; one that says nothing of endings neither counts nor breaks a row.
+        """Take in a step; one that says nothing about endings neither counts nor ends a row.
 
         Args:
             collapsed_share: of its rollouts.
@@ -214,7 +214,7 @@ class Reader:
     way_out: str = ""  # what else helps beyond those
 
     def check(self, contexts: Sequence[Sequence[int]], budget: int) -> None:
-        """Refuse what the command line refuses before a run; a model with rotary positions would read on, and wrongly.
+        """Refuse what the command line refuses before a run; a model with rotary positions would read on, wrongly.
 
         `budget` is `max_completion_length`.
 
@@ -270,6 +270,6 @@ def doubtful_rows(data: Any, room: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _bytes(row: dict[str, Any]) -> int:
-    """Of the longer of the two prompts, and the tools."""
+    """Bytes of the longer of the two prompts, and of the tools."""
     sizes = [len(json.dumps(row.get(name), ensure_ascii=False, default=str).encode()) for name in COLUMNS]
     return max(sizes[:2]) + sizes[2]

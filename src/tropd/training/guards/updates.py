@@ -16,7 +16,7 @@ LEAST_MOVED = 0.5
 
 
 def keep_master_weights(trainer: Any) -> None:
-    """Make trained weights in half precision float32, before anything holds on to them.
+    """Make trained weights in half precision float32, before anything refers to them.
 
     An adapter computes in the precision of its base, and DeepSpeed has copies in float32 of its own. Where nothing
     casts for a layer what the one before it gives, all of the model becomes float32.
@@ -42,7 +42,7 @@ def keep_master_weights(trainer: Any) -> None:
 
 
 def sample_half_precision(model: Any) -> list[torch.Tensor]:
-    """Entries of each trainable weight in half precision, of this process's part."""
+    """Sampled entries of each trainable weight in half precision, of this process's part."""
     weights = [p for p in model.parameters() if p.requires_grad and p.dtype in HALF]
     return [local_part(p).detach().flatten()[:: max(1, p.numel() // 1024)].clone() for p in weights]
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class RunCallback(TrainerCallback):
     """Keeps the run directory, and stops a run that has collapsed, or in which a process received a signal.
 
-    A checkpoint that falls inside a generation cycle is put off to the cycle's end, where resuming changes nothing.
+    A checkpoint that falls inside a generation cycle is postponed to the cycle's end, where resuming changes nothing.
     """
 
     def __init__(self, trainer: Any):

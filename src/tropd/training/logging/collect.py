@@ -49,7 +49,7 @@ class Totals:
     def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
         """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step.
 
-        What is over nothing is left out, such as tokens that by a clock have taken no time.
+        A mean over zero items is left out, such as tokens that took no time by the clock.
         """
         columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
         if count is None or columns[1] > 0:
@@ -197,7 +197,7 @@ def batch_metrics(
 
 
 def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSignals, teacher: TeacherScores) -> None:
-    """What the metrics of all rows are on the rows of one teacher; nothing where it has none."""
+    """The metrics of all rows, on the rows of one teacher; absent where it has none."""
     weights = (signals.trust_weight + signals.outlier_weight) * mine
     totals.add_mean(named_metric("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
     totals.add_mean(named_metric("teacher/<name>/k1", name), -signals.log_ratio, weights)
@@ -207,7 +207,7 @@ def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSign
 
 
 def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
-    """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
+    """Metrics that need a pass of the student: of prefixes, and of the sampler; NaN is a token that it did not read."""
     read = trainer_logp.isfinite()
     on_policy = signals.trust_weight + signals.outlier_weight
     totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)

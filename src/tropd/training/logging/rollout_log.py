@@ -28,7 +28,7 @@ def write_rollouts(
     limit: int,
     alternatives: int,
 ) -> list[dict[str, Any]]:
-    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; what was written.
+    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; returns them.
 
     Each token has up to `alternatives` of the teacher's likeliest tokens beside it, where they are known.
     """

@@ -12,7 +12,7 @@ COLUMNS = ("step", "row", "prompt", "rollout", "tokens", "outliers", "lowest r",
 
 @contextmanager
 def without_trackers(args: Any) -> Iterator[None]:
-    """Inside, TRL times its rollouts for no tracker: before training none has begun, and trackio refuses then."""
+    """Inside, TRL reports its timings to no tracker: before training none has started, and trackio would refuse."""
     report_to, args.report_to = args.report_to, []
     try:
         yield
