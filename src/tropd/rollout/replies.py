@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..models.hidden_states import replaced
+
 PLACE = "<|tropd text {}|>"
 """Stands in a tool's reply, while a chat template renders it, for the text of a special token."""
 
@@ -96,11 +98,8 @@ class PlainReplies:
         if count not in self._twins:
             self._twins = {count: copy.deepcopy(self._tokenizer)}
             self._twins[count].add_tokens(marks, special_tokens=True)
-        own, trainer.processing_class = trainer.processing_class, self._twins[count]
-        try:
+        with replaced(trainer, "processing_class", self._twins[count]):
             yield {id_: number for number, id_ in enumerate(self._twins[count].convert_tokens_to_ids(marks))}
-        finally:
-            trainer.processing_class = own
 
 
 def _text_of(content: Any) -> str:

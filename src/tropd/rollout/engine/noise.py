@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ...models.hidden_states import replaced
 from ...objective.randomness import DrawAddress, addressed_uniforms
 from .loop import CACHES, Request, SamplerNotes, decode, unpad, why_plain
 from .self_test import why_not_here
@@ -309,15 +310,15 @@ def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
 
     A model whose writing would differ from its reading is decoded in another way, or refused; see `writing`.
     """
-    with _another_generate(model) as generate:
+    generate = model.generate
 
-        def write(input_ids: Any = None, **asked: Any) -> Any:
-            asked["input_ids"] = input_ids
-            if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
-                return generate(**asked, custom_generate=noise.decode)
-            return noise.generate(KNOWN.get(model) or find_way(model, noise, generate, asked), generate, asked)
+    def write(input_ids: Any = None, **asked: Any) -> Any:
+        asked["input_ids"] = input_ids
+        if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
+            return generate(**asked, custom_generate=noise.decode)
+        return noise.generate(KNOWN.get(model) or find_way(model, noise, generate, asked), generate, asked)
 
-        model.generate = write
+    with replaced(model, "generate", write):
         yield
 
 
@@ -328,31 +329,16 @@ def drawing_without_address(
     """Inside, PyTorch's generator draws, or nothing does; a model whose writing would differ from its reading is
     refused. What is drawn is noted by its place, where one is known.
     """
-    noise = AddressedNoise(0, 0, SAMPLING_STREAM, [])
+    noise, generate = AddressedNoise(0, 0, SAMPLING_STREAM, []), model.generate
 
     def decode(
         model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **asked: Any
     ) -> Any:  # as `AddressedNoise.decode`
         return _sample_and_note(model, input_ids, logits_processor, [], notes, places, synced_gpus=synced_gpus, **asked)
 
-    with _another_generate(model) as generate:
+    def check_and_generate(input_ids: Any = None, **asked: Any) -> Any:
+        check_padded(model, noise, generate, asked | {"input_ids": input_ids})
+        return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
 
-        def check_and_generate(input_ids: Any = None, **asked: Any) -> Any:
-            check_padded(model, noise, generate, asked | {"input_ids": input_ids})
-            return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
-
-        model.generate = check_and_generate
+    with replaced(model, "generate", check_and_generate):
         yield
-
-
-@contextmanager
-def _another_generate(model: Any) -> Iterator[Callable]:
-    """Inside, `model.generate` may be another one; yields the model's own."""
-    before: Callable | None = vars(model).get("generate")
-    try:
-        yield model.generate
-    finally:
-        if before is None:
-            del model.generate
-        else:
-            model.generate = before

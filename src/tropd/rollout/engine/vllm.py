@@ -24,6 +24,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
+from ...models.hidden_states import replaced
 from ...objective.randomness import addressed_uniforms
 from .vllm_release import WHOLE_PROMPTS, installed_release
 
@@ -65,12 +66,9 @@ def engines_of_ours(compute_dtype: str | None, timeout: float) -> Iterator[None]
     It computes in `compute_dtype`, such as `bfloat16`, or in that of the student's weights, and waits for an answer of
     a server at most `timeout` seconds.
     """
-    before = grpo_trainer.VLLMGeneration
-    grpo_trainer.VLLMGeneration = partial(StudentEngine, compute_dtype=compute_dtype, timeout=timeout)  # type: ignore[misc,assignment]
-    try:
+    ours = partial(StudentEngine, compute_dtype=compute_dtype, timeout=timeout)
+    with replaced(grpo_trainer, "VLLMGeneration", ours):
         yield
-    finally:
-        grpo_trainer.VLLMGeneration = before  # type: ignore[misc]
 
 
 class EngineUnavailable(Exception):
@@ -124,11 +122,8 @@ class StudentEngine(VLLMGeneration):
         if self.accelerator.device.type == "cpu":
             keep_weights_loadable()
             changes |= WHOLE_PROMPTS
-        vllm_generation.LLM = partial(_build, engine, changes)  # type: ignore[attr-defined]
-        try:
+        with replaced(vllm_generation, "LLM", partial(_build, engine, changes)):
             super()._init_vllm()
-        finally:
-            vllm_generation.LLM = engine  # type: ignore[attr-defined]
 
     @property
     def _url(self) -> str:
@@ -177,15 +172,8 @@ class StudentEngine(VLLMGeneration):
         if owner is None:  # the first process asks the server for all of them
             yield
             return
-        before = vars(owner).get("generate")
-        owner.generate = ask
-        try:
+        with replaced(owner, "generate", ask):
             yield
-        finally:
-            if before is None:
-                del owner.generate
-            else:
-                owner.generate = before
 
     def _rows_of_group(self, rows: Sequence["RowRequest"]) -> list["RowRequest"]:
         """The rows of all processes that hold parts of one engine, as TRL gathers their prompts."""

@@ -16,6 +16,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
+from ...models.hidden_states import replaced
 from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
 from ..guards.step_guards import GUARD_STATE
@@ -267,11 +268,8 @@ class Checkpointing:
         """
         trainer = self.trainer
         limit, stopped = trainer.args.save_total_limit, trainer.state.global_step < trainer.state.max_steps
-        trainer.args.save_total_limit = None if stopped else limit
-        try:
+        with replaced(trainer.args, "save_total_limit", None if stopped else limit):
             return host()
-        finally:
-            trainer.args.save_total_limit = limit
 
     def _note_best(self, directory: str) -> None:
         """Correct the place of the best checkpoint, which the host expects beside this one; `None`: it was never saved.
