@@ -22,6 +22,7 @@ from tropd.rollout.engine.vllm import RowRequest, StudentEngine, check_version, 
 from tropd.training.guards.errors import EngineFailed
 from tropd.training.guards.faults import engine_start_guard
 from tropd.training.logging.callbacks import RunCallback
+from tropd.training.records import Prefix
 
 ROWS = [RowRequest(3, 11), RowRequest(40, 12), RowRequest(1, None), RowRequest(7, 14)]
 
@@ -237,13 +238,13 @@ def test_a_row_may_write_what_its_prefix_leaves_and_no_more(tmp_path):
 def test_a_row_asks_for_the_same_draws_in_another_split_and_others_in_another_step(tmp_path):
     trainer, rows = with_vllm(tmp_path, "opd")
     stage = trainer.rollout_stage
-    stage.roll_out(rows, 0, [[] for _ in rows])
+    stage.roll_out(rows, 0, [Prefix([])] * 8)
     trainer.vllm_generation.rows.clear()
-    stage.roll_out(rows, 0, [[] for _ in rows])
+    stage.roll_out(rows, 0, [Prefix([])] * 8)
     (whole,) = trainer.vllm_generation.rows
     trainer.vllm_generation.rows.clear()
     for first in (0, 4):
-        stage.roll_out(rows[first : first + 4], first, [[]] * 4)
+        stage.roll_out(rows[first : first + 4], first, [Prefix([])] * 4)
     halves = [row for part in trainer.vllm_generation.rows for row in part]
     assert [row.seed for row in halves] == [row.seed for row in whole]
     trainer.state.global_step = 1

@@ -402,7 +402,9 @@ def test_another_tokenizer_behind_the_server_is_refused(server):
         return tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]
 
     server.tokenize = ids_of
-    assert found(server).is_stand_in
+    own = tiny.tokenizer()
+    connected = connect(server.url, settings(), student_tokenizer=own, student_rows=tiny.VOCABULARY_ROWS)
+    assert connected.tokenizer is own
     server.tokenize = lambda text: [(i + 1) % 50 for i in ids_of(text)]
     with pytest.raises(ValueError, match="tokenises a text differently from its tokenizer here"):
         teacher_at(server)

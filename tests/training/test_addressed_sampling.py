@@ -18,11 +18,11 @@ from transformers import GenerationMixin, TrainerCallback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torchrun import written_by
-from training import tiny
+from training import tiny, trl_contract
 from training.tiny import build, clone, ids
 from tropd import TrOPDConfig
 from tropd.rollout.turns import Turns
-from tropd.training.guards import trl_contract
+from tropd.training.records import Prefix
 from tropd.training.rollout_stage import _Batch
 
 ROWS = [{"prompt": prompt, "teacher_response": "xyz+"} for prompt in tiny.PROMPTS]
@@ -209,8 +209,8 @@ def test_a_token_does_not_depend_on_how_the_ones_before_it_came_about(tmp_path, 
     trainer = made(tmp_path)
     alone = responses(trainer)
     lengths = [0, 1, 2, 3, 5, 7, 4, 0]
-    starts = [row[:length] for row, length in zip(alone, lengths, strict=True)]
-    assert [len(start) for start in starts] == lengths
+    starts = [Prefix(row[:length]) for row, length in zip(alone, lengths, strict=True)]
+    assert [len(start.ids) for start in starts] == lengths
     rows = [dict(row) for row in ROWS[:2] for _ in range(4)]
     assert [rollout.response for rollout in trainer.rollout_stage.roll_out(rows, 0, starts)] == alone
 
@@ -318,7 +318,7 @@ def test_rows_that_come_back_from_a_tool_keep_their_address(tmp_path, monkeypatc
     """Eight rows at once, or four and four: the loop asks again for a subset, which is another one in each half."""
     trainer = with_tools(made(tmp_path, max_completion_length=40))
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("ab", "cde") for _ in range(4)]
-    starts = [ids("xyz"[: 1 + row % 3]) if guided else [] for row in range(8)]
+    starts = [Prefix(ids("xyz"[: 1 + row % 3]) if guided else []) for row in range(8)]
 
     def written(first, last):
         trainer.generation_config.max_new_tokens = 4

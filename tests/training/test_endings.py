@@ -240,7 +240,7 @@ def test_what_another_engine_says_of_an_ending_is_of_one_id_and_not_believed(tra
     scores = tiny.score_student(trainer, rollouts)
     tokens = torch.tensor([token for rollout in rollouts for token in rollout.response])
     ends = tokens == ending
-    assert ends.sum() == 6 and torch.equal(scores.from_sampler, ~ends)
+    assert ends.sum() == 6 and torch.equal(scores.sampler_logp.isfinite(), ~ends)
     assert (scores.rollout_logp[~ends] == -0.5).all()
     assert torch.equal(scores.rollout_logp[ends], scores.trainer_logp[ends])
 
@@ -249,7 +249,7 @@ def test_what_another_engine_says_of_an_ending_is_of_one_id_and_not_believed(tra
 def test_where_each_ending_is_an_action_of_its_own_another_engine_is_believed_throughout(trainer_of, settings):
     trainer = trainer_of(**settings)
     scores = tiny.score_student(trainer, from_another_engine(trainer, OWN))
-    assert scores.from_sampler.all() and (scores.rollout_logp == -0.5).all()
+    assert scores.sampler_logp.isfinite().all() and (scores.rollout_logp == -0.5).all()
 
 
 # ---------------------------------------------------------------------- the teacher's responses

@@ -214,5 +214,5 @@ def test_a_second_stage_cuts_prefixes_by_its_own_reading(tmp_path, student, teac
     trainer.state.max_steps, lengths = 2, []
     for trainer.state.global_step in (0, 1):
         prefixes = trainer.rollout_stage.find_prefixes(rows, 0, 0.5, trainer.step_setup().method)
-        lengths.append({len(prefix) for prefix in prefixes})
+        lengths.append({len(prefix.ids) for prefix in prefixes})
     assert lengths == [{3}, {2}]

@@ -1,18 +1,24 @@
 """The contract with TRL: the hooks are where we think they are, and a sentence says so when one is not."""
 
 import ast
+import importlib.metadata
 import inspect
+import re
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 from trl import GRPOTrainer
 
+from training import trl_contract
+from training.trl_contract import ATTRIBUTES, CALLED, EXTENDED, OUTPUTS, OVERRIDDEN, check_host
 from tropd.training import rollout_stage, set_up, trainer
 from tropd.training.checkpointing import saving
-from tropd.training.guards import trl_contract
-from tropd.training.guards.trl_contract import ATTRIBUTES, CALLED, EXTENDED, OUTPUTS, OVERRIDDEN, check_host
+from tropd.training.guards import versions
 from tropd.training.rollout_stage import no_reward
 
+ROOT = Path(__file__).parents[2]
 HOOKS = OVERRIDDEN | CALLED
 
 
@@ -63,16 +69,21 @@ def test_a_renamed_output_is_reported_by_name(key, monkeypatch):
         check_host()
 
 
-def test_what_is_installed_is_checked_once_and_a_refusal_is_not_remembered(monkeypatch):
-    trl_contract.check_installed_host.cache_clear()
-    with monkeypatch.context() as moved:
-        rename_in_source(moved, "self._metrics", "self._numbers")
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="no longer sets `_metrics`"):
-                trl_contract.check_installed_host()
-    trl_contract.check_installed_host()
-    rename_in_source(monkeypatch, "self._metrics", "self._numbers")
-    trl_contract.check_installed_host()  # nothing is read again
+@pytest.mark.parametrize(
+    ("package", "release"), [("trl", "1.17.0"), ("trl", "1.15.2"), ("transformers", "5.25.0.dev0")]
+)
+def test_another_release_of_the_host_is_refused_by_name(package, release, monkeypatch):
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: release if name == package else installed(name))
+    wanted = re.escape(versions.BUILT_ON[package])
+    with pytest.raises(RuntimeError, match=rf"^{package} {release} is installed, .*pip install \"{package}{wanted}\""):
+        versions.check_host()
+
+
+def test_the_releases_of_the_host_are_those_that_are_installed_with_tropd():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["train"]
+    assert {package + bounds for package, bounds in versions.BUILT_ON.items()} <= set(asked)
+    versions.check_host()
 
 
 def rename_in_source(monkeypatch, old: str, new: str) -> None:

@@ -80,7 +80,6 @@ def test_four_tokens_by_hand():
         rollout_logp=torch.tensor([-1.0, -2.0, -3.0, -4.0]),
         trainer_logp=torch.tensor([-1.0, -2.5, -3.0, -4.0]),
         sampler_logp=torch.tensor([-1.0, -2.0, math.nan, math.nan]),
-        from_sampler=torch.tensor([True, True, False, False]),
         entropy=torch.tensor([1.0, 2.0, 3.0, 100.0]),
     )
     teacher = TeacherScores(

@@ -13,6 +13,7 @@ from training.tiny import EOS, PAD, build, clone, config, ids, run
 from tropd.models.hidden_states import rotates_by_length
 from tropd.training import step
 from tropd.training.distributed.sharding import reads_by_length
+from tropd.training.records import Prefix
 from tropd.training.rollout_stage import notes_suffice
 from tropd.training.step import scores_of_sampler
 
@@ -86,7 +87,7 @@ def test_the_sampler_notes_what_a_pass_finds(tmp_path, family, sampled):
 def test_rows_that_come_back_from_a_tool_are_noted_behind_its_answer(tmp_path, monkeypatch, parsed, guided):  # noqa: F811
     trainer = with_tools(build(tmp_path, tiny.llama(seed=1), tiny.llama(seed=2), "opd", max_completion_length=40))
     rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("ab", "cde") for _ in range(4)]
-    starts = [ids("xyz"[: 1 + row % 3]) if guided else [] for row in range(8)]
+    starts = [Prefix(ids("xyz"[: 1 + row % 3]) if guided else []) for row in range(8)]
     trainer.model.train()
     rollouts = trainer.rollout_stage.roll_out(rows, 0, starts)
     assert any(rollout.external and any(rollout.external) for rollout in rollouts)
@@ -159,7 +160,7 @@ def test_notes_belong_to_the_tokens_that_were_drawn(tmp_path, student, teacher, 
     assert passes == [8]
     (batch,) = trainer._buffered_inputs
     found = tiny.score_student(trainer, batch.rollouts)
-    assert found.rollout_logp.isfinite().all() and not found.from_sampler.any()
+    assert found.rollout_logp.isfinite().all() and torch.equal(found.rollout_logp, found.trainer_logp)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -110,7 +110,7 @@ def test_no_token_needs_a_top_k_that_the_servers_bound_leaves_out(method):
     threshold = torch.full((count,), 1.2) if method.gate == "student_entropy" else None
     if uniforms is not None:
         uniforms[44:46], uniforms[46:48] = 0.0, 1 - 2**-53
-    student = step.StudentScores(*[student_logp] * 3, torch.ones(count, dtype=torch.bool), entropy)
+    student = step.StudentScores(*[student_logp] * 3, entropy)
     gate = step.Gate(method, student, mask, uniforms, threshold, *torch.zeros(2, count))
     gate.divide(teacher_logp, entropy.flip(0), slice(None))
     weights = gate.trust + gate.outlier if method.trust == "jsd" else gate.outlier

@@ -7,7 +7,8 @@ autocast is in force; `expose_hidden_states` adds that door to a model and leave
 import functools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -64,13 +65,7 @@ def expose_hidden_states(model: PreTrainedModel) -> None:
 
 
 def read_output_layer(model: PreTrainedModel, by_output_layer: bool) -> None:
-    """Where a model that exposes its states takes them from.
-
-    Args:
-        model: see `expose_hidden_states`.
-        by_output_layer: take what the model's own forward hands to its output layer, which costs nothing more; else the
-            last states of its base model.
-    """
+    """Let a model expose what its own forward hands to its output layer, or else the last states of its base model."""
     model._tropd_by_output_layer = by_output_layer  # type: ignore[assignment]
 
 
@@ -92,24 +87,39 @@ def _states(
 
 def _before_output_layer(model: Any, ordinary_forward: Callable, inputs: dict[str, Any]) -> Tensor:
     """What the model's own forward hands to its output layer."""
-    layer, handed = model.get_output_embeddings(), []
+    handed = []
 
     def keep(hidden: Tensor) -> Tensor:
         handed.append(hidden)
         return hidden  # no logits: nothing of the vocabulary's size is made
 
-    before = vars(layer).get("forward")
-    layer.forward = keep
-    try:
+    with replaced(model.get_output_embeddings(), "forward", keep):
         ordinary_forward(model, **inputs)
-    finally:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
     if len(handed) != 1:
         raise AttributeError(f"the output layer is used {len(handed)} times in a forward pass")
     return handed[0]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of an object or a module is another; afterwards it is as before, or inherited again.
+
+    >>> table = types.SimpleNamespace(rows=2)
+    >>> with replaced(table, "rows", 3), replaced(table, "columns", 4):
+    ...     print(table)
+    namespace(rows=3, columns=4)
+    >>> print(table)
+    namespace(rows=2)
+    """
+    own = vars(owner)
+    before = {name: own[name]} if name in own else {}
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        for there, old in before.items():
+            setattr(owner, there, old)
 
 
 def _unbound(method: Callable) -> Callable:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .hidden_states import head_rows
+from .hidden_states import head_rows, replaced
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """All that sampling takes from a model's own generation_config."""
@@ -21,12 +21,9 @@ def as_asked(model: Any) -> Iterator[None]:
     that reshapes the softmax: top-p, penalties, beams, suppressed tokens. Both models are scored with the whole one.
     """
     owner = getattr(model, "get_base_model", lambda: model)()
-    before = owner.generation_config
-    owner.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in IDS})
-    try:
+    config = GenerationConfig(**{name: getattr(owner.generation_config, name, None) for name in IDS})
+    with replaced(owner, "generation_config", config):
         yield
-    finally:
-        owner.generation_config = before
 
 
 @torch.no_grad()

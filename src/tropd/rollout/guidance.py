@@ -55,19 +55,22 @@ def response_ids(
     )
 
 
+def check_response_ids(ids: Sequence[int], row: dict[str, Any], limit: int) -> None:
+    """Refuse a row's teacher response with ids that are not below `limit`, the student's rows of the head."""
+    if ids and not 0 <= min(ids) <= max(ids) < limit:
+        raise ValueError(
+            f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, but "
+            f"the student's vocabulary has {limit} entries; use the student's tokenizer."
+        )
+
+
 @dataclass(frozen=True)
 class RecordedTurn:
-    """One turn of a teacher's episode in the data.
+    """One turn of a teacher's episode in the data."""
 
-    Attributes:
-        ids: without an ending.
-        ending: the id that ends it as it is rendered; `None` where it is given without one.
-        replies: what tools had said before it, over all turns.
-    """
-
-    ids: list[int]
-    ending: int | None
-    replies: tuple[str, ...] = ()
+    ids: list[int]  # without an ending
+    ending: int | None  # the id that ends it as it is rendered; `None` where it is given without one
+    replies: tuple[str, ...] = ()  # what tools had said before it, over all turns
 
 
 def recorded_turns(
@@ -75,13 +78,8 @@ def recorded_turns(
 ) -> list[RecordedTurn]:
     """A teacher's episode: the assistant's messages of a list, each by itself; text and ids are one turn.
 
-    Args:
-        value: see `response_ids`; among messages there may be tools' replies.
-        prompt: the row's prompt, with what an environment said first.
-        prompt_ids: its ids as the student sees them.
-        tokenizer: the student's.
-        eos_ids: every id that ends a response.
-        template: keyword arguments of the chat template, the row's tools among them.
+    Arguments are those of `response_ids`; among messages there may be tools' replies, and the prompt has what an
+    environment said first.
 
     Raises:
         ValueError: as `response_ids`; or text or ids that continue after their ending.

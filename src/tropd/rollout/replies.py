@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..models.hidden_states import replaced
+
 PLACE = "<|tropd text {}|>"
 """Stands in a tool's reply, while a chat template renders it, for the text of a special token."""
 
@@ -22,21 +24,13 @@ class PlainReplies:
     A chat template renders the reply with a mark in its place, which a twin of the tokenizer reads as one token, and
     that token becomes the ids of the text.
 
-    A reply that is longer than it may be is cut, and a mark in its place says so to the models; the messages, which
-    rewards and recordings read, keep all of it.
-
-    Args:
-        tokenizer: the student's.
-        most: tokens of one reply; `None` cuts none.
-
-    Attributes:
-        count: replies so far.
-        num_cut: those of them that were cut.
+    A reply of more than `most` tokens is cut, and a mark in its place tells the models; the messages, which rewards and
+    recordings read, keep all of it.
     """
 
     def __init__(self, tokenizer: Any, most: int | None = None):
         self._tokenizer, self.most = tokenizer, most
-        self.count = self.num_cut = 0
+        self.count = self.num_cut = 0  # replies so far, and those of them that were cut
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
         self._twins: dict[int, Any] = {}
@@ -44,10 +38,7 @@ class PlainReplies:
     def tokenize(self, trainer: Any, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
         """What stands between the call and the next turn, as ids.
 
-        Args:
-            trainer: whose `processing_class` the host renders with.
-            replies: the tools' messages of one turn.
-            host: from messages to ids.
+        `host` makes ids of messages, with the trainer's `processing_class`.
         """
         replies = [self._cut(reply) for reply in replies]
         texts = [text for reply in replies for text in self._special.findall(_text_of(reply["content"]))]
@@ -107,11 +98,8 @@ class PlainReplies:
         if count not in self._twins:
             self._twins = {count: copy.deepcopy(self._tokenizer)}
             self._twins[count].add_tokens(marks, special_tokens=True)
-        own, trainer.processing_class = trainer.processing_class, self._twins[count]
-        try:
+        with replaced(trainer, "processing_class", self._twins[count]):
             yield {id_: number for number, id_ in enumerate(self._twins[count].convert_tokens_to_ids(marks))}
-        finally:
-            trainer.processing_class = own
 
 
 def _text_of(content: Any) -> str:

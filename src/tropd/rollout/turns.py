@@ -3,9 +3,9 @@
 The host's tool loop asks the sampler again for some rows of a batch, without their numbers.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Any
 
@@ -21,14 +21,12 @@ class TextIndex:
 
     def __init__(self) -> None:
         self._texts: dict[int, list[int]] = {}
-        self._new: list[int] = []
-        self._hashes: dict[int, int] = {}
-        self._rows: dict[int, list[int]] = {}  # by hash, as heaps; some rows have gone on since they came here
+        self._hashes: dict[int, int] = {}  # of texts as `find` last knew them
 
     def put(self, row: int, text: list[int]) -> None:
         """Note a row's text, in the place of its last one."""
         self._texts[row] = text
-        self._new.append(row)
+        self._hashes.pop(row, None)
 
     def begins(self, row: int, context: Sequence[int]) -> bool:
         """Does a context begin with what a row has read and written?"""
@@ -47,33 +45,19 @@ class TextIndex:
         >>> index.find([[1, 5, 9], [1, 5, 6, 9], [1, 5, 8]]), index.find([[1, 9]])
         ([0, 2, 1], None)
         """
-        self._hash_new_texts()
+        rows: dict[int, list[int]] = defaultdict(list)
+        for row in sorted(self._texts):
+            if row not in self._hashes:
+                *_, self._hashes[row] = _hashes_of_beginnings(self._texts[row])
+            rows[self._hashes[row]].append(row)
         found: list[int] = []
         for context in contexts:
-            row = self._take(context)
-            if row is None:
-                break
-            found.append(row)
-        for row in found:
-            heappush(self._rows[self._hashes[row]], row)
-        return found if len(found) == len(contexts) else None
-
-    def _take(self, context: Sequence[int]) -> int | None:
-        for key in reversed([key for key in _hashes_of_beginnings(context) if key in self._rows]):
-            rows = self._rows[key]
-            while rows and self._hashes[rows[0]] != key:
-                heappop(rows)
-            if rows and self.begins(rows[0], context):
-                return heappop(rows)
-        return None
-
-    def _hash_new_texts(self) -> None:
-        for row in dict.fromkeys(self._new):
-            *_, key = _hashes_of_beginnings(self._texts[row])
-            if key != self._hashes.get(row):
-                self._hashes[row] = key
-                heappush(self._rows.setdefault(key, []), row)
-        self._new.clear()
+            alike = (rows[key] for key in reversed([*_hashes_of_beginnings(context)]) if rows.get(key))
+            mine = next((few for few in alike if self.begins(few[0], context)), None)
+            if mine is None:
+                return None
+            found.append(mine.pop(0))
+        return found
 
 
 def _hashes_of_beginnings(tokens: Iterable[int]) -> Iterator[int]:
@@ -89,17 +73,14 @@ class Turns:
     tool: `follow` is told of the messages, and rows are known exactly, whatever their texts. A user's own loop tells no
     messages: there each row is known by its own text, prompt and response so far, with which its new context begins,
     and rows that have written the same text for the same prompt are told apart by their order.
-
-    Attributes:
-        first_row: number of the first of them in the whole step.
-        asked: the rows of the turn under way, counted from 0 in this batch; `None` where they are not known.
-        guided: for each row the stretches of its response, as slices, that its teacher wrote.
-        written: likewise those of either model, turn by turn; between them stands what tools said.
     """
 
-    first_row: int
+    first_row: int  # number of the first of them in the whole step
+    # the rows of the turn under way, counted from 0 in this batch; `None` where they are not known
     asked: list[int] | None = None
+    # for each row the stretches of its response, as slices, that its teacher wrote
     guided: list[list[slice]] = field(default_factory=list)
+    # likewise those of either model, turn by turn; between them stands what tools said
     written: list[list[slice]] = field(default_factory=list)
     messages: Sequence[list[Any]] | None = None
     _prompt_lengths: list[int] = field(default_factory=list)
@@ -109,8 +90,7 @@ class Turns:
     def follow(self, messages: Sequence[list[Any]]) -> None:
         """Know rows by their messages from now on.
 
-        Args:
-            messages: each row's, behind its prompt; the loop appends to these lists.
+        The loop appends to these lists, which each row has behind its prompt.
         """
         self.messages, self._seen = messages, [len(row) for row in messages]
 
@@ -142,10 +122,7 @@ class Turns:
     ) -> None:
         """Note what was written behind the contexts that `places` was last asked for and knew.
 
-        Args:
-            contexts: of this turn.
-            written: behind each.
-            by_teacher: how many of the first tokens of each are the teacher's; none by default.
+        So many of the first tokens of each as `by_teacher` says are the teacher's; none by default.
         """
         if self.asked is None:
             return

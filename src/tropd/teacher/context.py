@@ -97,11 +97,7 @@ def message_ids(tokenizer: Any, messages: Sequence[Row], tools: Any = None, **op
 
 
 def check_renders_tools(tokenizer: Any, options: dict[str, Any]) -> None:
-    """Refuse a chat template to which tools say nothing.
-
-    Args:
-        tokenizer: with a chat template.
-        options: keyword arguments of `apply_chat_template`.
+    """Refuse a chat template to which tools say nothing. `options` are keyword arguments of `apply_chat_template`.
 
     Raises:
         ToolsLost: with whose template it is, and what to type.
@@ -141,24 +137,17 @@ def with_observation(row: Row, prompt: Any) -> Row:
 
 @dataclass(frozen=True)
 class TeacherContexts:
-    """Renders each row's prompt for the teacher. The response tokens are shared with the student; the contexts are not.
+    """Renders each row's prompt for the teacher: models share the tokens of a response, but not what stands before."""
 
-    Attributes:
-        student_tokenizer: renders where `template` is `student`, or where the teacher has no tokenizer.
-        teacher_tokenizer: the teacher's own, or `None`.
-        template: `student`, `teacher`, or a Jinja template.
-        template_kwargs: keyword arguments of the template, such as `{"enable_thinking": True}`.
-        as_student: rows without a `teacher_prompt` keep the student's prompt ids, untouched.
-        tools: the tools that a row's messages are rendered with; those of its `tools` column by default.
-        student_template: a Jinja template by which the student's prompts are rendered instead of its tokenizer's own.
-    """
-
-    student_tokenizer: Any
-    teacher_tokenizer: Any = None
-    template: str = "student"
+    student_tokenizer: Any  # renders where `template` is `student`, or where the teacher has no tokenizer
+    teacher_tokenizer: Any = None  # the teacher's own, or `None`
+    template: str = "student"  # `student`, `teacher`, or a Jinja template
+    # keyword arguments of the template, such as `{"enable_thinking": True}`
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    as_student: bool = True
+    as_student: bool = True  # rows without a `teacher_prompt` keep the student's prompt ids, untouched
+    # the tools that a row's messages are rendered with; those of its `tools` column by default
     tools: Callable[[Row], Any] = tools_of
+    # a Jinja template by which the student's prompts are rendered instead of its tokenizer's own
     student_template: str | None = None
 
     @classmethod
@@ -177,9 +166,7 @@ class TeacherContexts:
     def of(self, rows: Sequence[Row], prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Token ids for each row: of its `teacher_prompt` where it has one, else of its prompt.
 
-        Args:
-            rows: the data set's rows.
-            prompt_ids: the same rows' prompts as the student sees them, taken as they are where nothing differs.
+        `prompt_ids` are the prompts as the student sees them, taken as they are where nothing differs.
         """
         return [
             list(ids) if self.as_student and row.get("teacher_prompt") is None else self._render(row)

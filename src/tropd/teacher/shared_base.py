@@ -19,10 +19,7 @@ def is_same_model(student: Any, teacher: Any) -> bool:
 def why_not_shared(peft_config: Any, student_init: Any, teacher_init: Any) -> str | None:
     """Why a base that is the teacher, too, has to be loaded a second time; `None`: it need not be.
 
-    Args:
-        peft_config: the student's adapter.
-        student_init: `model_init_kwargs`.
-        teacher_init: `teacher_model_init_kwargs`.
+    The two are compared by `model_init_kwargs` and `teacher_model_init_kwargs`.
     """
     if peft_config is None:
         return "there is no adapter (peft_config) to tell the two apart"

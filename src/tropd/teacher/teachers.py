@@ -85,14 +85,7 @@ class Teachers:
     ) -> TeacherScores:
         """Each teacher's scores of its own rows, put together again.
 
-        Args:
-            names: each row's teacher.
-            contexts: as in `LocalTeacher.score`, like the other arguments.
-            responses: see there.
-            scored: see there.
-            topk: see there.
-            rows_per_pass: see there.
-            settings: the rest.
+        `names` has each row's teacher; the other arguments are those of `LocalTeacher.score`.
         """
         settings["rows_per_pass"] = rows_per_pass
         if len(self.by_name) == 1:
@@ -114,7 +107,10 @@ class Teachers:
                     passes=passes[name],
                     **settings,
                 )
-                parts.append((places, _check_counts(scores, len(places))))
+                counts = len(scores.logp), len(scores.entropy)
+                if counts != (len(places), len(places)):
+                    raise ValueError(f"it gave {counts[0]} scores and {counts[1]} entropies for {len(places)} tokens")
+                parts.append((places, scores))
         return join_scores(parts)
 
     def _passes(self, rows_of: dict[Name, list[int]], rows_per_pass: int | None) -> dict[Name, int]:
@@ -171,9 +167,3 @@ def _request_among(places: Tensor, topk: TopKRequest | None) -> TopKRequest | No
         wanted=lambda logp, entropy, tokens: topk.wanted(logp, entropy, places[tokens]),
         below=None if below is None else lambda: below()[places],
     )
-
-
-def _check_counts(scores: TeacherScores, wanted: int) -> TeacherScores:
-    if len(scores.logp) != wanted or len(scores.entropy) != wanted:
-        raise ValueError(f"it gave {len(scores.logp)} scores and {len(scores.entropy)} entropies for {wanted} tokens")
-    return scores

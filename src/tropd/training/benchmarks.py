@@ -23,24 +23,19 @@ from ..models.sampling import sample, until_eos
 from ..rollout.engine.noise import BENCHMARK_STREAM, AddressedNoise, decoding_through
 from .distributed.sharding import student_is_sharded_while_writing
 from .guards.faults import EVALUATED_ROWS, SCORING, enough_memory
-from .logging.metrics import of_benchmark
+from .logging.metrics import named_metric
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark of `eval_benchmarks` with the problems that are asked.
+    """A benchmark of `eval_benchmarks` with the problems that are asked."""
 
-    Attributes:
-        name: in the metrics.
-        problems: all of them, or `eval_benchmarks_max_problems`, evenly spaced.
-    """
-
-    name: str
-    problems: Sequence[Problem]
+    name: str  # in the metrics
+    problems: Sequence[Problem]  # all of them, or `eval_benchmarks_max_problems`, evenly spaced
 
 
 def load_asked(args: Any) -> list[Asked]:
-    """The benchmarks of a configuration, read and found gradable here.
+    """Read the benchmarks of a configuration, and check that they can be graded here.
 
     Raises:
         ValueError: an unknown name, files that are missing, a grader or the sandbox that cannot be had.
@@ -63,10 +58,6 @@ def load_asked(args: Any) -> list[Asked]:
 
 class BenchmarkStage:
     """Asks the student and grades it, each rank its share of the responses.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        asked: see `load_asked`.
 
     Raises:
         ValueError: a prompt leaves no room for `eval_benchmarks_max_new_tokens` in the student's context.
@@ -100,7 +91,7 @@ class BenchmarkStage:
         found: dict[str, float] = {}
         for one, prompted in self.asked:
             scores = score(self._write_and_grade(one, prompted))
-            found |= {of_benchmark(family, one.name): value for family, value in _values(scores).items()}
+            found |= {named_metric(family, one.name): value for family, value in _values(scores).items()}
         return found
 
     def _write_and_grade(self, one: Asked, prompted: Prompted) -> list[Graded]:

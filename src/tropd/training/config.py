@@ -1,8 +1,7 @@
-"""`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method in the place of GRPO's loss."""
+"""`TrOPDConfig`: TRL's `GRPOConfig` with a distillation method instead of GRPO's loss."""
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -14,44 +13,21 @@ from .checkpointing.hub import TokenStaysHere
 from .guards.field_types import check_types
 from .guards.host_settings import check_host_values, field_guard
 from .method_settings import MethodSettings
-from .method_settings import check_ranges as _check_ranges
 
 logger = logging.getLogger(__name__)
 
 # Settings of GRPO's own loss. They would be silently ignored, so a value other than GRPO's default is refused.
 _GRPO_LOSS_SETTINGS = (
-    "loss_type",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "importance_sampling_level",
-    "off_policy_mask_threshold",
-    "top_entropy_quantile",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "beta",
-    "sync_ref_model",
-    "ref_model_mixup_alpha",
-    "ref_model_sync_steps",
-    "use_bias_correction_kl",
-    "entropy_coef_min",
-    "entropy_coef_max",
-    "entropy_coef_delta",
-    "entropy_target",
-    "sapo_temperature_neg",
-    "sapo_temperature_pos",
-    "vespo_k_pos",
-    "vespo_lambda_pos",
-    "vespo_k_neg",
-    "vespo_lambda_neg",
-    "vllm_importance_sampling_mode",
-    "vllm_importance_sampling_clip_min",
-    "vllm_importance_sampling_clip_max",
-    "vllm_importance_sampling_cap",
-)
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "off_policy_mask_threshold",
+    "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy", "beta", "sync_ref_model", "ref_model_mixup_alpha",
+    "ref_model_sync_steps", "use_bias_correction_kl", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
+    "entropy_target", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos",
+    "vespo_k_neg", "vespo_lambda_neg", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap",
+)  # fmt: skip
 
 
-# What a sampler may be told beside TRL's and our fields, since the tokens' distribution does not depend on it.
+# Further settings of a sampler that are allowed, because the distribution of tokens does not depend on them.
 _LEAVES_SOFTMAX = (
     "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile",
     "prefill_chunk_size", "low_memory", "do_sample", "renormalize_logits", "pad_token_id", "bos_token_id",
@@ -69,26 +45,7 @@ _OWN_FIELDS = {name: name for name in ("temperature", "top_p", "top_k", "min_p",
 }
 
 
-# TRL's fields whose bad values would otherwise fail elsewhere, without the field's name.
-_HOST_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
-    "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
-    "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
-    "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
-    "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
-    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or remove it to use num_train_epochs"),
-    "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
-    "neftune_noise_alpha": (
-        lambda alpha: not alpha,
-        "it adds noise to the embeddings in every pass of the student, so rollouts, scores and update would come from "
-        "different models, and a student that is its own teacher would have a gradient; remove it",
-    ),
-    "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
-    "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
-}
-
-
-# What the host's fields may be that are annotated as text, and that it would look at late or never.
+# The values of the host's fields that are annotated as text and that it would check late or never.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
     "log_level": tuple(trainer_log_levels),
@@ -134,7 +91,6 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         check_types(self, _CHOICES)
         self.resolved_method()  # a wrong name or part is refused before anything is loaded
         self.check_ranges()
-        _check_ranges(self, _HOST_RANGES)
         check_host_values(self)
         self._check_groups()
         self._refuse_grpo_loss_settings()
@@ -173,9 +129,9 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
                 )
 
     def _check_generation_kwargs(self) -> None:
-        """Refuse what would draw rollouts from another distribution than the one that is scored, by its name.
+        """Refuse settings that would draw rollouts from another distribution than the scored one, each by its name.
 
-        vLLM has names of its own, and hands these on to its `SamplingParams`.
+        vLLM has names of its own, which go to its `SamplingParams`.
         """
         from transformers import GenerationConfig
 
@@ -225,14 +181,10 @@ class TrOPDConfig(TokenStaysHere, MethodSettings, GRPOConfig):
         self.num_generations, self.num_generations_eval = 1, eval_rollouts
 
     def _check_windows(self) -> None:
-        if _number(self.steps_per_generation) % self.gradient_accumulation_steps:
+        assert self.steps_per_generation is not None, "GRPOConfig fills it"
+        if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, not a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}): an optimiser step would mix two rollout batches, whose token "
                 "counts are not known together. Make it a multiple."
             )
-
-
-def _number(value: Any) -> int:
-    assert value is not None, "GRPOConfig fills steps_per_generation"
-    return int(value)

@@ -31,14 +31,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 SERVED = (
-    "teacher_model_name",
-    "teacher_tokenizer",
-    "teacher_api_key_env",
-    "teacher_concurrency",
-    "teacher_timeout",
-    "teacher_patience",
-    "teacher_allow_remote",
-)
+    "teacher_model_name", "teacher_tokenizer", "teacher_api_key_env", "teacher_concurrency", "teacher_timeout",
+    "teacher_patience", "teacher_allow_remote",
+)  # fmt: skip
 """The fields about a teacher behind a server."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,13 @@ REPEAT_CALL_PERIOD, REPEAT_CALL_TIMES = 3, 4
 """The same of whole turns: how many different ones, and how often. A wrong call is often made a second time."""
 
 
+class Prefix(NamedTuple):
+    """What a rollout begins with: the first tokens of its teacher's response."""
+
+    ids: list[int]  # empty where the student writes from the start
+    is_endless: bool = False  # the response itself does not end within the budget
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One sequence: prompt, teacher prefix, and what the student wrote after it.
@@ -38,47 +45,35 @@ class Rollout:
 
         Rollout(row=0, prompt_ids=[5, 6, 7], teacher_context=[5, 6, 7], response=[4, 8, 9, 2], prefix_length=2,
                 ended_by=2)
-
-    Attributes:
-        row: number of the sequence in the whole step, over all ranks; addresses its randomness.
-        prompt_ids: what the student saw.
-        teacher_context: what the teacher sees before the response.
-        response: prefix ⊕ continuation, the end-of-sequence token included where there is one.
-        prefix_length: how many tokens at the start of the response are the teacher's.
-        is_cut: does it end in a call that no tool has answered, or in a reply? `None` without tools.
-        stale: did a tool answer otherwise than in the teacher's recorded episode, so that it could not be followed?
-            `None` without such an episode.
-        guided: for each response token, did the teacher write it? `None`: those of the prefix, and no others.
-        external: for each response token, was it put there by a tool or an environment? `None`: none was.
-        sampler_logps: the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return
-            ids only.
-        sampler_entropies: entropies of the softmax it drew from, at the sampling temperature; likewise.
-        reward_advantage: group-normalised advantage of the rewards, 0 without rewards.
-        ended_by: the end-of-sequence token that the student ended it with; `None` where it was cut, or where nobody
-            answered the calls in its last turn.
-        repetitive: does it end in a repeating cycle, of tokens or of whole turns?
-        collapsed: is it empty, or nothing but repetition at its end?
-        included: is it part of the loss?
-        teacher: the name of the teacher that scores it; `None` where there is one, without a name.
     """
 
-    row: int
-    prompt_ids: list[int]
-    teacher_context: list[int]
-    response: list[int]
-    prefix_length: int = 0
+    row: int  # number of the sequence in the whole step, over all ranks; addresses its randomness
+    prompt_ids: list[int]  # what the student saw
+    teacher_context: list[int]  # what the teacher sees before the response
+    response: list[int]  # prefix ⊕ continuation, the end-of-sequence token included where there is one
+    prefix_length: int = 0  # how many tokens at the start of the response are the teacher's
+    # for each response token, was it put there by a tool or an environment? `None`: none was
     external: list[bool] | None = None
+    # the sampler's own log-probabilities, NaN where it has none; `None` with samplers that return ids only
     sampler_logps: list[float] | None = None
+    # entropies of the softmax it drew from, at the sampling temperature; likewise
     sampler_entropies: list[float] | None = None
-    reward_advantage: float = 0.0
+    reward_advantage: float = 0.0  # group-normalised advantage of the rewards, 0 without rewards
+    # the end-of-sequence token that the student ended it with; `None` where it was cut, or where nobody answered the
+    # calls in its last turn
     ended_by: int | None = None
-    repetitive: bool = False
-    collapsed: bool = False
-    included: bool = True
-    teacher: str | None = None
+    repetitive: bool = False  # does it end in a repeating cycle, of tokens or of whole turns?
+    collapsed: bool = False  # is it empty, or nothing but repetition at its end?
+    included: bool = True  # is it part of the loss?
+    teacher: str | None = None  # the name of the teacher that scores it; `None` where there is one, without a name
+    # for each response token, did the teacher write it? `None`: those of the prefix, and no others
     guided: list[bool] | None = None
+    # did a tool answer otherwise than in the teacher's recorded episode, so that it could not be followed? `None`
+    # without such an episode
     stale: bool | None = None
-    is_cut: bool | None = None
+    is_cut: bool | None = None  # does it end in a call that no tool has answered, or in a reply? `None` without tools
+    is_prefix_endless: bool = False  # does the whole teacher response of its prefix exceed the budget, too?
+    engine: float = 0.0  # what wrote it, as the metric rollout/engine has it
 
     @cached_property
     def by_teacher(self) -> list[bool]:
@@ -121,26 +116,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward-backward needs; everything but the student's terms is already known.
+    """What one forward-backward needs; everything but the student's terms is already known."""
 
-    Attributes:
-        rollouts: the sequences.
-        method: the stage in force when the batch was built.
-        signals: [N] each.
-        direct: the divergence to differentiate directly, or `None`.
-        counts: token counts of the whole optimiser step, over micro-batches and ranks.
-        from_notes: no forward pass scored these rollouts when the batch was built; the sampler's log-probs were used.
-        first_update: is this the update by which the student first moves away from the one that sampled?
-        noted: the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them.
-    """
-
-    rollouts: list[Rollout]
-    method: Method
-    signals: TokenSignals
-    direct: DirectTerm | None
-    counts: RegionCounts
+    rollouts: list[Rollout]  # the sequences
+    method: Method  # the stage in force when the batch was built
+    signals: TokenSignals  # [N] each
+    direct: DirectTerm | None  # the divergence to differentiate directly, or `None`
+    counts: RegionCounts  # token counts of the whole optimiser step, over micro-batches and ranks
+    # no forward pass scored these rollouts when the batch was built; the sampler's log-probs were used
     from_notes: bool = False
-    first_update: bool = True
+    first_update: bool = True  # is this the update by which the student first moves away from the one that sampled?
+    # the teacher's likeliest tokens for the rollout log, where these rollouts are logged with them
     noted: NotedTopK | None = None
 
 
@@ -166,9 +152,10 @@ def read_rollouts(
     prompt_ids: Sequence[list[int]],
     contexts: Sequence[list[int]],
     teachers: Sequence[str | None],
-    starts: Sequence[list[int]],
+    prefixes: Sequence[Prefix],
     *,
     first_row: int,
+    engine: float,
     eos_ids: Sequence[int],
     mask_truncated: bool,
     mask_repetitive: bool,
@@ -176,27 +163,19 @@ def read_rollouts(
     turns: Turns | None = None,
     stale: Sequence[bool | None] | None = None,
 ) -> list[Rollout]:
-    """One record for each row of what TRL's rollout returns.
+    """One record for each row of `host`, what TRL's `_generate_and_score_completions` returns.
 
-    Args:
-        host: the output of `_generate_and_score_completions`.
-        prompt_ids: what the student saw, row by row.
-        contexts: likewise the teacher.
-        teachers: the name of each row's teacher.
-        starts: the teacher prefixes that the responses begin with.
-        first_row: number of the first row in the whole step.
-        eos_ids: every id that ends a response.
-        mask_truncated: leave rollouts without an ending out of the loss.
-        mask_repetitive: leave rollouts that end in a repeating cycle out of the loss.
-        notes: what our own sampler knew of the tokens, and which endings are one action.
-        turns: where tools may have answered: each row's messages behind its prompt, and where its teacher wrote.
-        stale: could a row's recorded episode not be followed? `None` where turns are not guided one by one: the teacher
-            wrote the start alone.
+    Lists have an entry for each row: what the student saw and what its teacher sees, the teacher's name, what the
+    response begins with. `eos_ids` end a response, `notes` has what our own sampler knew of the tokens, `turns` each
+    row's messages behind its prompt and where its teacher wrote. Rollouts without an ending (`mask_truncated`), or that
+    end in a repeating cycle (`mask_repetitive`), are left out of the loss. `stale` says whether a row's recorded
+    episode could not be followed; it is `None` where turns are not guided one by one: the teacher wrote the start
+    alone.
     """
     responses, tool_mask = unpad(host["completion_ids"], host["completion_mask"]), host.get("tool_mask")
     guided = turns.guided if turns and stale is not None else []
     rollouts = []
-    for i, (response, start) in enumerate(zip(responses, starts, strict=True)):
+    for i, (response, (start, is_endless)) in enumerate(zip(responses, prefixes, strict=True)):
         external = None if tool_mask is None else (tool_mask[i][: len(response)] == 0).tolist()
         marks, own_turns = [position < len(start) for position in range(len(response))], [response[len(start) :]]
         if guided or external is not None:
@@ -226,6 +205,8 @@ def read_rollouts(
                 collapsed=is_collapsed(written, eos_ids, guided=any(marks)) or again,
                 included=not (mask_truncated and goes_on) and not (mask_repetitive and repetitive),
                 teacher=teachers[i],
+                is_prefix_endless=is_endless,
+                engine=engine,
             )
         )
     return rollouts
@@ -234,11 +215,11 @@ def read_rollouts(
 def _find_sampler_numbers(
     host: dict[str, Any], place: int, notes: SamplerNotes, row: int, prompt: list[int], response: list[int]
 ) -> tuple[list[float] | None, list[float] | None]:
-    """What the sampler says of a response: log-probabilities, and entropies where our own loop noted them."""
+    """The sampler's numbers for a response: log-probabilities, and entropies where our own loop recorded them."""
     told = host.get("sampling_per_token_logps")
     if told is None:
         return notes.of(row, prompt, response) or (None, None)
-    # Of an ending vLLM tells the id's own probability and not that of the action, so there it has said nothing.
+    # For an ending vLLM gives the id's own probability and not that of the action, so it is not used.
     unsaid = notes.endings if len(notes.endings) > 1 else ()
     pairs = zip(response, told[place][: len(response)].tolist(), strict=True)
     return [math.nan if token in unsaid else logp for token, logp in pairs], None
@@ -267,11 +248,6 @@ def _find_turns(
 def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, times: int = REPEAT_TIMES) -> bool:
     """Does the rollout end in a cycle of at most `max_period` tokens that repeats at least `times` times?
 
-    Args:
-        token_ids: or whatever else can be compared.
-        max_period: longest cycle.
-        times: how often it returns.
-
     >>> is_repetitive([5, 1, 2] + [7] * 8), is_repetitive([1, 2] * 8), is_repetitive(list(range(40)))
     (True, True, False)
     """
@@ -283,10 +259,7 @@ def is_repetitive(token_ids: Sequence[Any], max_period: int = REPEAT_PERIOD, tim
 
 
 def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
-    """Does an episode end in the same turns again and again? Such a turn calls a tool, or there were no next one.
-
-    Args:
-        turns: the tokens that the student wrote, turn by turn.
+    """Does an episode end in the same turns again and again? Such a turn calls a tool, or no other would follow.
 
     >>> repeats_calls([[5, 2], [7, 2], [7, 2], [7, 2], [7, 2]]), repeats_calls([[7, 2], [7, 2], [7, 2], [5, 2]])
     (True, False)
@@ -297,10 +270,7 @@ def repeats_calls(turns: Sequence[Sequence[int]]) -> bool:
 def is_collapsed(token_ids: Sequence[int], eos_ids: Sequence[int], guided: bool = False) -> bool:
     """Nothing written before the end, or an ending that only repeats itself (one token repeated, endless cycles).
 
-    Args:
-        token_ids: what the student wrote.
-        eos_ids: every id that ends a response.
-        guided: it continued a teacher's prefix, after which stopping at once may be right.
+    After a teacher's prefix (`guided`) it may be right to stop at once.
     """
     written = [token for token in token_ids if token not in eos_ids]
     return is_repetitive(written) if written else not guided

@@ -1,7 +1,15 @@
 """The rollouts of a step: teacher prefixes and student continuations, through the host's own rollout.
 
-TRL's `_generate_and_score_completions` calls back into the trainer; `RolloutStage` is what answers there. What the
-answers need of the batch is one record, `_Batch`, that exists while the host's call lasts.
+`roll_out` calls TRL's `_generate_and_score_completions`. That calls back into the trainer, which passes the calls on
+to the methods here, in this order:
+
+    tokenize_prompts                    once
+    generate_turn                       each turn: TRL calls `model.generate`, which decodes by `AddressedNoise.decode`
+    call_tools, tokenize_replies        with tools: TRL's loop runs them and asks for the next turn
+    give_rewards                        once
+
+Then `records.read_rollouts` reads what TRL returns. What the calls need to know of the batch is in the record `_Batch`,
+which exists for the time of TRL's call: TRL has no argument that could carry it.
 """
 
 import logging
@@ -33,7 +41,7 @@ from ..rollout.engine.noise import (
     drawing_without_address,
 )
 from ..rollout.engine.slots import KeptStates
-from ..rollout.guidance import response_ids
+from ..rollout.guidance import check_response_ids, response_ids
 from ..rollout.replies import PlainReplies
 from ..rollout.turns import Turns
 from ..teacher.context import Row, message_ids, text_ids, tools_of, with_observation
@@ -43,7 +51,7 @@ from .distributed.tool_loop import RanksInStep
 from .guards.faults import WRITING, engine_guard, reward_guard
 from .guards.reading import check_student, check_teachers
 from .guards.step_guards import Reader, doubtful_rows, finite_softmax
-from .records import Rollout, read_rollouts
+from .records import Prefix, Rollout, read_rollouts
 from .turn_guidance import TurnGuidance, check_pattern, write_by_teacher
 
 logger = logging.getLogger(__name__)
@@ -54,46 +62,28 @@ VLLM, CONTINUOUS_BATCHING = 2.0, 3.0
 
 @dataclass
 class _Batch:
-    """One batch while the host rolls it out.
+    """One batch while the host rolls it out."""
 
-    Attributes:
-        rows: as the data have them.
-        starts: teacher prefixes that the first turn continues; `None` once it has.
-        first_row: number of the first of them in the whole step.
-        guidance: which turns are the teacher's, where there are several; `None` where none is.
-        turns: which row and position a turn's contexts go on at; `None` where there is one turn, of all rows.
-        notes: what the sampler knows of its tokens; `None` where nobody reads it.
-        engines: which decoding loop has written, turn by turn.
-        prompts: as the host has tokenised them, an environment's observations included; `None` where there is one turn.
-        kept: what the student knows of the rows between their turns; `None` where there is one turn.
-    """
-
-    rows: Sequence[Row]
-    first_row: int
-    starts: list[list[int]] | None
+    rows: Sequence[Row]  # as the data have them
+    first_row: int  # number of the first of them in the whole step
+    starts: list[list[int]] | None  # teacher prefixes that the first turn continues; `None` once it has
+    # the row and position at which a turn's contexts continue; `None` where there is one turn, of all rows
     turns: Turns | None
-    notes: SamplerNotes | None
-    guidance: TurnGuidance | None = None
-    engines: list[float] = field(default_factory=list)
+    notes: SamplerNotes | None  # what the sampler knows of its tokens; `None` where nobody reads it
+    guidance: TurnGuidance | None = None  # which turns are the teacher's, where there are several; `None` where none is
+    engines: list[float] = field(default_factory=list)  # which decoding loop has written, turn by turn
+    # as the host has tokenised them, an environment's observations included; `None` where there is one turn
     prompts: Sequence[Any] | None = None
+    # what the student knows of the rows between their turns; `None` where there is one turn
     kept: KeptStates | None = None
 
 
 class RolloutStage:
-    """Rolls out the rows of a batch, in training, in evaluation and in a preflight.
-
-    Args:
-        trainer: a built `TrOPDTrainer`, with its teachers and endings.
-
-    Attributes:
-        endless_rows: numbers of the rows whose teacher itself does not end within the budget, where prefixes were cut.
-    """
+    """Rolls out the rows of a batch, in training, in evaluation and in a preflight, for a built `TrOPDTrainer`."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.endless_rows: set[int] = set()
         self.evaluated_rows = 0
-        self.engine = THEIR_LOOP
         self._batch: _Batch | None = None
         self._is_read_rightly = False
         self._warned_of_rewards: set[str] = set()
@@ -104,7 +94,7 @@ class RolloutStage:
         self._weights_are_sharded = student_is_sharded_while_writing(trainer)
         self._ranks_in_step = RanksInStep(trainer)
         check_pattern(trainer)
-        # Where a teacher's response is over: an ending of either model, also where the student would go on.
+        # A teacher's response ends at an ending of either model, even where the student would continue.
         self._every_ending = list(dict.fromkeys((*trainer.eos_token_ids, *trainer.endings.ids)))
 
     # ------------------------------------------------------------------ called by a step
@@ -130,16 +120,11 @@ class RolloutStage:
             self.evaluated_rows += accelerator.num_processes * len(rows)
         return written, int(before + accelerator.process_index * len(rows))
 
-    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[list[int]]:
+    def find_prefixes(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> list[Prefix]:
         """Where each row starts: the first tokens of its teacher's response, as many as the schedule allows.
 
-        All rollouts of a prompt start alike. They may lie on two ranks; the one with the first of them finds it.
-
-        Args:
-            rows: this rank's rows, rollouts of a prompt side by side.
-            first_row: number of the first of them in the whole step.
-            fraction: α of the schedule.
-            method: the stage in force.
+        All rollouts of a prompt start alike. They may be on two ranks; the one with the first finds the prefix.
+        Rollouts of a prompt are side by side in `rows`; `fraction` is α of the schedule.
         """
         trainer, each = self.trainer, self.trainer.num_generations
         numbers = range(first_row, first_row + len(rows))
@@ -149,20 +134,20 @@ class RolloutStage:
         found = []
         for i, ids in zip(firsts, responses, strict=True):
             length = prefix_length(method.guidance_length, fraction, response_length=len(ids), **budget)
-            found.append((numbers[i] // each, (ids[:length], len(ids) >= trainer.max_completion_length)))
+            prefix = Prefix(ids[:length], is_endless=len(ids) >= trainer.max_completion_length)
+            found.append((numbers[i] // each, prefix))
         of_prompt = dict(gather_object(found))
-        self.endless_rows = {number for number in numbers if of_prompt[number // each][1]}
-        return [of_prompt[number // each][0] for number in numbers]
+        return [of_prompt[number // each] for number in numbers]
 
     def guide_turns(self, rows: Sequence[Row], first_row: int, fraction: float, method: Method) -> TurnGuidance:
-        """Likewise of rows whose turns are guided one by one, when each is due."""
+        """The same for rows whose turns are guided one by one, each when it is due."""
         return TurnGuidance(self.trainer, rows, first_row, fraction, method, self._every_ending)
 
     def roll_out(
         self,
         rows: Sequence[Row],
         first_row: int,
-        prefixes: list[list[int]],
+        prefixes: Sequence[Prefix],
         guidance: TurnGuidance | None = None,
     ) -> list[Rollout]:
         """The student's continuations of `prefixes`, through the host; turns as `guidance` has them."""
@@ -170,7 +155,8 @@ class RolloutStage:
         notes = SamplerNotes(trainer.temperature, trainer.endings.as_one)
         turns = Turns(first_row) if self.has_turns else None
         kept = KeptStates() if turns else None
-        self._batch = batch = _Batch(rows, first_row, prefixes, turns, notes, guidance, kept=kept)
+        starts = [prefix.ids for prefix in prefixes]
+        self._batch = batch = _Batch(rows, first_row, starts, turns, notes, guidance, kept=kept)
         guards = trainer.step_guards()
         try:
             with guards.memory(WRITING), finite_softmax(guards.step, guards.directory):
@@ -180,9 +166,9 @@ class RolloutStage:
         if batch.prompts is not None:
             rows = [with_observation(row, prompt) for row, prompt in zip(rows, batch.prompts, strict=True)]
         if trainer.use_vllm or trainer.args.use_transformers_continuous_batching:
-            self.engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
+            engine = VLLM if trainer.use_vllm else CONTINUOUS_BATCHING
         else:
-            self.engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
+            engine = sum(batch.engines) / len(batch.engines) if batch.engines else THEIR_LOOP
         metrics = trainer._metrics["train" if trainer.model.training else "eval"]
         # The host's lengths count the teacher's prefix, and its rewards may be `no_reward`.
         for metric in list(metrics):
@@ -202,6 +188,7 @@ class RolloutStage:
             names,
             prefixes,
             first_row=first_row,
+            engine=engine,
             eos_ids=trainer.eos_token_ids,
             mask_truncated=trainer.args.mask_truncated_completions,
             mask_repetitive=trainer.args.mask_repetitive_completions,
@@ -213,12 +200,12 @@ class RolloutStage:
     # ------------------------------------------------------------------ called back by the host
 
     def tokenize_prompts(self, prompts: Sequence[Any], host: Callable) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """The prompts' ids, with the tools that each row brings, and no ending that a tokenizer puts behind text."""
+        """The prompts' ids, with the tools that each row brings, without an ending that a tokenizer appends to text."""
         rows: Sequence[Row] = [{}] * len(prompts)
         if self._batch is not None:
             rows = self._batch.rows
             if self.has_turns:
-                # Copies: the host's tool loop appends calls and replies to these very lists, no part of a prompt.
+                # Copies: the host's tool loop appends calls and replies, no part of a prompt, to these very lists.
                 self._batch.prompts = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         found = self._tokenize_rows([row | {"prompt": p} for row, p in zip(rows, prompts, strict=True)], host)
         self._student_reader.check(found[0], self.trainer.max_completion_length)
@@ -227,14 +214,12 @@ class RolloutStage:
     def generate_turn(self, prompt_ids: list[list[int]], host: Callable) -> tuple[list[list[int]], Any]:
         """The host's sampler, continuing from the teacher prefixes on a batch's first turn.
 
-        Args:
-            prompt_ids: each row's context.
-            host: contexts to what was written behind them, and the sampler's log-probabilities.
+        `host` maps contexts to what is written after them and the sampler's log-probabilities.
         """
         batch = self._batch or _Batch((), 0, None, None, None)
         if batch.turns is not None and batch.turns.messages is not None:
             self._ranks_in_step.begin_turn()
-        # Row and position at which each context goes on; `None` where one has none.
+        # Row and position at which each context continues; `None` where one has none.
         starts, batch.starts = batch.starts or [[] for _ in prompt_ids], None
         places = [(batch.first_row + row, 0) for row in range(len(prompt_ids))] if batch.rows else None
         if batch.turns is not None:
@@ -261,7 +246,7 @@ class RolloutStage:
         places: list[Place],
         host: Callable,
     ) -> tuple[list[list[int]], Any]:
-        """A turn of which the teacher writes some rows, or the start of some; the student goes on with the others."""
+        """A turn that the teacher writes or begins in some rows, and the student continues or writes in the others."""
         if turns.messages is None:
             guidance.begin(batch.prompts or (), prompt_ids)
         starts = guidance.starts(turns, prompt_ids, places)
@@ -286,7 +271,7 @@ class RolloutStage:
         places: list[Place] | None,
         host: Callable,
     ) -> tuple[list[list[int]], Any]:
-        """What the student writes behind `starts`, and those before it."""
+        """`starts`, and what the student writes after them."""
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         budget = self.trainer.max_completion_length
         contexts = [[*ids, *start] for ids, start in zip(prompt_ids, starts, strict=True)]
@@ -305,7 +290,7 @@ class RolloutStage:
                 written, logps = host(contexts)
         if any(starts):
             written = [[*start, *ids][:budget] for start, ids in zip(starts, written, strict=True)]
-            if logps is not None:  # the sampler says nothing of what it has not drawn
+            if logps is not None:  # the sampler has no numbers for what it did not draw
                 told = zip(starts, logps, strict=True)
                 logps = [[*[None] * len(start), *values][:budget] for start, values in told]
         return written, logps
@@ -313,10 +298,7 @@ class RolloutStage:
     def call_tools(self, messages: Sequence[list[Any]], host: Callable[[], Any], write: Callable) -> Any:
         """The host's tool loop, whose further turns come back to `generate_turn`.
 
-        Args:
-            messages: each row's, behind its prompt; the loop appends to them.
-            host: the loop.
-            write: the host's sampler, behind contexts.
+        It appends to `messages`, those after each row's prompt; `write`, the host's sampler, continues contexts.
         """
         if self._batch is not None and self._batch.turns is not None:
             self._batch.turns.follow(messages)
@@ -330,7 +312,7 @@ class RolloutStage:
         return found
 
     def tokenize_replies(self, replies: Sequence[dict[str, Any]], host: Callable[[Any], list[int]]) -> list[int]:
-        """What stands between a call and the next turn: special tokens in a tool's words are text."""
+        """The tokens between a call and the next turn; special tokens in a tool's reply are text."""
         return self._plain_replies.tokenize(self.trainer, replies, host)
 
     @cached_property
@@ -338,7 +320,7 @@ class RolloutStage:
         return PlainReplies(self.trainer._tokenizer, self.trainer.args.max_tool_result_tokens)
 
     def _write_idly(self, contexts: list[list[int]], write: Callable) -> None:
-        """One token of a context that is no row's, in step with ranks that have rows."""
+        """One token after a context that belongs to no row, in step with ranks that have rows."""
         batch = _Batch((), 0, None, None, None)
         student = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         with self._generation_budget(1), as_asked(student), self._addressed(batch, student, [(0, 0)]):
@@ -358,7 +340,7 @@ class RolloutStage:
 
     @cached_property
     def has_turns(self) -> bool:
-        """May a rollout have more than one turn, or a prompt that is made only now?"""
+        """May a rollout have several turns, or a prompt that is made during the rollout?"""
         host = self.trainer
         return bool(host.tools or host.environment_factories is not None or host.rollout_func is not None)
 
@@ -373,7 +355,7 @@ class RolloutStage:
     def _tokenize_rows(
         self, rows: Sequence[Row], host: Callable | None = None
     ) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Each row's prompt as the student reads it; `host` tokenises prompts that tools or an environment come to."""
+        """Each row's prompt as the student reads it; `host` tokenises them where there are tools or an environment."""
         trainer, prompts = self.trainer, [row["prompt"] for row in rows]
         if isinstance(prompts[0], str):
             return text_ids(trainer._tokenizer, prompts), None, {}
@@ -417,15 +399,12 @@ class RolloutStage:
     ) -> list[list[int]]:
         """Each row's teacher response as ids without EOS: the data set's, else written by its teacher now.
 
-        Args:
-            rows: the first rollout of each prompt.
-            numbers: theirs in the whole step.
-            fraction: α of the schedule; a response is written no longer than its prefix can use.
-            method: the stage in force.
+        `rows` are the first rollouts of the prompts, `numbers` theirs in the whole step. A response is written no
+        longer than its prefix can use, at `fraction`, α of the schedule.
         """
         if not rows:
             return []
-        trainer, limit = self.trainer, self.trainer._student_vocab_size
+        trainer = self.trainer
         prompt_ids = [list(ids) for ids in self._tokenize_rows(rows)[0]]
         responses: list[list[int]] = [[] for _ in rows]
         for i, row in enumerate(rows):
@@ -436,12 +415,8 @@ class RolloutStage:
                 own = trainer.teachers.contexts[trainer.teachers.name_for(row)].student_options(row)
                 options = trainer.chat_template_kwargs | own
             given = (row["teacher_response"], row["prompt"], prompt_ids[i])
-            ids = responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
-            if ids and not 0 <= min(ids) <= max(ids) < limit:
-                raise ValueError(
-                    f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to "
-                    f"{max(ids)}, but the student's vocabulary has {limit} entries; use the student's tokenizer."
-                )
+            responses[i] = response_ids(*given, trainer._tokenizer, self._every_ending, **options)
+            check_response_ids(responses[i], row, trainer._student_vocab_size)
         missing = [i for i, row in enumerate(rows) if row.get("teacher_response") is None]
         if missing:
             lacking = [rows[i] for i in missing], [numbers[i] for i in missing], [prompt_ids[i] for i in missing]
@@ -523,7 +498,7 @@ class RolloutStage:
 
     @contextmanager
     def _generation_budget(self, max_new_tokens: int) -> Iterator[None]:
-        """Let Transformers' sampler write at most so many tokens, in every row."""
+        """Inside, Transformers' sampler writes at most so many tokens in every row."""
         trainer = self.trainer
         before = trainer.generation_config.max_new_tokens
         trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = max_new_tokens
@@ -535,7 +510,7 @@ class RolloutStage:
     # ------------------------------------------------------------------ the host's numbers
 
     def _count_missing_rewards(self, rewards_BF: Tensor) -> None:
-        """A reward that is none, or no finite number, is left out of the host's sums; how many there are is told."""
+        """Count rewards that are `None` or not finite, which the host's sums leave out, and warn of them."""
         trainer, missing = self.trainer, ~rewards_BF.isfinite()
         trainer._metrics["train" if trainer.model.training else "eval"]["rewards/nonfinite_share"].append(
             missing.float().mean().item()
@@ -554,12 +529,12 @@ class RolloutStage:
 
 
 def no_reward(completions: list, **_: object) -> list[float]:
-    """The reward source for a host that insists on one: every completion gets 0."""
+    """The reward function for a host that requires one: every completion gets 0."""
     return [0.0] * len(completions)
 
 
 def notes_suffice(trainer: Any) -> bool:
-    """May what the sampler notes of its tokens stand in for a pass of the student over its rollouts?
+    """May what the sampler records of its tokens replace a pass of the student over its rollouts?
 
     A model that computes in half precision, or from quantised weights, rounds its logits, and the numbers noted with
     them: in bf16 a logit of 20 by up to 0.06. The pass computes logits from the states in float32. Where the rotary

@@ -16,7 +16,7 @@ from ..teacher.local import LocalTeacher
 from ..teacher.names import Name, teacher_phrase
 from ..teacher.per_teacher_settings import args_of, loading_key, of_teacher
 from ..teacher.served.address import is_served
-from ..teacher.served.connect import Connected, connect
+from ..teacher.served.connect import connect
 from ..teacher.teacher import Teacher
 from ..teacher.teachers import Teachers
 from ..teacher.vocabulary import check_vocabularies, own_tokens, own_tokens_sentence
@@ -33,14 +33,14 @@ WHICH = ("trust_remote_code", "revision", "subfolder", "token", "cache_dir")
 
 
 def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
-    """From the host's model to one whose states can be read, the same in each pass."""
+    """Prepare the host's model: its states can be read, and each pass gives the same."""
     check_host_model(trainer)
     freeze_what_text_does_not_reach(trainer.model)
     keep_master_weights(trainer)
     check_padding(trainer)
     check_teacher_apart(trainer, teachers)
     student = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
-    # That somebody wrote `True` where it is the default cannot be told here; the command line can.
+    # Whether somebody set `True` explicitly, the default, is not known here; the command line knows.
     asked = {name: getattr(trainer.args, name, None) for name in ("gradient_checkpointing_kwargs",)}
     note = settle_checkpointing(trainer.args, student, asked)
     if note is not None:
@@ -50,6 +50,10 @@ def prepare_student(trainer: Any, teachers: Mapping[Any, Any]) -> None:
         silence(trainer.model)
     # Truncated rollouts are left out by us: the host would blank them before they can be measured.
     trainer.mask_truncated_completions = False
+    # Training with gradient checkpointing leaves `use_cache: false` in a model's configuration, and each token that is
+    # written would read all before it.
+    if not trainer.use_vllm and "use_cache" not in (trainer.args.generation_kwargs or {}):
+        trainer.generation_config.use_cache = trainer.generation_kwargs["use_cache"] = True
     expose_hidden_states(student)
 
 
@@ -79,24 +83,11 @@ def find_endings(trainer: Any) -> PairEndings:
     return found
 
 
-def write_with_a_cache(trainer: Any) -> None:
-    """Let Transformers keep keys and values, whatever the model's configuration says.
-
-    Training with gradient checkpointing leaves `use_cache: false` in it, and each token would read all before it.
-    """
-    if not trainer.use_vllm and "use_cache" not in (trainer.args.generation_kwargs or {}):
-        trainer.generation_config.use_cache = trainer.generation_kwargs["use_cache"] = True
-
-
 def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> tuple[Teachers, dict[Name, Any]]:
     """The teachers of a built trainer, and their tokenizers.
 
-    A model that two names share is loaded once.
-
-    Args:
-        trainer: a built host; `own_bases` are the names of teachers that are its student's base.
-        given: name to folder, Hub name or model; one teacher has the name `None`.
-        tokenizers: `None`, a tokenizer for all, or a mapping from names.
+    A model that two names share is loaded once. One teacher has the name `None`. `tokenizers` is one for all, or a
+    mapping from names.
 
     Raises:
         ValueError: settings that have no effect on a teacher, or one that does not share the student's vocabulary.
@@ -109,7 +100,15 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
         args = args_of(trainer.args, name, given)
         key = loading_key(args, model)
         if is_served(model):
-            connected = loaded.get(key) or _connect(trainer, model, args, name, of_teacher(tokenizers, name))
+            connected = loaded.get(key) or connect(
+                model,
+                args,
+                name=name,
+                tokenizer=of_teacher(tokenizers, name),
+                student_tokenizer=trainer._tokenizer,
+                student_rows=trainer._student_vocab_size,
+                device=trainer.accelerator.device,
+            )
             loaded[key], teachers[name], tokenizer = connected, connected.teacher, connected.tokenizer
         else:
             tokenizer = _tokenizer(model, of_teacher(tokenizers, name), args, name)
@@ -136,7 +135,7 @@ def load_teachers(trainer: Any, given: Mapping[Name, Any], tokenizers: Any) -> t
 
 
 def model_name(model: Any) -> str:
-    """What a loaded model is called by its configuration; nothing where that does not say."""
+    """The name of a loaded model in its configuration; empty if it has none."""
     return str(getattr(model.config, "_name_or_path", "") or "")
 
 
@@ -170,14 +169,14 @@ def _check_vocabulary(trainer: Any, name: Name, tokenizer: Any, teacher: Teacher
 
 
 def _tools_for(trainer: Any, row: Row) -> Any:
-    """What the host tells the student of tools in a row's prompt: its own, its environment's, or the row's."""
+    """The tools that the host renders into a row's prompt: its own, its environment's, or the row's."""
     if trainer.environment_factories is not None:
         return trainer._env_tools[row.get("environment") if trainer._multi_environment else None]
     return trainer.tools or tools_of(row)
 
 
 def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
-    """Refuse tools that a model would not be told of, or that come from two places; say where they have no effect.
+    """Refuse tools that a model would not see, or that come from two places; warn where they have no effect.
 
     Raises:
         ValueError: with what to type.
@@ -199,18 +198,6 @@ def _check_tools(trainer: Any, contexts: TeacherContexts) -> None:
         )
     elif hosts or (first is not None and tools_of(first)):  # later rows are refused when they are met
         check_renders_tools(contexts.tokenizer, contexts.options)
-
-
-def _connect(trainer: Any, model: str, args: Any, name: Name, tokenizer: Any) -> Connected:
-    return connect(
-        model,
-        args,
-        name=name,
-        tokenizer=tokenizer,
-        student_tokenizer=trainer._tokenizer,
-        student_rows=trainer._student_vocab_size,
-        device=trainer.accelerator.device,
-    )
 
 
 def _load(trainer: Any, teacher: "str | PreTrainedModel", args: Any, own_base: bool) -> LocalTeacher:

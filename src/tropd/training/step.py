@@ -1,7 +1,7 @@
-"""One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches.
+"""One step on one page: prompts → prefixes → rollouts → scores → regions → signals → micro-batches → loss.
 
-`build_step` makes all of it but the last, and what it calls stands below in the same order; `micro_batches` cuts the
-result and sums token counts over ranks. Everything but the student's gradient is known then: the loss only reads.
+`build_step` makes all of it but the last, and the functions it calls follow in the same order; `micro_batches` cuts the
+result and sums token counts over ranks. Everything but the student's gradient is known then: `learn` only reads.
 
 N counts the response tokens that are learned from or measured, row after row.
 """
@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import compress, repeat
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..objective.endings import Endings, events_of
+from ..objective.head.fused_loss import FusedLoss, fused_loss
 from ..objective.head.layer import sampled_logps
 from ..objective.loss import (
     DirectTerm,
@@ -39,9 +41,9 @@ from ..teacher.endings import PairEndings
 from ..teacher.local import NotedTopK, TeacherScores, TopKRequest
 from ..teacher.teachers import Teachers
 from .distributed.ranks import Ranks
-from .guards.faults import SCORING
+from .guards.faults import SCORING, teacher_guard
 from .guards.step_guards import StepGuards, scores_not_finite
-from .records import MicroBatch, Rollout, pack_for_student
+from .records import MicroBatch, Prefix, Rollout, pack_for_student
 from .rollout_stage import RolloutStage
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ GATE_STREAM, EVALUATION_GATE_STREAM = 0, 1
 """Addressed draws of the trust gate, in training and in evaluation."""
 
 ROUNDING = 1e-4
-"""Nats within which a gate that is told by its bound may decide otherwise than by the ratio."""
+"""Nats within which a gate decided by its bound may differ from one decided by the ratio."""
 
 SMALLEST_DRAW = 1e-30
 """A draw of 0 falls outside where exp(r) is 0, at r of about −104; this one's logarithm is −69."""
@@ -78,7 +80,7 @@ class StepSetup:
         teacher_rows_per_pass: likewise through a teacher.
         by_length: may a pass be cut into several, of rows of about one length?
         reward_weight: of the rewards mixed into the policy gradient.
-        trusts_sampler: may what the sampler noted stand in for a pass of the student?
+        trusts_sampler: may the sampler's records replace a pass of the student?
         rescores: `rescore_rollouts` of the configuration.
         noted_rows: rollouts of this rank, from the first, that are logged with the teacher's likeliest tokens.
         noted_topk: how many of these a token is logged with, where the method asks for no top-k itself.
@@ -165,12 +167,12 @@ def build_step(setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row
 def make_rollouts(
     setup: StepSetup, rollout_stage: RolloutStage, rows: Sequence[Row]
 ) -> tuple[float | None, list[Rollout]]:
-    """The schedule's α (`None` without guidance), and what the student wrote behind prefixes of its length."""
+    """The schedule's α (`None` without guidance), and what the student wrote after prefixes of that length."""
     rows, first_row = rollout_stage.begin(rows)
     fraction = None
     if setup.method.guided and setup.is_training:
         fraction = guidance_fraction(setup.method.guidance_schedule, setup.step, setup.max_steps)
-    prefixes: list[list[int]] = [[] for _ in rows]
+    prefixes = [Prefix([]) for _ in rows]
     guidance = None
     if fraction and rollout_stage.has_turns:
         guidance = rollout_stage.guide_turns(rows, first_row, fraction, setup.method)
@@ -190,22 +192,20 @@ class StudentScores:
         rollout_logp: log π_old: the sampler's where there was no pass or the sampler was another engine, else the
             trainer's.
         trainer_logp: the trainer's own; NaN where no pass was made.
-        sampler_logp: what the sampler says of its token, believed or not; NaN where it says nothing.
-        from_sampler: where `rollout_logp` is the sampler's.
+        sampler_logp: the sampler's own, used or not; NaN where it recorded none.
         entropy: nats.
-        from_notes: no pass was made; the sampler's numbers stand in for it.
+        from_notes: no pass was made; the sampler's numbers are used instead.
     """
 
     rollout_logp: Tensor
     trainer_logp: Tensor
     sampler_logp: Tensor
-    from_sampler: Tensor
     entropy: Tensor
     from_notes: bool = False
 
 
 def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScores:
-    """The student's scores: as its sampler noted them, if it did so for every token of every rank; else by a pass."""
+    """The student's scores: the sampler's, if it recorded every token on every rank; else those of a forward pass."""
     if setup.trusts_sampler:
         noted = scores_of_sampler(rollouts, setup.device)
         lacking = setup.ranks.sum(torch.tensor([float(noted is None)])).item()
@@ -219,7 +219,7 @@ def score_rollouts(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScor
 
 @cache
 def warn_of_a_pass() -> None:
-    """Say, once, that a pass is made though `rescore_rollouts` is `False`."""
+    """Warn once that a pass is made although `rescore_rollouts` is `False`."""
     logger.warning(
         "rescore_rollouts is False, but the sampler recorded nothing for some rollouts (docs/rollouts.md says where "
         "Transformers' own loop writes them), so the student scores these batches in a pass of its own."
@@ -227,14 +227,14 @@ def warn_of_a_pass() -> None:
 
 
 def scores_of_sampler(rollouts: Sequence[Rollout], device: Any) -> StudentScores | None:
-    """The scores as the sampler noted them; `None` where it lacks one for a token that the student wrote."""
+    """The scores that the sampler recorded; `None` if it lacks one for a token that the student wrote."""
     logp = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], device)
     entropy = column_of(rollouts, [rollout.sampler_entropies for rollout in rollouts], device)
     known = logp.isfinite() & entropy.isfinite()
     by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], device, torch.bool)
     if not (known | by_teacher).all():
         return None
-    return StudentScores(logp, torch.full_like(logp, torch.nan), logp, known, entropy, from_notes=True)
+    return StudentScores(logp, torch.full_like(logp, torch.nan), logp, entropy, from_notes=True)
 
 
 @torch.no_grad()
@@ -255,11 +255,10 @@ def score_student(setup: StepSetup, rollouts: Sequence[Rollout]) -> StudentScore
         entropies.append(entropy.float())
     trainer = torch.cat(logps)
     noted = column_of(rollouts, [rollout.sampler_logps for rollout in rollouts], trainer.device)
-    # Our own sampler, which notes entropies, is the model of this pass, which says it more exactly.
+    # Our own sampler, which records entropies, is the model of this pass, whose numbers are more exact.
     theirs = [None if rollout.sampler_entropies is not None else rollout.sampler_logps for rollout in rollouts]
     sampler = column_of(rollouts, theirs, trainer.device)
-    known = sampler.isfinite()
-    return StudentScores(torch.where(known, sampler, trainer), trainer, noted, known, torch.cat(entropies))
+    return StudentScores(torch.where(sampler.isfinite(), sampler, trainer), trainer, noted, torch.cat(entropies))
 
 
 def column_of(
@@ -359,10 +358,9 @@ def make_gate(setup: StepSetup, rollouts: Sequence[Rollout], student: StudentSco
 
 
 def entropy_thresholds(setup: StepSetup, rollouts: Sequence[Rollout], entropy: Tensor, student_mask: Tensor) -> Tensor:
-    """What the student's entropy must reach, [N]: of a training step one quantile, over all of its tokens and ranks.
+    """What the student's entropy must reach, [N]: in training one quantile over all tokens and ranks of the step.
 
-    In an evaluation each rollout has its own, as its batches are what happens to fit: a number that was one of a batch
-    would depend on their size.
+    In an evaluation each rollout has its own: a quantile of a batch would depend on the batch size.
     """
     share = setup.method.entropy_share
     assert share is not None
@@ -381,8 +379,8 @@ def score_teachers(setup: StepSetup, rollouts: Sequence[Rollout], gate: Gate) ->
     """One pass of each row's teacher: log-probabilities everywhere, the top-k only where the method reads it.
 
     Which tokens need the top-k is a matter of their region. So the teacher calls `divide_and_select` slice by slice,
-    while its logits are at hand: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
-    Tokens that are logged are asked for, too, and set aside.
+    while it holds the logits: that sets the gate's weights. Where a teacher fails on one rank, every rank stops.
+    The top-k of tokens that are logged is requested too, and kept separately.
     """
     method = setup.method
     needed, noted = torch.zeros_like(gate.student_mask), torch.zeros_like(gate.student_mask)
@@ -436,18 +434,24 @@ def ask_teachers(
     together: bool = True,
     **options: Any,
 ) -> TeacherScores:
-    """The scores of each row's teacher; a failure is told in a sentence.
+    """The scores of each row's teacher; a failure is explained in a sentence.
 
     Args:
         setup: see `build_step`.
         rollouts: what is scored.
         scored: for each token of their responses, whether it is; by default what each rollout says.
         endings: ids that are one action; by default as the run has them.
-        together: every rank asks, and all stop where a teacher fails on one; else this rank asks by itself.
+        together: every rank asks, and all stop where a teacher fails on one; else this rank asks alone.
         options: what else `Teachers.score` takes.
     """
     scored = [rollout.scored for rollout in rollouts] if scored is None else scored
-    with setup.guards.asking_teacher(together):
+    guards = setup.guards
+    # A sharded teacher meets the other ranks in its forward pass, where they would not notice a failure.
+    together = together and not guards.shards_teacher
+    with (
+        setup.ranks.failing_together(guards.teacher_failed_elsewhere) if together else nullcontext(),
+        teacher_guard(guards.moment, guards.directory),
+    ):
         scores = setup.teachers.score(
             [rollout.teacher for rollout in rollouts],
             [rollout.teacher_context for rollout in rollouts],
@@ -459,12 +463,12 @@ def ask_teachers(
             endings=setup.endings.as_one if endings is None else endings,
             **options,
         )
-        setup.guards.check_counts(scores, sum(map(sum, scored)))
+        guards.check_counts(scores, sum(map(sum, scored)))
     return scores
 
 
 def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> TeacherScores:
-    """Scores in which the top-k is that of `needed` tokens, as without a log, and that of `noted` ones is apart."""
+    """Scores whose top-k is that of `needed` tokens, as without a log; that of `noted` tokens is kept separately."""
     index, ids, logp = scores.topk_index, scores.topk_ids, scores.topk_logp
     apart, kept = noted[index], needed[index]
     return replace(
@@ -479,8 +483,8 @@ def set_noted_aside(scores: TeacherScores, noted: Tensor, needed: Tensor) -> Tea
 def without_unusable(scores: TeacherScores, method: Method) -> TeacherScores:
     """Scores in which a token without a usable entropy, where `method` reads it, or top-k has no score at all.
 
-    Such a token leaves the loss and is counted like one whose log-probability is not finite; its top-k goes with it,
-    so that no mean is over it. −inf in a top-k is a probability of zero.
+    Such a token is excluded from the loss and counted like one whose log-probability is not finite, and its top-k is
+    excluded from every mean. −inf in a top-k is a probability of zero.
     """
     topk = scores.topk_logp
     usable = (topk < torch.inf).all(-1) & ((topk > -torch.inf).any(-1) | (topk.shape[-1] == 0))
@@ -528,7 +532,7 @@ def make_signals(
     if setup.method.guidance_term == "k1":
         prefix &= known
     signals = TokenSignals(
-        # Of a prefix nothing reads it, and a sampler does not know it; what is 0·NaN in the loss would not be 0.
+        # Nothing reads it on a prefix, which the sampler did not draw; but 0·NaN in the loss would not be 0.
         rollout_logp=torch.where(gate.student_mask, student.rollout_logp, student.rollout_logp.nan_to_num(0.0)),
         teacher_logp=torch.where(known, teacher.logp, 0.0),
         trust_weight=torch.where(known, gate.trust, 0.0),
@@ -541,7 +545,7 @@ def make_signals(
 
 
 def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSignals) -> TokenSignals:
-    """The signals with each token's factor by its turn; what rewards teach is not a matter of trust in the teacher."""
+    """The signals with each token's factor by its turn; rewards do not depend on trust in the teacher."""
     lengths = [[sum(rollout.scored[turn.start : turn.stop]) for turn in rollout.turns] for rollout in rollouts]
     counted = signals.trust_weight + signals.outlier_weight + signals.guidance_mask > 0
     weight, rewards = torch.ones_like(signals.trust_weight), signals.reward_advantage
@@ -549,19 +553,19 @@ def weigh_turns(method: Method, rollouts: Sequence[Rollout], signals: TokenSigna
         weight = turn_mean_weights(counted, lengths)
         rewards = None if rewards is None else rewards * weight
     if method.turn_trust == "weight":
-        # What the teacher wrote itself it accepts.
+        # The teacher's own tokens are accepted.
         accepted = torch.where(signals.guidance_mask > 0, 1.0, trust_probability(signals.log_ratio))
         weight = weight * turn_trust_weights(accepted, counted, lengths)
     return replace(signals, turn_weight=weight, reward_advantage=rewards)
 
 
 def acceptances(setup: StepSetup, rollouts: Sequence[Rollout]) -> list[Tensor]:
-    """Of each rollout [n], the probability with which its teacher accepts each token that a model wrote of it.
+    """For each rollout [n], the probability that its teacher accepts each token that a model wrote.
 
-    What the teacher wrote itself it accepts; NaN where it has no finite score. One pass of each model, and nothing that
-    other processes would have to take part in.
+    The teacher's own tokens are accepted; NaN where it has no finite score. It takes one pass of each model, and no
+    collective operation.
     """
-    student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # a pass: notes are agreed on by all ranks
+    student = score_rollouts(replace(setup, trusts_sampler=False), rollouts)  # records need all ranks to agree
     teacher = ask_teachers(setup, rollouts, together=False)
     known = torch.where(teacher.logp.isfinite(), teacher.logp, torch.nan)
     by_teacher = column_of(rollouts, [rollout.by_teacher for rollout in rollouts], setup.device, torch.bool)
@@ -621,3 +625,33 @@ def micro_batches(setup: StepSetup, step: Step, rows_each: int, windows: int = 1
         )
         for number, (rows, signals, direct) in enumerate(parts)
     ]
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+def learn(setup: StepSetup, model: Callable[..., Any], batch: MicroBatch, every_token: bool) -> FusedLoss:
+    """The loss of a micro-batch and its terms, in one pass of the student with gradient.
+
+    Args:
+        setup: see `build_step`.
+        model: the student as the host has wrapped it.
+        batch: one of `micro_batches`.
+        every_token: compute the terms of all tokens, also of those that nothing is learned from.
+    """
+    packed = pack_for_student(batch.rollouts, setup.pad_id, setup.device, by_length=setup.by_length)
+    with setup.guards.autocast():
+        return model(  # type: ignore[no-any-return]
+            input_ids=packed.input_ids,
+            attention_mask=packed.attention_mask,
+            on_hidden=lambda hidden, head: fused_loss(
+                packed.states(hidden),
+                head.at_temperature(setup.temperature, setup.endings.as_one),
+                packed.token_ids,
+                batch.method,
+                batch.signals,
+                batch.counts,
+                batch.direct,
+                every_token=every_token,
+            ),
+        )

@@ -1,7 +1,7 @@
 """`TrOPDTrainer`: on-policy distillation with regions, hosted on TRL's `GRPOTrainer`.
 
-This file is the switchboard: what is overridden of the host, in the order in which a run comes to it. The step itself
-is `step.build_step`; what it learns by is `objective.head.fused_loss.fused_loss`.
+This file is the switchboard: the host's methods that we override, in the order of a run. The step itself is
+`step.build_step`, and the loss of its micro-batches `step.learn`.
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from ..models.hidden_states import head_rows, text_tokenizer
-from ..objective.head.fused_loss import FusedLoss, fused_loss
+from ..objective.head.fused_loss import FusedLoss
 from ..teacher.per_teacher_settings import args_of, check_names, teachers_by_name
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
@@ -61,16 +62,16 @@ from .guards.faults import (
 )
 from .guards.host_settings import field_guard, model_guard
 from .guards.step_guards import CollapseGuard, StepGuards, gradient_not_finite, loss_not_finite
-from .guards.trl_contract import check_installed_host
+from .guards.versions import check_host
 from .logging.callbacks import RunCallback
 from .logging.collect import Totals, ended_share, loss_metrics, step_metrics
 from .logging.model_card import write_card
 from .logging.rollout_log import write_rollouts
 from .logging.trackers import track_rollouts, without_trackers
-from .records import MicroBatch, Rollout, pack_for_student
+from .records import MicroBatch, Rollout
 from .rollout_stage import RolloutStage, no_reward
-from .set_up import find_endings, load_teachers, prepare_student, write_with_a_cache
-from .step import Step, StepSetup, acceptances, build_step, micro_batches
+from .set_up import find_endings, load_teachers, prepare_student
+from .step import Step, StepSetup, acceptances, build_step, learn, micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class TrOPDTrainer(GRPOTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ):
-        check_installed_host()
+        check_host()
         args = TrOPDConfig("tropd-output") if args is None else args
         check_names(teacher_model)
         model, teachers = as_text(model), {n: as_text(t) for n, t in teachers_by_name(teacher_model).items()}
@@ -175,7 +176,7 @@ class TrOPDTrainer(GRPOTrainer):
     # ------------------------------------------------------------------ set-up
 
     def _set_up_models(self, teachers: Mapping[Any, Any], tokenizers: Any) -> None:
-        """The host's student made readable, the teachers loaded beside it, and what the models agree about."""
+        """Prepare the host's student, load the teachers, and settle what the models share: ids and endings."""
         prepare_student(self, teachers)
         self._student_vocab_size = head_rows(self.model)
         self.ranks = Ranks(self.accelerator)
@@ -187,14 +188,13 @@ class TrOPDTrainer(GRPOTrainer):
         self.shared_vocab_size = min(self._student_vocab_size, *sizes)
         self.endings = find_endings(self)
         check_topk(self)
-        write_with_a_cache(self)
         self._by_length, self._shards_teacher = reads_by_length(self), shards_teacher(self)
-        # A server lists what the method needs; more would be asked of it, and may be refused.
+        # A server returns what the method needs; to log more, a larger request would be made, which it may refuse.
         lists = self.method.needs_topk or not any(map(is_served, teachers.values()))
         self._notes_topk = lists and self.args.alternatives_per_token > 0
 
     def _set_up_run(self, asked: Any) -> None:
-        """What goes on over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
+        """What persists over the steps of a run: cycles of updates, rollouts, benchmarks, checkpoints, callbacks."""
         self.cycle = int(self.args.steps_per_generation * self.num_iterations)  # micro-batches of one batch of rollouts
         self._updates_each = max(1, self.cycle // self.args.gradient_accumulation_steps)
         self.rollout_stage = RolloutStage(self)
@@ -227,7 +227,7 @@ class TrOPDTrainer(GRPOTrainer):
         return tokenizer
 
     def expect_endings(self, share: float) -> None:
-        """Tell the guard the share of the student's rollouts that end before training, as a probe has seen it."""
+        """Tell the guard what share of the student's rollouts ended before training, as a probe has measured it."""
         self._ended_before = max(self._ended_before, share)
         self.guard.best_ended_share = max(self.guard.best_ended_share, share)
 
@@ -267,25 +267,17 @@ class TrOPDTrainer(GRPOTrainer):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _forget_what_was_begun(self) -> None:
-        """Leave nothing of a `train()` that broke off: rollouts not learned from, and metrics of half a window."""
+        """Drop what an interrupted `train()` left: rollouts not learned from, and metrics of half a window."""
         self._step = 0
         self.stopped_by_signal = 0
         self._buffered_inputs = None
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)
-        self._build_seconds = 0.0
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:
-        given = (max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
-        return self.checkpointing.place_in_data(lambda: super(TrOPDTrainer, self)._init_training_state(*given))
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        host = super()._init_training_state
+        return self.checkpointing.place_in_data(lambda: host(*args, **kwargs))
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochAddressedSampler:
         # The epsilon undoes rounding of the host's fractional epoch at a boundary.
@@ -306,11 +298,8 @@ class TrOPDTrainer(GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:  # type: ignore[override]
         """One forward-backward; at the end of an optimiser step, the window's metrics."""
-        started = time.perf_counter()
         output = super().training_step(model, inputs, num_items_in_batch)
-        seconds = time.perf_counter() - started - self._build_seconds
-        self._window.add("speed/update", self._tokens_learned, seconds)
-        self._build_seconds = 0.0
+        self._window.add("speed/update", self._tokens_learned, time.perf_counter() - self._update_began)
         if self._step % self.args.gradient_accumulation_steps == 0:
             for name, value in self._window.collect(self.ranks).items():
                 self._metrics["train"][name].append(value)
@@ -323,9 +312,8 @@ class TrOPDTrainer(GRPOTrainer):
             return self._build_batch(generation_batch)[0]
         steps = self.args.steps_per_generation
         if self._step % self.cycle == 0 or self._buffered_inputs is None:
-            started = time.perf_counter()
             self._buffered_inputs = self._build_batch(generation_batch)
-            self._build_seconds = time.perf_counter() - started
+        self._update_began = time.perf_counter()
         batch = self._buffered_inputs[self._step % steps]
         first_update = self._step % self.cycle < self.args.gradient_accumulation_steps
         return batch if first_update else replace(batch, first_update=False)
@@ -335,7 +323,7 @@ class TrOPDTrainer(GRPOTrainer):
         setup = self.step_setup()
         step = build_step(setup, self.rollout_stage, rows)
         totals = Totals(self.teachers.names) if setup.is_training else self._evaluated
-        step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id, self.rollout_stage.engine)
+        step_metrics(totals, step, self.endings, self._tokenizer.eos_token_id)
         if not setup.is_training:
             return micro_batches(setup, step, rows_each=len(step.rollouts))
         metrics = totals.collect(self.ranks)
@@ -377,19 +365,18 @@ class TrOPDTrainer(GRPOTrainer):
 
     def step_guards(self) -> StepGuards:
         """What turns a failure of the step ahead, or of the evaluation under way, into a sentence."""
+        rows = TRAINED_ROWS if self.model.training or self.in_preflight else EVALUATED_ROWS
         return StepGuards(
             moment=self.moment(),
             step=self.state.global_step + 1,
-            args=self.args,
             directory=self.args.output_dir,
-            trains=self.model.training or self.in_preflight,
-            ranks=self.ranks,
             shards_teacher=self._shards_teacher,
+            memory=partial(enough_memory, moment=self.moment, args=self.args, rows=rows),
             autocast=self.accelerator.autocast,
         )
 
     def acceptances(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """How far each row's teacher accepts what was written of it so far; see `step.acceptances`."""
+        """How far each row's teacher accepts what has been written so far; see `step.acceptances`."""
         return acceptances(self.step_setup(), rollouts)
 
     # ------------------------------------------------------------------ a step's rollouts: what the host calls back
@@ -398,23 +385,26 @@ class TrOPDTrainer(GRPOTrainer):
         return self.rollout_stage.tokenize_prompts(prompts, super()._tokenize_prompts)
 
     def tokenize_as_host(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
-        """Prompts that tools or an environment of the host come to."""
+        """Tokenise prompts as the host does, with its tools or its environment's."""
         return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        rest, host = (images, multimodal_fields, num_generations, has_tool_images), super()._generate_single_turn
-        return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest))
+    def _generate_single_turn(self, prompt_ids, *rest, **more):
+        host = super()._generate_single_turn
+        return self.rollout_stage.generate_turn(prompt_ids, lambda contexts: host(contexts, *rest, **more))
 
-    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields):
-        given = (prompts, prompt_ids, completion_ids, completions, logprobs, images, multimodal_fields)
+    def _tool_call_loop(self, prompts, prompt_ids, completion_ids, completions, *rest):
         loop, write = super()._tool_call_loop, super()._generate_single_turn
-        return self.rollout_stage.call_tools(completions, lambda: loop(*given), lambda ids: write(ids, None, {}, 1))
+        return self.rollout_stage.call_tools(
+            completions,
+            lambda: loop(prompts, prompt_ids, completion_ids, completions, *rest),
+            lambda ids: write(ids, None, {}, 1),
+        )
 
     def _get_tool_suffix_ids(self, tool_messages):
         return self.rollout_stage.tokenize_replies(tool_messages, super()._get_tool_suffix_ids)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's own pass over its rollouts, where it goes on to compute with it; we read nothing of it."""
+        """The host's own pass over its rollouts, made only where the host uses it; we do not."""
         if self.use_vllm and self.vllm_importance_sampling_correction:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         return None, None, None
@@ -427,28 +417,8 @@ class TrOPDTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Callable, inputs: MicroBatch) -> Tensor:
         """This micro-batch's part of the step's loss."""
-        packed = pack_for_student(
-            inputs.rollouts,
-            self._tokenizer.pad_token_id,
-            self.accelerator.device,
-            by_length=self._by_length,
-        )
         logs_rollouts = self._logs_rollouts()
-        with self.accelerator.autocast():
-            terms = model(
-                input_ids=packed.input_ids,
-                attention_mask=packed.attention_mask,
-                on_hidden=lambda hidden, head: fused_loss(
-                    packed.states(hidden),
-                    head.at_temperature(self.temperature, self.endings.as_one),
-                    packed.token_ids,
-                    inputs.method,
-                    inputs.signals,
-                    inputs.counts,
-                    inputs.direct,
-                    every_token=logs_rollouts,
-                ),
-            )
+        terms = learn(self.step_setup(), model, inputs, every_token=logs_rollouts)
         if not math.isfinite(loss := terms.loss.item()):
             raise loss_not_finite(loss, self.state.global_step + 1, self.args.output_dir)
         self._tokens_learned = terms.student_logp.numel()
@@ -471,7 +441,7 @@ class TrOPDTrainer(GRPOTrainer):
             raise gradient_not_finite(float(norm), self.state.global_step + 1, self.args.output_dir)
         return norm
 
-    # ------------------------------------------------------------------ what is told of a step
+    # ------------------------------------------------------------------ what is logged of a step
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
@@ -488,24 +458,18 @@ class TrOPDTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def close_engine(self) -> None:
-        """End vLLM, if it runs in this process, before the processes part."""
+        """End vLLM, if it runs in this process, before the process group ends."""
         if self.use_vllm:
             self.vllm_generation.close()
 
     def _watch_endings(self, step: Step, metrics: dict[str, float]) -> None:
-        """Count by which ids the rollouts of all ranks ended, and let the guard look at the step."""
+        """Count the ids that ended the rollouts of all ranks, and let the guard check the step."""
         local = [sum(rollout.ended_by == i for rollout in step.rollouts) for i in self.eos_token_ids]
         counts = self.ranks.sum(torch.tensor(local)).tolist()
         self.ended_by = {i: int(n) for i, n in zip(self.eos_token_ids, counts, strict=True) if n}
         self.guard.observe(
             metrics["response/collapsed_share"],
-            ended_share(
-                step.rollouts,
-                self.endings.unheeded,
-                self.max_completion_length,
-                self.ranks.sum,
-                self.rollout_stage.endless_rows,
-            ),
+            ended_share(step.rollouts, self.endings.unheeded, self.max_completion_length, self.ranks.sum),
             metrics.get("response/unheeded_ending_share", 0.0),
             metrics["response/eos_share"],
             len(step.rollouts) * self.accelerator.num_processes,
@@ -513,7 +477,7 @@ class TrOPDTrainer(GRPOTrainer):
         )
 
     def _logs_rollouts(self, steps: int = 1) -> bool:
-        """Are the rollouts of this micro-batch written down? Those of a step's first one, every so many steps.
+        """Are the rollouts of this micro-batch logged? Those of a step's first one, every `rollout_log_steps` steps.
 
         Or, with `steps`, in one of so many from this one on.
         """
@@ -554,7 +518,7 @@ class TrOPDTrainer(GRPOTrainer):
     ) -> dict[str, float]:
         """Evaluate; see `transformers.Trainer.evaluate`. Each evaluation draws the same gates from the start.
 
-        The benchmarks of `eval_benchmarks` are asked once in it, whether there are several data sets, one or none.
+        The benchmarks of `eval_benchmarks` are run once in it, whether there are several data sets, one or none.
         """
         self._check_evaluated("eval_dataset", eval_dataset)
         self.rollout_stage.evaluated_rows = 0
@@ -570,7 +534,7 @@ class TrOPDTrainer(GRPOTrainer):
         return metrics  # type: ignore[no-any-return]
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Evaluate on other data, and log nothing; see `transformers.Trainer.predict`. There are metrics alone."""
+        """Evaluate on other data without logging; see `transformers.Trainer.predict`. It returns metrics only."""
         self._check_evaluated("test_dataset", test_dataset)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
@@ -630,7 +594,7 @@ class TrOPDTrainer(GRPOTrainer):
 
     @property
     def is_inside_cycle(self) -> bool:
-        """Are there updates to come from the rollouts at hand? A checkpoint does not hold those."""
+        """Are there more updates to come from the current rollouts, which a checkpoint does not hold?"""
         return self._step % self.cycle != 0
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -1,7 +1,7 @@
 """Guidance over turns: which turns of an episode the teacher writes, and what it writes there.
 
-The host's tool loop takes any ids for a turn: it parses them, runs their calls in the row's own environment and goes
-on. So a teacher's turn is handed to it in the place of the student's, and nothing is simulated.
+The host's tool loop takes any ids for a turn: it parses them, runs their calls in the row's own environment and
+continues. So it is given a teacher's turn instead of the student's, and nothing is simulated.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..objective.methods import Method
 from ..objective.randomness import addressed_uniforms
 from ..objective.turns import takeover_probability
 from ..rollout.engine.noise import PREFIX_STREAM, AddressedNoise, Place, decoding_through
-from ..rollout.guidance import RecordedTurn, recorded_turns
+from ..rollout.guidance import RecordedTurn, check_response_ids, recorded_turns
 from ..rollout.turns import Turns
 from ..teacher.context import Row, with_observation
 from ..teacher.names import Name, rows_by_name
@@ -31,30 +31,20 @@ TURN_STREAM = 7
 
 @dataclass
 class _Episode:
-    """What guidance knows of one row.
+    """What guidance knows of one row."""
 
-    Attributes:
-        recorded: the teacher's episode of the data; empty where there is none.
-        tokens: how many more the teacher may write; `None` where they are not counted.
-        turns: likewise whole turns.
-        turn: number of the next one.
-        follows: is every turn so far the recorded one?
-        stale: has a tool answered otherwise than in the recording?
-        is_over: the student writes all turns from here on.
-    """
-
-    recorded: list[RecordedTurn]
-    tokens: int | None = None
-    turns: int | None = None
-    turn: int = 0
-    follows: bool = True
-    stale: bool = False
-    is_over: bool = False
+    recorded: list[RecordedTurn]  # the teacher's episode of the data; empty where there is none
+    tokens: int | None = None  # how many more the teacher may write; `None` where they are not counted
+    turns: int | None = None  # likewise whole turns
+    turn: int = 0  # number of the next one
+    follows: bool = True  # is every turn so far the recorded one?
+    stale: bool = False  # has a tool answered otherwise than in the recording?
+    is_over: bool = False  # the student writes all turns from here on
 
 
 @dataclass(frozen=True)
 class Start:
-    """The teacher's tokens that a turn begins with; with `is_whole` they are all of it."""
+    """The teacher's tokens that a turn begins with; with `is_whole`, the whole turn."""
 
     ids: list[int] = field(default_factory=list)
     is_whole: bool = False
@@ -62,56 +52,40 @@ class Start:
 
 @dataclass(frozen=True)
 class _Proposal:
-    """A turn as the teacher would write it.
+    """A turn as the teacher would write it."""
 
-    Attributes:
-        ids: without an ending.
-        ending: how it ends; `None` where it was cut.
-        is_last: it calls no tool.
-    """
-
-    ids: list[int]
-    ending: int | None
-    is_last: bool
+    ids: list[int]  # without an ending
+    ending: int | None  # how it ends; `None` where it was cut
+    is_last: bool  # it calls no tool
 
 
+@dataclass
 class TurnGuidance:
     """Guidance of one batch's rows.
 
-    `prefix`: the teacher begins each episode, and from its first turn (or token) on the student goes on alone.
+    `prefix`: the teacher begins each episode, and the student writes everything from its own first turn (or token) on.
     `mixed`: each turn is the teacher's with probability α, whoever wrote the others. `trust`: with α (1 − A), where A
     is the mean acceptance of all that the row has written so far. The last turn, which calls no tool, is begun by the
     teacher at most: where turns are counted it is all the student's, where tokens are, `guidance_min_tail` of it are.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        rows: as the data have them.
-        first_row: number of the first of them in the whole step.
-        fraction: α of the schedule, above 0.
-        method: the stage in force.
-        ending_ids: every id that ends a response of either model.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        rows: Sequence[Row],
-        first_row: int,
-        fraction: float,
-        method: Method,
-        ending_ids: Sequence[int],
-    ):
-        self.trainer, self.rows, self.first_row, self.fraction = trainer, rows, first_row, fraction
-        self.method, self.ending_ids = method, ending_ids
-        self.by_turns = guidance_unit(trainer) == "turns"
-        self.pattern = trainer.args.guidance_pattern
+    trainer: Any  # a built `TrOPDTrainer`
+    rows: Sequence[Row]  # as the data have them
+    first_row: int  # number of the first of them in the whole step
+    fraction: float  # α of the schedule, above 0
+    method: Method  # the stage in force
+    ending_ids: Sequence[int]  # every id that ends a response of either model
+
+    def __post_init__(self) -> None:
+        self.by_turns = guidance_unit(self.trainer) == "turns"
+        self.pattern = self.trainer.args.guidance_pattern
         self.is_drawn = self.pattern != "prefix"
         self._episodes: list[_Episode] = []
         self._teacher_contexts: list[list[int]] = []
         self._prompt_lengths: list[int] = []
 
     def begin(self, prompts: Sequence[Any], prompt_ids: Sequence[list[int]]) -> None:
-        """Know the prompts, which an environment makes only now."""
+        """Take the prompts, which an environment has just made."""
         rows = [with_observation(row, prompt) for row, prompt in zip(self.rows, prompts, strict=True)]
         self._teacher_contexts = self.trainer.teachers.contexts_for(rows, prompt_ids)
         self._prompt_lengths = [len(ids) for ids in prompt_ids]
@@ -120,10 +94,8 @@ class TurnGuidance:
     def starts(self, turns: Turns, contexts: Sequence[list[int]], places: Sequence[Place]) -> list[Start]:
         """What the teacher writes of this turn, row by row.
 
-        Args:
-            turns: with the rows that it asks for, and all rows' messages behind their prompts.
-            contexts: of the rows that it asks for.
-            places: row in the step, and position in the response, of each.
+        `turns` has the rows that it asks for, and all rows' messages after their prompts; `contexts` and `places`, row
+        in the step and position in the response, are of the rows that it asks for.
         """
         asked, messages = turns.asked or [], turns.messages
         chances = [self.fraction] * len(asked)
@@ -167,7 +139,7 @@ class TurnGuidance:
         return not episode.is_over and episode.tokens != 0 and episode.turns != 0
 
     def _chances(self, turns: Turns, contexts: Sequence[list[int]]) -> list[float]:
-        """How likely the teacher takes each row's turn over, by what it makes of the turns before."""
+        """The probability that the teacher takes over each row's turn, given its acceptance of the turns before."""
         rows = [row for row in turns.asked or [] if turns.written[row]]
         if not rows:  # the first turn
             return [0.0] * len(contexts)
@@ -189,7 +161,7 @@ class TurnGuidance:
         ]
 
     def _episode(self, row: Row, prompt_ids: list[int]) -> _Episode:
-        """A row at its first turn, with how much of it is the teacher's."""
+        """A row before its first turn, and how much of it the teacher writes."""
         trainer, response = self.trainer, row.get("teacher_response")
         recorded: list[RecordedTurn] = []
         if response is not None:
@@ -198,7 +170,7 @@ class TurnGuidance:
             recorded = recorded_turns(
                 response, row["prompt"], prompt_ids, trainer._tokenizer, self.ending_ids, **options
             )
-            self._check(recorded, row)
+            check_response_ids([token for turn in recorded for token in turn.ids], row, trainer._student_vocab_size)
         if self.is_drawn:
             return _Episode(recorded)
         # The epsilon undoes rounding, as in `prefix_length`.
@@ -217,14 +189,6 @@ class TurnGuidance:
         length = sum(len(turn.ids) + 1 for turn in recorded) - 1
         return _Episode(recorded, tokens=int(self.fraction * length + 1e-9))
 
-    def _check(self, recorded: Sequence[RecordedTurn], row: Row) -> None:
-        limit, ids = self.trainer._student_vocab_size, [token for turn in recorded for token in turn.ids]
-        if ids and not 0 <= min(ids) <= max(ids) < limit:
-            raise ValueError(
-                f"the teacher_response of prompt {row['prompt']!r:.60} has token ids from {min(ids)} to {max(ids)}, "
-                f"but the student's vocabulary has {limit} entries; use the student's tokenizer."
-            )
-
     # ------------------------------------------------------------------ what
 
     def _recorded_turn(self, row: int, messages: Any) -> _Proposal | None:
@@ -242,7 +206,7 @@ class TurnGuidance:
         return _Proposal(list(turn.ids), ending, is_last)
 
     def _is_handed_over(self, row: int) -> bool:
-        """Is the rest of an episode the student's, as its recording is stale and a sharded teacher cannot go on?"""
+        """Does the student write the rest, because the recording is stale and a sharded teacher cannot write?"""
         return self._episodes[row].stale and not self.is_drawn and shards_teacher(self.trainer)
 
     def _write(self, asked: Sequence[int], contexts: Sequence[list[int]], places: Sequence[Place]) -> list[_Proposal]:
@@ -290,7 +254,7 @@ class TurnGuidance:
             return False
         return bool(host.parse_response(trainer._tokenizer, ids, prefix=context, tools=tools).get("tool_calls"))
 
-    # ------------------------------------------------------------------ how much of it
+    # ------------------------------------------------------------------ how much
 
     def _room(self, episode: _Episode, position: int) -> int:
         """Tokens that a turn of the teacher's may take."""
@@ -321,8 +285,8 @@ class TurnGuidance:
 def check_pattern(trainer: Any) -> None:
     """Refuse turns of the teacher's that weights sharded over the processes cannot give.
 
-    Those behind a turn of the student's are in no recording, and to ask for the trust of turns, processes would have to
-    have as many as each other.
+    No recording has turns that follow one of the student's, and to measure the trust of turns, all processes would need
+    the same number of turns.
 
     Raises:
         ValueError: with the field, and what can be set instead.
@@ -362,18 +326,11 @@ def write_by_teacher(
     ending_ids: Sequence[int],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """What a teacher writes behind `contexts` while the student trains, each without its ending.
+    """What a teacher writes after `contexts` during training, without endings.
 
     A teacher of this process draws by row and position, with Transformers' `generate` whatever writes the student's
-    rollouts; another engine is told seeds.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
-        name: the teacher's.
-        contexts: token ids, as this teacher sees them.
-        places: row in the whole step and position at which each goes on.
-        ending_ids: ids that end a response.
-        max_new_tokens: length at which each is cut.
+    rollouts; another engine is given seeds. `places` has the row in the whole step and the position at which each goes
+    on; each is cut at `max_new_tokens`.
     """
     args, teacher, noise = trainer.args, trainer.teachers.by_name[name], None
     if args.addressed_sampling is not False:

@@ -1,6 +1,6 @@
 """A decoding loop for rows whose tokens depend on their address alone, and so on no order and on no batch.
 
-Beside Transformers' `_sample`, which it stands in for: a context that several rows share is read once; contexts of
+Unlike Transformers' `_sample`, which it replaces: a context that several rows share is read once; contexts of
 about one length are read together; a row that has ended leaves the batch, and one that waits may take its place; keys
 and values are written in place. What it cannot do is left to `_sample`, as `why_plain` says before anything is
 computed: rows that move, leave and share a context need attention over tokens whose columns can be aligned, and
@@ -85,19 +85,14 @@ _INPUTS = {"attention_mask", "position_ids", *CACHES, "use_cache", "logits_to_ke
 
 
 class Noted(NamedTuple):
-    """What is known of each token of one response; NaN where nothing is.
+    """What is known of each token of one response; NaN where nothing is."""
 
-    Attributes:
-        logps: log π of the token.
-        entropies: of the softmax that it was drawn from, in nats.
-    """
-
-    logps: list[float]
-    entropies: list[float]
+    logps: list[float]  # log π of the token
+    entropies: list[float]  # of the softmax that it was drawn from, in nats
 
 
 class _Part(NamedTuple):
-    """What was drawn behind one context, in one turn."""
+    """What was drawn after one context, in one turn."""
 
     context: list[int]
     position: int
@@ -115,8 +110,8 @@ def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
 class SamplerNotes:
     """Log-probability and entropy of drawn tokens, over all turns of one batch's rollouts.
 
-    They belong to the tokens, behind the context, that the sampler drew: what a host or a user's function has put in
-    their place has no note.
+    They belong to the tokens that the sampler drew after that context: tokens that a host or a user's function has put
+    in their place have no note.
 
     >>> notes = SamplerNotes(temperature=1.0)
     >>> notes.add([(4, 1)], [[5, 8]], torch.tensor([[6, 7]]), torch.tensor([[-0.5, -1.0]]), torch.tensor([[0.7, 0.8]]))
@@ -124,14 +119,10 @@ class SamplerNotes:
     [nan, -0.5, -1.0]
     >>> [round(value, 1) for value in notes.of(row=4, prompt=[5], response=[8, 6, 9]).logps]
     [nan, -0.5, nan]
-
-    Attributes:
-        temperature: of the softmax that the numbers are of.
-        endings: ids that are one action in it; see `objective.endings`.
     """
 
-    temperature: float
-    endings: Endings = ()
+    temperature: float  # of the softmax that the numbers are of
+    endings: Endings = ()  # ids that are one action in it; see `objective.endings`
     _parts: dict[int, list[_Part]] = field(default_factory=lambda: defaultdict(list))
 
     def add(
@@ -142,7 +133,7 @@ class SamplerNotes:
         logps_BL: Tensor,
         entropies_BL: Tensor,
     ) -> None:
-        """Note what was drawn behind each context, at its (row, position) and on; NaN is nothing."""
+        """Note what was drawn after each context, from its (row, position) on; NaN where nothing is known."""
         lines = zip(places, contexts, tokens_BL.tolist(), logps_BL.tolist(), entropies_BL.tolist(), strict=True)
         for (row, position), context, *columns in lines:
             self._parts[row].append(_Part(context, position, *columns))
@@ -167,66 +158,45 @@ class SamplerNotes:
 
 @dataclass(frozen=True)
 class Request:
-    """What one call is to write.
+    """What one call is to write."""
 
-    Attributes:
-        input_ids: [R, W], padded on the left.
-        contexts: each row's ids without padding.
-        keys: int64 [R, L], what each token is drawn with.
-        race: scores [B, V] and a key for each row [B] to values of which the drawn token's is the largest.
-        processors: change the scores before the draw, in their order.
-        eos_ids: [n] ids that end a row, or `None`.
-        pad_id: what follows an ended row.
-        rows_at_once: rows that are decoded together, at most; `None` is all.
-        synced_gpus: keep running the model until every rank has finished, as sharded weights need it.
-        inputs: further keyword arguments of the model.
-        cache_name: the keyword under which it is given its cache.
-        notes: for whom each token's log-probability and the entropy are found, in the model's softmax at their
-            temperature, whatever the processors do to it; `None` finds nothing.
-        kept: what is known of rows from their turns before, and is noted of them for those to come; `None` keeps
-            nothing.
-        numbers: each row's in the whole step, by which `kept` knows it.
-    """
-
-    input_ids: Tensor
-    contexts: list[list[int]]
-    keys: Tensor
+    input_ids: Tensor  # [R, W], padded on the left
+    contexts: list[list[int]]  # each row's ids without padding
+    keys: Tensor  # int64 [R, L], what each token is drawn with
+    # maps scores [B, V] and a key for each row [B] to values, of which the drawn token's is the largest
     race: Callable[[Tensor, Tensor], Tensor]
-    processors: Sequence[Any]
-    eos_ids: Tensor | None
-    pad_id: int
-    rows_at_once: int | None
-    synced_gpus: bool
-    inputs: dict[str, Any]
-    cache_name: str
+    processors: Sequence[Any]  # change the scores before the draw, in their order
+    eos_ids: Tensor | None  # [n] ids that end a row, or `None`
+    pad_id: int  # what follows an ended row
+    rows_at_once: int | None  # rows that are decoded together, at most; `None` is all
+    synced_gpus: bool  # keep running the model until every rank has finished, as sharded weights need it
+    inputs: dict[str, Any]  # further keyword arguments of the model
+    cache_name: str  # the keyword under which it is given its cache
+    # where each token's log-probability and entropy are recorded, in the model's softmax at its temperature, whatever
+    # the processors do to it; `None` records nothing
     notes: SamplerNotes | None
+    # keys and values of rows between their turns; `None` keeps none
     kept: KeptStates | None = None
-    numbers: Sequence[int] = ()
+    numbers: Sequence[int] = ()  # each row's in the whole step, by which `kept` knows it
 
 
 class Output(NamedTuple):
-    """What one call has written.
+    """What one call has written."""
 
-    Attributes:
-        ids: [R, W + longest], contexts and what follows them; padding behind a row that ended before.
-        logps: [R, L], of each token; NaN where there is none or nothing was asked for.
-        entropies: [R, L], in nats; the same.
-    """
-
-    ids: Tensor
-    logps: Tensor
-    entropies: Tensor
+    ids: Tensor  # [R, W + longest], contexts and what follows them; padding after a row that ended before
+    logps: Tensor  # [R, L], of each token; NaN where there is none or nothing was asked for
+    entropies: Tensor  # [R, L], in nats; the same
 
 
 class _Group(NamedTuple):
-    """Contexts that are read together, and the rows that go on from each."""
+    """Contexts that are read together, and the rows that continue each."""
 
     contexts: list[list[int]]
     rows: list[list[int]]
 
 
 def decode(model: Any, request: Request) -> Output:
-    """Write behind all contexts, until every row has ended or is full."""
+    """Continue all contexts, until every row has ended or is full."""
     loop = _Loop(model, request)
     slots, device = loop.slots, loop.device
     # Sharded weights are gathered for each pass anew.
@@ -323,7 +293,7 @@ class _Loop:
         self.look_in = 0
 
     def _begin(self, prefilled: DynamicCache, group: _Group, gaps: list[int], kept: KeptStates) -> int:
-        """Put what is known of a group's rows into their cache; how many columns need not be read."""
+        """Put what is known of a group's rows into their cache; returns how many columns need not be read."""
         numbers = self.request.numbers
         counts = [
             [kept.known(numbers[row], context) for row in several]
@@ -339,7 +309,7 @@ class _Loop:
     def keep_ended(self, kept: KeptStates) -> None:
         """Keep what is known of the rows that have ended, where all rows are decoded together.
 
-        So much is held by the batch itself; of rows that take turns in it, and of windows, nothing is kept.
+        That takes as much memory as the batch itself; nothing is kept of rows that take turns in it, or of windows.
         """
         request, slots = self.request, self.slots
         if self.at_once < len(request.contexts) or slots.is_sliding_anywhere:
@@ -383,7 +353,7 @@ class _Loop:
         Args:
             logits: [B, V].
             numbers: [B], each row's among all.
-            columns: [B], where its token stands in `ids`.
+            columns: [B], where its token is in `ids`.
             written: tokens that each of them, or the one with most, has written before.
             ended: [B], rows that had ended before and get padding.
         """
@@ -409,7 +379,7 @@ class _Loop:
         return tokens, ends if ended is None else ends | ended
 
     def _note(self, logits: Tensor, tokens: Tensor, numbers: Tensor, places: Tensor, ended: Tensor | None) -> None:
-        """Keep what the model itself thinks of the tokens just drawn; nothing of rows that had ended before."""
+        """Record the model's own numbers for the tokens just drawn, except in rows that had ended before."""
         assert self.request.notes is not None
         endings = self.request.notes.endings
         events = one_action(logits / self.request.notes.temperature, endings)
@@ -431,13 +401,7 @@ def why_plain(
 ) -> str | None:
     """Why this call must fall back to Transformers' own loop, in words; `None` if it need not.
 
-    Args:
-        model: what is asked to generate.
-        input_ids: [R, W].
-        processors: all logits processors of the call.
-        criteria: its stopping criteria.
-        config: its settings.
-        given: its keyword arguments for the model.
+    `given` are the call's keyword arguments for the model.
     """
     known = (*READ_SCORES, *READ_IDS)
     cache = next((given[name] for name in CACHES if name in given), None)

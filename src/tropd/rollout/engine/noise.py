@@ -6,7 +6,7 @@ where the E_v come from: Philox gives one key for each (row, position), SplitMix
 of it is integer arithmetic, so CPU and GPU have the same noise, and PyTorch's generators are neither read nor moved.
 
 One uniform and the inverse of the cumulated softmax would be cheaper, but a softmax that differs by rounding (another
-batch, another padding) moves every boundary behind the difference. In the race two softmaxes at a total variation of δ
+batch, another padding) moves every boundary after the difference. In the race two softmaxes at a total variation of δ
 part at no more than 2δ/(1 + δ) of the tokens; `benchmarks/addressed_sampling.py` measures both.
 
 B counts sequences, V is the vocabulary, L the tokens that are asked for.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ...models.hidden_states import replaced
 from ...objective.randomness import DrawAddress, addressed_uniforms
 from .loop import CACHES, Request, SamplerNotes, decode, unpad, why_plain
 from .self_test import why_not_here
@@ -67,33 +68,21 @@ BLOCKS = {"cpu": 2**18, "elsewhere": 2**24}
 
 @dataclass(frozen=True)
 class AddressedNoise:
-    """The noise of one call of the sampler.
+    """The noise of one call of the sampler."""
 
-    Attributes:
-        seed: the run's.
-        step: optimiser steps taken before this one.
-        stream: number of the use, see `objective.randomness`.
-        places: where each sequence of the call goes on.
-        synced_gpus: keep running until every rank has finished, as sharded weights need it.
-        rows_at_once: sequences that are decoded together, at most; `None` is all.
-        notes: where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
-            log-probabilities alone.
-        kept: keys and values of rows between their turns, where our loop decodes them; `None` reads each turn's
-            context wholly.
-        used: which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`.
-        plainly: leave it to Transformers' own loop in any case.
-    """
-
-    seed: int
-    step: int
-    stream: int
-    places: Sequence[Place]
-    synced_gpus: bool = False
-    rows_at_once: int | None = None
+    seed: int  # the run's
+    step: int  # optimiser steps taken before this one
+    stream: int  # number of the use, see `objective.randomness`
+    places: Sequence[Place]  # where each sequence of the call continues
+    synced_gpus: bool = False  # keep running until every rank has finished, as sharded weights need it
+    rows_at_once: int | None = None  # sequences that are decoded together, at most; `None` is all
+    # where to write down what the sampler knows of each token; of what Transformers' own loop draws, the
+    # log-probabilities alone
     notes: SamplerNotes | None = None
+    # keys and values of rows between their turns, where our loop decodes them; `None` reads each turn's context wholly
     kept: KeptStates | None = None
-    used: list[float] = field(default_factory=list)
-    plainly: bool = False
+    used: list[float] = field(default_factory=list)  # which loop has decoded is added here, `OUR_LOOP` or `THEIR_LOOP`
+    plainly: bool = False  # leave it to Transformers' own loop in any case
 
     @property
     def address(self) -> DrawAddress:
@@ -145,10 +134,10 @@ class AddressedNoise:
     ) -> Any:
         """A decoding method for `generate(..., custom_generate=noise.decode)`; see there for the arguments.
 
-        The race comes behind every other processor, so temperature, top-k, top-p and the like have done their work.
+        The race comes after every other processor, so temperature, top-k, top-p and the like have been applied.
         Where nothing is to be sampled (`do_sample=False`) the likeliest token wins, whatever the noise.
-        The loop is ours where it can be (`why_plain`, `why_not_here`), and Transformers' otherwise, which
-        is said once; both draw the same tokens. With `unproven` it is ours or none.
+        The loop is ours where it can be (`why_plain`, `why_not_here`), else Transformers', with one warning; both draw
+        the same tokens. With `unproven` it is ours or none.
 
         Raises:
             RuntimeError: a softmax that is not finite, in `torch.multinomial`'s words, for whoever explains those.
@@ -207,7 +196,7 @@ class AddressedNoise:
 
 @cache
 def say_why_plain(why: str) -> None:
-    """Say, once, that Transformers' own loop decodes, which is slower and notes no entropies."""
+    """Warn once that Transformers' own loop decodes, which is slower and records no entropies."""
     logger.warning(
         "Rollouts fall back to Transformers' own loop because of %s. The tokens are the same; it takes longer, and "
         "the student reads each batch once more (docs/rollouts.md).",
@@ -262,19 +251,13 @@ class Draws(LogitsProcessor):
 
 @dataclass(eq=False)
 class Race(LogitsProcessor):
-    """Scores to π/E, whose largest entry is the drawn token.
+    """Scores to π/E, whose largest entry is the drawn token."""
 
-    Attributes:
-        keys_BL: int64, one key for each token to come.
-        width: length of `input_ids` when the first of them is drawn.
-        takes_likeliest: nothing is drawn; the largest score is taken.
-        finite: were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores
-            with NaN or +∞, or with nothing but −∞.
-    """
-
-    keys_BL: Tensor
-    width: int
-    takes_likeliest: bool = False
+    keys_BL: Tensor  # int64, one key for each token to come
+    width: int  # length of `input_ids` when the first of them is drawn
+    takes_likeliest: bool = False  # nothing is drawn; the largest score is taken
+    # were all softmaxes so far? On the device, as each reading would wait for it; not so are those of scores with NaN
+    # or +∞, or with nothing but −∞
     finite: Tensor | bool = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -325,17 +308,17 @@ def _splitmix(states: Tensor) -> Tensor:
 def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
     """Inside, `model.generate` draws its tokens with `noise`: for hosts that call it without asking us.
 
-    A model that would write something else than it reads is decoded in another way, or refused; see `writing`.
+    A model whose writing would differ from its reading is decoded in another way, or refused; see `writing`.
     """
-    with _another_generate(model) as generate:
+    generate = model.generate
 
-        def write(input_ids: Any = None, **asked: Any) -> Any:
-            asked["input_ids"] = input_ids
-            if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
-                return generate(**asked, custom_generate=noise.decode)
-            return noise.generate(KNOWN.get(model) or find_way(model, noise, generate, asked), generate, asked)
+    def write(input_ids: Any = None, **asked: Any) -> Any:
+        asked["input_ids"] = input_ids
+        if asked.get("attention_mask") is None or asked["generation_config"].return_dict_in_generate:
+            return generate(**asked, custom_generate=noise.decode)
+        return noise.generate(KNOWN.get(model) or find_way(model, noise, generate, asked), generate, asked)
 
-        model.generate = write
+    with replaced(model, "generate", write):
         yield
 
 
@@ -343,34 +326,19 @@ def decoding_through(model: Any, noise: AddressedNoise) -> Iterator[None]:
 def drawing_without_address(
     model: Any, notes: SamplerNotes | None = None, places: Sequence[Place] | None = None, synced_gpus: bool = False
 ) -> Iterator[None]:
-    """Inside, PyTorch's generator draws, or nothing does; a model that would write something else than it reads is
+    """Inside, PyTorch's generator draws, or nothing does; a model whose writing would differ from its reading is
     refused. What is drawn is noted by its place, where one is known.
     """
-    noise = AddressedNoise(0, 0, SAMPLING_STREAM, [])
+    noise, generate = AddressedNoise(0, 0, SAMPLING_STREAM, []), model.generate
 
     def decode(
         model: Any, input_ids: Tensor, logits_processor: LogitsProcessorList, **asked: Any
     ) -> Any:  # as `AddressedNoise.decode`
         return _sample_and_note(model, input_ids, logits_processor, [], notes, places, synced_gpus=synced_gpus, **asked)
 
-    with _another_generate(model) as generate:
+    def check_and_generate(input_ids: Any = None, **asked: Any) -> Any:
+        check_padded(model, noise, generate, asked | {"input_ids": input_ids})
+        return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
 
-        def check_and_generate(input_ids: Any = None, **asked: Any) -> Any:
-            check_padded(model, noise, generate, asked | {"input_ids": input_ids})
-            return generate(input_ids=input_ids, **{"custom_generate": decode} | asked)
-
-        model.generate = check_and_generate
+    with replaced(model, "generate", check_and_generate):
         yield
-
-
-@contextmanager
-def _another_generate(model: Any) -> Iterator[Callable]:
-    """Inside, `model.generate` may be another one; yields the model's own."""
-    before: Callable | None = vars(model).get("generate")
-    try:
-        yield model.generate
-    finally:
-        if before is None:
-            del model.generate
-        else:
-            model.generate = before

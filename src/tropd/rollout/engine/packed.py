@@ -1,7 +1,7 @@
 """Linear maps whose weights are laid out once for a whole call, as oneDNN reads them fastest.
 
-A step of decoding multiplies a few rows with every weight of the model, and reading the weights is what it costs a CPU.
-oneDNN's own layout takes it a third to a half of the time in float32 and two thirds in bfloat16; and in float32, too, a
+A step of decoding multiplies a few rows with every weight of the model, and on a CPU its time goes into reading them.
+oneDNN's own layout takes a third to a half of that time in float32 and two thirds in bfloat16; and in float32, too, a
 row comes out the same to the bit whatever rows are beside it. The copies pay after about six steps, and take the
 memory of the weights: each is made when its layer is first called and goes with the call, so that a training step,
 which holds gradients of that size later, does not grow.

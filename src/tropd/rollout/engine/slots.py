@@ -1,8 +1,8 @@
 """The rows that are decoded together at the moment, and their keys and values.
 
-Transformers' `DynamicCache` copies everything it holds for every token. Here keys and values lie in buffers with room
-behind them: a token is written in place, what attention reads is a view, and a row that leaves costs the copy of one
-other row. All rows end at the same column; what lies before a shorter one is padding that the attention mask hides.
+Transformers' `DynamicCache` copies everything it holds for every token. Here keys and values are in buffers with room
+at the end: a token is written in place, what attention reads is a view, and a row that leaves costs the copy of one
+other row. All rows end at the same column; before a shorter one is padding that the attention mask hides.
 
 B counts rows, W columns of a prefilled context, H heads, D their width. What the host can count it counts, so that a
 device is asked only which rows have ended.
@@ -23,34 +23,24 @@ SPARE = 64
 
 
 class Row(NamedTuple):
-    """A row that joins the batch.
+    """A row that joins the batch."""
 
-    Attributes:
-        number: its number among all rows of the call.
-        size: tokens of it whose keys and values are known.
-    """
-
-    number: int
-    size: int
+    number: int  # its number among all rows of the call
+    size: int  # tokens of it whose keys and values are known
 
 
 class Kept(NamedTuple):
-    """What is known of one row between two turns.
+    """What is known of one row between two turns."""
 
-    Attributes:
-        ids: the tokens whose keys and values these are.
-        states: of each layer, keys and values [H, tokens, D].
-    """
-
-    ids: list[int]
-    states: list[tuple[Tensor, Tensor]]
+    ids: list[int]  # the tokens whose keys and values these are
+    states: list[tuple[Tensor, Tensor]]  # of each layer, keys and values [H, tokens, D]
 
 
 class KeptStates:
-    """Keys and values of rows between the turns of one batch's rollouts, so that a turn reads what is new alone.
+    """Keys and values of rows between the turns of one batch's rollouts, so that a turn reads only what is new.
 
-    They are of the weights that wrote the turn, so this lives no longer than the batch. A row's are given away when it
-    goes on.
+    They depend on the weights, so this lives no longer than the batch. A row's are handed over when it
+    continues.
     """
 
     def __init__(self) -> None:
@@ -83,7 +73,7 @@ class KeptStates:
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, [slots, H, columns, D], of which `rows` and the columns `first` to `end` are in use.
 
-    Where attention has a window, keys behind it are kept, unseen, until the buffer grows: a window saves work here, and
+    Where attention has a window, keys before it are kept, unread, until the buffer grows: a window saves work here, and
     no memory.
 
     Args:
@@ -102,7 +92,7 @@ class SlotLayer(CacheLayerMixin):
         self.rows = self.first = self.end = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
+        """Nothing to do: the constructor has done it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -131,7 +121,7 @@ class Slots(Cache):
     Attributes:
         rows: each row's number among all rows of the call; on the host, as the next two.
         sizes: tokens of each whose keys and values are known.
-        written: tokens that each has written behind its context.
+        written: tokens that each has written after its context.
         numbers: [B], `rows` on the device.
         tokens: [B], the last token of each, which the model has not seen.
         positions: [B], that token's position.
@@ -160,7 +150,7 @@ class Slots(Cache):
             prefilled: a `DynamicCache` of any number of rows, right-aligned.
             source: the row of it that each new row begins as.
             width: columns of `prefilled`.
-            coming: rows to make room for behind these, if buffers have to grow.
+            coming: further rows to make room for, if buffers have to grow.
             room: tokens that rows may still write, at most.
         """
         if not self.layers:

@@ -1,7 +1,7 @@
 """vLLM through TRL: in the student's precision, asked row by row, and ended in time.
 
 TRL asks vLLM for one budget and one stream of draws for a whole batch. A rollout that continues a teacher's prefix may
-write what the prefix leaves of the budget and no more, and draws that depend on the batch are others in a resumed run.
+write only what the prefix leaves of the budget, and draws that depend on the batch would differ in a resumed run.
 vLLM draws a request that has a seed with a generator of its own, so a seed made of (run, step, row, position, stream)
 gives a row the same draws in any batch, as far as its kernels give the same logits in any batch: on a CPU they do; on a
 GPU the batch decides which kernels run, and logits differ by rounding.
@@ -24,6 +24,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
+from ...models.hidden_states import replaced
 from ...objective.randomness import addressed_uniforms
 from .vllm_release import WHOLE_PROMPTS, installed_release
 
@@ -39,7 +40,7 @@ CONNECT_SECONDS = 10.0
 
 
 def check_version() -> None:
-    """Refuse a vLLM that TRL cannot drive; say of a newer one that nobody has tried it.
+    """Refuse a vLLM that TRL cannot drive; warn of a newer one that is untested.
 
     Raises:
         ValueError: with the release, and what to install.
@@ -62,16 +63,12 @@ def check_version() -> None:
 def engines_of_ours(compute_dtype: str | None, timeout: float) -> Iterator[None]:
     """Inside, TRL's trainer builds a `StudentEngine` where it would build its own.
 
-    Args:
-        compute_dtype: such as `bfloat16`, in which the student computes; `None`: that of its weights.
-        timeout: seconds that a server may take for an answer.
+    It computes in `compute_dtype`, such as `bfloat16`, or in that of the student's weights, and waits for an answer of
+    a server at most `timeout` seconds.
     """
-    before = grpo_trainer.VLLMGeneration
-    grpo_trainer.VLLMGeneration = partial(StudentEngine, compute_dtype=compute_dtype, timeout=timeout)  # type: ignore[misc,assignment]
-    try:
+    ours = partial(StudentEngine, compute_dtype=compute_dtype, timeout=timeout)
+    with replaced(grpo_trainer, "VLLMGeneration", ours):
         yield
-    finally:
-        grpo_trainer.VLLMGeneration = before  # type: ignore[misc]
 
 
 class EngineUnavailable(Exception):
@@ -79,15 +76,10 @@ class EngineUnavailable(Exception):
 
 
 class StudentEngine(VLLMGeneration):
-    """TRL's engine in the student's precision, with a time limit on every answer of a server.
-
-    Args:
-        compute_dtype: see `engines_of_ours`.
-        timeout: see there.
-        settings: of TRL's.
+    """TRL's engine in the student's precision, with a time limit on every answer of a server; see `engines_of_ours`.
 
     Attributes:
-        dtype: in which the engine computes; `None` where a server has not told it to this process.
+        dtype: in which the engine computes; `None` where this process has not learned it from a server.
         version: vLLM's; the same.
     """
 
@@ -130,18 +122,15 @@ class StudentEngine(VLLMGeneration):
         if self.accelerator.device.type == "cpu":
             keep_weights_loadable()
             changes |= WHOLE_PROMPTS
-        vllm_generation.LLM = partial(_build, engine, changes)  # type: ignore[attr-defined]
-        try:
+        with replaced(vllm_generation, "LLM", partial(_build, engine, changes)):
             super()._init_vllm()
-        finally:
-            vllm_generation.LLM = engine  # type: ignore[attr-defined]
 
     @property
     def _url(self) -> str:
         return self.server_base_url or f"http://{self.server_host}:{self.server_port}"
 
     def _check_server_answers(self) -> None:
-        """TRL asks without a time limit; a server that accepts and says nothing would hold the run for ever."""
+        """TRL asks without a time limit; a server that accepts and says nothing would block the run for ever."""
         until = time.monotonic() + self.server_timeout
         while True:
             try:
@@ -158,7 +147,7 @@ class StudentEngine(VLLMGeneration):
     def _read_server(self, client: Any) -> None:
         """Its dtype and version, and whether it reports the softmax that it draws from.
 
-        A server reports log-probabilities of the softmax before the temperature, unless it was told otherwise.
+        A server reports log-probabilities of the softmax before the temperature, unless it is configured otherwise.
         """
         model = client.get_server_info()["model_config"]
         self.dtype = str(model["dtype"]).removeprefix("torch.")
@@ -183,15 +172,8 @@ class StudentEngine(VLLMGeneration):
         if owner is None:  # the first process asks the server for all of them
             yield
             return
-        before = vars(owner).get("generate")
-        owner.generate = ask
-        try:
+        with replaced(owner, "generate", ask):
             yield
-        finally:
-            if before is None:
-                del owner.generate
-            else:
-                owner.generate = before
 
     def _rows_of_group(self, rows: Sequence["RowRequest"]) -> list["RowRequest"]:
         """The rows of all processes that hold parts of one engine, as TRL gathers their prompts."""
@@ -231,15 +213,10 @@ def keep_weights_loadable() -> None:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What one row asks for.
+    """What one row asks for."""
 
-    Attributes:
-        max_tokens: the most that it may write.
-        seed: of its draws; `None` leaves them to the engine's own stream.
-    """
-
-    max_tokens: int
-    seed: int | None
+    max_tokens: int  # the most that it may write
+    seed: int | None  # of its draws; `None` leaves them to the engine's own stream
 
 
 def row_seed(seed: int, step: int, row: int, position: int, stream: int) -> int:
@@ -267,7 +244,7 @@ def _for_row(shared: Any, row: RowRequest) -> Any:
 def _ask_server(
     client: Any, rows: list[RowRequest], prompts: list[list[int]], n: int = 1, **settings: Any
 ) -> dict[str, Any]:
-    """`VLLMClient.generate` in one request for each row; a prompt's `n` rows lie side by side."""
+    """`VLLMClient.generate` in one request for each row; a prompt's `n` rows are side by side."""
     ask = type(client).generate
 
     def one(number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which vLLM is installed, and what its releases need; asking loads nothing of it."""
+"""Which vLLM is installed, and what its releases need; nothing of it is loaded."""
 
 from ... import extras
 

@@ -1,10 +1,10 @@
 """Does a model write what a plain forward pass reads? Measured on a call's own contexts, once for each model.
 
-A batch is padded on the left and decoded step by step behind a cache. A model that reads past the padding, or whose
-step computes something else than its forward, writes from another distribution than the one it is scored with, and no
-number of the run would tell. Contexts of two lengths are decoded and read again, each alone and in one pass; where the
-two differ the next of a few ways to decode is tried, and where all do the model is refused. R counts the rows of a
-call, W the columns of its contexts, L the tokens that are written.
+A batch is padded on the left and decoded step by step with a cache. A model that reads past the padding, or whose step
+computes something else than its forward, writes from another distribution than the one it is scored with, and no number
+of the run would show it. Contexts of two lengths are decoded and read again, each alone and in one pass; where the two
+differ the next of a few ways to decode is tried, and where all do the model is refused. R counts the rows of a call, W
+the columns of its contexts, L the tokens that are written.
 """
 
 import logging
@@ -38,14 +38,10 @@ TF32 = 2.0**-11
 
 
 class Way(NamedTuple):
-    """How rows are decoded.
+    """How rows are decoded."""
 
-    Attributes:
-        plainly: by Transformers' own loop, also where ours could.
-        apart: which rows are decoded together: all, those of one length, so that none is padded, or each by itself.
-    """
-
-    plainly: bool
+    plainly: bool  # by Transformers' own loop, also where ours could
+    # which rows are decoded together: all; those of one length, so that none is padded; or each alone
     apart: Literal["", "lengths", "rows"]
 
 
@@ -132,7 +128,7 @@ def _tell(model: Any, way: Way, gaps: Sequence[float]) -> None:
 
 
 def _contexts(asked: dict[str, Any]) -> list[list[int]]:
-    """The longest context of a call, and its latter half; both from behind, too, so that a length is there twice."""
+    """The longest context of a call and its latter half, and both reversed, so that each length occurs twice."""
     rows = zip(asked["input_ids"].tolist(), asked["attention_mask"].tolist(), strict=True)
     texts = [[token for token, kept in zip(ids, mask, strict=True) if kept] for ids, mask in rows]
     longest = max(texts, key=len)[-LONGEST:]
@@ -145,7 +141,7 @@ def _contexts(asked: dict[str, Any]) -> list[list[int]]:
 def _gap(
     model: Any, noise: "AddressedNoise", generate: Callable, asked: dict[str, Any], way: Way
 ) -> tuple[float | None, float]:
-    """|noted − read| of a token, in the mean, and what of it may be rounding; `None` where nothing was noted."""
+    """Mean |noted − read| of a token (`None` where nothing was noted), and how much of it may be rounding."""
     contexts, notes, config = _contexts(asked), SamplerNotes(temperature=1.0), asked["generation_config"]
     trial = replace(
         noise,

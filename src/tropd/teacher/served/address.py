@@ -20,17 +20,11 @@ EXAMPLE = "http://127.0.0.1:8000/v1"
 
 @dataclass(frozen=True)
 class Role:
-    """The role of a server, for messages.
+    """The role of a server, for messages."""
 
-    Attributes:
-        noun: what it is called.
-        field: where its address is written.
-        prefix: how the fields about it begin.
-    """
-
-    noun: str
-    field: str
-    prefix: str
+    noun: str  # what it is called
+    field: str  # where its address is written
+    prefix: str  # how the fields about it begin
 
     def option(self, name: str) -> str:
         """A field about it.
@@ -54,19 +48,12 @@ ENGINE = Role("the server", "engine", "server")
 
 @dataclass(frozen=True)
 class Address:
-    """One server.
+    """One server."""
 
-    Attributes:
-        scheme: of `SCHEMES`.
-        host: name or number.
-        port: of TCP.
-        base: path before `/v1`, without a slash at its end.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    base: str = ""
+    scheme: str  # of `SCHEMES`
+    host: str  # name or number
+    port: int  # of TCP
+    base: str = ""  # path before `/v1`, without a slash at its end
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -133,10 +120,7 @@ def join_replicas(model: Any) -> Any:
 def read_addresses(model: str, allow_remote: bool = False, role: Role = TEACHER) -> tuple[Address, ...]:
     """The addresses of a server and its replicas.
 
-    Args:
-        model: one address, or several with commas between.
-        allow_remote: take unencrypted addresses of other machines.
-        role: for sentences.
+    Several have commas between; `allow_remote` takes unencrypted addresses of other machines.
 
     Raises:
         ValueError: an invalid address, one with a password, or another machine's without encryption.

@@ -3,66 +3,41 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from ...models.sampling import until_eos
-from ...objective.randomness import DrawAddress
 from .http import Client
 
 T = TypeVar("T")
 
 
+@dataclass(eq=False, repr=False)
 class AskedTeacher(ABC):
-    """A teacher that another process computes.
+    """A teacher that another process computes."""
 
-    Args:
-        client: its servers.
-        served_name: what the model is called there.
-        name: what it is: its folder or Hub name, where the server tells.
-        vocab_size: the ids below it can be read.
-        context_length: tokens that a question may have; `None` where the server does not say.
-        generation_config: of which the endings are read.
-        device: where the scores go.
-        concurrency: questions under way at once.
-    """
-
+    client: Client  # its servers
+    served_name: str  # what the model is called there
+    _: KW_ONLY
+    name: str  # what it is: its folder or Hub name, where the server tells
+    vocab_size: int  # the ids below it can be read
+    context_length: int | None  # tokens that a question may have; `None` where the server does not say
+    generation_config: Any  # of which the endings are read
+    device: torch.device  # where the scores go
+    concurrency: int  # questions under way at once
     model = None
 
-    def __init__(
-        self,
-        client: Client,
-        served_name: str,
-        *,
-        name: str,
-        vocab_size: int,
-        context_length: int | None,
-        generation_config: Any,
-        device: torch.device,
-        concurrency: int,
-    ):
-        self.client, self.served_name, self.name = client, served_name, name
-        self.vocab_size, self.context_length = vocab_size, context_length
-        self.generation_config, self.device = generation_config, device
-        self._threads = ThreadPoolExecutor(concurrency, "teacher")
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.concurrency, "teacher")
 
     @abstractmethod
     def fingerprint(self) -> Any:
         """By which the model is known again."""
 
     @abstractmethod
-    def sample(
-        self,
-        contexts: Sequence[list[int]],
-        *,
-        pad_id: int,
-        eos_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        vocab_limit: int | None = None,
-        draws: DrawAddress | None = None,
-    ) -> list[list[int]]:
+    def sample(self, *args: Any, **settings: Any) -> list[list[int]]:
         """As `models.sampling.sample`, with draws of each row's own, whatever else the server does beside."""
 
     def write(self, contexts: Sequence[list[int]], *, eos_ids: Sequence[int], **settings: Any) -> list[list[int]]:

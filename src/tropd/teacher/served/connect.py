@@ -2,6 +2,7 @@
 
 import logging
 import os
+from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +54,10 @@ Größe, naïve, façade; Ελληνικά; Русский язык; 中文字�
 
 @dataclass(frozen=True)
 class ServedFiles(ModelFiles):
-    """A served teacher in the place of a model's small files; `config` is `None`.
+    """A served teacher in the place of a model's small files; `config` is `None`."""
 
-    Attributes:
-        rows: ids that it reads.
-        longest: tokens that a text may have.
-    """
-
-    rows: int = 0
-    longest: int | None = None
+    rows: int = 0  # ids that it reads
+    longest: int | None = None  # tokens that a text may have
 
     @property
     def head_rows(self) -> int:
@@ -76,17 +72,10 @@ class ServedFiles(ModelFiles):
 
 @dataclass(frozen=True)
 class Connected:
-    """A teacher that was found, and its tokenizer.
+    """A teacher that was found, and its tokenizer."""
 
-    Attributes:
-        teacher: ready to be asked.
-        tokenizer: its own, or the student's in its place.
-        is_stand_in: is it the student's?
-    """
-
-    teacher: ServedTeacher | ScorerTeacher
-    tokenizer: Any
-    is_stand_in: bool
+    teacher: ServedTeacher | ScorerTeacher  # ready to be asked
+    tokenizer: Any  # its own, or the student's in its place
 
     def files(self, model: str) -> ServedFiles:
         """What the preflight reads of a model, `model` as its name in sentences."""
@@ -98,11 +87,6 @@ class Connected:
 
 def check_served(method: Method, args: Any, teachers: Mapping[Name, Any]) -> None:
     """Refuse what a served teacher cannot be asked for, before it is.
-
-    Args:
-        method: of the run.
-        args: with `temperature` and `teacher_model_init_kwargs`.
-        teachers: by name.
 
     Raises:
         ValueError: with the field and what to type.
@@ -183,9 +167,9 @@ def connect(
                 f"--teacher DIR`), or, for a vLLM server, write http://{addresses[0].host}:{addresses[0].port}/v1."
             )
         root = str(card.get("root") or card["id"])
-        is_stand_in, generation_config = False, GenerationConfig.from_dict({})
+        generation_config = GenerationConfig.from_dict({})
         if tokenizer is None or role is TEACHER:
-            tokenizer, is_stand_in, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
+            tokenizer, generation_config = _find_tokenizer(args, root, tokenizer, student_tokenizer, name)
         _compare_tokenizers(client, card["id"], tokenizer, field, role)
         settings = {
             "name": root,
@@ -201,7 +185,7 @@ def connect(
             teacher = _vllm_teacher(client, card, tokenizer, rows, settings)
     except ConnectionError as error:
         raise ValueError(_nobody(field, error, is_own(model), role)) from error
-    return Connected(teacher, tokenizer, is_stand_in)
+    return Connected(teacher, tokenizer)
 
 
 def _scorer(client: Client, card: dict[str, Any], settings: dict[str, Any]) -> ScorerTeacher:
@@ -298,16 +282,16 @@ def _check_own_card(own: Any, address: Address) -> None:
         raise ServerRefused(f"the `tropd serve` at {address} does not describe its model")
 
 
-def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, bool, Any]:
-    """The teacher's tokenizer, whether it is the student's in its place, and the teacher's generation settings."""
+def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, name: Name) -> tuple[Any, Any]:
+    """The teacher's tokenizer, or the student's in its place, and the teacher's generation settings."""
     source = args.teacher_tokenizer or (root if Path(root).is_dir() else None)
     if given is not None:
-        return given, False, _generation_config(source) if source else GenerationConfig.from_dict({})
+        return given, _generation_config(source) if source else GenerationConfig.from_dict({})
     if source is not None:
         role = "teacher_tokenizer" if args.teacher_tokenizer else field_of(name)
         with explained(source, role):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-        return tokenizer, False, _generation_config(source)
+        return tokenizer, _generation_config(source)
     if student_tokenizer is None:
         raise ValueError(
             f"{field_of(name)} is served as {root!r}, which is not a folder here, so its tokenizer is unknown. Set "
@@ -325,7 +309,7 @@ def _find_tokenizer(args: Any, root: str, given: Any, student_tokenizer: Any, na
         "teacher's tokenizer.",
         root,
     )
-    return student_tokenizer, True, GenerationConfig.from_dict({})
+    return student_tokenizer, GenerationConfig.from_dict({})
 
 
 def _generation_config(source: str) -> GenerationConfig:
@@ -402,9 +386,5 @@ def _find_vocab_size(client: Client, served_name: str, most: int) -> int:
 
     if reads(most - 1):
         return most
-    low, high = 0, most - 1  # `low` is read, `high` is not
     reads(0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if reads(middle) else (low, middle)
-    return high
+    return bisect(range(most - 1), False, 1, key=lambda token: not reads(token))

@@ -38,14 +38,9 @@ Answer = dict[str, Tensor]
 
 
 class ScorerTeacher(AskedTeacher):
-    """Scores and writes through `tropd serve`.
+    """Scores and writes through `tropd serve`. `most_tokens` is of a question, all rows together.
 
-    Args:
-        client: see `AskedTeacher`.
-        served_name: see there.
-        fingerprint: of the weights. Each question names it, and a server with other weights refuses the question.
-        most_tokens: of a question, all rows together.
-        settings: the rest of `AskedTeacher`'s.
+    Each question names the `fingerprint` of the weights, and a server with other weights refuses it.
     """
 
     most_topk = None

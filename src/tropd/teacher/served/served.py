@@ -9,6 +9,7 @@ N counts scored response tokens, row after row; M ≤ N of them are asked for th
 import logging
 import math
 import threading
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,19 +45,12 @@ LARGEST_K_TRIED = 128
 
 @dataclass(frozen=True)
 class _Row:
-    """One response to score.
+    """One response to score."""
 
-    Attributes:
-        ids: context and response, up to the last token that is read.
-        places: of the scored tokens in `ids`.
-        unread: scored tokens from the first id on that the teacher does not have.
-        first: number of its first scored token among the N.
-    """
-
-    ids: list[int]
-    places: list[int]
-    unread: int
-    first: int
+    ids: list[int]  # context and response, up to the last token that is read
+    places: list[int]  # of the scored tokens in `ids`
+    unread: int  # scored tokens from the first id on that the teacher does not have
+    first: int  # number of its first scored token among the N
 
     @property
     def count(self) -> int:
@@ -74,14 +68,9 @@ class _Scored:
 
 
 class ServedTeacher(AskedTeacher):
-    """Scores and writes through vLLM's `/v1/completions`.
+    """Scores and writes through vLLM's `/v1/completions`; if `is_lean`, scores through the endpoint without texts.
 
-    Args:
-        client: see `AskedTeacher`.
-        served_name: see there.
-        fixed_text: token ids by which it is known again.
-        is_lean: are scores asked of the endpoint that writes no texts?
-        settings: the rest of `AskedTeacher`'s.
+    It is known again by its scores of `fixed_text`, token ids.
     """
 
     def __init__(self, client: Client, served_name: str, *, fixed_text: Sequence[int], is_lean: bool, **settings: Any):
@@ -114,13 +103,8 @@ class ServedTeacher(AskedTeacher):
     @cached_property
     def most_topk(self) -> int | None:
         """The largest k that the server answers (its `--max-logprobs`); `None`: at least `LARGEST_K_TRIED`."""
-        low, high = 0, min(LARGEST_K_TRIED, self.vocab_size)
-        if self._answers(high):
-            return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._answers(middle) else (low, middle)
-        return low
+        most = min(LARGEST_K_TRIED, self.vocab_size)
+        return None if self._answers(most) else bisect(range(1, most), False, key=lambda k: not self._answers(k))
 
     def _answers(self, k: int) -> bool:
         ids = self._fixed_text[:2]

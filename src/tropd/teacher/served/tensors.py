@@ -47,28 +47,15 @@ ANSWER = {
 
 @dataclass(frozen=True)
 class ScoreQuestion:
-    """A micro-batch to score.
-
-    Attributes:
-        contexts: see `LocalTeacher.score`, also for the fields without a description.
-        responses: see there.
-        scored: see there.
-        below: [N] float32, log π_T up to which the top-k of a token is needed.
-        above: its entropy, nats, above which it is.
-        k: of the top-k; 0 asks for none.
-        vocab_limit: of the top-k.
-        pad_id: see there.
-        temperature: see there.
-        endings: see there.
-    """
+    """A micro-batch to score; what has no comment is an argument of `LocalTeacher.score`."""
 
     contexts: list[list[int]]
     responses: list[list[int]]
     scored: list[list[bool]]
-    below: Tensor
-    above: float
-    k: int
-    vocab_limit: int
+    below: Tensor  # [N] float32, log π_T up to which the top-k of a token is needed
+    above: float  # its entropy, nats, above which it is
+    k: int  # of the top-k; 0 asks for none
+    vocab_limit: int  # of the top-k
     pad_id: int
     temperature: float
     endings: Endings

@@ -32,11 +32,11 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1 << 22
 
 STATE: dict[str, type] = {"log_history": list, "stateful_callbacks": dict, "best_model_checkpoint": str}
-"""What a resumed host reads in trainer_state.json without a look at its type."""
+"""Fields of trainer_state.json that a resumed host reads without checking their types."""
 
 
 class CheckpointNotWritten(TrainingStopped):
-    """There is no room for a checkpoint; the earlier ones are as they were."""
+    """There is no space for a checkpoint; earlier ones are unchanged."""
 
 
 def clear_aside(directory: str | Path) -> None:
@@ -45,7 +45,7 @@ def clear_aside(directory: str | Path) -> None:
 
 
 def publish(directory: str | Path, name: str, digests: bool = False) -> Path:
-    """Make `<directory>/.writing/<name>` visible as `<directory>/<name>`, whole and on the disk; the visible folder."""
+    """Make `<directory>/.writing/<name>` visible as `<directory>/<name>`, whole and on disk; returns that."""
     aside, final = Path(directory) / ASIDE / name, Path(directory) / name
     write_manifest(aside, digests=digests)
     _reach_disk(aside)
@@ -58,8 +58,8 @@ def publish(directory: str | Path, name: str, digests: bool = False) -> Path:
 
 
 def publish_model(directory: str | Path, name: str, step: int) -> None:
-    """Move the final model, of a step, from `<directory>/.writing/<name>` into `<directory>`: each file at once, what
-    describes them last."""
+    """Move the final model, of a step, from `<directory>/.writing/<name>` into `<directory>`: file by
+    file, each atomically, and their description last."""
     aside = Path(directory) / ASIDE / name
     write_manifest(aside, FINAL, digests=True, step=step)
     _reach_disk(aside)
@@ -98,8 +98,8 @@ def room_on_disk(directory: str | Path) -> Iterator[None]:
 
 
 def write_manifest(folder: Path, name: str = MANIFEST, *, digests: bool = False, **more: Any) -> None:
-    """Describe every file of a folder in one of that name, by its size and with `digests` by its SHA-256, beside what
-    `more` there is to say."""
+    """Describe every file of a folder in one of that name, by its size and with `digests` by its SHA-256, with the
+    fields of `more`."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != name]
     files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths
@@ -113,7 +113,7 @@ def write_manifest(folder: Path, name: str = MANIFEST, *, digests: bool = False,
 def fault_of(folder: str | Path, digests: bool = True) -> str | None:
     """What is wrong with a checkpoint, such as `model.safetensors has 10 of 20 bytes`; `None` where it is whole.
 
-    A checkpoint without a manifest (another program's) is taken as it is, with a warning.
+    A checkpoint without a manifest (another program's) is accepted, with a warning.
 
     Args:
         folder: the checkpoint.
@@ -135,7 +135,7 @@ def fault_of(folder: str | Path, digests: bool = True) -> str | None:
 
 
 def _state_fault(folder: Path) -> str | None:
-    """What the host would stumble over in its own record."""
+    """What the host could not read in its own record."""
     try:
         state = read_record(folder / "trainer_state.json", {"global_step": int})
     except ValueError as error:
@@ -166,7 +166,7 @@ def read_record(path: Path, wanted: Mapping[str, type]) -> dict[str, Any]:
 def has_final_model(directory: str | Path, step: int) -> bool:
     """Is there a final model of that step, with all of its files, and with its own weights in them?
 
-    Other files may have been edited since; weights that something else has put there are not the final ones.
+    Other files may have been edited since; weights that something else has written are not the final ones.
     """
     try:
         described = read_record(Path(directory) / FINAL, {"files": dict})

@@ -17,7 +17,7 @@ _held: dict[Path, int] = {}
 
 @contextmanager
 def only_run_in(directory: str | Path) -> Iterator[None]:
-    """Hold `directory` for this process; inside, it may be asked for again.
+    """Hold `directory` for this process; it may be nested.
 
     Raises:
         ValueError: another process trains in it.

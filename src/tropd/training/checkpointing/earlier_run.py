@@ -26,12 +26,7 @@ def set_aside(directory: str | Path, names: Iterable[str]) -> None:
 
 
 def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
-    """Leave nothing of an earlier run where a new one would have it.
-
-    Args:
-        directory: where the new run begins.
-        keeps: records that the new one has written already.
-    """
+    """Move an earlier run's files out of a new one's way, except the records `keeps`, which the new one has written."""
     folder, kept = Path(directory), tuple(keeps)
     weights = [path for path in folder.glob("*") if path.suffix in WEIGHTS and path.name != "training_args.bin"]
     had_a_run = bool(weights) or any((folder / name).exists() for name in ("run.json", FINAL))
@@ -41,17 +36,14 @@ def set_run_aside(directory: str | Path, keeps: Iterable[str] = ()) -> None:
 
 
 def set_later_checkpoints_aside(directory: str | Path, step: int) -> None:
-    """For a run that resumes from `step`: the later checkpoints, which belong to another course."""
+    """For a run that resumes from `step`: move the later checkpoints aside, which belong to another continuation."""
     _move(Path(directory), [path for path in checkpoints_in(directory) if steps_in_name(path) > step])
 
 
 def check_stays(directory: str | Path, step: int, read: dict[str, Any]) -> None:
     """Refuse to move aside a checkpoint that the run itself reads.
 
-    Args:
-        directory: the output directory.
-        step: at which the run resumes there; 0: it begins.
-        read: `student` or a teacher → the folder that it was loaded from, or a name.
+    The run resumes there at `step`, or begins, at 0; `read` says from which folder, or name, each role was loaded.
 
     Raises:
         ValueError: with the model, and what to do.

@@ -13,11 +13,7 @@ class EpochAddressedSampler(Sampler[int]):
     """TRL's `RepeatSampler`, reseeded from (seed, epoch) whenever an epoch starts.
 
     TRL's own continues one generator through the epochs, so a run resumed in the second epoch would see the first
-    one's order again.
-
-    Args:
-        sampler: the host's.
-        epoch: asked at the start of each epoch, such as `lambda: int(trainer.state.epoch or 0)`.
+    one's order again. `epoch` is called at the start of each epoch, for its number.
     """
 
     def __init__(self, sampler: Any, epoch: Callable[[], int]):

@@ -26,7 +26,7 @@ FREE_TO_CHANGE = ("resume_from_checkpoint", "logging_dir", "run_name", "report_t
 
 
 def fingerprints(trainer: Any) -> dict[str, Fingerprint]:
-    """Only of what can be read here: a stream of data has none, and neither have sharded weights.
+    """Fingerprints of what can be read here: a stream of data has none, and neither do sharded weights.
 
     Of a student only what its checkpoints do not hold: the base of an adapter.
     """
@@ -61,7 +61,7 @@ def _of(*values: Any) -> str:
 def check_unchanged(trainer: Any, checkpoint: str) -> None:
     """Refuse to resume from a checkpoint with a method, teacher, tokenizer or data other than those that made it.
 
-    Data that are not skipped (`ignore_data_skip`) may be others.
+    Data that are not skipped (`ignore_data_skip`) may differ.
 
     Raises:
         ValueError: with what has changed, and how to train on from the checkpoint all the same.

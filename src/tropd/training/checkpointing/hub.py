@@ -35,7 +35,7 @@ class TokenStaysHere:
 
 
 class NotPushed(TrainingStopped):
-    """The Hub did not take the model; it is whole on disk."""
+    """The Hub did not accept the model, which is whole on disk."""
 
 
 def check_hub(args: Any) -> None:
@@ -53,7 +53,7 @@ def check_hub(args: Any) -> None:
 
 @contextmanager
 def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
-    """Stop in a sentence, which begins with `asked_by`, where the Hub cannot be asked, or refuses.
+    """Explain in a sentence, which begins with `asked_by`, that the Hub cannot be reached, or refuses.
 
     Raises:
         ValueError: with what was raised, and what to type.
@@ -69,14 +69,14 @@ def hub_guard(asked_by: str = "push_to_hub is True, but ") -> Iterator[None]:
 
 
 class Pushes:
-    """Pushes while a run goes on: they end in the background, where the host does not look at what became of them."""
+    """Pushes during a run: they finish in the background, where the host does not check whether they succeeded."""
 
     def __init__(self) -> None:
         self._begun: dict[Any, int] = {}
 
     @contextmanager
     def of_step(self, step: int, trainer: Any) -> Iterator[None]:
-        """Begin a step's push inside; what has failed by then is told.
+        """Begin a step's push inside; warn of earlier ones that have failed.
 
         Raises:
             CheckpointNotWritten: there is no room for the copy of the model that is pushed.
@@ -88,7 +88,7 @@ class Pushes:
             self._begun.setdefault(job, step)
 
     def tell_failed(self) -> None:
-        """Warn of each push that has ended without the Hub's having taken it, once."""
+        """Warn, once each, of pushes that the Hub has not accepted."""
         for job in [job for job in self._begun if job.done()]:
             step = self._begun.pop(job)
             if (error := job.exception()) is not None:
@@ -101,7 +101,7 @@ class Pushes:
 
 
 class PushWhenWhole(TrainerCallback):
-    """Pushes the final model when its last file is in the output directory; `trainer` is the trainer that it serves."""
+    """Pushes the final model when its last file is in the output directory."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer

@@ -13,7 +13,7 @@ from ..guards.faults import checkpoint_phrase
 TOLD_TO_END = (signal.SIGTERM, signal.SIGHUP)
 """Signals by which a scheduler or a terminal ends a process."""
 BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
-"""Where nobody has asked for anything. And SIGINT is ignored in what a script starts in the background."""
+"""Handlers that nobody has set. SIGINT is also ignored in processes that a script starts in the background."""
 STDERR = 2
 """Of the process, whatever Python calls its stream."""
 
@@ -48,15 +48,15 @@ class Signals:
         name = signal.Signals(number).name
         again = "; Ctrl-C again exits immediately" if number == signal.SIGINT else ""
         # Not by print: the signal may have come while a line was being printed, and a stream cannot be entered twice.
-        with suppress(OSError):  # nobody listens; the run saves and stops all the same
+        with suppress(OSError):  # nobody reads it; the run saves and stops anyway
             os.write(STDERR, f"{name}: a checkpoint is written after this step{again}\n".encode())
 
     @contextmanager
     def caught(self, numbers: Sequence[int] = (*TOLD_TO_END, signal.SIGINT)) -> Iterator["Signals"]:
         """Catch those signals while the block runs that would otherwise end the process.
 
-        A handler that is there stays (a scheduler's, a notebook's), and `nohup` keeps ignoring SIGHUP. Outside of the
-        main thread Python lets nobody catch them.
+        An existing handler stays (a scheduler's, a notebook's), and `nohup` keeps ignoring SIGHUP. Outside the main
+        thread Python cannot catch them.
         """
         here = threading.current_thread() is threading.main_thread()
         wanted = []
@@ -91,5 +91,5 @@ def stopping_at_signals(trainer: Any) -> Iterator[None]:
             "with resume_from_checkpoint (latest on the command line, True in Python).",
             trainer.stopped_by_signal,
         )
-    if signals.received:  # behind the last step: the run is whole, and the process is to end all the same
+    if signals.received:  # after the last step: the run is complete, and the process is to end anyway
         signal.raise_signal(signals.received)

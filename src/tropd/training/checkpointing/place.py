@@ -10,14 +10,14 @@ MODEL = re.compile(
     r"|tokenizer\.model|(merges|vocab)\.txt|chat_template\.jinja|training_args\.bin|README\.md"
     r"|final_model\.json|trainer_state\.json|\w+_results\.json"
 )
-"""Names of files of a saved model, and of what is said of its training beside it."""
+"""Names of the files of a saved model, and of the records of its training beside it."""
 RECORDS = re.compile(r"(run|fingerprints|preflight)\.json(\.partial)?|metrics\.jsonl|report\.html|\.lock")
 """Names of a run's other files."""
 FOLDERS = re.compile(r"rollouts|\.writing|checkpoint-\d+")
 
 
 def check_place(directory: str | Path) -> None:
-    """Refuse an `output_dir` where no folder can be, or be made, or in which a name that a run needs is taken.
+    """Refuse an `output_dir` that is no folder and cannot become one, or in which a name that a run needs is taken.
 
     Raises:
         ValueError: with the folder, why, and what to do.

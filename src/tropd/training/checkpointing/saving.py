@@ -16,8 +16,10 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
+from ...models.hidden_states import replaced
 from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
+from ..guards.step_guards import GUARD_STATE
 from .checkpoints import ASIDE, check_checkpoint, checkpoints_in, clear_aside, publish, room_on_disk, steps_of
 from .earlier_run import check_stays
 from .final_model import best_of, is_missing, make_from
@@ -35,14 +37,11 @@ class Checkpointing:
 
     A checkpoint is visible only when it is whole, and is checked before it is loaded.
 
-    Args:
-        trainer: the `TrOPDTrainer` that it serves.
-
     Attributes:
         resumed_from: the checkpoint that the run under way began with; `None`: it began anew.
-        is_writing: is the host writing a checkpoint, which lies aside until it is whole?
+        is_writing: is the host writing a checkpoint, which is kept aside until it is whole?
         odd_buffers: those of the student that were not finite before training.
-        tells_changes: are settings that are others than the run began with still to be told, when it goes on?
+        tells_changes: warn, when a run resumes, of settings that have changed since it began?
     """
 
     def __init__(self, trainer: Any):
@@ -57,7 +56,7 @@ class Checkpointing:
     # ------------------------------------------------------------------ where a run begins
 
     def begin(self, resume_from_checkpoint: Any) -> Any:
-        """Check where a run is to resume, and what has changed since; the folder, or `None`.
+        """Check where a run is to resume, and what has changed since; returns the folder, or `None`.
 
         Raises:
             ValueError: see `TrOPDTrainer.train`.
@@ -85,7 +84,7 @@ class Checkpointing:
 
     @property
     def goes_on_here(self) -> bool:
-        """Does the current run continue in the folder of its checkpoint? If not, what is there is another run's."""
+        """Does the current run continue in the folder of its checkpoint? If not, that folder belongs to another run."""
         if self.resumed_from is None:
             return False
         return Path(self.resumed_from).resolve().parent == Path(self.trainer.args.output_dir).resolve()
@@ -100,7 +99,7 @@ class Checkpointing:
         return str(found[-1])
 
     def _check_steps_left(self) -> None:
-        """The host would take one step more than asked for."""
+        """Refuse a complete run: the host would take one step more than asked for."""
         max_steps = self.trainer.args.max_steps
         if self.resumed_from is None or max_steps < 1:
             return
@@ -113,7 +112,7 @@ class Checkpointing:
             )
 
     def _make_final_model(self) -> str:
-        """The final model of a complete run that lost it, as the command line makes it; what to say of it."""
+        """Make the final model of a complete run that has lost it, as the command line does; a sentence about it."""
         args, last = self.trainer.args, Path(str(self.resumed_from))
         source, said = best_of(last) if args.load_best_model_at_end else last, ""
         if args.save_final_model and is_missing(args.output_dir, source):
@@ -124,14 +123,14 @@ class Checkpointing:
         return said
 
     def place_in_data(self, host: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-        """Where the data continue; TRL assumes that a stream has not been read more than once."""
+        """Where in the data to continue; TRL assumes that a stream has been read at most once."""
         trainer, place = self.trainer, host()
         if self.resumed_from is None or hasattr(trainer.train_dataset, "__len__") or trainer.args.ignore_data_skip:
             return place
         return place_in_stream(self.resumed_from, trainer.args.gradient_accumulation_steps)
 
     def restore_pending(self) -> None:
-        """Put back what `_pending_state` told, when training begins from a checkpoint that has it."""
+        """Restore what `_pending_state` saved, when training resumes from a checkpoint that has it."""
         trainer = self.trainer
         self._began_at = trainer.state.global_step
         if self.resumed_from is None:
@@ -150,11 +149,8 @@ class Checkpointing:
         trainer._total_loss_scalar = state.get("total_loss", 0.0)
         self._summed_before = state.get("steps_summed", 0)
         trainer.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
-        trainer.guard.steps_in_a_row = state["guard"]["steps_in_a_row"]
-        trainer.guard.best_ended_share = state["guard"]["best_ended_share"]
-        trainer.guard.recent = [(share, count) for share, count in state["guard"].get("recent", [])]
-        trainer.guard.guidance = state["guard"].get("guidance", 0.0)
-        trainer.guard.best_guided_share = state["guard"].get("best_guided_share", 0.0)
+        for name in state["guard"].keys() & GUARD_STATE:
+            setattr(trainer.guard, name, state["guard"][name])
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -165,13 +161,7 @@ class Checkpointing:
             "total_loss": trainer._total_loss_scalar,
             "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
-            "guard": {
-                "steps_in_a_row": trainer.guard.steps_in_a_row,
-                "best_ended_share": trainer.guard.best_ended_share,
-                "recent": trainer.guard.recent,
-                "guidance": trainer.guard.guidance,
-                "best_guided_share": trainer.guard.best_guided_share,
-            },
+            "guard": {name: getattr(trainer.guard, name) for name in GUARD_STATE},
         }
 
     @property
@@ -179,7 +169,7 @@ class Checkpointing:
         return int(self._summed_before + self.trainer.state.global_step - self._began_at)
 
     def mean_loss(self) -> float:
-        """The mean loss of all steps of the run, those before it was resumed included."""
+        """The mean loss of all steps of the run, including those before a resume."""
         return float(self.trainer._total_loss_scalar / max(self._num_summed_steps, 1))
 
     # ------------------------------------------------------------------ writing
@@ -238,7 +228,7 @@ class Checkpointing:
             save_ending(trainer, output_dir or trainer.args.output_dir)
 
     def _remove_old(self, directory: str) -> None:
-        """All but the latest `save_total_limit` checkpoints and the best; one that goes is invisible first."""
+        """Remove all but the latest `save_total_limit` checkpoints and the best; each is hidden, then deleted."""
         limit = self.trainer.args.save_total_limit
         if not limit or limit < 1:
             return
@@ -255,8 +245,8 @@ class Checkpointing:
     def is_best(self, metrics: dict[str, float], host: Callable[[], bool]) -> bool:
         """Is the model that was evaluated the best so far?
 
-        One that is to be the final model gets a checkpoint here and now, also between two saves or inside a generation
-        cycle: there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
+        One that may be the final model gets a checkpoint at once, even between two saves or inside a generation cycle:
+        there is no other way back to it. What else asked for a checkpoint (a signal, the guard) still gets it,
         though under `save_strategy: best` the host would take the answer for the last word.
         """
         trainer, name = self.trainer, self.trainer.args.metric_for_best_model
@@ -273,21 +263,18 @@ class Checkpointing:
     def finalize(self, host: Callable[[], Any]) -> Any:
         """The host's end of a training.
 
-        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped goes on from its
+        With `save_total_limit: 1` the host leaves the best checkpoint alone. A run that was stopped resumes from its
         last one.
         """
         trainer = self.trainer
         limit, stopped = trainer.args.save_total_limit, trainer.state.global_step < trainer.state.max_steps
-        trainer.args.save_total_limit = None if stopped else limit
-        try:
+        with replaced(trainer.args, "save_total_limit", None if stopped else limit):
             return host()
-        finally:
-            trainer.args.save_total_limit = limit
 
     def _note_best(self, directory: str) -> None:
-        """The best checkpoint's place, which the host looks up where this one was written; `None`: it was never saved.
+        """Correct the place of the best checkpoint, which the host expects beside this one; `None`: it was never saved.
 
-        A run that goes on in another folder may have left it in the old one.
+        A run that resumes in another folder may have left it in the old one.
         """
         state = self.trainer.state
         best, before = state.best_global_step, state.best_model_checkpoint
@@ -299,7 +286,7 @@ class Checkpointing:
             state.best_model_checkpoint = None
 
     def _find_best(self) -> None:
-        """The best model so far, of a run that goes on; its folder may have moved.
+        """Find the best model so far of a resumed run, whose folder may have moved.
 
         Raises:
             ValueError: its checkpoint is gone, so that it could not be the final one.
@@ -318,7 +305,7 @@ class Checkpointing:
 
 
 def _check_goes_on(checkpoint: Path) -> None:
-    """Refuse a checkpoint of the model alone: the host would go on with an optimiser of its own, in silence."""
+    """Refuse a checkpoint of the model alone: the host would silently continue with a new optimiser."""
     if not any(True for pattern in ("optimizer*", "global_step*") for _ in checkpoint.glob(pattern)):
         raise ValueError(
             f"resume_from_checkpoint is {checkpoint}, which holds only the model (save_only_model), and no optimiser "
@@ -331,10 +318,6 @@ def place_in_stream(checkpoint: str | Path, micro_batches_a_step: int) -> tuple[
 
     The host begins a stream again that ends before the run, and takes it for as long as the run. Its `epoch` is passes
     + micro-batches / (max_steps · micro-batches a step), and tells better.
-
-    Args:
-        checkpoint: folder with a `trainer_state.json`.
-        micro_batches_a_step: `gradient_accumulation_steps`.
     """
     state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
     passes = max(math.ceil(state["epoch"]) - 1, 0)
@@ -342,7 +325,7 @@ def place_in_stream(checkpoint: str | Path, micro_batches_a_step: int) -> tuple[
 
 
 def save_ending(trainer: Any, folder: str) -> None:
-    """Let the tokenizer in `folder` name the ending that the student writes by now, so that it stops elsewhere, too.
+    """Let the tokenizer in `folder` name the ending that the student now writes, so that other software stops there.
 
     generation_config.json names every id at which rollouts stop and is saved with the model; an adapter's folder has
     none, so it is written there. The tokenizer names one: the student's own, unless most responses of the last step

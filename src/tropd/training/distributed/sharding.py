@@ -15,17 +15,17 @@ from ...models.hidden_states import rotates_by_length
 def prepare_teacher(trainer: Any, model: PreTrainedModel) -> Callable:
     """The teacher's forward pass on this process's device: sharded as the student is, or whole.
 
-    Args:
-        trainer: a built host.
-        model: the frozen teacher; sharded in place by FSDP2.
+    FSDP2 shards the model in place.
     """
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)  # type: ignore[no-any-return]
     if shards_teacher(trainer):
         # Layer by layer, as the student: TRL's prepare_fsdp makes one unit, which each process would gather whole.
         return fsdp2_prepare_model(trainer.accelerator, model).eval()  # type: ignore[no-any-return]
-    if trainer.is_fsdp_enabled:
-        return _whole(trainer.accelerator, model)
+    if trainer.is_fsdp_enabled:  # accelerate prepares no second model beside one that FSDP shards
+        if not trainer.accelerator.verify_device_map(model):
+            model.to(trainer.accelerator.device)
+        return in_autocast(trainer.accelerator, model)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)  # type: ignore[no-any-return]
 
 
@@ -41,10 +41,10 @@ def shards_teacher(trainer: Any) -> bool:
 
 
 def reads_by_length(trainer: Any) -> bool:
-    """May a process read the rows of a micro-batch in as many passes of the student as pay there?
+    """May a process split a micro-batch into several passes of the student where that pays?
 
-    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, of
-    which reentrant checkpointing makes one for each pass.
+    Sharded weights are gathered by all processes together, in each pass. DDP counts the gradients of a parameter, and
+    reentrant checkpointing makes one in each pass.
     """
     args = trainer.args
     reentrant = bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
@@ -63,13 +63,6 @@ def student_is_sharded_while_writing(trainer: Any) -> bool:
     """Does the student's forward pass need every rank, while it writes rollouts?"""
     zero3 = uses_zero3(trainer) and not trainer.args.ds3_gather_for_generation
     return trainer.accelerator.num_processes > 1 and bool(trainer.is_fsdp_enabled or zero3)
-
-
-def _whole(accelerator: Any, model: PreTrainedModel) -> Callable:
-    """accelerate prepares no second model beside one that FSDP shards, so this does what it would do."""
-    if not accelerator.verify_device_map(model):
-        model.to(accelerator.device)
-    return in_autocast(accelerator, model)
 
 
 def in_autocast(accelerator: Any, model: Callable) -> Callable:

@@ -1,6 +1,6 @@
 """The host's tool loop, as we need it: ranks in step.
 
-TRL runs the tools; what it says of them is the messages that it appends to each row's completion while it goes on.
+TRL runs the tools; all that it reports are the messages that it appends to each row's completion.
 """
 
 from collections.abc import Callable
@@ -20,32 +20,28 @@ def writes_together(trainer: Any) -> bool:
 class RanksInStep:
     """Keeps processes that hold the student's weights together in one turn, however many turns each has to write.
 
-    Each says before a turn whether it has one. One without writes behind a context of one token instead, and throws
-    that away, until no process has any.
-
-    Args:
-        trainer: a built `TrOPDTrainer`.
+    Before a turn each reports whether it has one. A process without one writes after a context of one token and drops
+    the result, until no process has any.
     """
 
     def __init__(self, trainer: Any):
         self.trainer, self.is_needed = trainer, writes_together(trainer)
 
     def begin_turn(self) -> None:
-        """Say that this process writes a turn."""
+        """Report that this process writes a turn."""
         if self.is_needed:
             self._any_has_turn(True)
 
     def end(self, write: Callable[[list[list[int]]], Any]) -> None:
-        """Go on with turns that nobody reads until all processes have come to their end.
+        """Take part in turns that nobody reads until no process has any left.
 
-        Args:
-            write: the host's sampler, behind contexts.
+        `write` is the host's sampler, which continues contexts.
         """
         while self.is_needed and self._any_has_turn(False):
             self.write_idly(write)
 
     def write_idly(self, write: Callable[[list[list[int]]], Any]) -> None:
-        """Take part in a turn without a row of one's own."""
+        """Take part in a turn in which this process has no row."""
         write([[self.trainer._tokenizer.eos_token_id]])
 
     def _any_has_turn(self, mine: bool) -> bool:

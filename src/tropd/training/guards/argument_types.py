@@ -1,7 +1,7 @@
-"""What the arguments of the trainer's methods may be: one table, looked at before a method of ours or the host's runs.
+"""Types of the arguments of the trainer's methods: one table, checked before a method of ours or the host's runs.
 
 The host takes what it is given and fails later, in another library. `model`, `teacher_model` and `args` of the trainer
-itself are looked at in `arguments.check_arguments`, which knows what can be put in their places.
+itself are checked in `arguments.check_arguments`.
 """
 
 import functools
@@ -72,7 +72,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def checks_arguments(trainer: Trainer) -> Trainer:
-    """Look at what the methods of `ARGUMENTS` are given before they run. A class decorator.
+    """Check the arguments of the methods in `ARGUMENTS` before they run. A class decorator.
 
     Raises:
         ValueError: from those methods, with the argument, its value, and what it takes.
@@ -83,7 +83,7 @@ def checks_arguments(trainer: Trainer) -> Trainer:
 
 
 def _wrap(trainer: type, name: str, kinds: dict[str, Any]) -> Callable[..., Any]:
-    """The trainer's own method, or the next one that is inherited, behind a look at its arguments."""
+    """The trainer's own method, or the inherited one, after a check of its arguments."""
     own = trainer.__dict__.get(name)
     signature = inspect.signature(getattr(trainer, name))
 
@@ -104,7 +104,7 @@ def _check(argument: str, value: Any, kind: Any) -> None:
 
 
 def _bind(signature: inspect.Signature, self: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Argument → value, those behind `**` among them; Python itself says which is missing or given twice."""
+    """Argument → value, those in `**` included; Python itself reports one that is missing or given twice."""
     given = signature.bind(self, *args, **kwargs).arguments
     behind = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     for name in behind:

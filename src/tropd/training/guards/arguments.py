@@ -38,14 +38,9 @@ OWN_BASE = (
 def check_arguments(
     args: TrOPDConfig, student: Any, teachers: Mapping[Name, Any], data: Mapping[str, Any], options: dict[str, Any]
 ) -> None:
-    """Refuse arguments of `TrOPDTrainer` that cannot be, or that contradict each other.
+    """Refuse arguments of `TrOPDTrainer` that are invalid or contradict each other.
 
-    Args:
-        args: the configuration.
-        student: a folder, a name or a model.
-        teachers: likewise, by name.
-        data: the data sets, by the names of their arguments.
-        options: the remaining arguments, `reward_funcs` among them.
+    Data sets come by the names of their arguments; `options` are the remaining arguments, `reward_funcs` among them.
 
     Raises:
         ValueError: with the argument, why it cannot be, and what to type.
@@ -91,12 +86,12 @@ def _check_one_for_each_reward(args: TrOPDConfig, options: dict[str, Any]) -> No
 
 
 def as_text(model: Any) -> Any:
-    """A path as text, which is what the host loads from; all else as it is."""
+    """A path as text, which is what the host loads from; anything else unchanged."""
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
-    """Refuse what is no configuration, no model nor where one is."""
+    """Refuse arguments that are not a configuration, a model or the place of one."""
     if not isinstance(args, TrOPDConfig):
         raise ValueError(f"args is a {type(args).__name__}; give a TrOPDConfig, or remove it to use the defaults.")
     given = {"model": student} | {f"teacher_model{'' if n is None else f'[{n!r}]'}": t for n, t in teachers.items()}
@@ -110,14 +105,10 @@ def _check_given(args: Any, student: Any, teachers: Mapping[Name, Any]) -> None:
 
 
 def check_data(name: str, data: Any, teachers: Collection[Name], has_environment: bool, what: str = "") -> None:
-    """Refuse data without prompts, whose prompts are neither text nor messages, or with columns that cannot be.
+    """Refuse data without prompts, whose prompts are neither text nor messages, or with columns of reserved names.
 
-    Args:
-        name: of the argument, as the sentence begins.
-        data: a data set, several by name, or `None`; of a stream, what it says of itself.
-        teachers: their names, of which each row names one where there are several.
-        has_environment: do prompts come from an environment?
-        what: what to call the data; by the argument's name if empty.
+    `data` is a data set, several by name, or `None`; a stream is checked as far as it
+    describes itself. Sentences call it `what`.
 
     Raises:
         ValueError: with the argument, or what the data are, and what to do.
@@ -134,7 +125,7 @@ def check_data(name: str, data: Any, teachers: Collection[Name], has_environment
 
 
 def check_rows(rows: Collection[Any], has_environment: bool) -> None:
-    """The same of a stream's rows, when they are met.
+    """The same for the rows of a stream, as they arrive.
 
     Raises:
         ValueError: with the first row that cannot be.
@@ -170,7 +161,7 @@ def _check_prompts(name: str, data: Dataset) -> None:
 
 
 def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
-    """Refuse a model without values, one beside an adapter, and one that the final model would be written over."""
+    """Refuse a model without values, one beside an adapter, and one that the final model would overwrite."""
     check_no_adapter_beside(role, model)
     if isinstance(model, nn.Module) and any(weight.is_meta for weight in model.parameters()):
         raise ValueError(
@@ -184,7 +175,7 @@ def _check_model(argument: str, role: str, model: Any, output_dir: str) -> None:
 
 
 def _check_turns(args: TrOPDConfig, method: Method, options: dict[str, Any]) -> None:
-    """Refuse settings of turns where an episode is one turn, and guidance where there is none or nobody receives it."""
+    """Refuse settings of turns where an episode is one turn, and guidance that does not exist or is not received."""
     has_turns = bool(options.get("tools") or options.get("environment_factory"))
     has_own = options.get("rollout_func") is not None
     if method.guided and has_own:
@@ -212,7 +203,7 @@ def _check_turns(args: TrOPDConfig, method: Method, options: dict[str, Any]) -> 
 
 
 def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
-    """Refuse engines in which processes need turns of as many rows as each other, which a tool loop does not have."""
+    """Refuse engines that need as many rows of each process in every turn, which a tool loop does not give."""
     if not args.use_vllm or not (options.get("tools") or options.get("environment_factory")):
         return
     if args.vllm_mode == "server" and args.world_size > 1:
@@ -230,7 +221,7 @@ def _check_engine_of_tools(args: TrOPDConfig, options: dict[str, Any]) -> None:
 
 
 def _warn_of_idle_fields(args: TrOPDConfig, teachers: Mapping[Name, Any]) -> None:
-    """Say which fields of teachers have no effect, as no teacher is behind a server, or all are."""
+    """Warn of fields about teachers that have no effect because no teacher is behind a server, or all are."""
     served = [is_served(teacher) for teacher in teachers.values()]
     own = any(map(is_own, teachers.values()))  # it reads micro-batches as a teacher in this process does
     idle = ("teacher_batch_size",) if all(served) and not own else () if any(served) else SERVED
@@ -257,14 +248,9 @@ def _check_one_object(args: TrOPDConfig, student: Any, options: dict[str, Any]) 
 
 
 def check_teacher_column(dataset: Any, teachers: Collection[Name], what: str) -> None:
-    """Refuse rows that name no teacher of the run; of a stream, rows are refused when they are met.
+    """Refuse rows that name no teacher of the run; rows of a stream are refused as they arrive.
 
-    With one teacher without a name, a column of that name is data like any other, which is said.
-
-    Args:
-        dataset: the data set, or `None`.
-        teachers: their names.
-        what: `the training data`, for the sentence.
+    With one unnamed teacher, a column of that name is data like any other; a warning says so.
 
     Raises:
         ValueError: with the first such row, its value, how many there are, and the names.
@@ -393,7 +379,7 @@ def _check_trains(trainer: Any) -> None:
 
 
 def _check_whole_teacher(trainer: Any) -> None:
-    """Refuse `shard_teacher: false` where the teacher is sharded all the same."""
+    """Refuse `shard_teacher: false` where the teacher is sharded anyway."""
     if trainer.args.shard_teacher or trainer.teachers_elsewhere:
         return
     if uses_zero3(trainer):
@@ -412,7 +398,7 @@ def _check_adapter(who: str, model: Any, learns: bool) -> None:
     """Refuse an adapter that does more than change weights: the model's forward is read from within.
 
     Tokens of its own before the prompt would make each state another token's; a wrapper around the forward adds to the
-    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not hand on what is asked of it.
+    loss that goes through it (AdaLoRA, where there is a loss), runs it twice, or does not pass on all arguments.
     """
     if isinstance(model, str) or not is_peft_model(model):
         return
@@ -436,11 +422,9 @@ def _check_adapter(who: str, model: Any, learns: bool) -> None:
 
 
 def check_no_adapter_beside(role: str, model: Any) -> None:
-    """Refuse a folder that holds a model and an adapter: Transformers lays the one over the other in silence.
+    """Refuse a folder that holds a model and an adapter: Transformers silently applies the one to the other.
 
-    Args:
-        role: `student` or `teacher`, as the sentence begins.
-        model: a folder; a name of the Hub, or a model, is let through.
+    A name of the Hub, or a model, is let through.
 
     Raises:
         ValueError: with the folder, and what to do.
@@ -492,10 +476,6 @@ def check_topk(trainer: Any) -> None:
 
 def check_teacher_apart(trainer: Any, teachers: Mapping[Name, Any]) -> None:
     """Refuse a teacher with weights of the student: it is frozen and, if they are trained, would change with them.
-
-    Args:
-        trainer: a built host.
-        teachers: folders, names or models, by name.
 
     Raises:
         ValueError: with one of the weights, and what to type.

@@ -21,7 +21,7 @@ class NotFinite(TrainingStopped, FloatingPointError):
 
 
 class TeacherFailed(TrainingStopped, RuntimeError):
-    """The teacher raised, or did not give one score for each token it was asked for; nothing was learned from it."""
+    """The teacher raised, or did not give one score for each requested token; nothing was learned from it."""
 
 
 class RewardFailed(TrainingStopped, RuntimeError):
@@ -33,11 +33,11 @@ class EngineFailed(TrainingStopped, RuntimeError):
 
 
 class OutOfMemory(TrainingStopped, RuntimeError):
-    """The student has not the memory to write, to be scored or to learn. The teacher's lack is a `TeacherFailed`."""
+    """Memory ran out while the student wrote, was scored or learned; the teacher's is a `TeacherFailed`."""
 
 
 class DataFailed(TrainingStopped, RuntimeError):
-    """The data cannot be read further, or those of the training hold no whole rollout batch."""
+    """The data cannot be read further, or the training data hold no whole rollout batch."""
 
 
 class LogNotWritten(TrainingStopped):
@@ -53,7 +53,7 @@ def guard(
 ) -> Callable[P, AbstractContextManager[None]]:
     """A context manager that stops the run with `explain(error, …)` where its block fails, the error as the cause.
 
-    An error of which `explain` says nothing goes on, and so does one that says everything itself, a `TrainingStopped`.
+    An error that `explain` has no sentence for propagates, and so does a `TrainingStopped`, which has its own.
     """
 
     @contextmanager

@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ logger = logging.getLogger(__name__)
 LONGEST = 300
 
 NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
-"""What is said where memory ran out and the exception's type does not tell."""
+"""Texts of errors in which memory ran out, where the exception's type does not say so."""
 
 WRITING, SCORING, LEARNING = "while the student wrote", "while the student was scored", ""
-"""What was being done; where it is not known, the update needs most."""
+"""What was being done; `LEARNING` where it is not known, as the update needs most."""
 
 TRAINED_ROWS, EVALUATED_ROWS = "per_device_train_batch_size", "per_device_eval_batch_size"
 """The fields that say how many rows pass through the student at once; a preflight has training's."""
@@ -44,7 +45,7 @@ PREFLIGHT = "the preflight"
 
 
 def in_a_line(error: BaseException) -> str:
-    """An exception on one line; of one that another process hands over with its traceback, the last line.
+    """An exception on one line; the last line of one that another process passed on with its traceback.
 
     >>> in_a_line(RuntimeError("no answer\\nfrom the server"))
     'RuntimeError: no answer'
@@ -58,7 +59,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did the device, or the machine, have no more memory?"""
+    """Did the device, or the machine, run out of memory?"""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
@@ -69,14 +70,14 @@ def resume_phrase(directory: str, moment: str = "") -> str:
 
 
 def checkpoint_phrase(directory: str) -> str:
-    """Which checkpoint there is to go back to; told at once, so that resuming is where its files are read."""
+    """The checkpoint that is left. Its digests are not compared here, which takes time; resuming compares them."""
     whole = (folder for folder in reversed(checkpoints_in(directory)) if fault_of(folder, digests=False) is None)
     last = next(whole, None)
     return f"the last checkpoint, {last}, is untouched" if last else f"{directory} has no checkpoint yet (save_steps)"
 
 
 def kept_phrase(moment: str, directory: str) -> str:
-    """What there is of the run."""
+    """What is kept of the run."""
     return "no step was taken" if moment == PREFLIGHT else checkpoint_phrase(directory)
 
 
@@ -87,12 +88,7 @@ def kept_phrase(moment: str, directory: str) -> str:
 def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: Any, rows: str) -> OutOfMemory | None:
     """Stop in a sentence where memory runs out: with what was being done, what is kept, and what to lower.
 
-    Args:
-        error: what was raised.
-        work: one of `WRITING`, `SCORING`, `LEARNING`.
-        moment: tells, when asked, such as `step 3`.
-        args: the run's configuration.
-        rows: `TRAINED_ROWS` or `EVALUATED_ROWS`.
+    `work` is one of `WRITING`, `SCORING` and `LEARNING`, `rows` one of `TRAINED_ROWS` and `EVALUATED_ROWS`.
     """
     if not is_out_of_memory(error):
         return None
@@ -105,7 +101,8 @@ def enough_memory(error: Exception, work: str, moment: Callable[[], str], args: 
 
 def _advice(work: str, args: Any, rows: str) -> str:
     if work == WRITING:
-        return f"Lower {_field_of_writing(args, rows)} or max_completion_length"
+        field = "rollout_batch_size" if args.addresses_sampling() else rows
+        return f"Lower {'vllm_gpu_memory_utilization' if args.use_vllm else field} or max_completion_length"
     fewer = f"{rows} (and raise gradient_accumulation_steps)" if rows == TRAINED_ROWS else rows
     advice = f"Lower {fewer} or max_completion_length"
     if work == SCORING or args.gradient_checkpointing:
@@ -113,25 +110,12 @@ def _advice(work: str, args: Any, rows: str) -> str:
     return f"{advice}, or set gradient_checkpointing: true,"
 
 
-def _field_of_writing(args: Any, rows: str) -> str:
-    """The field that says how much the rollouts take."""
-    if args.use_vllm:
-        return "vllm_gpu_memory_utilization"
-    return "rollout_batch_size" if args.addresses_sampling() else rows
-
-
 # ---------------------------------------------------------------------- the teacher
 
 
 @guard
 def teacher_guard(error: Exception, moment: str, directory: str) -> TeacherFailed:
-    """Stop in a sentence where the teacher raises: with what, what is kept, and what to try.
-
-    Args:
-        error: what was raised.
-        moment: such as `step 3`.
-        directory: of the run.
-    """
+    """Stop in a sentence where the teacher raises: with what, what is kept, and what to try."""
     which = next((f"the {note}" for note in getattr(error, "__notes__", ()) if note.startswith("teacher ")), "")
     return TeacherFailed(
         f"{which or 'the teacher'} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
@@ -195,40 +179,25 @@ def engine_guard(error: Exception, moment: str, directory: str) -> EngineFailed 
 def reward_guard(
     error: Exception, functions: Sequence[tuple[str, Any]], moment: str, directory: str
 ) -> RewardFailed | None:
-    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion.
-
-    Args:
-        error: what was raised.
-        functions: the reward functions with their names.
-        moment: such as `step 3`.
-        directory: of the run.
-    """
+    """Stop in a sentence where a reward function raises, or gives what is not one number for each completion."""
     if _is_lost_worker(error) or _is_lost_peer(error):  # the host gathers the rewards of all processes
         return None
-    return RewardFailed(
-        f"the reward function {_find_failing(error, functions)} failed in {moment} ({in_a_line(error)}), so nothing "
-        f"was learned from it; {kept_phrase(moment, directory)}. {_reward_advice(error)} "
-        f"{resume_phrase(directory, moment)}."
-    )
-
-
-def _find_failing(error: Exception, functions: Sequence[tuple[str, Any]]) -> str:
-    """The reward function whose code was running; all of them, where it was the host's own."""
     running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     failed = [name for name, function in functions if _code(function) in running]
-    return " or ".join(failed or [name for name, _ in functions])
+    which = " or ".join(failed or [name for name, _ in functions])  # of all, where it was the host's own code
+    advice = "Fix the function, or the column that it reads, and"
+    if is_out_of_memory(error):
+        advice = "Lower per_device_train_batch_size or max_completion_length and"
+    return RewardFailed(
+        f"the reward function {which} failed in {moment} ({in_a_line(error)}), so nothing was learned from it; "
+        f"{kept_phrase(moment, directory)}. {advice} {resume_phrase(directory, moment)}."
+    )
 
 
 def _code(function: Any) -> Any:
     """What runs when a function, a model or another callable is called."""
     called = function if inspect.isroutine(function) else getattr(function, "forward", type(function).__call__)
     return getattr(inspect.unwrap(called), "__code__", None)
-
-
-def _reward_advice(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return "Lower per_device_train_batch_size or max_completion_length and"
-    return "Fix the function, or the column that it reads, and"
 
 
 # ---------------------------------------------------------------------- the data
@@ -238,11 +207,7 @@ def _reward_advice(error: Exception) -> str:
 def data_guard(error: Exception, step: int, directory: str, which: str = "training") -> DataFailed | None:
     """Stop in a sentence where the data set, or a process that loads it, fails.
 
-    Args:
-        error: what was raised.
-        step: the step about to be taken, or the one after which the evaluation runs.
-        directory: of the run.
-        which: `training` or `evaluation` data.
+    `step` is the one about to be taken, or the one after which the evaluation runs.
     """
     # The host may hand out a stream's batches from one process.
     return None if _is_lost_peer(error) else _data_failure(error, step, directory, which)
@@ -262,19 +227,13 @@ def _data_failure(error: Exception, step: int, directory: str, which: str = "tra
     )
 
 
+@dataclass(eq=False, repr=False)
 class Reading:
-    """A data loader of an evaluation, whose failures are sentences.
+    """A data loader of an evaluation, whose failures are explained in sentences."""
 
-    Args:
-        loader: the host's; everything but reading is left to it.
-        asking: what each batch is read in.
-        look: raises where a batch cannot be.
-    """
-
-    def __init__(
-        self, loader: Any, asking: Callable[[], AbstractContextManager[None]], look: Callable[[Any], None]
-    ) -> None:
-        self.loader, self.asking, self.look = loader, asking, look
+    loader: Any  # the host's, which does everything but reading
+    asking: Callable[[], AbstractContextManager[None]]  # each batch is read inside
+    look: Callable[[Any], None]  # raises where a batch cannot be used
 
     def __iter__(self) -> Iterator[Any]:
         with self.asking():
@@ -303,7 +262,7 @@ def _is_lost_worker(error: Exception) -> bool:
 
 
 class DataEnd(TrainerCallback):
-    """What follows where a stream of prompts holds less than the run asks for.
+    """What happens when a stream of prompts holds fewer than the run asks for.
 
     The host reads a stream again from its start, and ends a run quietly when that gives nothing.
     """
@@ -356,9 +315,9 @@ def log_guard(error: Exception, file: str, step: int, directory: str) -> LogNotW
 
 @guard
 def processes_alive(error: Exception, directory: str, step: Callable[[], int]) -> DataFailed | ProcessLost | None:
-    """Stop in a sentence where a process that loads data, or another process of the run, dies while this one works.
+    """Stop in a sentence where a process that loads data, or another process of the run, dies during this one's work.
 
-    That a data loader's worker was lost PyTorch says wherever the main process is at that time.
+    PyTorch reports a lost data-loader worker wherever the main process is at that moment.
     """
     if not isinstance(error, RuntimeError):
         return None

@@ -49,9 +49,7 @@ def kinds_of(annotation: Any) -> set[Any]:
 def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = None) -> None:
     """Refuse a value that is not of its field's type, NaN or infinity, and text that is not one of the choices.
 
-    Args:
-        settings: a dataclass. Fields named in its `_VALID_DICT_FIELDS` may be JSON.
-        choices: what a field may be that is annotated as text.
+    Fields named in `_VALID_DICT_FIELDS` may be JSON; `choices` is what a field may be that is annotated as text.
 
     Raises:
         ValueError: with the field, its value, and what it takes.
@@ -67,11 +65,8 @@ def check_types(settings: Any, choices: Mapping[str, Collection[str]] | None = N
 def check_value(name: str, value: Any, annotation: Any, known: Collection[str] = ()) -> None:
     """The same of one value.
 
-    Args:
-        name: of the field, which begins the sentence; with dots, of a part of it.
-        value: what it holds.
-        annotation: of the field.
-        known: what it may be, where it is one of a few words.
+    `name` begins the sentence; with dots it is of a part of the field. `known` is what it may be, where it is one of a
+    few words.
     """
     field = name.rpartition(".")[2]
     parts = _parts(annotation) + (_parts(ALSO[field]) if field in ALSO else [])
@@ -140,7 +135,7 @@ def _fits_tuple(value: Any, part: Any) -> bool:
 
 
 def _mapping_of(name: str, value: Any) -> Any:
-    """The mapping that text stands for, which is JSON, or the name of a file where one can be given."""
+    """The mapping that a text is: JSON, or the name of a file where one is allowed."""
     if not isinstance(value, str) or (name in FILES and not value.startswith("{")):
         return value
     try:
@@ -166,7 +161,7 @@ def _looks_like_a_number(value: Any) -> bool:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """The members of a union, however deep; else the annotation itself."""
+    """The members of a union, however nested; else the annotation itself."""
     if get_origin(annotation) in (Union, UnionType):
         return [part for member in get_args(annotation) for part in _parts(member)]
     return [annotation]

@@ -23,6 +23,20 @@ _PORT = (lambda n: 0 <= n < 2**16, "a port is a whole number from 0 to 65535")
 _EVERY = (lambda n: n is None or n > 0, "use a number of steps, or a share of the run between 0 and 1")
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_generations": (lambda n: n is not None and n >= 1, "a prompt needs at least 1 rollout"),
+    "num_iterations": (lambda n: n >= 1, "each rollout is learned from at least once"),
+    "gradient_accumulation_steps": (lambda n: n >= 1, "a step has at least 1 micro-batch"),
+    "per_device_train_batch_size": (lambda n: n >= 1, "a micro-batch has at least 1 sequence"),
+    "max_completion_length": (lambda n: n is None or n >= 1, "a response needs room for at least 1 token"),
+    "max_steps": (lambda n: n == -1 or n >= 1, "use at least 1 step, or remove it to use num_train_epochs"),
+    "learning_rate": (lambda rate: rate >= 0, "it cannot be negative; the paper uses 5e-6"),
+    "neftune_noise_alpha": (
+        lambda alpha: not alpha,
+        "it adds noise to the embeddings in every pass of the student, so rollouts, scores and update would come from "
+        "different models, and a student that is its own teacher would have a gradient; remove it",
+    ),
+    "top_p": (lambda share: 0 < share <= 1, "it is a share of the softmax that is kept; leave it at 1.0"),
+    "temperature": (lambda t: t > 0, "rollouts are samples of the student's softmax; use 1.0, as the papers do"),
     "seed": _SEED,
     "data_seed": _SEED,
     "num_train_epochs": (lambda n: 0 < n < math.inf, "use a number above 0, or set max_steps"),
@@ -45,7 +59,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_delay": (lambda n: n >= 0, "use a number of steps or epochs before the first evaluation"),
     "label_smoothing_factor": (lambda share: share == 0, "distillation has no labels to smooth; remove it"),
     "router_aux_loss_coef": (lambda weight: weight is None or weight >= 0, "use 0 for none"),
-    "top_p": (lambda mass: 0 < mass <= 1, "it is a share of the softmax, in (0, 1]; 1 keeps all"),
     "top_k": (lambda k: k is None or k >= -1, "use 0 for all tokens, or how many are kept"),
     "min_p": (lambda share: share is None or 0 <= share <= 1, "it is a share of the highest probability, in [0, 1]"),
     "repetition_penalty": (lambda factor: factor is None or factor > 0, "logits are divided by it; 1 leaves them"),
@@ -84,10 +97,7 @@ _QUOTED = re.compile(r"[Uu]nexpected keyword arguments?:? '?([^',]*)|for field '
 
 
 def check_host_settings(args: Any) -> None:
-    """Refuse what the host's fields cannot be, before anything is loaded.
-
-    Args:
-        args: the configuration, or its fields as they were written.
+    """Refuse invalid values of the host's fields, before anything is loaded.
 
     Raises:
         ValueError: with the field, its value, why, and what to type.
@@ -105,7 +115,7 @@ def check_host_settings(args: Any) -> None:
 
 
 def check_host_values(args: Any) -> None:
-    """Refuse what one field cannot be, whatever the others are; see `check_host_settings`."""
+    """Refuse values that are invalid whatever the other fields are; see `check_host_settings`."""
     check_ranges(args, RANGES)
     check_ranges(args, {name: _EVERY for name, strategy in EVERY.items() if _value(args, strategy) == "steps"})
     _check_installed(args, ("deepspeed",))  # which the host asks for while it reads its fields
@@ -188,7 +198,7 @@ def _value(args: Any, name: str) -> Any:
 
 
 def can_checkpoint(model: Any) -> bool:
-    """Can a model compute activations again in the backward pass? `model` may be a class, which tells less."""
+    """Can a model recompute activations in the backward pass? `model` may be a class, which says less."""
     modules = [] if isinstance(model, type) else list(model.modules())
     marked = not modules or any(hasattr(module, "gradient_checkpointing") for module in modules)
     return bool(getattr(model, "supports_gradient_checkpointing", False)) and marked
@@ -197,13 +207,10 @@ def can_checkpoint(model: Any) -> bool:
 def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str | None:
     """Switch activation checkpointing off for a model that has none; TRL switches it on by itself.
 
-    Args:
-        args: the configuration, which is changed.
-        model: the student, or its class.
-        asked: fields that somebody set.
+    `model` may be the class of the student; `asked` are fields that somebody set.
 
     Returns:
-        What to say, where it was switched off.
+        A warning, where it was switched off.
 
     Raises:
         ValueError: somebody asked for it.
@@ -232,13 +239,11 @@ def settle_checkpointing(args: Any, model: Any, asked: Mapping[str, Any]) -> str
 
 @contextmanager
 def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None]:
-    """Turn what a library raises about the inside of a field (a key that it does not take, a file that is not there,
+    """Turn what a library raises about the inside of a field (a key that it does not accept, a missing file,
     a value that its own reading of the field trips over) into a sentence that begins with the field; everything else
-    travels.
+    propagates.
 
-    Args:
-        settings: field → value.
-        loading: the field that a model is loaded with, where one is loaded.
+    `loading` is the field that a model is loaded with, where one is loaded.
     """
     try:
         yield
@@ -255,10 +260,9 @@ def field_guard(settings: Mapping[str, Any], loading: str = "") -> Iterator[None
 
 @contextmanager
 def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
-    """Say by which argument a model, or its tokenizer, was named that is not there.
+    """Name the argument that a missing model, or tokenizer, was given by.
 
-    Args:
-        given: argument → what it was given; text is what is loaded.
+    `given` has what each argument was given; text is what is loaded.
 
     Raises:
         ValueError: with the argument, and the library's reason.
@@ -275,7 +279,7 @@ def model_guard(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _about_loading(error: Exception, field: str, value: Any) -> str | None:
-    """Files and memory are not the field's fault; what else goes wrong in a loader that was given it probably is."""
+    """A loader's failure is probably the field's fault, unless files or memory are."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     loads = any(code.co_name == "from_pretrained" and code.co_filename.endswith(LOADERS) for code in codes)
     if not value or not loads or isinstance(error, OSError) or is_out_of_memory(error):
@@ -298,7 +302,7 @@ def _about_field(error: Exception, settings: Mapping[str, Any]) -> str | None:
 
 
 def _about_reading(error: Exception, settings: Mapping[str, Any]) -> str | None:
-    """A value that the host's `__post_init__` tripped over without a word of its field: the line names it."""
+    """A value that the host's `__post_init__` failed on without naming its field: the line that failed names it."""
     if not isinstance(error, (AttributeError, TypeError, ValueError)):
         return None
     lines = [frame.line or "" for frame in traceback.extract_tb(error.__traceback__) if frame.name == "__post_init__"]

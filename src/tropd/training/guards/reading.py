@@ -1,4 +1,4 @@
-"""Is what we read of a model what the model is? Asked once, on a real forward pass, before anything is learned.
+"""Do the log-probabilities that we compute agree with the model's own? Checked once, before anything is learned.
 
 Scores come from the states before the output layer and from that layer's weights, past the model's own forward. Where
 a model has a layer in between, a softcap by another name, a divisor or a forward of its own, that would be another
@@ -28,7 +28,7 @@ NUM_TOKENS = 12
 LONGEST = 256
 """Tokens that are read for them: noise and scales may begin at a position."""
 ROUNDINGS = 2.0
-"""Roundings of the largest logit that two ways of computing the same log-probability may lie apart."""
+"""Roundings of the largest logit by which two ways of computing the same log-probability may differ."""
 SLACK = 1e-4
 """Nats, for sums of another order in float32."""
 LARGEST_WEIGHT = 1e6
@@ -36,13 +36,13 @@ LARGEST_WEIGHT = 1e6
 ABSURD = -1e5
 """Nats: a student that finds some token as unlikely as that is ruined, whatever its numbers."""
 MORE_PASSES = 30
-"""In training mode, of a model that draws random numbers: what one pass in five shows is missed once in 1,000 runs."""
+"""In training mode, for a model that draws random numbers: noise in one pass of five is missed once in 1,000 runs."""
 NOISY = ("dropout", "jitter", "layerdrop")
 """What the settings of noise are called, in modules and configurations."""
 
 
 def silence(model: nn.Module) -> None:
-    """Set what a model keeps of dropout and jitter as numbers to 0; TRL does so for `nn.Dropout` alone."""
+    """Set dropout and jitter that a model keeps as numbers to 0; TRL does so only for `nn.Dropout`."""
     for module in model.modules():
         for name, value in vars(module).items():
             if _is_noise(name, value):
@@ -50,7 +50,7 @@ def silence(model: nn.Module) -> None:
 
 
 def check_student(trainer: Any) -> None:
-    """Compare the student's own logits with what is read of it, and two passes in training mode.
+    """Compare the student's own logits with what we compute from its states, and two passes in training mode.
 
     Raises:
         ValueError: with how far they differ, and what to do.
@@ -99,12 +99,9 @@ def odd_buffers(model: nn.Module) -> set[str]:
 
 
 def check_weights(trainer: Any, step: int, odd_before: Collection[str] = ()) -> None:
-    """Refuse to keep a student that computes nothing any more: its weights and buffers, or what it makes of tokens.
+    """Refuse to keep a ruined student, by its weights and buffers and by what it computes.
 
-    Args:
-        trainer: whose student it is.
-        step: after which it is to be kept.
-        odd_before: what `odd_buffers` found before training.
+    `odd_before` is what `odd_buffers` found before training.
 
     Raises:
         NotFinite: with the step, and the checkpoint there is to go back to.
@@ -146,7 +143,7 @@ def check_moments(trainer: Any, step: int) -> None:
 
 
 def local_part(parameter: Tensor) -> Tensor:
-    """What of a parameter lies on this process."""
+    """The part of a parameter that is on this process."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
@@ -159,7 +156,7 @@ def _some_tokens(vocab_size: int, device: Any, length: int = NUM_TOKENS) -> Tens
 
 
 def _length(trainer: Any, model: Any) -> int:
-    """About a prompt and a response, as far as the model has positions."""
+    """About a prompt and a response, within the model's positions."""
     longest = min(LONGEST, NUM_TOKENS + trainer.max_completion_length)
     return min(longest, context_length(_base(model).config) or longest)
 
@@ -207,7 +204,7 @@ def _read(forward: Callable, ids: Tensor) -> Tensor:
 
 
 def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.dtype]:
-    """What is read, and the dtype in which the model itself would make its logits."""
+    """The log-probabilities that we compute, and the dtype in which the model itself would compute logits."""
     return forward(  # type: ignore[no-any-return]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -219,7 +216,7 @@ def _read_with_precision(forward: Callable, ids: Tensor) -> tuple[Tensor, torch.
 
 
 def _apart(own_logits: Tensor, read_logps: Tensor, precision: torch.dtype) -> float | None:
-    """How far the two lie apart, in nats; `None` where that is rounding."""
+    """How far the two differ, in nats; `None` where that is rounding."""
     own = own_logits.float().log_softmax(-1)
     if own.shape != read_logps.shape:
         return float("inf")

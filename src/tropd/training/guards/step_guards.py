@@ -5,7 +5,7 @@ that a model cannot read.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,53 +14,23 @@ from datasets import Dataset
 from ...messages import TOOLS, without_nulls
 from ...teacher.local import TeacherScores
 from ...teacher.names import Name, teacher_phrase
-from ..distributed.ranks import Ranks
 from .errors import NotFinite, TeacherFailed, guard
-from .faults import EVALUATED_ROWS, TRAINED_ROWS, checkpoint_phrase, enough_memory, kept_phrase, teacher_guard
+from .faults import checkpoint_phrase, kept_phrase
 
 
 @dataclass(frozen=True)
 class StepGuards:
-    """Context managers for the parts of one step.
+    """What turns a failure in one step into a sentence."""
 
-    Attributes:
-        moment: what is being done, such as `step 3`.
-        step: number of the step under way.
-        args: the run's configuration.
-        directory: the run's output directory.
-        trains: do as many rows pass through the student at once as in training?
-        ranks: to stop every process where one fails.
-        shards_teacher: does each process hold only a part of the teacher?
-        autocast: the run's mixed precision.
-    """
-
-    moment: str
-    step: int
-    args: Any
-    directory: str
-    trains: bool
-    ranks: Ranks
-    shards_teacher: bool
-    autocast: Callable[[], AbstractContextManager[None]]
-
-    def memory(self, work: str) -> AbstractContextManager[None]:
-        """Inside, the student writes or is scored; a lack of memory is a sentence that says what to lower."""
-        rows = TRAINED_ROWS if self.trains else EVALUATED_ROWS
-        return enough_memory(work, lambda: self.moment, self.args, rows)
-
-    @contextmanager
-    def asking_teacher(self, together: bool) -> Iterator[None]:
-        """Inside, the teacher scores; where it fails on one rank, every rank that is `together` leaves the block."""
-        # A sharded teacher meets the other ranks in its forward pass, where they would not notice.
-        together = together and not self.shards_teacher
-        with (
-            self.ranks.failing_together(self._failed_elsewhere) if together else nullcontext(),
-            teacher_guard(self.moment, self.directory),
-        ):
-            yield
+    moment: str  # what is being done, such as `step 3`
+    step: int  # number of the step under way
+    directory: str  # the run's output directory
+    shards_teacher: bool  # does each process hold only a part of the teacher?
+    memory: Callable[[str], AbstractContextManager[None]]  # `faults.enough_memory` for a kind of work
+    autocast: Callable[[], AbstractContextManager[None]]  # the run's mixed precision
 
     def check_counts(self, scores: TeacherScores, num_tokens: int) -> None:
-        """Refuse scores that cannot be matched with the tokens, before anything is made of them.
+        """Refuse scores that cannot be matched with the tokens, before they are used.
 
         Raises:
             TeacherFailed: with both counts.
@@ -82,8 +52,8 @@ class StepGuards:
                     "requested token."
                 )
 
-    def _failed_elsewhere(self) -> TeacherFailed:
-        """What a process says whose own teacher has answered."""
+    def teacher_failed_elsewhere(self) -> TeacherFailed:
+        """What a process raises whose own teacher has answered."""
         return TeacherFailed(
             f"the teacher failed in {self.moment} on another process, which says why; nothing was learned from it, and "
             f"{kept_phrase(self.moment, self.directory)}."
@@ -139,6 +109,9 @@ def scores_not_finite(num_tokens: float, step: int, directory: str, teacher: Nam
 ENOUGH_ROLLOUTS = 16
 """So few say whether most of a student's rollouts end: of four, two may do so by chance."""
 
+GUARD_STATE = ("steps_in_a_row", "best_ended_share", "recent", "guidance", "best_guided_share")
+"""What a checkpoint holds of the collapse guard."""
+
 
 class CollapseGuard:
     """Counts collapsed steps in a row.
@@ -161,7 +134,7 @@ class CollapseGuard:
         self.steps_in_a_row = 0
         self.best_ended_share = ended_before
         self.guidance = self.best_guided_share = 0.0
-        self.recent: list[tuple[float, int]] = []
+        self.recent: list[list[float]] = []  # share that ended, and rollouts; lists, as JSON has them
         self.unheeded_share = 0.0
 
     def observe(
@@ -173,7 +146,7 @@ class CollapseGuard:
         rollouts: int = ENOUGH_ROLLOUTS,
         guidance: float = 0.0,
     ) -> None:
-        """Take in a step; one that says nothing of endings neither counts nor breaks a row.
+        """Take in a step; one that says nothing about endings neither counts nor ends a row.
 
         Args:
             collapsed_share: of its rollouts.
@@ -186,7 +159,7 @@ class CollapseGuard:
         if guidance != self.guidance:
             self.guidance, self.best_guided_share, self.recent = guidance, 0.0, []
         # The last steps together, until they have enough rollouts for their share to say something.
-        self.recent.append(((ended_share if of_all is None else of_all) or 0.0, rollouts))
+        self.recent.append([(ended_share if of_all is None else of_all) or 0.0, rollouts])
         while sum(count for _, count in self.recent[1:]) >= ENOUGH_ROLLOUTS:
             del self.recent[0]
         if (total := sum(count for _, count in self.recent)) >= ENOUGH_ROLLOUTS:
@@ -232,26 +205,18 @@ TEMPLATE = 2048
 
 @dataclass(frozen=True)
 class Reader:
-    """Who reads contexts, and how far.
+    """Who reads contexts, and how far."""
 
-    Attributes:
-        who: `the student` or a teacher, as a sentence begins.
-        positions: that it was made for; `None` where nobody says.
-        steady: tokens up to which its rotary embedding does not depend on the batch; `None` where it never does.
-        way_out: what else helps beyond those.
-    """
-
-    who: str
-    positions: int | None
+    who: str  # `the student` or a teacher, as a sentence begins
+    positions: int | None  # that it was made for; `None` where nobody says
+    # tokens up to which its rotary embedding does not depend on the batch; `None` where it never does
     steady: int | None = None
-    way_out: str = ""
+    way_out: str = ""  # what else helps beyond those
 
     def check(self, contexts: Sequence[Sequence[int]], budget: int) -> None:
-        """Refuse what the command line refuses before a run; a model with rotary positions would read on, and wrongly.
+        """Refuse what the command line refuses before a run; a model with rotary positions would read on, wrongly.
 
-        Args:
-            contexts: token ids of each prompt, as this model sees it.
-            budget: `max_completion_length`.
+        `budget` is `max_completion_length`.
 
         Raises:
             ValueError: with the lengths, and what to do.
@@ -290,11 +255,7 @@ def doubtful_rows(data: Any, room: int) -> Iterator[list[dict[str, Any]]]:
     """Rows of data sets that may have too many tokens, or none, a thousand at a time.
 
     A token has at least a byte, so that most rows need no tokenizer. Streams, and data sets that compute their rows,
-    are not read here: their rows are met with their batch.
-
-    Args:
-        data: a data set, several by name or in a sequence, or `None`.
-        room: tokens that a prompt may have.
+    are not read here: their rows are met with their batch. `room` is how many tokens a prompt may have.
     """
     if isinstance(data, Mapping | tuple) and not isinstance(data, Dataset):
         for part in data.values() if isinstance(data, Mapping) else data:
@@ -309,6 +270,6 @@ def doubtful_rows(data: Any, room: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _bytes(row: dict[str, Any]) -> int:
-    """Of the longer of the two prompts, and the tools."""
+    """Bytes of the longer of the two prompts, and of the tools."""
     sizes = [len(json.dumps(row.get(name), ensure_ascii=False, default=str).encode()) for name in COLUMNS]
     return max(sizes[:2]) + sizes[2]

@@ -1,4 +1,4 @@
-"""Updates that round away in the weights' precision: weights are kept in float32, or the loss is told."""
+"""Updates that round away in the weights' precision: weights are kept in float32, or a warning is logged."""
 
 import logging
 from typing import Any
@@ -16,13 +16,10 @@ LEAST_MOVED = 0.5
 
 
 def keep_master_weights(trainer: Any) -> None:
-    """Make trained weights in half precision float32, before anything holds on to them.
+    """Make trained weights in half precision float32, before anything refers to them.
 
     An adapter computes in the precision of its base, and DeepSpeed has copies in float32 of its own. Where nothing
     casts for a layer what the one before it gives, all of the model becomes float32.
-
-    Args:
-        trainer: a built host, whose optimiser is not made yet.
     """
     model = trainer.model
     half = [p for p in model.parameters() if p.requires_grad and p.dtype in HALF]
@@ -45,18 +42,13 @@ def keep_master_weights(trainer: Any) -> None:
 
 
 def sample_half_precision(model: Any) -> list[torch.Tensor]:
-    """Entries of each trainable weight in half precision, of this process's part."""
+    """Sampled entries of each trainable weight in half precision, of this process's part."""
     weights = [p for p in model.parameters() if p.requires_grad and p.dtype in HALF]
     return [local_part(p).detach().flatten()[:: max(1, p.numel() // 1024)].clone() for p in weights]
 
 
 def check_updates(trainer: Any, before: list[torch.Tensor]) -> None:
-    """Warn where a step has left most of a half-precision student's weights as they were: it rounds away.
-
-    Args:
-        trainer: whose student is looked at.
-        before: what `sample_half_precision` gave before the step.
-    """
+    """Warn where a step has left most of a half-precision student's weights as they were: it rounds away."""
     after = sample_half_precision(trainer.model)
     moved = torch.cat([(now != then).flatten() for now, then in zip(after, before, strict=True)])
     share = moved.float().mean().item()

@@ -25,10 +25,7 @@ logger = logging.getLogger(__name__)
 class RunCallback(TrainerCallback):
     """Keeps the run directory, and stops a run that has collapsed, or in which a process received a signal.
 
-    A checkpoint that falls inside a generation cycle is put off to the cycle's end, where resuming changes nothing.
-
-    Args:
-        trainer: the `TrOPDTrainer` that it serves.
+    A checkpoint that falls inside a generation cycle is postponed to the cycle's end, where resuming changes nothing.
     """
 
     def __init__(self, trainer: Any):
@@ -56,7 +53,7 @@ class RunCallback(TrainerCallback):
                 )
                 drop_after_step(self._metrics_file(args), state.global_step)
             clear_aside(args.output_dir)
-            Path(args.output_dir, FINAL).unlink(missing_ok=True)  # what lies there is no longer this run's end
+            Path(args.output_dir, FINAL).unlink(missing_ok=True)  # that model is not this run's final one
         self.trainer.checkpointing.restore_pending()
         self._weights_before = sample_half_precision(self.trainer.model)
 

@@ -3,7 +3,7 @@
 N counts scored tokens.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,14 +17,14 @@ from ...teacher.local import TeacherScores
 from ..distributed.ranks import Ranks
 from ..records import MicroBatch, Rollout
 from ..step import Step, StudentScores
-from .metrics import metric_names, of_teacher
+from .metrics import metric_names, named_metric
 
 OUTLIER = -2.0
 """r, in nats, below which an ending is counted as an outlier: the default τ of clip and mask."""
 
 ROOM_TO_END = 16
-"""Tokens, or an eighth of the budget, that the student must have written behind a teacher's prefix for an unended
-rollout to say something."""
+"""Tokens, or an eighth of the budget, that the student must have written after a teacher's prefix for an unended
+rollout to be informative."""
 
 QUANTILES = {"log_ratio/p01": 0.01, "log_ratio/p50": 0.5, "log_ratio/p99": 0.99}
 
@@ -49,7 +49,7 @@ class Totals:
     def add(self, name: str, total: Tensor | float, count: Tensor | float | None = None) -> None:
         """Add `total` over `count` items to the mean called `name`; without a count it is a sum over the step.
 
-        What is over nothing is left out, such as tokens that by a clock have taken no time.
+        A mean over zero items is left out, such as tokens that took no time by the clock.
         """
         columns = [float(total), 0.0, 1.0] if count is None else [float(total), float(count), 0.0]
         if count is None or columns[1] > 0:
@@ -76,27 +76,22 @@ class Totals:
         return collected
 
 
-def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None, engine: float) -> None:
+def step_metrics(totals: Totals, step: Step, endings: PairEndings, own_ending: int | None) -> None:
     """All metrics of a batch that are known before its first update.
 
-    Args:
-        totals: added to.
-        step: the batch.
-        endings: of the run.
-        own_ending: the ending of the student's tokenizer.
-        engine: what wrote the rollouts; see the metric rollout/engine.
+    `own_ending` is that of the student's tokenizer.
     """
     on_policy = step.signals.trust_weight + step.signals.outlier_weight
     if step.guidance_fraction is not None:
         totals.add("guidance/fraction", step.guidance_fraction, 1)
-    totals.add("rollout/engine", engine, 1)
+    totals.add("rollout/engine", step.rollouts[0].engine, 1)
     totals.add("speed/rollout", sum(rollout.student_length for rollout in step.rollouts), step.seconds[0])
     totals.add("speed/teacher", step.teacher.logp.numel(), step.seconds[1])
     rollout_metrics(totals, step.rollouts, endings.unheeded)
     if any(rollout.is_cut is not None for rollout in step.rollouts):
         episode_metrics(totals, step.rollouts, step.signals)
     batch_metrics(totals, step.signals, step.student, step.teacher, step.of_teachers)
-    # By which id responses end, and what the teacher thinks of it.
+    # Which ids end the responses, and how the teacher scores them.
     ended = [rollout for rollout in step.rollouts if rollout.ended]
     totals.add("response/other_ending_share", sum(rollout.ended_by != own_ending for rollout in ended), len(ended))
     stops = torch.tensor([sum(rollout.scored) for rollout in step.rollouts]).cumsum(0)
@@ -110,24 +105,18 @@ def ended_share(
     unheeded: Sequence[int],
     budget: int,
     sum_over_ranks: Callable[[Tensor], Tensor],
-    endless_rows: Collection[int] = (),
 ) -> float | None:
     """Share of all ranks' rollouts that the student ended; `None` where none had room for it.
 
-    One that went on behind the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
+    One that continued after the teacher's ending has missed its own. One that a teacher's prefix leaves a few tokens of
     the budget says nothing unless it ends, and neither does one that begins as a response that is itself too long.
-
-    Args:
-        rollouts: of this rank.
-        unheeded: endings of a teacher at which the student does not stop.
-        budget: tokens that prefix and continuation may have together.
-        sum_over_ranks: of a tensor.
-        endless_rows: whose teacher's own response does not end within the budget.
+    `unheeded` are endings of a teacher at which the student does not stop, `budget` the tokens that prefix and
+    continuation may have together.
     """
     ended, room = [], min(ROOM_TO_END, budget // 8)
     for rollout in rollouts:
         missed = bool(unheeded) and rollout.wrote_any_of(unheeded)
-        has_room = rollout.student_length >= room and rollout.row not in endless_rows
+        has_room = rollout.student_length >= room and not rollout.is_prefix_endless
         if rollout.ended or missed or has_room or not any(rollout.by_teacher):
             ended.append(rollout.ended and not missed)
     total, count = sum_over_ranks(torch.tensor([sum(ended), len(ended)], dtype=torch.float32)).tolist()
@@ -135,12 +124,9 @@ def ended_share(
 
 
 def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Sequence[int] = ()) -> None:
-    """Lengths, endings and repetition; the teacher's prefix is counted apart.
+    """Lengths, endings and repetition; the teacher's prefix is counted separately.
 
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        unheeded: endings of a teacher at which the student does not stop.
+    `unheeded` are endings of a teacher at which the student does not stop.
     """
     count = len(rollouts)
     totals.add("response/length", sum(rollout.student_length for rollout in rollouts), count)
@@ -155,13 +141,7 @@ def rollout_metrics(totals: Totals, rollouts: Sequence[Rollout], unheeded: Seque
 
 
 def episode_metrics(totals: Totals, rollouts: Sequence[Rollout], signals: TokenSignals) -> None:
-    """Turns, how they end and who wrote them, and the trust in the student's first and last.
-
-    Args:
-        totals: added to.
-        rollouts: of the batch.
-        signals: of its N tokens.
-    """
+    """Turns, how they end and who wrote them, and the trust in the student's first and last."""
     count = len(rollouts)
     totals.add("agent/turns", sum(len(rollout.turns) for rollout in rollouts), count)
     totals.add("agent/cut_share", sum(bool(rollout.is_cut) for rollout in rollouts), count)
@@ -193,12 +173,7 @@ def batch_metrics(
 ) -> None:
     """Regions, log ratios, entropies and the teacher's top-k mass, before the update; and for each of several teachers.
 
-    Args:
-        totals: added to.
-        signals: of the N tokens.
-        student: likewise.
-        teacher: likewise.
-        of_teachers: for each name of a teacher, bool [N]: its tokens.
+    `of_teachers` has for each name of a teacher, as bool [N], which tokens are its own.
     """
     on_policy = signals.trust_weight + signals.outlier_weight
     log_ratio = signals.log_ratio
@@ -222,17 +197,17 @@ def batch_metrics(
 
 
 def _teacher_metrics(totals: Totals, name: str, mine: Tensor, signals: TokenSignals, teacher: TeacherScores) -> None:
-    """What the metrics of all rows are on the rows of one teacher; nothing where it has none."""
+    """The metrics of all rows, on the rows of one teacher; absent where it has none."""
     weights = (signals.trust_weight + signals.outlier_weight) * mine
-    totals.add_mean(of_teacher("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
-    totals.add_mean(of_teacher("teacher/<name>/k1", name), -signals.log_ratio, weights)
-    totals.add_mean(of_teacher("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
+    totals.add_mean(named_metric("teacher/<name>/trust_fraction", name), trust_probability(signals.log_ratio), weights)
+    totals.add_mean(named_metric("teacher/<name>/k1", name), -signals.log_ratio, weights)
+    totals.add_mean(named_metric("teacher/<name>/entropy", name), teacher.entropy, weights * teacher.entropy.isfinite())
     if mine.any():
-        totals.add(of_teacher("teacher/<name>/num_tokens", name), weights.sum())
+        totals.add(named_metric("teacher/<name>/num_tokens", name), weights.sum())
 
 
 def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor, trainer_logp: Tensor) -> None:
-    """What a pass of the student says of prefixes, and of the sampler; NaN is a token that it did not read."""
+    """Metrics that need a pass of the student: of prefixes, and of the sampler; NaN is a token that it did not read."""
     read = trainer_logp.isfinite()
     on_policy = signals.trust_weight + signals.outlier_weight
     totals.add_mean("guidance/nll", -trainer_logp, signals.guidance_mask * read)
@@ -242,14 +217,9 @@ def reading_metrics(totals: Totals, signals: TokenSignals, sampler_logp: Tensor,
 def loss_metrics(window: Totals, batch: MicroBatch, terms: FusedLoss, part_of_evaluation: float | None = None) -> None:
     """The loss by region, the forward KL where there is one, and the student's mass on the teacher's top-k.
 
-    The update of a batch from notes is the first pass over it, and says what that pass would have said.
-
-    Args:
-        window: added to.
-        batch: what was learned from, or evaluated.
-        terms: its losses.
-        part_of_evaluation: `None` in training, where the parts of a step add up. In an evaluation, which of the
-            processes' counts are this one's: the batches are weighed by their tokens.
+    The update of a batch from notes is the first pass over it, and says what that pass would have said. In training the
+    parts of a step add up. In an evaluation batches are weighed by their tokens, and `part_of_evaluation` says which
+    part of the processes' counts is this one's.
     """
     divided_by = denominators(batch.counts, batch.method.reduction)
     for name, value in reduced_parts(terms.losses, batch.counts, batch.method.reduction).items():

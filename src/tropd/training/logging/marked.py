@@ -5,13 +5,13 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 MARKS = {"trust": ("", ""), "guidance": ("«", "»"), "left out": ("~", "~"), "outlier": ("⟦", "⟧")}
-"""What stands before and behind the tokens of a region; of an outlier its r stands within."""
+"""The marks before and after the tokens of a region; those of an outlier enclose its r, too."""
 
 LEGEND = "«teacher prefix»  trusted  ⟦outlier r⟧  ~left out~"
 
 
 def marked_pieces(tokens: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Texts with their regions: stretches of one region together, each outlier by itself, with its r.
+    """Texts with their regions: consecutive tokens of one region are joined; each outlier is alone, with its r.
 
     >>> tokens = [{"text": "a", "region": "trust"}, {"text": "b", "region": "trust"}]
     >>> list(marked_pieces([*tokens, {"text": " c", "region": "outlier", "log_ratio": -5.25}]))

@@ -7,21 +7,13 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Metric:
-    """One logged number.
+    """One logged number."""
 
-    Attributes:
-        name: key in the logs.
-        unit: what it is measured in.
-        definition: one sentence.
-        healthy: what a good run shows.
-        trouble: what a bad trend means.
-    """
-
-    name: str
-    unit: str
-    definition: str
-    healthy: str
-    trouble: str
+    name: str  # key in the logs
+    unit: str  # what it is measured in
+    definition: str  # one sentence
+    healthy: str  # what a good run shows
+    trouble: str  # what a bad trend means
 
 
 _TABLE = """
@@ -98,28 +90,19 @@ METRICS_BY_BENCHMARK: dict[str, Metric] = {
 """Likewise for each benchmark of an evaluation."""
 
 
-def of_teacher(family: str, teacher: str) -> str:
-    """The name of a family's metric for one teacher.
+def named_metric(family: str, name: str) -> str:
+    """The name of a family's metric for one teacher or benchmark.
 
-    >>> of_teacher("teacher/<name>/k1", "math")
+    >>> named_metric("teacher/<name>/k1", "math")
     'teacher/math/k1'
     """
-    return METRICS_BY_TEACHER[family].name.replace(NAME, teacher)
-
-
-def of_benchmark(family: str, benchmark: str) -> str:
-    """The name of a family's metric for one benchmark.
-
-    >>> of_benchmark("benchmark/<name>/accuracy", "gsm8k")
-    'benchmark/gsm8k/accuracy'
-    """
-    return METRICS_BY_BENCHMARK[family].name.replace(NAME, benchmark)
+    return (METRICS_BY_TEACHER | METRICS_BY_BENCHMARK)[family].name.replace(NAME, name)
 
 
 @cache
 def metric_names(teachers: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Every name that a run with these teachers may log."""
-    return (*METRICS, *(of_teacher(family, teacher) for teacher in teachers for family in METRICS_BY_TEACHER))
+    return (*METRICS, *(named_metric(family, teacher) for teacher in teachers for family in METRICS_BY_TEACHER))
 
 
 def as_markdown() -> str:

@@ -117,7 +117,7 @@ def _scores(log: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
 
 
 def step_of_model(args: Any, state: Any) -> int:
-    """The step that the model at the end of a training is of."""
+    """The step of the model at the end of training."""
     return state.best_global_step if _is_best(args, state) else state.global_step
 
 
@@ -126,7 +126,7 @@ def _is_best(args: Any, state: Any) -> bool:
 
 
 def _steps(args: Any, state: Any) -> str:
-    """How many steps the model has taken, of how many where an earlier one was the best."""
+    """The steps that the model has taken, and of how many if an earlier one was the best."""
     if not _is_best(args, state):
         return str(state.global_step)
     return f"{state.best_global_step} (the best of {state.global_step} by {args.metric_for_best_model})"

@@ -28,16 +28,9 @@ def write_rollouts(
     limit: int,
     alternatives: int,
 ) -> list[dict[str, Any]]:
-    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; what was written.
+    """Write the first `limit` sequences of a micro-batch to `rollouts/step-<step>.jsonl`, one a line; returns them.
 
-    Args:
-        directory: of the run.
-        step: from 1.
-        batch: the micro-batch.
-        terms: what was learned from it.
-        tokenizer: the student's.
-        limit: see above.
-        alternatives: the teacher's likeliest tokens to write beside each token, where they are known.
+    Each token has up to `alternatives` of the teacher's likeliest tokens beside it, where they are known.
     """
     columns, likeliest = _columns(batch, terms), _likeliest(batch, tokenizer, alternatives)
     records, start = [], 0

@@ -45,7 +45,7 @@ def write_run_description(
 def drop_after_step(path: str | Path, step: int) -> None:
     """Remove the records of steps that a resumed run will do again, and a last line that a crash cut short.
 
-    A last record that lacks nothing but its newline is given one, or the next would stand on its line.
+    A last record that lacks only its newline gets one, or the next record would follow on the same line.
     """
     path = Path(path)
     if not path.exists():

@@ -1,23 +1,19 @@
 """Logged rollouts in the trackers of `report_to`, and the host's timings kept from one that has not begun."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from ...models.hidden_states import replaced
 from .marked import LEGEND, mark_response
 
 NAME = "rollouts"
 COLUMNS = ("step", "row", "prompt", "rollout", "tokens", "outliers", "lowest r", "ended")
 
 
-@contextmanager
-def without_trackers(args: Any) -> Iterator[None]:
-    """Inside, TRL times its rollouts for no tracker: before training none has begun, and trackio refuses then."""
-    report_to, args.report_to = args.report_to, []
-    try:
-        yield
-    finally:
-        args.report_to = report_to
+def without_trackers(args: Any) -> AbstractContextManager[None]:
+    """Inside, TRL reports its timings to no tracker: before training none has started, and trackio would refuse."""
+    return replaced(args, "report_to", [])
 
 
 def row_of(record: Mapping[str, Any]) -> list[Any]:

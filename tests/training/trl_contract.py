@@ -1,13 +1,12 @@
 """What we rely on in TRL 1.16: the hooks of its trainer whose signatures are checked, what is read of it, and the two
 methods of Transformers that addressed sampling goes through. The decoding loop is tried, not read (`engine.self_test`).
 
-`check_host` runs before a trainer is built, so that a TRL that has moved is reported in a sentence and not by a crash
-in the middle of a run.
+The tests hold it against what is installed; a user's installation is held against the releases of
+`tropd.training.guards.versions`.
 """
 
 import inspect
 import re
-from functools import cache
 from typing import Any
 
 from transformers import GenerationMixin
@@ -179,16 +178,6 @@ def check_host(host: Any = GRPOTrainer) -> None:
         if f'"{key}"' not in produced:
             raise _moved_error(f"rollout no longer returns {key!r}, which tropd reads")
     check_sampler()
-
-
-@cache
-def check_installed_host() -> None:
-    """`check_host` of what is installed, which reads many sources and need pass only once in a process.
-
-    Raises:
-        RuntimeError: with the hook that changed.
-    """
-    check_host()
 
 
 def check_sampler(mixin: Any = GenerationMixin) -> None:
