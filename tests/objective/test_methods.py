@@ -157,6 +157,22 @@ def test_a_method_describes_itself_as_plain_data():
     assert None not in plain.values()
 
 
+def test_a_record_from_before_a_part_existed_is_that_of_the_same_method():
+    """A run that began without `support` can be resumed; checkpoints compare these records."""
+    assert describe_parts("opd") == {
+        "gate": "open", "trust": "k1", "outlier": "mask", "advantage": "log_ratio", "baseline": "none",
+        "fkl_weight": 1.0, "guidance_schedule": "none", "guidance_length": "cap", "guidance_term": "nll",
+        "reduction": "shared", "turn_trust": "none",
+    }  # fmt: skip
+    assert "support" not in describe_parts("tropd_support")
+    assert describe_parts("tropd_support", support="union")["support"] == "union"
+
+
+def describe_parts(name, **changes):
+    plain = objective.describe(get_method(name, **changes))
+    return {key: value for key, value in plain.items() if key not in ("name", "summary", "source")}
+
+
 # ---------------------------------------------------------------------- methods of one's own
 
 

@@ -469,4 +469,6 @@ def describe(method: Method) -> dict[str, Any]:
     plain = {field.name: getattr(method, field.name) for field in fields(method)}
     if method.second_stage is not None:
         plain["second_stage"] = describe(method.second_stage)
+    if method.support == "teacher":  # as records have it that are older than this part: their runs can be resumed
+        del plain["support"]
     return {key: value for key, value in plain.items() if value is not None}
