@@ -110,7 +110,7 @@ def signals_of(batch: Batch, method: Method, trusted: bool = True) -> TokenSigna
         rollout, _ = objective.sampled_logps(batch.hidden, batch.head, batch.tokens)
         teacher, _ = objective.sampled_logps(batch.teacher_hidden, batch.teacher_head, batch.tokens)
     selected = torch.full(rollout.shape, trusted)
-    if method.gate == "support":
+    if method.gate == "support" and method.support == "teacher":  # in a union the loss finds what is in it
         top = objective.topk_logps(batch.teacher_hidden, batch.teacher_head, min(method.fkl_top_k, SIZE))
         selected = objective.in_support(events_of(batch.tokens, batch.endings), *top)
     trust = objective.trust_weight(
@@ -126,7 +126,8 @@ def direct_of(batch: Batch, method: Method, signals: TokenSignals) -> objective.
     index = (signals.outlier_weight + everywhere > 0).nonzero().squeeze(-1)
     states, head = batch.teacher_hidden[index], batch.teacher_head
     if method.needs_full_teacher:
-        return FullVocabularyTerm(index, states, head, objective.full_function(method))
+        sampled = events_of(batch.tokens, batch.endings)
+        return objective.full_term(method, signals, index, states, head, sampled)
     if not method.needs_topk:
         return None
     ids, logp = objective.topk_logps(states, head, min(method.fkl_top_k, head.vocab_size))
@@ -220,7 +221,7 @@ class Twin:
             )
             printed = reference.topk_forward_kl(student, teacher, settings.k, settings.truncation)
             advantage = outlier_advantage(teacher[x] - student[x], trust, settings, printed)
-            weight = 1 - trust if settings.outlier == "fkl_direct" else 0.0
+            weight = 1 - trust if settings.outlier in ("fkl_direct", "rkl_direct") else 0.0
         else:
             advantages, weight = terms(name, student, teacher, settings, overrides.get("selected", True))
             advantage = advantages[x]

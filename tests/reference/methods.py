@@ -316,7 +316,9 @@ def terms(
 
 
 def direct_value(method: str, student_logp: Array, teacher_logp: Array, settings: Settings) -> float:
-    """The sum a method differentiates directly."""
+    """The sum a method differentiates directly; of reverse KL on the support, the value without a sampled token."""
+    if settings.outlier == "rkl_direct":
+        return support_term(student_logp, teacher_logp, 0, replace(settings, residual=False))[0]
     if method == "gkd":
         return divergences.generalised_jsd(student_logp, teacher_logp, settings.beta)
     if method == "jsd":

@@ -26,7 +26,7 @@ def test_an_unknown_method_is_answered_with_the_nearest():
         ("opd", {"fkl_top_k": 8}, "it does not use the teacher's top-k"),
         ("opd", {"guidance_beta": 0.1}, "it has no guidance; set `guidance_schedule` first"),
         ("gkd", {"ratio_clip": 0.2}, "it has no policy gradient"),
-        ("tropd", {"outlier_tau": -1.0}, "only the `hard` gate and the `clip` outlier treatment read it"),
+        ("tropd", {"outlier_tau": -1.0}, "only the `hard` gate and the outlier treatments `clip` and `rkl_direct` read it"),
         ("tropd", {"jsd_beta": 0.5}, "it has no Jensen-Shannon mixture"),
         ("mask_outlier", {"switch_at": 0.5}, "it has one phase"),
     ],
