@@ -245,13 +245,15 @@ def test_prompts_that_do_not_fit_are_named(files, tokenizer):
     rows = [{"prompt": "1+" * length + "1="} for length in (3, 228, 238)]
     prompts = read_prompts(rows, PLACES[:3], tokenizer)
     settings = GenerationSettings("models/teacher", max_new_tokens=56)
-    with pytest.raises(
-        ValueError, match=r"2 of 3 rows(?s:.*)prompts.jsonl:2: the prompt has 458 tokens\n.*jsonl:3.* 478 "
-    ):
+    named = r"2 of 3 rows(?s:.*)prompts.jsonl:2: the prompt has 458 tokens\n.*jsonl:3.* 478 (?s:.*)to at most 34, or"
+    with pytest.raises(ValueError, match=named):
         check_fit(prompts, settings, files)
     check_fit(prompts, GenerationSettings("models/teacher", max_new_tokens=34), files)
-    with pytest.raises(ValueError, match="max_new_tokens is 512, but the teacher's context has 512 tokens"):
+    most = r"max_new_tokens is 512, but the teacher's context has 512 tokens.* has 478\. Set it to at most 34\."
+    with pytest.raises(ValueError, match=most):
         check_fit(prompts, GenerationSettings("models/teacher"), files)
+    with pytest.raises(ValueError, match=r"the longest prompt has 518\. Lower it\."):
+        check_fit(read_prompts([{"prompt": "1+" * 258 + "1="}], PLACES[:1], tokenizer), settings, files)
 
 
 def test_the_context_is_that_of_the_check_rope_scaling_included(files, tokenizer):

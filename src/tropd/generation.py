@@ -201,11 +201,12 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
     positions = teacher.context_length
     if positions is None:
         return
-    room = positions - settings.max_new_tokens
+    room, longest = positions - settings.max_new_tokens, max(map(len, prompts.contexts))
+    lower = f"Set it to at most {positions - longest}" if longest < positions else "Lower it"
     if room < min(map(len, prompts.contexts)):
         raise ValueError(
             f"max_new_tokens is {settings.max_new_tokens}, but the teacher's context has {positions} tokens, prompt "
-            f"included, and the longest prompt has {max(map(len, prompts.contexts))}. Lower max_new_tokens."
+            f"included, and the longest prompt has {longest}. {lower}."
         )
     pairs = zip(prompts.places, prompts.contexts, strict=True)
     long = [BadRow(place, f"the prompt has {len(context)} tokens") for place, context in pairs if len(context) > room]
@@ -214,7 +215,7 @@ def check_fit(prompts: Prompts, settings: GenerationSettings, teacher: ModelFile
             long,
             len(prompts.rows),
             f"The teacher's context of {positions} tokens leaves {room} for a prompt when max_new_tokens is "
-            f"{settings.max_new_tokens}. Lower max_new_tokens, or remove the long prompts.",
+            f"{settings.max_new_tokens}. {lower}, or remove the long prompts.",
         )
 
 

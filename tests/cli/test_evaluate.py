@@ -84,7 +84,7 @@ def test_scores_go_into_the_model_card(data, tmp_path, capfd):
     read = ModelCard(card).data
     assert read.tags == ["tropd"] and [one.metric_value for one in read.eval_results] == [0.0]
     assert run("--regrade", tmp_path / "eval", "--data", data, "--card") == 2
-    assert "card is set beside regrade" in capfd.readouterr().err
+    assert "card and regrade are both set" in capfd.readouterr().err
 
 
 def test_a_file_of_ones_own_needs_no_folder_of_benchmarks(tmp_path, monkeypatch, capfd):

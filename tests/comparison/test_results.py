@@ -89,7 +89,7 @@ def test_what_a_model_wrote_never_becomes_part_of_the_page(finished):
 
 def test_the_page_says_what_runs_learned_from_and_where_models_part(finished):
     page = report(finished)
-    assert "What the runs learned from, and when" in page and "Where student and teacher disagree" in page
+    assert "What the runs trained on, and when" in page and "Where student and teacher disagree" in page
 
 
 def test_the_page_needs_no_other_file(finished):

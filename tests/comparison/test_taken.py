@@ -78,7 +78,7 @@ def test_curves_come_along_where_they_were_published(published, finished, grown,
     assert all(courses[name] == theirs[name]["course"] for name in theirs.keys() & courses.keys() if "report" in name)
     page = (layout.root / "report.html").read_text()
     assert "Some runs have no logged series: opd (1 of 2)." in page
-    assert "nothing was logged" not in page and "What the runs learned from, and when" in page
+    assert "nothing was logged" not in page and "What the runs trained on, and when" in page
 
 
 def test_the_source_stays_known_when_the_results_are_published_again(published, grown, compared, empty, tmp_path):

@@ -104,15 +104,12 @@ def test_true_does_not_go_with_fractions_in_any_order(write):
         assert f"column 'score' is {values[1]} in {name}:2" in data.notes[0]
 
 
-def test_what_generate_writes_for_people_is_left_out_with_a_note(write):
+def test_what_generate_writes_for_people_is_left_out_silently(write):
     row = {"prompt": "one", "teacher_response": [3, 4], "teacher_response_text": "1!", "teacher_response_ended": True}
     name = write("a.jsonl", [row])
     data = load_prompts(name)
     assert data.rows(1) == [{"prompt": "one", "teacher_response": [3, 4], "teacher_response_ended": True}]
-    assert data.notes == (
-        "a.jsonl has a column 'teacher_response_text', which is ignored: it is for human readers, and nothing reads "
-        "it. Rename it in the file to keep it.",
-    )
+    assert data.notes == ()
     data = load_prompts(name, columns={"teacher_response": "teacher_response_text"})
     assert data.rows(1)[0]["teacher_response"] == "1!"
     assert [note.split("'")[1] for note in data.notes] == ["teacher_response"]

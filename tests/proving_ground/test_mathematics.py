@@ -33,7 +33,7 @@ def test_all_orders_of_a_column_are_right_and_the_generator_writes_them_all():
     ("change", "reason"),
     [
         (("2 + 13 = 15", "2 + 13 = 16"), "In the ones, 2 + 13 is 15 and not 16."),
-        (("2 + 13 = 15", "2 + 12 = 14"), "In the ones, the step '2 + 12 = 14' should go on from 13."),
+        (("2 + 13 = 15", "2 + 12 = 14"), "In the ones, the step '2 + 12 = 14' should continue from 13."),
         (("2 + 13 = 15", "3 + 13 = 16"), "In the ones, the step '3 + 13 = 16' adds 3, which is not left to add."),
         (("9 + 1 = 10, 10 + 4 = 14", "9 + 4 = 13"), "The tens should add 1, 1, 4, 8, but 1 is left out."),
         (("hundreds:", "tens:"), "The line of the hundreds should start with 'hundreds: ', but it reads"),

@@ -38,7 +38,7 @@ def test_the_page_of_a_run_has_its_outcome_curves_evaluations_and_regions(folder
     page = run_page([folder])
     for words in ("run: tropd", "Step 4 of 4.", "Before and after", "evaluation, step 4", "Every evaluation"):
         assert words in page
-    for chart in ("Trust fraction, 1 − TV", "Share of the tokens learned from", "Gradient norm before clipping (log)"):
+    for chart in ("Trust fraction, 1 − TV", "Share of trained tokens", "Gradient norm before clipping (log)"):
         assert f'aria-label="{chart}"' in page
     assert {"svg", "script", "section"} <= parsed(page).seen
 
@@ -98,6 +98,22 @@ def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
     folder = write_run(tmp_path / "run", steps=0)
     (folder / "metrics.jsonl").unlink()
     assert "No step is logged yet." in run_page([folder])
+
+
+def test_a_run_shorter_than_its_logging_steps_is_read_from_its_summary(folder):
+    metrics = {"loss/trust": 0.5, "kl/k1": 0.3, "trust/fraction": 0.75, "response/length": 12.5}
+    summary = {"step": 4, "train_runtime": 4.5, "train_loss": 0.5, **metrics, "regions/num_trust": 60.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(summary) + "\n")
+    run = read_run(folder)
+    assert run.steps == [summary] and outcome(run.steps, {}).rows[0].values == ("0.300", "0.300")
+    page = run_page([folder])
+    assert "Step 4 of 4." in page and 'aria-label="Trust fraction, 1 − TV"' in page and "12.5" in page
+
+
+def test_a_summary_without_metrics_of_steps_is_no_step(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train_runtime": 4.5, "train_loss": 0.5}\n')
+    assert [step["step"] for step in read_run(folder).steps] == [1, 2, 3, 4]
 
 
 def test_a_line_that_is_being_written_is_not_read_yet(folder):

@@ -339,7 +339,7 @@ def test_a_context_of_no_row_falls_back_in_words(tmp_path, caplog):
     trainer.rollout_stage._batch = _Batch([], 0, None, Turns(first_row=0), None)
     trainer._generate_single_turn([ids("ab="), ids("g=")], None, {}, 1)
     trainer._generate_single_turn([ids("hi+j")], None, {}, 1)
-    assert "continues no response of its batch" in caplog.text
+    assert "belongs to no response of its batch" in caplog.text
     assert "generate" not in vars(trainer.model)
 
 

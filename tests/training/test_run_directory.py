@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training import tiny
 from training.tiny import clone, ids, largest_difference, recorded, replay, run
 from tropd.atomic_files import append_jsonl, read_jsonl
+from tropd.report.run_folder import read_run
 from tropd.training.logging.model_card import with_benchmarks
 from tropd.training.logging.run_directory import drop_after_step
 
@@ -46,6 +47,26 @@ def test_metrics_are_one_line_for_each_logged_step(finished):
     steps = [record for record in jsonl(directory / "metrics.jsonl") if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3]
     assert [record["loss"] for record in steps] == [entry["loss"] for entry in done.logs]
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("every", [10, 2])
+def test_the_steps_since_the_last_logged_one_are_read_from_the_summary(tmp_path, student, teacher, every, evaluates):
+    """Three steps, of which `logging_steps` logs none or the first two; also where the last one is evaluated."""
+    script = [recorded(8, seed=seed) for seed in (1, 2, 3)]
+    run(tmp_path / "each", student, teacher, "opd", script=replay(*script), max_steps=3)
+    options = {"max_steps": 3, "logging_steps": every}
+    if evaluates:
+        options |= {"eval_strategy": "steps", "eval_steps": 3, "trainer_options": {"eval_dataset": tiny.same_dataset()}}
+        script.append(recorded(8, seed=4))
+    done = run(tmp_path / "some", student, teacher, "opd", script=replay(*script), **options)
+    each, found = read_run(tmp_path / "each").steps, read_run(tmp_path / "some").steps
+    parts = [each] if every > 3 else [each[:2], each[2:]]
+    assert [entry["step"] for entry in found] == [part[-1]["step"] for part in parts]
+    for entry, part in zip(found, parts, strict=True):
+        for name in ("loss/trust", "kl/k1", "trust/fraction", "response/length", "regions/num_trust"):
+            assert entry[name] == pytest.approx(sum(step[name] for step in part) / len(part), abs=1e-5)
+    assert done.trainer.model.training is not evaluates, "the mode is as the last step left it"
 
 
 def test_rollouts_are_written_at_their_interval_and_within_their_limit(finished):

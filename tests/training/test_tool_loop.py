@@ -214,7 +214,7 @@ def test_a_loop_of_ones_own_is_scored_where_the_student_wrote_and_draws_by_row(t
         first += len(scored)
     halves = sorted(played(tmp_path / "two", 2)[1], key=lambda rollout: rollout.row)
     assert [(r.row, r.response) for r in halves] == [(r.row, r.response) for r in found]
-    assert "continues no response" not in caplog.text
+    assert "belongs to no response" not in caplog.text
 
 
 # ---------------------------------------------------------------------- episodes that were cut

@@ -28,7 +28,7 @@ With the same seed every method sees the same prompts in the same order. Each me
 small grid on validation prompts; test prompts are used once, by the reported runs.
 
 Every run is a process with one thread, and its folder appears when it is complete: if it is killed, the same command
-resumes. A run that fails is recorded, and the others continue.
+resumes, and what was under way starts again. A run that fails is recorded, and the others continue.
 
 It writes results.json (every cell, failures included), tables.md and report.html, a self-contained page.
 Exit code 1 if runs failed: --retry-failed runs them again."""
@@ -99,7 +99,8 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
     except SystemExit:
         console.say(
-            "stopped by SIGTERM; tables and report of the finished cells are written, and the same command resumes."
+            "stopped by SIGTERM; tables and report of the finished cells are written. The same command resumes, and a "
+            "cell under way starts again, even if only its measurement was missing."
         )
         raise
     finally:

@@ -165,7 +165,9 @@ def _check_card(settings: dict[str, Any], regraded: Path | None) -> None:
     if settings["environment"] or settings["tools"]:
         raise ValueError("card is set, and it takes the scores of benchmarks, not of episodes. Remove card.")
     if regraded is not None:
-        raise ValueError("card is set beside regrade. Regrade, then repeat the evaluation's own command with --card.")
+        raise ValueError(
+            "card and regrade are both set. Regrade, then repeat the evaluation's own command with --card."
+        )
     _needed(settings, "model")
     check_card(locate_field("model", settings["model"]))
 

@@ -329,7 +329,7 @@ def _report(summary: "Summary", file: "ResponseFile", speed: float | None) -> No
     lines = [
         f"responses    {count} to {len(file.prompts.rows)} prompts",
         f"mean length  {length[0] / count:.1f} {length[1]}",
-        f"ended        {summary.ended / count:.1%} by the teacher",
+        f"ended        {summary.ended / count:.1%}",
         f"cut          {1 - summary.ended / count:.1%} at max_new_tokens = {limit}",
     ]
     if summary.rewards:

@@ -211,18 +211,13 @@ def _check_columns(columns: Mapping[str, str], required: Sequence[str], there: l
 
 
 def _column_notes(columns: Mapping[str, str], there: Iterable[str], part: str) -> list[str]:
-    """A note for each column that is left out: one whose name was taken from it, and one that is for people."""
+    """A note for each column that is ignored because another one has its name."""
     names = list(there)
     notes = []
     for ours, theirs in columns.items():
         if ours in names and ours not in columns.values():
             absent = "" if theirs in names else ", but is missing"
             notes.append(f"{part} has a column {ours!r}, which is ignored: {theirs!r} is read instead{absent}.")
-    if FOR_PEOPLE in names and FOR_PEOPLE not in columns.values():
-        notes.append(
-            f"{part} has a column {FOR_PEOPLE!r}, which is ignored: it is for human readers, and nothing reads it. "
-            "Rename it in the file to keep it."
-        )
     return notes
 
 

@@ -118,7 +118,7 @@ def _ends(student: ModelFiles, teacher: ModelFiles, ending: str, ending_ids: Seq
     return warning(
         "end of sequence",
         f"{said} The teacher will score the last token of the student's responses as nearly impossible, and the "
-        "student unlearns to stop, or learns an ending at which its rollouts do not stop. Set ending: one_action.",
+        "student forgets how to stop, or learns an ending at which its rollouts do not stop. Set ending: one_action.",
     )
 
 

@@ -141,7 +141,7 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         "safe": "They are close: plain OPD is safe here. A trust region affects few tokens, but may still end ahead.",
         "endings": "They end a response with different ids, which are scored as one action. Otherwise they are close.",
         "endings_apart": "They end a response with different ids, and each is scored separately: the teacher finds "
-        "the student's ending nearly impossible, so the student unlearns to stop, or learns an ending at which its "
+        "the student's ending nearly impossible, so the student forgets how to stop, or learns an ending at which its "
         "rollouts do not stop.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
         "far": "They are far apart: the teacher rejects more than half of the tokens. It can work, with a trust "

@@ -133,7 +133,7 @@ def _column_fault(name: str, addends: list[int], line: str) -> str | None:
         used = Counter((left, right))
         if running is not None:
             if running not in used:
-                return f"In the {name}, the step {step!r} should go on from {running}."
+                return f"In the {name}, the step {step!r} should continue from {running}."
             used[running] -= 1
         if used - left_over:
             strange = next(iter(used - left_over))

@@ -62,10 +62,15 @@ def read_run(folder: Path) -> RunFolder:
     return RunFolder(
         folder,
         description,
-        steps=[entry for entry in logged if "loss" in entry],
+        steps=[entry for entry in logged if _has_steps(entry)],
         evaluations=[entry for entry in logged if "eval_loss" in entry],
         preflight=_read_json(folder / "preflight.json") or {},
     )
+
+
+def _has_steps(entry: Record) -> bool:
+    """Does a line have metrics of steps? The summary has those since the last logged step, without `loss`."""
+    return "loss" in entry or "loss/trust" in entry
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     facts += [("teacher", str(named))] if named else []
     for label, name in (
         ("learning rate", "learning_rate"),
-        ("rollouts a prompt", "num_generations"),
+        ("rollouts per prompt", "num_generations"),
         ("longest response", "max_completion_length"),
         ("seed", "seed"),
     ):
@@ -206,7 +206,7 @@ def _regions(runs: Sequence[RunFolder], names: Sequence[str]) -> Section:
             _line(region, number, run.steps, region_share(count))
             for number, (region, count) in enumerate(REGION_COUNTS.items())
         ]
-        charts.append(line_chart(_titled("Share of the tokens learned from", name, runs), lines, zero=True))
+        charts.append(line_chart(_titled("Share of trained tokens", name, runs), lines, zero=True))
     looks = legend([(region, number) for number, region in enumerate(REGION_COUNTS)])
     return Section("Regions over time", legend=looks, charts=charts, charts_title="", charts_note="")
 

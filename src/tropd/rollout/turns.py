@@ -144,5 +144,5 @@ class Turns:
         ]
         self._seen = [len(messages) for messages in self.messages]
         for row, context in zip(rows, contexts, strict=True):
-            assert self._texts.begins(row, context), "a context that does not go on with its row"
+            assert self._texts.begins(row, context), "a context that does not continue its row"
         return rows

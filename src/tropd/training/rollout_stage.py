@@ -226,7 +226,7 @@ class RolloutStage:
             places = batch.turns.places(prompt_ids)
             if places is None and self._is_addressed:
                 logger.warning(
-                    "The rollout was asked to go on from a context that continues no response of its batch, so the "
+                    "The rollout was asked to continue a context that belongs to no response of its batch, so the "
                     "tokens of this turn come from a generator of this rank: another split of the step, or a resumed "
                     "run, may draw others."
                 )

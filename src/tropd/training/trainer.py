@@ -446,6 +446,8 @@ class TrOPDTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; see `transformers.Trainer.log`. The summary of a resumed run has the mean loss of all of its steps.
 
+        It also has the metrics of the steps since the last logged one, even after an evaluation of the last step.
+
         Raises:
             ValueError: a value that a checkpoint's record could not hold.
         """
@@ -453,9 +455,13 @@ class TrOPDTrainer(GRPOTrainer):
             json.dumps(logs)
         except TypeError as error:
             raise ValueError(f"logs has a value that is not a number or text ({error}). Give value.item().") from error
+        was_evaluating = not self.model.training
         if "train_loss" in logs:
             logs["train_loss"] = self.checkpointing.mean_loss()
+            self.model.train()  # TRL logs the metrics of the mode that the model is in
         super().log(logs, start_time)
+        if was_evaluating:
+            self.model.eval()
 
     def close_engine(self) -> None:
         """End vLLM, if it runs in this process, before the process group ends."""

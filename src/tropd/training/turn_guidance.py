@@ -214,7 +214,7 @@ class TurnGuidance:
         trainer = self.trainer
         if shards_teacher(trainer):
             raise ValueError(
-                f"prompt {self.rows[asked[0]].get('prompt')!r:.60} has no recorded turn of a teacher to go on with "
+                f"prompt {self.rows[asked[0]].get('prompt')!r:.60} has no recorded turn of a teacher to continue "
                 "(teacher_response), and a sharded teacher cannot write while training. Record episodes before "
                 "(docs/agents.md), or set shard_teacher: false."
             )
@@ -294,15 +294,15 @@ def check_pattern(trainer: Any) -> None:
     pattern = trainer.args.guidance_pattern
     if pattern == "mixed" and shards_teacher(trainer):
         raise ValueError(
-            "guidance_pattern is 'mixed', in which the teacher also goes on behind turns of the student, which no "
-            "recording has, but its weights are sharded over the processes (FSDP, ZeRO-3), so that it cannot write "
-            "while training. Choose guidance_pattern: prefix, or with FSDP set shard_teacher: false."
+            "guidance_pattern is 'mixed', in which the teacher also continues after student turns, which no recording "
+            "has, but its weights are sharded over the processes (FSDP, ZeRO-3), so that it cannot write while "
+            "training. Choose guidance_pattern: prefix, or with FSDP set shard_teacher: false."
         )
     if pattern == "trust" and (writes_together(trainer) or shards_teacher(trainer)):
         raise ValueError(
-            "guidance_pattern is 'trust', for which both models read each turn while the episode goes on, but their "
-            "weights are sharded over the processes (FSDP, ZeRO-3), which need not have as many turns as each other. "
-            "Choose guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
+            "guidance_pattern is 'trust', for which both models read each turn while the episode continues, but their "
+            "weights are sharded over the processes (FSDP, ZeRO-3), which may have different numbers of turns. Choose "
+            "guidance_pattern: prefix (or mixed, with FSDP and shard_teacher: false), or run without sharding."
         )
 
 

@@ -102,7 +102,7 @@ def _anatomy(cells: Cells, reference: str, layout: Layout) -> list[Table]:
         "rollouts, with different prompts for each method, so they do not measure a method."
     )
     return [
-        *([Table("What the runs learned from, and when", *phases, note=phase_note)] if phases[1] else []),
+        *([Table("What the runs trained on, and when", *phases, note=phase_note)] if phases[1] else []),
         *([Table("Where student and teacher disagree", *doubts, note=doubt_note, words=True)] if doubts[1] else []),
     ]
 

@@ -152,7 +152,7 @@
       : [make("p", { className: "note" }, "The teacher's alternatives to this token were not logged (alternatives_per_token).")];
     at("panel").replaceChildren(
       make("h3", {}, make("span", { className: data.marks[t[REGION]] }, quoted(t[TEXT])), ` ${token + 1} of ${rollout.tokens.length}`),
-      make("p", { className: "note" }, `${whose}: ${state}` + (rollout.prefix && !rollout.episode ? `, behind ${rollout.prefix} tokens of the teacher's` : "") + "."),
+      make("p", { className: "note" }, `${whose}: ${state}` + (rollout.prefix && !rollout.episode ? `, after ${rollout.prefix} teacher tokens` : "") + "."),
       list,
       ...likeliest
     );

@@ -34,7 +34,7 @@ def keep_master_weights(trainer: Any) -> None:
     if trainer.is_world_process_zero():
         logger.warning(
             "The student was loaded in %s, in which updates of about the learning rate round away: its weights are "
-            "kept, trained and saved in float32, 16 bytes each with gradient and AdamW's moments in the place of 8. "
+            "kept, trained and saved in float32, 16 bytes each with gradient and AdamW's moments instead of 8. "
             "master_weights: false trains them in %s.",
             dtype,
             dtype,

@@ -18,19 +18,19 @@ class Metric:
 
 _TABLE = """
 trust/fraction | probability | mean of min(π_T/π_S, 1) over student tokens: an estimate of 1 − TV(π_S, π_T) | rises towards 1 | falls: the student is leaving the teacher
-trust/share | share | trust weight over student tokens: the part of them learned from as trusted | near trust/fraction with the Bernoulli gate | near 0: almost nothing is learned by K1
+trust/share | share | trust weight over student tokens: the part of them trained as trusted | near trust/fraction with the Bernoulli gate | near 0: almost nothing is learned by K1
 regions/num_trust | tokens per rollout batch | sum of trust weights | grows as the student approaches | shrinks while length stays
 regions/num_outlier | tokens per rollout batch | sum of outlier weights | shrinks | grows: see log_ratio/p01
 regions/num_guidance | tokens per rollout batch | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
-log_ratio/negative_share | share | student tokens with r < 0, where the teacher likes the token less | falls towards ½ | near 1: the student writes what the teacher would not
+log_ratio/negative_share | share | student tokens with r < 0, where the teacher gives the token less probability | falls towards ½ | near 1: the student writes what the teacher would not
 log_ratio/p01 | nats | 1% quantile of r | rises towards 0 | very negative: outliers dominate a K1 gradient
-log_ratio/ending_outlier_share | share | of the rollouts that end, those whose last token has r < −2: one token a response, whatever their share of all tokens | near 0 | near 1: the two models end with different ids, and K1 unlearns to stop
+log_ratio/ending_outlier_share | share | of the rollouts that end, those whose last token has r < −2: one token a response, whatever their share of all tokens | near 0 | near 1: the two models end with different ids, and under K1 the student forgets how to stop
 log_ratio/p50 | nats | median of r | near 0 | drifts from 0
 log_ratio/p99 | nats | 99% quantile of r | near 0 | large: the student misses what the teacher is sure of
 kl/k1 | nats | mean of −r over student tokens: the K1 estimate of KL(student‖teacher) on the student's states | falls | rises, or turns clearly negative (sampler and scorer disagree)
 kl/outlier_forward | nats | mean of the top-k forward-KL value on the tokens that have it | falls | grows without bound: the student's mass leaves the teacher's top-k
-teacher/topk_mass | probability | teacher's mass on its own top-k, where asked for | above 0.95 | low: k is too small for this teacher
-student/topk_mass | probability | student's mass on the teacher's top-k, where asked for | rises towards teacher/topk_mass | near 0: outliers are out of the teacher's reach
+teacher/topk_mass | probability | teacher's mass on its own top-k, where requested | above 0.95 | low: k is too small for this teacher
+student/topk_mass | probability | student's mass on the teacher's top-k, where requested | rises towards teacher/topk_mass | near 0: outliers are out of the teacher's reach
 entropy/student | nats | mean entropy of the student on student tokens | settles near entropy/teacher | falls to 0: mode collapse; rises: noise
 entropy/teacher | nats | mean entropy of the teacher on student tokens | steady | rises: the student leads the teacher where it knows nothing
 response/length | tokens | mean number of student-written tokens | steady | runs to the budget, or to 1
@@ -40,20 +40,20 @@ response/other_ending_share | share | of the rollouts that end, those that end b
 response/unheeded_ending_share | share | rollouts in which the student wrote an ending of the teacher's and continued after it; absent where it stops at all of them | 0 | grows: the student learns to end where nothing ends; set `ending: one_action`
 response/repetitive_share | share | rollouts that end in a repeating cycle | 0 | grows: the rollouts are collapsing
 response/collapsed_share | share | rollouts that are empty or only repeat themselves | 0 | reaches collapse_share: the guard stops the run
-response/excluded_share | share | rollouts left out of the loss by the masking switches | small | most of the batch is wasted
+response/excluded_share | share | rollouts excluded from the loss by the masking switches | small | most of the batch is wasted
 guidance/fraction | fraction | α of the guidance schedule | as scheduled | not as scheduled
 guidance/prefix_length | tokens | mean teacher prefix of a rollout | follows the schedule to 0 | 0 from the start: responses are missing or short
 guidance/turns | turns | mean number of turns of a rollout that the teacher wrote or began; absent without tools | follows the schedule to 0 | 0 from the start: the teacher's turns do not fit, or call nothing
 guidance/stale_share | share | of the rollouts with a recorded episode, those in which a tool replied differently than recorded, so that the recording was dropped | near 0 | near 1: the recordings are of another environment
 agent/turns | turns | mean number of turns of a rollout, those of the teacher included; absent without tools, like all agent metrics | settles | grows to the limit: the student repeats itself
-agent/cut_share | share | rollouts that end in a call that nobody answered, or in a reply: out of turns, or of room | near 0 | grows: raise max_completion_length or max_tool_calling_iterations, or see repetition
+agent/cut_share | share | rollouts that end in an unanswered call, or in a reply: out of turns, or of room | near 0 | grows: raise max_completion_length or max_tool_calling_iterations, or see repetition
 agent/cut_reply_share | share | tools' replies longer than max_tool_result_tokens, which were cut; logged where that is set | low | grows: what the student needs may be cut
 agent/turn_weight | factor | mean factor of a student token by its turn, under `turn_trust` and `reduction: per_turn`; 1 under the latter alone; absent without either | rises towards 1 | falls: the teacher trusts less of what came before
 agent/trust_first_turn | probability | trust/fraction in the first turn that the student wrote | rises towards 1 | see trust/fraction
 agent/trust_last_turn | probability | trust/fraction in the last turn of rollouts of several turns | approaches that of the first turn | stays far below it: errors add up over turns
 guidance/nll | nats | student's mean negative log-likelihood on prefix tokens; absent where no pass reads them (β = 0 and no rescoring) | falls | rises: forgetting the teacher's states
 sampler/logp_gap | nats | mean |sampler − trainer| log-probability of student tokens, of those that the update reads where no pass did before; absent with continuous batching, and where a `rollout_func` returns none | below 0.02 | grows: wrong temperature, stale weights or precision
-teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, left out of the loss | 0 | any: look at the teacher
+teacher/nonfinite_tokens | tokens per rollout batch | tokens without a finite teacher score, excluded from the loss | 0 | any: look at the teacher
 loss/trust | nats per token | the trust region's part of the loss | small | see kl/k1
 loss/outlier | nats per token | the outlier region's part of the loss | falls | see kl/outlier_forward
 loss/guidance | nats per token | the prefix's part of the loss | falls to 0 with the schedule | dominates: see regions/num_guidance
@@ -62,7 +62,7 @@ grad_norm | loss per unit of weight | norm of the gradient before clipping (logg
 teacher/<name>/trust_fraction | probability | trust/fraction on the rows of one of several teachers; absent where it had none, like all of its metrics | rises towards 1 | falls while others rise: this teacher's rows are crowded out
 teacher/<name>/k1 | nats | kl/k1 on the rows of one of several teachers | falls | rises while others fall: the teachers pull apart
 teacher/<name>/entropy | nats | entropy/teacher on the rows of one of several teachers | steady | rises: the student leads this teacher where it knows nothing
-teacher/<name>/num_tokens | tokens per rollout batch | student tokens learned from on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
+teacher/<name>/num_tokens | tokens per rollout batch | trained student tokens on the rows of one of several teachers | in the data's proportion | one teacher has nearly all: long responses count by their tokens
 benchmark/<name>/accuracy | share | in an evaluation, for each of eval_benchmarks: mean over problems of the share of their samples that are right | rises | falls while the loss does too: the run learns something else
 benchmark/<name>/truncated_share | share | its responses that were cut at eval_benchmarks_max_new_tokens | small | near 1: they are graded before they reach an answer
 benchmark/<name>/no_answer_share | share | its responses without an answer in the form that was asked for | falls | near 1: the accuracy is about the form
