@@ -163,6 +163,16 @@ def test_the_page_of_agents_has_the_published_rates():
         assert cells == [f"{100 * of[name]:.1f}" for name in ("accuracy", "sampled") for of in scores]
 
 
+def test_the_table_after_training_has_the_published_verdicts():
+    cells = json.loads((ROOT / "docs/assets/smollm2-ifeval.json").read_text(encoding="utf-8"))["cells"]
+    rows = table_under("### Accuracy and endings after training", "docs/results.md")
+    assert [name.strip("`").removeprefix("student ") for name, *_ in rows] == list(cells)
+    for (_, *shown), cell in zip(rows, cells.values(), strict=True):
+        assert cell["problems"] == cells["before"]["problems"] and len(cell["problems"]) == 300
+        right, ended, tokens = (fmean(cell[name]) for name in ("right", "ended", "tokens"))
+        assert shown == [f"{100 * right:.1f}", f"{100 * ended:.1f}%", f"{tokens:.0f}"]
+
+
 def test_the_table_of_the_base_student_has_the_published_scores():
     found = json.loads((ROOT / "docs/assets/smollm2-endings-results.json").read_text(encoding="utf-8"))
     (_, _, _, *untrained), *rows = table_under("### A base student", "docs/results.md")
