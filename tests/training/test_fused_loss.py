@@ -29,7 +29,7 @@ def a_run(directory, student, teacher, method, **settings):
 def test_steps_are_those_of_the_per_token_path(tmp_path, student, teacher, method, monkeypatch):
     settings = {"guidance_schedule": "none"} if method == "tropd" else {}
     ours = a_run(tmp_path / "fused", student, teacher, method, **settings)
-    monkeypatch.setattr("tropd.training.trainer.fused_loss", per_token_loss)
+    monkeypatch.setattr("tropd.training.step.fused_loss", per_token_loss)
     theirs = a_run(tmp_path / "plain", student, teacher, method, **settings)
     assert tiny.largest(theirs.gradients) > 0
     for mine, other in zip(ours.steps, theirs.steps, strict=True):
@@ -49,7 +49,7 @@ def test_checkpointing_wraps_the_layers_and_not_the_head(tmp_path, student, teac
         return fused_loss(*args, **options)
 
     without = a_run(tmp_path / "without", student, teacher, "opd")
-    monkeypatch.setattr("tropd.training.trainer.fused_loss", counted)
+    monkeypatch.setattr("tropd.training.step.fused_loss", counted)
     kwargs = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     done = a_run(tmp_path / "checkpointed", student, teacher, "opd", **kwargs)
     assert calls == [True] * 4  # two micro-batches of two steps
