@@ -100,6 +100,14 @@ def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
     assert "No step is logged yet." in run_page([folder])
 
 
+def test_a_run_that_ended_before_its_last_step_says_so(folder):
+    lines = [{"step": 3, "loss": 0.5}, {"step": 3, "train_runtime": 4.5, "train_loss": 0.5}]
+    (folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert "Step 3 of 4." in run_page([folder])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Ended at step 3, of at most 4." in run_page([folder])
+
+
 def test_a_run_shorter_than_its_logging_steps_is_read_from_its_summary(folder):
     metrics = {"loss/trust": 0.5, "kl/k1": 0.3, "trust/fraction": 0.75, "response/length": 12.5}
     summary = {"step": 4, "train_runtime": 4.5, "train_loss": 0.5, **metrics, "regions/num_trust": 60.0}

@@ -20,6 +20,7 @@ class RunFolder:
     steps: Sequence[Record]
     evaluations: Sequence[Record]
     preflight: Record
+    has_ended: bool  # the last line is the summary
 
     @property
     def name(self) -> str:
@@ -65,6 +66,7 @@ def read_run(folder: Path) -> RunFolder:
         steps=[entry for entry in logged if _has_steps(entry)],
         evaluations=[entry for entry in logged if "eval_loss" in entry],
         preflight=_read_json(folder / "preflight.json") or {},
+        has_ended=bool(logged) and "train_runtime" in logged[-1],
     )
 
 

@@ -83,7 +83,10 @@ def _intro(runs: Sequence[RunFolder]) -> str:
         return f"{len(runs)} runs of `tropd train`. Lines differ in dashes and markers as well as in colour."
     step = runs[0].steps[-1]["step"] if runs[0].steps else 0
     whole = runs[0].description.get("configuration", {}).get("max_steps", 0)
-    return f"Step {step}" + (f" of {whole}." if isinstance(whole, int) and whole > 0 else ".")
+    known = isinstance(whole, int) and whole > 0
+    if known and step < whole and runs[0].has_ended:  # by its token budget, a guard or a callback
+        return f"Ended at step {step}, of at most {whole}."
+    return f"Step {step}" + (f" of {whole}." if known else ".")
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
