@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shipped import student_path, teacher_path
 from tropd.objective import (
     Head,
     TokenSignals,
@@ -63,6 +64,24 @@ def test_every_option_of_the_suite_is_one_of_its_scripts(suite, kind, monkeypatc
         assert left.value.code == 0, script
         known = capsys.readouterr().out
         assert [option for option in options if option.startswith("--") and option not in known] == []
+
+
+def test_a_whole_step_is_measured_on_models_in_folders_and_a_file_of_prompts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    whole_step = load("whole_step")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Compute {n} + {n}."}) + "\n" for n in range(4)))
+    folders = {"student": str(student_path()), "teacher": str(teacher_path())}
+    sizes = whole_step.Sizes(**folders, vocabulary=0, rows=2, tokens=8, device="cpu", prompts=prompts)
+    for name in ("trl", "gkd"):
+        steps = whole_step.one_turn(name, sizes, 2).steps
+        assert [0 < step["tokens"] <= 16 for step in steps] == [True, True]
+
+
+def test_the_smallest_point_of_growth_has_sizes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    growth = load("growth")
+    assert growth.Sizes(**growth.BASE, device="cpu").tokens == 128
 
 
 # benchmarks/pull.py has each method's gradient at the logits in closed form. Here it is drawn from the objective:
