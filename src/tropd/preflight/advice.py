@@ -168,7 +168,7 @@ def _advise_budget(advice: Advice, m: PairMeasurement, budget: int) -> None:
         )
     else:
         advice.add(
-            f"{cut}: there the loss sees no ending, and a student can lose its own. If responses are meant to end, raise "
-            f"it, for example max_completion_length: {2 * budget}.",
+            f"{cut}: there the loss sees no ending, and a student can lose its own. If responses are meant to end, give "
+            f"them more room, for example max_completion_length: {2 * budget}.",
             max_completion_length=2 * budget,
         )
