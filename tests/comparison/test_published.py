@@ -94,7 +94,7 @@ SHORT_NAMES = {
 
 
 @pytest.mark.parametrize(
-    ("page", "heading"), [("docs/results.md", "## The answer"), ("README.md", "## Measured results")]
+    ("page", "heading"), [("docs/results.md", "## Graded problems"), ("README.md", "## Measured results")]
 )
 def test_the_short_tables_have_the_published_accuracies(page, heading):
     settings = published("methods")[1]["settings"] | published("pairs")[1]["settings"]
@@ -112,9 +112,18 @@ def test_the_short_tables_have_the_published_accuracies(page, heading):
             assert len(method["seeds"]) in (0, int(seeds))
 
 
-def test_the_table_of_the_real_language_model_has_the_published_divergences():
-    found = json.loads((ROOT / "docs/assets/smollm2-results.json").read_text(encoding="utf-8"))["settings"]["smollm2"]
-    (_, _, *untrained, _), *rows = table_under("## A real language model", "docs/results.md")
+REAL = {"twenty": ("smollm2", "smollm2"), "twelve": ("smollm2-twelve", "smollm2-12")}
+
+
+def real_results(layers):
+    file, setting = REAL[layers]
+    return json.loads((ROOT / f"docs/assets/{file}-results.json").read_text(encoding="utf-8"))["settings"][setting]
+
+
+@pytest.mark.parametrize("layers", REAL)
+def test_the_table_of_a_real_language_model_has_the_published_divergences(layers):
+    found = real_results(layers)
+    (_, _, *untrained, _), *rows = table_under(f"### {layers.capitalize()} layers")
     columns = [
         *(f"student_states/{name}" for name in ("reverse_kl", "forward_kl", "total_variation")),
         "teacher_states/forward_kl",
@@ -125,6 +134,16 @@ def test_the_table_of_the_real_language_model_has_the_published_divergences():
         method = found["methods"][label]
         assert steps == f"{method['steps']:.0f}" and method["seeds"] == [1, 2, 3]
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
+
+
+def test_the_short_table_of_real_language_models_has_them_too():
+    (_, *untrained), *rows = table_under("## A real language model", "docs/results.md")
+    found = [real_results(layers) for layers in REAL]
+    names = ("student_states/reverse_kl", "student_states/forward_kl")
+    assert untrained == [f"{of['before']['student'][name]:.3f}" for of in found for name in names]
+    assert {label for label, *_ in rows} == found[0]["methods"].keys()
+    for label, *shown in rows:
+        assert shown == [_shown(of["methods"][label]["metrics"][name], 1, 3) for of in found for name in names]
 
 
 def test_the_parts_of_the_candidate_have_the_published_figures():
@@ -165,7 +184,7 @@ def test_the_page_of_agents_has_the_published_rates():
 
 def test_the_table_after_training_has_the_published_verdicts():
     cells = json.loads((ROOT / "docs/assets/smollm2-ifeval.json").read_text(encoding="utf-8"))["cells"]
-    rows = table_under("### Accuracy and endings after training", "docs/results.md")
+    rows = table_under("### Accuracy and endings after training")
     assert [name.strip("`").removeprefix("student ") for name, *_ in rows] == list(cells)
     for (_, *shown), cell in zip(rows, cells.values(), strict=True):
         assert cell["problems"] == cells["before"]["problems"] and len(cell["problems"]) == 300
@@ -175,7 +194,7 @@ def test_the_table_after_training_has_the_published_verdicts():
 
 def test_the_table_of_the_base_student_has_the_published_scores():
     found = json.loads((ROOT / "docs/assets/smollm2-endings-results.json").read_text(encoding="utf-8"))
-    (_, _, _, *untrained), *rows = table_under("### A base student", "docs/results.md")
+    (_, _, _, *untrained), *rows = table_under("### A base student")
     names = ("student_states/reverse_kl", "student_states/forward_kl")
 
     def shown(scores):

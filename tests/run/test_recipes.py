@@ -19,6 +19,8 @@ COMPARISONS = [
     RECIPES / "stories260k.yaml",
     RECIPES / "smollm2.yaml",
     RECIPES / "smollm2_endings.yaml",
+    RECIPES / "smollm2_support.yaml",
+    RECIPES / "smollm2_twelve.yaml",
     *sorted((RECIPES / "proving_ground").glob("*.yaml")),
 ]
 PARTS = [RECIPES / "paper/common.yaml", RECIPES / "baselines/unguided.yaml"]
