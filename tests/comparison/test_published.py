@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import pytest
 
@@ -112,6 +112,7 @@ def test_the_short_tables_have_the_published_accuracies(page, heading):
             assert len(method["seeds"]) in (0, int(seeds))
 
 
+SPEEDS = ("speed/rollout", "speed/teacher", "speed/update", "step_time")
 REAL = {"twenty": ("smollm2", "smollm2"), "twelve": ("smollm2-twelve", "smollm2-12")}
 
 
@@ -144,6 +145,17 @@ def test_the_short_table_of_real_language_models_has_them_too():
     assert {label for label, *_ in rows} == found[0]["methods"].keys()
     for label, *shown in rows:
         assert shown == [_shown(of["methods"][label]["metrics"][name], 1, 3) for of in found for name in names]
+
+
+def test_cost_and_gradients_of_the_real_language_model_are_those_of_its_steps():
+    steps = json.loads((ROOT / "docs/assets/smollm2-steps.json").read_text(encoding="utf-8"))["twenty"]
+    rows = table_under("### Cost and forecast")
+    assert {label for label, *_ in rows} == steps.keys()
+    for label, *shown in rows:
+        seeds = steps[label].values()
+        medians = [fmean(median(of[name]) for of in seeds) for name in SPEEDS]
+        norms = [fmean(summary(of["grad_norm"]) for of in seeds) for summary in (lambda all_: fmean(all_[:3]), max)]
+        assert shown == [*(f"{value:.0f}" for value in medians), *(f"{value:.1f}" for value in norms)]
 
 
 def test_the_parts_of_the_candidate_have_the_published_figures():

@@ -84,7 +84,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
     if has_unbounded_k1(method):
         advice.add(
             f"{method.name} is a poor choice for this pair: its K1 weights every outlier by its full r. Set method: "
-            "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as printed.",
+            "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as printed. Where "
+            "the teacher runs in this process, gkd compares the whole vocabulary and ended closest in most comparisons.",
         )
         advice.method = "tropd_support"
     elif kind == "far" and method.gate in TRUST_GATES and method.outlier == "mask" and not method.guided:

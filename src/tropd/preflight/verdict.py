@@ -143,10 +143,10 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         "endings_apart": "They end a response with different ids, and each is scored separately: the teacher finds "
         "the student's ending nearly impossible, so the student forgets how to stop, or learns an ending at which its "
         "rollouts do not stop.",
-        "outliers": "They disagree often enough for outliers to drive plain OPD: use a method with a trust region.",
-        "far": "They are far apart: the teacher rejects more than half of the tokens. It can work, with a trust "
-        "region for outliers and teacher prefixes for states that the student does not reach by itself. Expect a slow "
-        "start, and a student that does not reach the teacher.",
+        "outliers": "They disagree often enough for outliers to drive plain OPD: use a method that bounds them.",
+        "far": "They are far apart: the teacher rejects more than half of the tokens. It can work with "
+        "a method that bounds outliers. Teacher prefixes show states that the student does not reach by itself. Expect "
+        "a slow start, and a student that does not reach the teacher.",
     }
     said = [
         f"The teacher accepts {100 * m.trust_fraction:.0f}{error}% of what the student writes (1 − TV). {words[kind]}"
