@@ -45,6 +45,7 @@ from transformers import (
 from trl import DistillationConfig, DistillationTrainer
 
 from tropd import TrOPDConfig, TrOPDTrainer
+from tropd.objective import get_method
 from tropd.training import step
 
 PAD, EOS = 0, 1
@@ -242,9 +243,12 @@ SHOWN = ("rollout", "student scoring", "teacher scoring")
 def one_turn(name: str, sizes: Sizes, steps: int) -> Clock:
     """Steps of TRL's trainer or of one of our methods; called in a process of its own."""
     torch.set_num_threads(1)
-    settings = {"gkd": {"jsd_beta": 1.0}, "tropd": {"guidance_schedule": "none"}}.get(name, {})
     with tempfile.TemporaryDirectory() as folder:
-        return trl(sizes, steps, Path(folder)) if name == "trl" else ours(name, sizes, steps, Path(folder), **settings)
+        if name == "trl":
+            return trl(sizes, steps, Path(folder))
+        settings: dict[str, Any] = {"jsd_beta": 1.0} if name == "gkd" else {}
+        settings |= {"guidance_schedule": "none"} if get_method(name).guided else {}
+        return ours(name, sizes, steps, Path(folder), **settings)
 
 
 def summary(clocks: list[Clock]) -> dict[str, float]:

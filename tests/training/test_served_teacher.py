@@ -48,11 +48,17 @@ def served():
         yield server
 
 
-@pytest.mark.parametrize("method", ["tropd", "opd", "jsd", "tropd_support"])
+ALIKE = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("mixture_opd", "tv_opd", "power_opd", "tropd_released")
+]
+
+
+@pytest.mark.parametrize("method", ["tropd", "opd", "jsd", "tropd_support", "resopd", "vopd", *ALIKE])
 def test_it_trains_as_the_same_teacher_in_this_process(tmp_path, served, method):
     steps = STEPS if method == "tropd" else 3
-    here = trained(tmp_path / "here", clone(tiny.qwen(1, width=24)), method, max_steps=steps)
-    there = trained(tmp_path / "there", served.url, method, max_steps=steps)
+    parts = {"baseline": "top_k"} if method == "vopd" else {}  # its own needs the whole distribution
+    here = trained(tmp_path / "here", clone(tiny.qwen(1, width=24)), method, max_steps=steps, **parts)
+    there = trained(tmp_path / "there", served.url, method, max_steps=steps, **parts)
     assert logged(there) == pytest.approx(logged(here), abs=1e-5) and len(logged(here)) == steps
     assert regions(tmp_path / "there") == regions(tmp_path / "here")
     if method == "tropd":
