@@ -47,6 +47,7 @@ def test_every_method_is_listed(tropd):
             "K1 and top-8 forward KL",
             "–",
         ),
+        (get_method("tv_opd"), "K1 with the sign of r, scaled by the total variation, everywhere", "–", "–"),
         (get_method("gkd"), "full-vocabulary divergence everywhere", "–", "–"),
         (get_method("tropd_support"), "reverse KL on the teacher's top-16", "K1 with max(r, -2)", "–"),
         (

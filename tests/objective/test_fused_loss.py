@@ -147,6 +147,13 @@ def test_verifiable_rewards_are_added(name):
     assert_equal_paths(a_case(get_method(name), rewards=True), 1e-12, slice_tokens=4)
 
 
+def test_a_scale_of_the_advantage_agrees():
+    case = a_case(get_method("tropd", advantage="sign", advantage_scale="total_variation"))
+    scaled = replace(case, signals=replace(case.signals, advantage_scale=torch.full((NUM,), 0.3).double()))
+    assert_equal_paths(scaled, 1e-12, slice_tokens=4)
+    torch.testing.assert_close(scaled.fused().trust, 0.3 * case.fused().trust)
+
+
 @pytest.mark.parametrize("name", ["tropd", "jsd", "gkd", "eopd", "tropd_support", "vopd"])
 @pytest.mark.parametrize("slice_tokens", [1, 2, 7, 18, 19, 100, None])
 @pytest.mark.parametrize("block", [1, 3 * SIZE, 2**20])

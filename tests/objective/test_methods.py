@@ -140,11 +140,21 @@ def test_switching_the_outlier_treatment_fills_in_what_it_needs():
         ("aopd", {"advantage_floor": -2.0}, "already bounded"),  # r > 0 of what is trusted
         ("opd", {"advantage_floor": 0.5}, "at most 0"),
         ("opd", {"advantage_floor": "low"}, "advantage_floor is 'low'"),
+        ("opd", {"advantage_scale": "total_variation"}, "with advantage 'log_ratio': .* Set advantage sign"),
+        ("tv_opd", {"advantage": "power"}, "with advantage 'power': .* or advantage_scale none"),
+        ("gkd", {"advantage_scale": "total_variation"}, "would have no effect"),
+        ("tv_opd", {"advantage_scale": "totalvariation"}, "did you mean 'total_variation'"),
     ],
 )
 def test_a_change_that_means_nothing_is_refused_with_advice(name, changes, words):
     with pytest.raises(ValueError, match=words):
         get_method(name, **changes)
+
+
+def test_both_stages_take_a_scale_with_their_advantage():
+    method = get_method("reopold_2stage", advantage="sign", advantage_scale="total_variation")
+    assert method.stage(0.0).advantage_scale == method.stage(1.0).advantage_scale == "total_variation"
+    assert get_method("tv_opd", advantage="log_ratio", advantage_scale="none").advantage == "log_ratio"
 
 
 def test_none_keeps_the_methods_own_setting():
@@ -166,6 +176,8 @@ def test_a_record_from_before_a_part_existed_is_that_of_the_same_method():
     }  # fmt: skip
     assert "support" not in describe_parts("tropd_support")
     assert describe_parts("tropd_support", support="union")["support"] == "union"
+    assert "advantage_scale" not in describe_parts("tv_opd", advantage_scale="none")
+    assert describe_parts("tv_opd")["advantage_scale"] == "total_variation"
 
 
 def describe_parts(name, **changes):
@@ -203,6 +215,7 @@ def test_what_a_registered_method_reads_is_filled_in(own):
 
 
 SECOND = Method("mine", "", "", gate="open")
+SCALED = Method("mine", "", "", gate="open", advantage_scale="total_variation")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +234,8 @@ SECOND = Method("mine", "", "", gate="open")
         ({"ratio_clip": 2.0}, "ratio_clip is 2.0"),
         ({"fkl_weight": 2.0}, "fkl_weight is 2.0, which would have no effect"),
         ({"switch_at": 0.5}, "switch_at is 0.5, which would have no effect under method 'mine': it has one phase"),
+        ({"advantage_scale": "total_variation"}, "with advantage 'log_ratio'"),
+        ({"second_stage": SCALED, "switch_at": 0.5}, "with advantage 'log_ratio'"),
         ({"second_stage": SECOND}, "switch_at is None and second_stage is not None"),
         (
             {"guidance_schedule": "cosine", "second_stage": SECOND, "switch_at": 0.5},

@@ -70,6 +70,7 @@ DOORS = {
     ),
     "a signal": (lambda: signals(trust_weight=FIVE), "trust_weight", [5], [3]),
     "rewards": (lambda: signals(reward_advantage=FIVE), "reward_advantage", [5], [3]),
+    "a scale": (lambda: signals(advantage_scale=FIVE), "advantage_scale", [5], [3]),
     "a region's losses": (lambda: TokenLosses(THREE, FIVE, THREE, THREE), "outlier", [5], [3]),
     "ids of a top-k": (
         lambda: TopKTerm(TOKENS, torch.zeros(3, 2), torch.zeros(3, 4), print),

@@ -237,6 +237,55 @@ def test_verifiable_rewards_reach_student_tokens_and_no_others():
     assert losses.reward.tolist() == [-3.0, -3.0, 0.0, 0.0]
 
 
+def test_the_scale_is_of_what_trusted_tokens_learn_and_of_nothing_else():
+    student = torch.tensor([-0.9, -0.6, -2.0, -1.0], requires_grad=True)
+    method = get_method("tropd_clip", advantage="sign")
+    seen = []
+    for changes in ({}, {"advantage_scale": torch.full((4,), 0.25)}):
+        signals = four_tokens(reward_advantage=torch.full((4,), 3.0), **changes)
+        losses = objective.token_losses(method, signals, student, torch.zeros(4))
+        (gradient,) = torch.autograd.grad(total(losses).sum() - losses.reward.sum(), student)
+        seen.append((losses, gradient))
+    (plain, of_plain), (scaled, of_scaled) = seen
+    assert plain.trust[0] < 0 and scaled.trust.tolist() == (0.25 * plain.trust).tolist()
+    assert of_scaled.tolist() == (of_plain * torch.tensor([0.25, 1.0, 1.0, 1.0])).tolist()
+    for region in REGIONS[1:]:
+        assert getattr(scaled, region).tolist() == getattr(plain, region).tolist()
+
+
+# TV-OPD's coefficient.
+
+
+def scales(measured: list[float]) -> list[float]:
+    """c of each batch."""
+    scale, found = objective.AdvantageScale(), []
+    for total_variation in measured:
+        found.append(scale.value)
+        scale = scale.after(total_variation)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_scale_of_each_batch_equals_its_twin(seed):
+    falling = np.exp(-0.05 * np.arange(120)) * np.random.default_rng(seed).uniform(0.2, 0.6, 120)
+    ours, twin = scales(falling.tolist()), reference.total_variation_scales(falling.tolist(), epsilon=1e-8)
+    assert ours == pytest.approx(twin, abs=1e-12)
+    assert ours[:2] == [1.0, 1.0] and 0.1 < min(ours) < 0.6
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-12, 0.3, 1.0])
+def test_the_scale_of_a_constant_total_variation_is_1(constant):
+    assert scales([constant] * 50) == [1.0] * 50
+
+
+def test_the_scale_is_within_its_bounds():
+    assert scales([0.2] + [0.6] * 50) == [1.0] * 51  # a student that drifts off takes no larger steps
+    assert scales([0.0] + [0.5] * 50) == [1.0] * 51  # likewise one that began as its teacher
+    vanished = scales([0.5] + [0.0] * 200)
+    assert vanished == sorted(vanished, reverse=True) and vanished[-1] == 0.1
+    assert vanished[2] == pytest.approx(math.sqrt(0.95))
+
+
 # Where gradients stop.
 
 

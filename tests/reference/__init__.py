@@ -49,7 +49,7 @@ from .regions import (
     trust_probability,
     trust_weight,
 )
-from .schedules import SCHEDULES, prefix_length, prefix_share
+from .schedules import SCHEDULES, prefix_length, prefix_share, total_variation_scales
 from .turns import per_turn_mean, takeover_probabilities, turn_trusts
 from .vocabulary import Array, entropy, final_logits, head_logp, log_softmax, logp_of, mixture_logp, top_k
 
@@ -113,6 +113,7 @@ __all__ = [
     "topk_forward_kl",
     "topk_forward_kl_gradient",
     "total_variation",
+    "total_variation_scales",
     "trust_probability",
     "trust_weight",
     "turn_trusts",

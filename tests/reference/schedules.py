@@ -1,7 +1,10 @@
-"""How long the teacher's prefix is, from the first step to the last."""
+"""What changes from the first step to the last: how long the teacher's prefix is, and TV-OPD's coefficient."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+
+import numpy as np
 
 SCHEDULES = ("cosine", "linear", "constant", "none")
 
@@ -54,3 +57,14 @@ def prefix_length(
         length = math.floor(share * response_length)
     without_eos = response_length - 1 if ends_with_eos else response_length
     return max(0, min(length, without_eos - min_tail, max_length - min_tail))
+
+
+def total_variation_scales(measured: Sequence[float], epsilon: float = 0.0) -> list[float]:
+    """c of each batch, from the total variations of those before it: the running mean written out as a weighted sum."""
+    found = [1.0]
+    for k in range(1, len(measured)):
+        weights = 0.05 * 0.95 ** np.arange(k - 1, -1, -1.0)
+        weights[0] = 0.95 ** (k - 1)
+        ratio = (weights @ np.array(measured[:k]) + epsilon) / (measured[0] + epsilon)
+        found.append(float(np.clip(np.sqrt(ratio), 0.1, 1.0)))
+    return found

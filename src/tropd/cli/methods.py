@@ -43,6 +43,7 @@ _ADVANTAGES = {
     "power": " with π_T^{m.advantage_alpha:g} − π_S^{m.advantage_alpha:g}",
     "sign": " with the sign of r",
 }
+_SCALES = {"none": "", "total_variation": ", scaled by the total variation,"}
 _BASELINES = {"none": "", "full": " less its mean", "top_k": " minus its mean on the top-k"}
 _OUTLIERS = {
     "fkl_direct": "top-{m.fkl_top_k} forward KL",
@@ -79,8 +80,8 @@ def trust_words(method: Method) -> str:
         "everywhere" if _adds_to_k1(method) else _GATES[method.gate].format(m=method, whose=_SUPPORTS[method.support])
     )
     floor = "" if method.advantage_floor is None else f"with max(r, {method.advantage_floor:g}) "
-    learned = _TRUST[method.trust] + _ADVANTAGES[method.advantage].format(m=method) + _BASELINES[method.baseline]
-    words = f"{learned} {floor}{where}"
+    advantage = _ADVANTAGES[method.advantage].format(m=method) + _SCALES[method.advantage_scale]
+    words = f"{_TRUST[method.trust]}{advantage}{_BASELINES[method.baseline]} {floor}{where}"
     later = method.second_stage
     return words if later is None else f"{words}, then {trust_words(later)}"
 

@@ -22,7 +22,7 @@ _HOMES = {
         "full_term student_terms token_losses topk_function topk_term"
     ),
     "methods": "METHODS SETTINGS Method describe get_method register_method",
-    "policy_gradient": "policy_gradient_loss sampled_advantage",
+    "policy_gradient": "AdvantageScale policy_gradient_loss sampled_advantage",
     "randomness": "addressed_uniforms",
     "reduce": "RegionCounts denominators reduce_losses reduced_parts region_counts",
     "regions": "in_support top_share_threshold trust_probability trust_weight union_of_supports",

@@ -50,6 +50,7 @@ class TokenSignals:
         guidance_mask: 1 on tokens of a teacher prefix.
         reward_advantage: weighted advantage of verifiable rewards, or `None`.
         turn_weight: factor of what is learned from the teacher, by the token's turn; `None` is 1. See `turns`.
+        advantage_scale: factor of the K1 advantage of trusted tokens; `None` is 1. See `AdvantageScale`.
 
     Raises:
         ValueError: two of them differ in shape.
@@ -67,6 +68,7 @@ class TokenSignals:
     guidance_mask: Tensor
     reward_advantage: Tensor | None = None
     turn_weight: Tensor | None = None
+    advantage_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_same_shape(**{field.name: getattr(self, field.name) for field in fields(self)})
@@ -557,6 +559,8 @@ def _trust_losses(method: Method, signals: TokenSignals, direct_N: Tensor, polic
         advantage = advantage.clamp_min(method.advantage_floor)
     if method.baseline != "none":
         advantage = advantage + direct_N.detach()  # the mean of −r over the state, or the part that is known
+    if signals.advantage_scale is not None:
+        advantage = advantage * signals.advantage_scale
     return policy_gradient(advantage, weight)
 
 

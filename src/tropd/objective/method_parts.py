@@ -16,6 +16,7 @@ TRUSTS = ("k1", "jsd", "gkd", "rkl_direct")
 SUPPORTS = ("teacher", "union")
 OUTLIERS = ("fkl_direct", "fkl_scalar", "rkl_direct", "mask", "clip", "k1")
 ADVANTAGES = ("log_ratio", "mixture", "power", "sign")
+ADVANTAGE_SCALES = ("none", "total_variation")
 BASELINES = ("none", "full", "top_k")
 GUIDANCE_TERMS = ("nll", "k1")
 REDUCTIONS = ("shared", "per_region", "per_turn", "selected")
@@ -120,6 +121,13 @@ _TABLE = (
         "only the advantages `mixture` and `power` read it",
         in_range=lambda a: 0 < a < float("inf"),
         range="above 0, and finite",
+        stages="both",
+    ),
+    Setting(
+        "advantage_scale",
+        lambda m: m.trust == "k1" and m.gate != "closed",
+        "it has no trusted token under K1",
+        choices=ADVANTAGE_SCALES,
         stages="both",
     ),
     Setting(
@@ -269,6 +277,13 @@ def check_combination(method: "Method") -> None:
             f"advantage_alpha is {method.advantage_alpha}; the mixture of teacher and student needs a share of the "
             "teacher in (0, 1]."
         )
+    for stage in (method, method.second_stage):
+        if stage is not None and stage.advantage_scale != "none" and stage.advantage != "sign":
+            raise ValueError(
+                f"advantage_scale is {stage.advantage_scale!r} with advantage {stage.advantage!r}: TV-OPD's "
+                "coefficient is for the sign of r, which does not shrink as the student approaches the teacher. Set "
+                "advantage sign, or advantage_scale none."
+            )
     if method.trust == "jsd" and method.jsd_beta in (0.0, 1.0):
         raise ValueError(
             f"jsd_beta is {method.jsd_beta}; the hybrid JSD needs a mixture, 0 < jsd_beta < 1. For pure forward or "

@@ -53,6 +53,8 @@ class Method:
         advantage: what K1 learns from on trusted tokens: `log_ratio` (r), `mixture`, log(α ρ + 1 − α), `power`,
             π_T^α − π_S^α, or `sign`, that of r.
         advantage_alpha: α of `mixture` and `power`.
+        advantage_scale: `total_variation` multiplies the `sign` by TV-OPD's coefficient of the batch, see
+            `AdvantageScale`; or `none`.
         baseline: what is added to every advantage of a state: `none`; `full`, the reverse KL of its whole
             distributions; `top_k`, that of the teacher's top-k and one bucket for the rest. Detached.
         fkl_top_k: k of the teacher's top-k.
@@ -87,6 +89,7 @@ class Method:
     advantage_floor: float | None = None
     advantage: str = "log_ratio"
     advantage_alpha: float | None = None
+    advantage_scale: str = "none"
     baseline: str = "none"
     fkl_top_k: int | None = None
     fkl_truncation: str | None = None
@@ -280,10 +283,11 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "tv_opd",
-            "K1 with the sign of r: total variation, without the paper's coefficient of the step",
+            "K1 with the sign of r: total variation, in smaller steps as it falls",
             "TV-OPD, arXiv 2609.08341",
             gate="open",
             advantage="sign",
+            advantage_scale="total_variation",
         ),
         Method(
             "power_opd",
@@ -460,15 +464,21 @@ def _with_defaults(method: Method) -> Method:
     return replace(method, **filled)
 
 
+_LATER = ("support", "advantage_scale")
+"""Parts newer than some records, in which a default is left out: runs that began without the part can be resumed."""
+
+
 def describe(method: Method) -> dict[str, Any]:
     """The method's settings as plain data for a run directory: what is set, nested for a second stage.
 
     >>> {key: value for key, value in describe(METHODS["opd"]).items() if key not in ("summary", "source")}["gate"]
     'open'
     """
-    plain = {field.name: getattr(method, field.name) for field in fields(method)}
+    plain = {
+        field.name: getattr(method, field.name)
+        for field in fields(method)
+        if field.name not in _LATER or getattr(method, field.name) != field.default
+    }
     if method.second_stage is not None:
         plain["second_stage"] = describe(method.second_stage)
-    if method.support == "teacher":  # as records have it that are older than this part: their runs can be resumed
-        del plain["support"]
     return {key: value for key, value in plain.items() if value is not None}

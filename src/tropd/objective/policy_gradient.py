@@ -1,6 +1,7 @@
-"""The policy-gradient surrogate of every K1 term, and the advantages made from r. N tokens."""
+"""The policy-gradient surrogate of every K1 term, the advantages made from r, and their scale. N tokens."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def sampled_advantage(kind: str, rollout_logp_N: Tensor, teacher_logp_N: Tensor,
     Args:
         kind: `log_ratio`, r; `mixture`, log(α ρ + 1 − α), r against the mixture α π_T + (1−α) π_S (TOP-D, arXiv
             2607.04751); `power`, π_T^α − π_S^α (PowerOPD, arXiv 2606.17199); `sign`, that of r (TV-OPD, arXiv
-            2609.08341, without its coefficient of the step).
+            2609.08341; its coefficient is `AdvantageScale`).
         rollout_logp_N: log π_old.
         teacher_logp_N: log π_T.
         alpha: α of `mixture`, in (0, 1], and of `power`.
@@ -45,6 +46,53 @@ def sampled_advantage(kind: str, rollout_logp_N: Tensor, teacher_logp_N: Tensor,
     if kind in ADVANTAGES:
         raise ValueError(f"advantage {kind!r} needs `alpha`, which is None")
     raise ValueError(f"advantage is {kind!r}; choose one of {', '.join(ADVANTAGES)}")
+
+
+SCALE_DECAY, SCALE_POWER, SCALE_FLOOR = 0.95, 0.5, 0.1
+"""Of TV-OPD: the decay of its running mean, its α, and the least coefficient."""
+
+SCALE_EPSILON = 1e-8
+"""TV-OPD's ε. The value is ours: we know of no published one."""
+
+
+@dataclass(frozen=True)
+class AdvantageScale:
+    """TV-OPD's coefficient of a batch, from the batches before it (arXiv 2609.08341). Plain numbers, no tensors.
+
+    c_k = clip(((D̄_{k−1} + ε) / (D_ref + ε))^α, 0.1, 1) with D̄_k = 0.95 D̄_{k−1} + 0.05 d_k and D̄_0 = D_ref = d_0. Here
+    d_k is the mean of [1 − e^r]₊ = 1 − min(ρ, 1) over the student tokens of batch k, which estimates the total
+    variation without bias. So the first two batches have c = 1.
+
+    >>> scale = AdvantageScale()
+    >>> for total_variation in (0.4, 0.0, 0.0):
+    ...     print(round(scale.value, 4))
+    ...     scale = scale.after(total_variation)
+    1.0
+    1.0
+    0.9747
+
+    Attributes:
+        mean: D̄ after the latest batch, in [0, 1]; `None` before the first.
+        reference: D_ref, that of the first batch.
+    """
+
+    mean: float | None = None
+    reference: float | None = None
+
+    @property
+    def value(self) -> float:
+        """c of the batch to come."""
+        if self.mean is None or self.reference is None:
+            return 1.0
+        ratio = (self.mean + SCALE_EPSILON) / (self.reference + SCALE_EPSILON)
+        return min(max(math.pow(ratio, SCALE_POWER), SCALE_FLOOR), 1.0)
+
+    def after(self, total_variation: float) -> "AdvantageScale":
+        """The scale once a batch has been measured, of which this is the estimate d_k."""
+        if self.mean is None:
+            return AdvantageScale(total_variation, total_variation)
+        # In this form the mean of a constant is the constant, whatever the rounding.
+        return replace(self, mean=self.mean + (1 - SCALE_DECAY) * (total_variation - self.mean))
 
 
 def policy_gradient_loss(

@@ -61,6 +61,8 @@ class MethodSettings:
         advantage_floor: REOPOLD phase II's lower bound of the advantage, nats.
         advantage: what K1 learns from on trusted tokens: `log_ratio`, `mixture`, `power` or `sign`.
         advantage_alpha: α of `mixture` and `power`.
+        advantage_scale: `total_variation` (TV-OPD's coefficient): the advantage `sign` shrinks as the student nears
+            the teacher (docs/equations.md); or `none`.
         baseline: of K1 on every token: `none`, `full` (the state's reverse KL) or `top_k` (its part on the teacher's
             top-k and one bucket).
         fkl_top_k: k of the teacher's top-k.
@@ -165,6 +167,7 @@ class MethodSettings:
     advantage_floor: float | None = field(default=None, metadata={"help": "REOPOLD phase II's floor, in nats."})
     advantage: str | None = field(default=None, metadata={"help": "log_ratio, mixture, power or sign."})
     advantage_alpha: float | None = field(default=None, metadata={"help": "Alpha of mixture and power."})
+    advantage_scale: str | None = field(default=None, metadata={"help": "none or total_variation, of sign."})
     baseline: str | None = field(default=None, metadata={"help": "none, full or top_k."})
     fkl_top_k: int | None = field(default=None, metadata={"help": "k of the teacher's top-k."})
     fkl_truncation: str | None = field(default=None, metadata={"help": "none, teacher_renorm or tail."})
