@@ -126,6 +126,7 @@ SCENARIOS: dict[str, Scenario] = {
     "tropd": Scenario(settings={"max_steps": 3, **SGD}),
     "tied": Scenario(student=lambda: tiny.qwen(1), teacher=lambda: tiny.qwen(2), settings={"max_steps": 3, **SGD}),
     "adamw": Scenario(settings={"max_steps": 3, **ADAM}),
+    "scaled": Scenario("tv_opd", settings={"max_steps": 3, **SGD}),
     "per_region": Scenario(settings={"max_steps": 2, "reduction": "per_region", **SGD}),
     "clipped": Scenario(settings={"max_steps": 2, "max_grad_norm": 0.1, **SGD}),
     "cycles": Scenario(settings={"max_steps": 2, "num_iterations": 2, **SGD}),

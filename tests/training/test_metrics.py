@@ -200,7 +200,7 @@ def test_every_metric_of_the_table_is_logged_by_some_run(tmp_path, student, teac
     )
     other = clone(teacher)
     other.config.eos_token_id = 9
-    apart = run(tmp_path / "apart", student, other, script=replay(recorded(8)), ending="as_given")
+    apart = run(tmp_path / "apart", student, other, "tv_opd", script=replay(recorded(8)), ending="as_given")
     call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12+3"}}}
     episode = [
         {"role": "assistant", "content": "", "tool_calls": [call]},

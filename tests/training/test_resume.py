@@ -118,7 +118,7 @@ def assert_same_end(ours, theirs, logs=True) -> None:
     torch.testing.assert_close(state["state"], expected["state"], **exactly)
     assert state["param_groups"] == expected["param_groups"]
     assert ours.lr_scheduler.state_dict() == theirs.lr_scheduler.state_dict()
-    assert vars(ours.guard) == vars(theirs.guard)
+    assert vars(ours.guard) == vars(theirs.guard) and ours.advantage_scale == theirs.advantage_scale
     assert (ours.state.global_step, ours.state.epoch) == (theirs.state.global_step, theirs.state.epoch)
     if logs:
         assert logged(ours) == logged(theirs)
@@ -225,6 +225,7 @@ def short(completions, **_):
 
 VARIANTS = {
     "a method of two stages": ("reopold_2stage", {}),
+    "a scale of the batches before": ("tv_opd", {}),
     "PyTorch's generator": ("tropd", {"addressed_sampling": False, "callbacks": []}),
     "an adapter": ("tropd", {"trainer_options": {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}}),
     "rewards": ("opd", {"reward_mixing_weight": 0.5, "trainer_options": {"reward_funcs": [short]}}),

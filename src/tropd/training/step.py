@@ -80,6 +80,7 @@ class StepSetup:
         teacher_rows_per_pass: likewise through a teacher.
         by_length: may a pass be cut into several, of rows of about one length?
         reward_weight: of the rewards mixed into the policy gradient.
+        advantage_scale: of the K1 advantage of trusted tokens; `None`: the method has none, or it is an evaluation.
         trusts_sampler: may the sampler's records replace a pass of the student?
         rescores: `rescore_rollouts` of the configuration.
         noted_rows: rollouts of this rank, from the first, that are logged with the teacher's likeliest tokens.
@@ -105,6 +106,7 @@ class StepSetup:
     teacher_rows_per_pass: int
     by_length: bool
     reward_weight: float
+    advantage_scale: float | None
     trusts_sampler: bool
     rescores: bool | None
     noted_rows: int
@@ -528,6 +530,9 @@ def make_signals(
     if setup.reward_weight > 0:
         advantages = [[rollout.reward_advantage] * len(rollout.response) for rollout in rollouts]
         rewards = setup.reward_weight * column_of(rollouts, advantages, known.device)
+    scale = None
+    if setup.advantage_scale is not None:
+        scale = torch.full_like(gate.trust, setup.advantage_scale)
     prefix = ~gate.student_mask
     if setup.method.guidance_term == "k1":
         prefix &= known
@@ -539,6 +544,7 @@ def make_signals(
         outlier_weight=torch.where(known, gate.outlier, 0.0),
         guidance_mask=prefix.to(gate.trust.dtype),
         reward_advantage=rewards,
+        advantage_scale=scale,
     )
     weighs_turns = setup.method.reduction == "per_turn" or setup.method.turn_trust != "none"
     return weigh_turns(setup.method, rollouts, signals) if weighs_turns else signals

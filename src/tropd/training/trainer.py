@@ -22,6 +22,7 @@ from trl import GRPOTrainer
 
 from ..models.hidden_states import head_rows, text_tokenizer
 from ..objective.head.fused_loss import FusedLoss
+from ..objective.policy_gradient import AdvantageScale
 from ..teacher.per_teacher_settings import args_of, check_names, teachers_by_name
 from ..teacher.served.address import are_all_served, is_served
 from ..teacher.shared_base import is_own_base
@@ -273,6 +274,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._buffered_inputs = None
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)
+        self.advantage_scale = AdvantageScale()
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -327,6 +329,9 @@ class TrOPDTrainer(GRPOTrainer):
         if not setup.is_training:
             return micro_batches(setup, step, rows_each=len(step.rollouts))
         metrics = totals.collect(self.ranks)
+        if setup.advantage_scale is not None and "trust/fraction" in metrics:  # absent where nothing is learned from
+            metrics["trust/advantage_scale"] = setup.advantage_scale
+            self.advantage_scale = self.advantage_scale.after(1 - metrics["trust/fraction"])
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         self._watch_endings(step, metrics)
@@ -337,10 +342,12 @@ class TrOPDTrainer(GRPOTrainer):
         """What the step ahead, or a batch of the evaluation under way, is built with."""
         args, step = self.args, self.state.global_step
         rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        method = self.method.stage(step / max(self.state.max_steps, 1))
+        scales = self.model.training and method.advantage_scale != "none"
         return StepSetup(
             student=self.model,
             teachers=self.teachers,
-            method=self.method.stage(step / max(self.state.max_steps, 1)),
+            method=method,
             endings=self.endings,
             step=step,
             max_steps=self.state.max_steps,
@@ -355,6 +362,7 @@ class TrOPDTrainer(GRPOTrainer):
             teacher_rows_per_pass=args.teacher_batch_size or rows,
             by_length=self._by_length,
             reward_weight=args.reward_mixing_weight,
+            advantage_scale=self.advantage_scale.value if scales else None,
             trusts_sampler=self.rollout_stage.trusts_sampler,
             rescores=args.rescore_rollouts,
             noted_rows=args.rollouts_per_log if self._notes_topk and self._logs_rollouts(self._updates_each) else 0,

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...atomic_files import write_whole
 from ...models.hidden_states import replaced
+from ...objective.policy_gradient import AdvantageScale
 from ..distributed.sharding import whole_weights
 from ..guards.reading import check_moments, check_weights, odd_buffers
 from ..guards.step_guards import GUARD_STATE
@@ -29,7 +30,8 @@ from .place import check_place
 logger = logging.getLogger(__name__)
 
 STATE = "tropd_state.json"
-"""What Transformers' checkpoint does not hold: metrics of an unfinished logging window, and the collapse guard."""
+"""What Transformers' checkpoint does not hold: metrics of an unfinished logging window, TV-OPD's running mean, and the
+collapse guard."""
 
 
 class Checkpointing:
@@ -149,6 +151,7 @@ class Checkpointing:
         trainer._total_loss_scalar = state.get("total_loss", 0.0)
         self._summed_before = state.get("steps_summed", 0)
         trainer.ended_by = {int(token_id): count for token_id, count in state.get("ended_by", {}).items()}
+        trainer.advantage_scale = AdvantageScale(**state.get("advantage_scale", {}))
         for name in state["guard"].keys() & GUARD_STATE:
             setattr(trainer.guard, name, state["guard"][name])
 
@@ -161,6 +164,7 @@ class Checkpointing:
             "total_loss": trainer._total_loss_scalar,
             "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
+            "advantage_scale": vars(trainer.advantage_scale),
             "guard": {name: getattr(trainer.guard, name) for name in GUARD_STATE},
         }
 

@@ -19,6 +19,7 @@ class Metric:
 _TABLE = """
 trust/fraction | probability | mean of min(π_T/π_S, 1) over student tokens: an estimate of 1 − TV(π_S, π_T) | rises towards 1 | falls: the student is leaving the teacher
 trust/share | share | trust weight over student tokens: the part of them trained as trusted | near trust/fraction with the Bernoulli gate | near 0: almost nothing is learned by K1
+trust/advantage_scale | factor | TV-OPD's coefficient of the batch's advantages, from the batches before it; absent without `advantage_scale` | falls below 1 as trust/fraction rises | at 0.1, its least, though trust/fraction has not risen: trust/fraction of the first batch was not typical
 regions/num_trust | tokens per rollout batch | sum of trust weights | grows as the student approaches | shrinks while length stays
 regions/num_outlier | tokens per rollout batch | sum of outlier weights | shrinks | grows: see log_ratio/p01
 regions/num_guidance | tokens per rollout batch | tokens of teacher prefixes in the loss | follows the schedule to 0 | dominates the count: the step is SFT in disguise
