@@ -50,6 +50,7 @@ def test_loss_and_gradient_are_those_of_tropds_objective(name, padded):
         {"loss_mode": "tropd_support", "outlier_tau": -0.5},
         {"loss_mode": "vopd", "baseline": "top_k"},
         {"loss_mode": "opd", "advantage": "power", "advantage_alpha": 2.0},
+        {"loss_mode": "tv_opd", "advantage_scale": "none"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

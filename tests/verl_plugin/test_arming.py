@@ -114,7 +114,7 @@ def test_a_module_that_fails_is_changed_when_it_is_imported_again(module):
 
 def test_every_method_is_run_or_refused_with_a_reason():
     refused = {name for name, method in METHODS.items() if why_not(method)}
-    assert refused == {"gkd", "vopd", "entropy_opd", "reopold_2stage"}
+    assert refused == {"gkd", "vopd", "entropy_opd", "reopold_2stage", "tv_opd"}
     assert set(verl_methods()) == set(METHODS) - refused
 
 
@@ -126,6 +126,9 @@ def test_a_method_that_verl_cannot_run_is_refused_with_those_that_it_can():
     with pytest.raises(ValueError, match=r"'vopd' cannot run in verl: .*with baseline=top_k it can"):
         verl_method("vopd")
     assert verl_method("vopd", baseline="top_k").needs_topk
+    with pytest.raises(ValueError, match=r"'tv_opd' cannot run in verl: .*with advantage_scale=none it can"):
+        verl_method("tv_opd")
+    assert verl_method("tv_opd", advantage_scale="none").advantage == "sign"
 
 
 @without_verl

@@ -20,9 +20,9 @@ class TropdLossConfig(DistillationLossConfig):
     Attributes:
         loss_mode: name of the method (`tropd verl` lists them), or `package.module:NAME`.
         topk: tokens that the teacher sends at each position; at least the method's `fkl_top_k`.
-        gate, outlier, outlier_tau, advantage_floor, advantage, advantage_alpha, baseline, fkl_top_k, fkl_truncation,
-            fkl_weight, teacher_entropy_tau, jsd_beta, ratio_clip: parts of the method, see `tropd methods NAME`; null
-            keeps its own.
+        gate, outlier, outlier_tau, advantage_floor, advantage, advantage_alpha, advantage_scale, baseline, fkl_top_k,
+            fkl_truncation, fkl_weight, teacher_entropy_tau, jsd_beta, ratio_clip: parts of the method, see `tropd
+            methods NAME`; null keeps its own.
         endings: ids that end a response for either model, scored as one action; the first stands for all.
         gate_seed: of the draws of the `bernoulli` gate.
 
@@ -43,6 +43,7 @@ class TropdLossConfig(DistillationLossConfig):
     advantage_floor: float | None = None
     advantage: str | None = None
     advantage_alpha: float | None = None
+    advantage_scale: str | None = None
     baseline: str | None = None
     fkl_top_k: int | None = None
     fkl_truncation: str | None = None

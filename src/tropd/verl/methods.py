@@ -3,8 +3,8 @@
 from ..objective.methods import METHODS, Method, get_method
 
 LOSS_SETTINGS = (
-    *("gate", "outlier", "outlier_tau", "advantage_floor", "advantage", "advantage_alpha", "baseline", "fkl_top_k"),
-    *("fkl_truncation", "fkl_weight", "teacher_entropy_tau", "jsd_beta", "ratio_clip"),
+    *("gate", "outlier", "outlier_tau", "advantage_floor", "advantage", "advantage_alpha", "advantage_scale"),
+    *("baseline", "fkl_top_k", "fkl_truncation", "fkl_weight", "teacher_entropy_tau", "jsd_beta", "ratio_clip"),
 )
 """Parts of a method that the loss reads. Those of guidance are decided where the data is written (`tropd export`)."""
 
@@ -25,6 +25,11 @@ def why_not(method: Method) -> str | None:
         return "it ranks the tokens of the whole batch by entropy, and verl's loss sees one micro-batch"
     if method.reduction != "shared":
         return f"its reduction is {method.reduction!r}, and verl divides by the number of response tokens"
+    if method.advantage_scale != "none":
+        return (
+            "it scales a step by the total variation of the steps before, and verl's loss sees one micro-batch; with "
+            "advantage_scale=none it can"
+        )
     if method.turn_trust != "none":
         return "it weighs each turn by the episode before it, and verl's loss does not know where turns begin"
     return None
