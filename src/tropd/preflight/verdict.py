@@ -145,8 +145,9 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         "rollouts do not stop.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method that bounds them.",
         "far": "They are far apart: the teacher rejects more than half of the tokens. It can work with "
-        "a method that bounds outliers. Teacher prefixes show states that the student does not reach by itself. Expect "
-        "a slow start, and a student that does not reach the teacher.",
+        "a method that bounds outliers. Teacher prefixes show states that the student does not reach by itself. If the "
+        "student writes no sentences yet, fine-tune it on the teacher's responses first: trained on its own, it can come "
+        "closer by writing less and less (docs/results_in_detail.md).",
     }
     said = [
         f"The teacher accepts {100 * m.trust_fraction:.0f}{error}% of what the student writes (1 − TV). {words[kind]}"
