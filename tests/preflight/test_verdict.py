@@ -201,6 +201,14 @@ def test_unbounded_k1_is_a_poor_choice_once_outliers_matter(name):
     assert judged(method).method == name
     found = judged(method, trust_fraction=0.7)
     assert found.method == "tropd_support" and f"{name} is a poor choice" in " ".join(found.sentences)
+    far = judged(method, trust_fraction=0.3)
+    assert far.method == "tropd" and f"{name} is a poor choice" in " ".join(far.sentences)
+
+
+def test_a_far_pair_says_what_became_of_a_support_there():
+    said = "one of three, ended farther"
+    assert said in " ".join(judged(get_method("tropd_support"), trust_fraction=0.3).sentences)
+    assert said not in " ".join(judged(get_method("tropd_support"), trust_fraction=0.7).sentences)
 
 
 @pytest.mark.parametrize(

@@ -82,12 +82,22 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
             )
         return
     if has_unbounded_k1(method):
+        better = {
+            "outliers": "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as "
+            "printed",
+            "far": "tropd, which bounds its outliers and starts from teacher prefixes",
+        }
         advice.add(
             f"{method.name} is a poor choice for this pair: its K1 weights every outlier by its full r. Set method: "
-            "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as printed. Where "
-            "the teacher runs in this process, gkd compares the whole vocabulary and ended closest in most comparisons.",
+            f"{better[kind]}. Where the teacher runs in this process, gkd compares the whole vocabulary and ended "
+            "closest in most comparisons.",
         )
-        advice.method = "tropd_support"
+        advice.method = "tropd" if kind == "far" else "tropd_support"
+    elif kind == "far" and method.name == "tropd_support":
+        advice.add(
+            "On a pair as far as this one a run of tropd_support, one of three, ended farther from its teacher than it "
+            "began; gkd and tropd did not (docs/results_in_detail.md)."
+        )
     elif kind == "far" and method.gate in TRUST_GATES and method.outlier == "mask" and not method.guided:
         advice.add(
             f"{method.name} removes the signal where the student writes what the teacher would not, which is most of "
@@ -169,7 +179,7 @@ def _advise_budget(advice: Advice, m: PairMeasurement, budget: int) -> None:
         )
     else:
         advice.add(
-            f"{cut}: there the loss sees no ending, and a student can lose its own. If responses are meant to end, give "
-            f"them more room, for example max_completion_length: {2 * budget}.",
+            f"{cut}: there the loss sees no ending, and a student can lose its own. If responses are meant to end, "
+            f"give them more room, for example max_completion_length: {2 * budget}.",
             max_completion_length=2 * budget,
         )

@@ -144,9 +144,9 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         "the student's ending nearly impossible, so the student forgets how to stop, or learns an ending at which its "
         "rollouts do not stop.",
         "outliers": "They disagree often enough for outliers to drive plain OPD: use a method that bounds them.",
-        "far": "They are far apart: the teacher rejects more than half of the tokens. It can work with "
-        "a method that bounds outliers. Teacher prefixes show states that the student does not reach by itself. If the "
-        "student writes no sentences yet, fine-tune it on the teacher's responses first: trained on its own, it can come "
+        "far": "They are far apart: the teacher rejects more than half of the tokens. It can work with a method that "
+        "bounds outliers. Teacher prefixes show states that the student does not reach by itself. If the student "
+        "writes no sentences yet, fine-tune it on the teacher's responses first: trained on its own, it can come "
         "closer by writing less and less (docs/results_in_detail.md).",
     }
     said = [
