@@ -287,6 +287,14 @@ def test_a_run_stopped_inside_a_cycle_has_its_later_cycles_at_the_same_steps(who
     assert [seen_again[step]["prompts"] for step in (8, 12)] == [seen[step]["prompts"] for step in (8, 12)]
 
 
+def test_the_batch_of_a_cycle_that_was_cut_counts_once_in_the_scale(make, tmp_path):
+    """What is left of it is rolled out again, and counts then."""
+    cut = make("cut", "tv_opd", StopAfter(6), save_strategy="steps", save_steps=1, **CYCLES)
+    cut.train()
+    kept = json.loads((tmp_path / "cut/checkpoint-6/tropd_state.json").read_text())["advantage_scale"]
+    assert kept["mean"] == kept["reference"] == cut.advantage_scale.reference != cut.advantage_scale.mean
+
+
 # ---------------------------------------------------------------------- one trainer, twice
 
 

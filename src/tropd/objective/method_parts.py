@@ -278,6 +278,11 @@ def check_combination(method: "Method") -> None:
             "teacher in (0, 1]."
         )
     for stage in (method, method.second_stage):
+        if stage is not None and stage.baseline != "none" and stage.advantage != "log_ratio":
+            raise ValueError(
+                f"baseline is {stage.baseline!r} with advantage {stage.advantage!r}: it is the mean of −r, so it "
+                "belongs to advantage log_ratio. Set that, or baseline none."
+            )
         if stage is not None and stage.advantage_scale != "none" and stage.advantage != "sign":
             raise ValueError(
                 f"advantage_scale is {stage.advantage_scale!r} with advantage {stage.advantage!r}: TV-OPD's "

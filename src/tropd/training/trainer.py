@@ -274,7 +274,7 @@ class TrOPDTrainer(GRPOTrainer):
         self._buffered_inputs = None
         self._metrics["train"].clear()
         self._window = Totals(self.teachers.names)
-        self.advantage_scale = AdvantageScale()
+        self.advantage_scale = self.scale_before_cycle = AdvantageScale()
         self.guard = CollapseGuard(self.args.collapse_share, self.args.collapse_patience, self._ended_before)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -331,6 +331,7 @@ class TrOPDTrainer(GRPOTrainer):
         metrics = totals.collect(self.ranks)
         if setup.advantage_scale is not None and "trust/fraction" in metrics:  # absent where nothing is learned from
             metrics["trust/advantage_scale"] = setup.advantage_scale
+            self.scale_before_cycle = self.advantage_scale
             self.advantage_scale = self.advantage_scale.after(1 - metrics["trust/fraction"])
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)

@@ -157,6 +157,7 @@ class Checkpointing:
 
     def _pending_state(self) -> dict[str, Any]:
         trainer = self.trainer
+        inside_cycle = trainer._step % trainer.cycle != 0  # what is left of it is rolled out again, and counts then
         return {
             "metrics": trainer._metrics["train"],
             "loss": float(trainer._tr_loss),
@@ -164,7 +165,7 @@ class Checkpointing:
             "total_loss": trainer._total_loss_scalar,
             "steps_summed": self._num_summed_steps,
             "ended_by": trainer.ended_by,
-            "advantage_scale": vars(trainer.advantage_scale),
+            "advantage_scale": vars(trainer.scale_before_cycle if inside_cycle else trainer.advantage_scale),
             "guard": {name: getattr(trainer.guard, name) for name in GUARD_STATE},
         }
 
