@@ -288,6 +288,8 @@ def main() -> None:
     options = parser.parse_args()
     if isinstance(options.student, str) != (options.prompts is not None):
         parser.error("a student in a folder needs --prompts, and a random one makes its own")
+    if options.steps < 2:
+        parser.error("--steps must be at least 2: the first of each turn is not counted")
     options.bf16 |= options.device == "cuda"
     sizes = Sizes(**{name: getattr(options, name) for name in Sizes.__dataclass_fields__})
     clocks: dict[str, list[Clock]] = {}

@@ -85,7 +85,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
         better = {
             "outliers": "tropd_support, which is reverse KL on the teacher's top-16 and bounded elsewhere, or tropd as "
             "printed",
-            "far": "tropd, which bounds its outliers and starts from teacher prefixes",
+            "far": "tropd, which bounds its outliers, starts from teacher prefixes (`tropd generate` writes them) and "
+            "moved least from the teacher's text on such a pair",
         }
         advice.add(
             f"{method.name} is a poor choice for this pair: its K1 weights every outlier by its full r. Set method: "
@@ -96,7 +97,8 @@ def _advise_method(advice: Advice, method: Method, kind: str) -> None:
     elif kind == "far" and method.name == "tropd_support":
         advice.add(
             "On a pair as far as this one a run of tropd_support, one of three, ended farther from its teacher than it "
-            "began; gkd and tropd did not (docs/results_in_detail.md)."
+            "began, as no run of another method did (docs/results_in_detail.md). Consider gkd, if the teacher runs in "
+            "this process, or tropd."
         )
     elif kind == "far" and method.gate in TRUST_GATES and method.outlier == "mask" and not method.guided:
         advice.add(

@@ -147,7 +147,7 @@ def _distance(m: PairMeasurement, kind: Kind) -> list[str]:
         "far": "They are far apart: the teacher rejects more than half of the tokens. It can work with a method that "
         "bounds outliers. Teacher prefixes show states that the student does not reach by itself. If the student "
         "writes no sentences yet, fine-tune it on the teacher's responses first: trained on its own, it can come "
-        "closer by writing less and less (docs/results_in_detail.md).",
+        "closer by writing emptier text, such as line breaks (docs/results_in_detail.md).",
     }
     said = [
         f"The teacher accepts {100 * m.trust_fraction:.0f}{error}% of what the student writes (1 − TV). {words[kind]}"
