@@ -465,7 +465,8 @@ def _with_defaults(method: Method) -> Method:
 
 
 _LATER = ("support", "advantage_scale")
-"""Parts newer than some records, in which a default is left out: runs that began without the part can be resumed."""
+"""Parts newer than some records, in which a default is left out: runs that began without the part can be resumed
+(but those of `tv_opd`, which has become another method)."""
 
 
 def describe(method: Method) -> dict[str, Any]:
