@@ -137,6 +137,14 @@ def test_the_table_of_a_real_language_model_has_the_published_divergences(layers
         assert shown == [_shown(method["metrics"][name], 1, 3) for name in columns]
 
 
+def test_a_wider_support_on_a_real_language_model_is_as_published():
+    found = json.loads((ROOT / "docs/assets/smollm2-support-results.json").read_text(encoding="utf-8"))["settings"]
+    metrics = found["smollm2"]["methods"]["k 64"]["metrics"]
+    reverse, forward = (_shown(metrics[f"student_states/{name}"], 1, 3) for name in ("reverse_kl", "forward_kl"))
+    page = (ROOT / "docs/results_in_detail.md").read_text(encoding="utf-8")
+    assert f"ends at {reverse} in reverse KL and {forward} in forward KL" in page
+
+
 def test_the_short_table_of_real_language_models_has_them_too():
     (_, *untrained), *rows = table_under("## A real language model", "docs/results.md")
     found = [real_results(layers) for layers in REAL]
