@@ -47,6 +47,10 @@ def test_a_batch_of_which_nothing_is_learned_does_not_count(tmp_path, student, t
     cut = [list(range(4, 14))] * 8
     script = replay(recorded(8), cut, recorded(8, seed=1))
     settings = {"rows": ROWS, "max_steps": 3, "mask_truncated_completions": True, "collapse_patience": None}
+    two = run(
+        tmp_path / "two", student, teacher, "tv_opd", script=replay(recorded(8), cut), **settings | {"max_steps": 2}
+    )
+    assert two.trainer.scale_before_cycle == two.trainer.advantage_scale, "a stop now loses nothing of the first"
     done = run(tmp_path, student, teacher, "tv_opd", script=script, **settings)
     first, second, third = (entry.get("trust/fraction") for entry in done.logs)
     assert second is None and done.trainer.advantage_scale.reference == 1 - first

@@ -329,9 +329,9 @@ class TrOPDTrainer(GRPOTrainer):
         if not setup.is_training:
             return micro_batches(setup, step, rows_each=len(step.rollouts))
         metrics = totals.collect(self.ranks)
+        self.scale_before_cycle = self.advantage_scale
         if setup.advantage_scale is not None and "trust/fraction" in metrics:  # absent where nothing is learned from
             metrics["trust/advantage_scale"] = setup.advantage_scale
-            self.scale_before_cycle = self.advantage_scale
             self.advantage_scale = self.advantage_scale.after(1 - metrics["trust/fraction"])
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
